@@ -1,0 +1,1 @@
+"""The control-plane HTTP door: thin routers, error mapping, access."""

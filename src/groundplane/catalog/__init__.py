@@ -1,0 +1,1 @@
+"""Data, not code: prices, accelerators, models, error signatures. Dated, sourced, validated."""

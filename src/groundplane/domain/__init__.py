@@ -1,0 +1,1 @@
+"""The mind: pure decisions on frozen values. No I/O, no clock, no chance, no framework."""

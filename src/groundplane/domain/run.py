@@ -1,0 +1,184 @@
+"""What a run and an attempt are, how they end, and what each ending means.
+
+A run is one admitted execution of a job spec. An attempt is one try of it on a node.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+
+from groundplane.domain.spec import JobSpec
+
+
+class RunStatus(StrEnum):
+    PENDING = "pending"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+    @property
+    def is_over(self) -> bool:
+        return self in {RunStatus.SUCCEEDED, RunStatus.FAILED, RunStatus.STOPPED}
+
+
+class EndReason(StrEnum):
+    """Why an attempt ended. Every reason has a row in ENDINGS."""
+
+    SUCCEEDED = "succeeded"
+    COMMAND_FAILED = "command-failed"
+    COMMAND_NOT_FOUND = "command-not-found"
+    KILLED = "killed"
+    OUT_OF_MEMORY = "out-of-memory"
+    DISK_FULL = "disk-full"
+    RUNNER_LOST = "runner-lost"
+    NODE_LOST = "node-lost"
+    START_FAILED = "start-failed"
+    MAX_DURATION = "max-duration"
+    MAX_COST = "max-cost"
+    IDLE = "idle"
+    END_DATE = "end-date"
+    CONTROL_PLANE_GONE = "control-plane-gone"
+    STOPPED_BY_USER = "stopped-by-user"
+    BUDGET_SPENT = "budget-spent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """What follows from an end reason: the run's status, whether another attempt may help, and a sentence."""
+
+    status: RunStatus
+    retry: bool
+    meaning: str
+
+
+ENDINGS: dict[EndReason, Ending] = {
+    EndReason.SUCCEEDED: Ending(
+        status=RunStatus.SUCCEEDED, retry=False, meaning="The command exited with status 0."
+    ),
+    EndReason.COMMAND_FAILED: Ending(
+        # The same command on the same input fails the same way: paying again would not help.
+        status=RunStatus.FAILED,
+        retry=False,
+        meaning="The command exited with a status other than 0.",
+    ),
+    EndReason.COMMAND_NOT_FOUND: Ending(
+        status=RunStatus.FAILED, retry=False, meaning="The program or the working folder does not exist."
+    ),
+    EndReason.KILLED: Ending(
+        status=RunStatus.FAILED, retry=True, meaning="A signal from outside ended the command."
+    ),
+    EndReason.OUT_OF_MEMORY: Ending(
+        status=RunStatus.FAILED, retry=False, meaning="The command needed more memory than it was given."
+    ),
+    EndReason.DISK_FULL: Ending(
+        status=RunStatus.FAILED,
+        retry=False,
+        meaning="The node's disk is full; nothing more could be written.",
+    ),
+    EndReason.RUNNER_LOST: Ending(
+        status=RunStatus.FAILED, retry=True, meaning="The runner beside the command died; its job was ended."
+    ),
+    EndReason.NODE_LOST: Ending(status=RunStatus.FAILED, retry=True, meaning="The node is gone."),
+    EndReason.START_FAILED: Ending(
+        status=RunStatus.FAILED, retry=True, meaning="The executor could not start the attempt."
+    ),
+    EndReason.MAX_DURATION: Ending(
+        status=RunStatus.FAILED, retry=False, meaning="The run reached the duration its spec allows."
+    ),
+    EndReason.MAX_COST: Ending(
+        status=RunStatus.STOPPED, retry=False, meaning="The run reached the cost its spec allows."
+    ),
+    EndReason.IDLE: Ending(
+        status=RunStatus.STOPPED, retry=False, meaning="The run idled longer than its spec allows."
+    ),
+    EndReason.END_DATE: Ending(
+        status=RunStatus.STOPPED, retry=False, meaning="The run reached its end date."
+    ),
+    EndReason.CONTROL_PLANE_GONE: Ending(
+        status=RunStatus.FAILED,
+        retry=True,
+        meaning="The control plane was silent longer than the spec allows, so the node stopped the job.",
+    ),
+    EndReason.STOPPED_BY_USER: Ending(status=RunStatus.STOPPED, retry=False, meaning="Somebody stopped it."),
+    EndReason.BUDGET_SPENT: Ending(
+        status=RunStatus.STOPPED, retry=False, meaning="The project's budget is spent."
+    ),
+}
+
+_missing = set(EndReason) - set(ENDINGS)
+if _missing:
+    raise AssertionError(f"end reasons without a row in ENDINGS: {sorted(_missing)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One admitted execution of a job spec. `due_at` says when its reconcile should look again."""
+
+    id: str
+    name: str
+    project: str
+    owner: str
+    cost_center: str
+    spec: JobSpec
+    spec_digest: str
+    plan_id: str
+    hold_id: str
+    pool: str
+    price_microusd_per_hour: int
+    status: RunStatus = RunStatus.PENDING
+    stop_requested: EndReason | None = None
+    end_reason: EndReason | None = None
+    message: str = ""
+    attempt: int = 0
+    endpoint: str = ""
+    created_by: str
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    end_date: datetime
+    due_at: datetime | None
+    lease_owner: str = ""
+    lease_expires_at: datetime | None = None
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One try of a run on a node. `billed_until` is the moment up to which its cost is in the ledger."""
+
+    id: str
+    run_id: str
+    number: int
+    pool: str
+    node: str = ""
+    started: bool = False
+    resumed_from_step: int | None = None
+    last_step: int | None = None
+    end_reason: EndReason | None = None
+    exit_code: int | None = None
+    message: str = ""
+    created_at: datetime
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    billed_until: datetime | None = None
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A complete, verified checkpoint on durable storage. id = `<run>:<step>`."""
+
+    id: str
+    run_id: str
+    attempt_id: str
+    step: int
+    path: str
+    size_bytes: int
+    found_at: datetime
+    metrics: dict[str, float] = field(default_factory=dict)
+    version: int = 0

@@ -1,0 +1,78 @@
+"""Who is asking, and what they may do.
+
+One table: role → permissions. Every API route declares one permission; a route without one fails the tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    ADMIN = "admin"
+    OPERATOR = "operator"
+    MEMBER = "member"
+    FINANCE = "finance"
+    SECURITY = "security"
+    VIEWER = "viewer"
+    CALLER = "caller"
+
+
+class Permission(StrEnum):
+    """`resource:verb`. `read` sees, `write` changes one's own project's objects, `admin` changes anyone's."""
+
+    RUNS_READ = "runs:read"
+    RUNS_WRITE = "runs:write"
+    MODELS_READ = "models:read"
+    MODELS_WRITE = "models:write"
+    ENDPOINTS_READ = "endpoints:read"
+    ENDPOINTS_WRITE = "endpoints:write"
+    COSTS_READ = "costs:read"
+    BUDGETS_WRITE = "budgets:write"
+    KEYS_READ = "keys:read"
+    KEYS_WRITE = "keys:write"
+    PROJECTS_READ = "projects:read"
+    PROJECTS_WRITE = "projects:write"
+    AUDIT_READ = "audit:read"
+    SYSTEM_READ = "system:read"
+    SYSTEM_WRITE = "system:write"
+    INFERENCE = "inference:call"
+
+
+P = Permission
+_READ = {P.RUNS_READ, P.MODELS_READ, P.ENDPOINTS_READ, P.COSTS_READ, P.PROJECTS_READ, P.SYSTEM_READ}
+_MEMBER = _READ | {P.RUNS_WRITE, P.MODELS_WRITE, P.ENDPOINTS_WRITE, P.KEYS_READ, P.INFERENCE}
+
+ROLE_PERMISSIONS: dict[Role, frozenset[Permission]] = {
+    Role.ADMIN: frozenset(Permission),
+    Role.OPERATOR: frozenset(set(Permission) - {P.SYSTEM_WRITE}),
+    Role.MEMBER: frozenset(_MEMBER),
+    Role.FINANCE: frozenset(_READ | {P.BUDGETS_WRITE}),
+    Role.SECURITY: frozenset(_READ | {P.AUDIT_READ, P.KEYS_READ, P.KEYS_WRITE}),
+    Role.VIEWER: frozenset(_READ),
+    Role.CALLER: frozenset({P.INFERENCE}),
+}
+
+CROSS_PROJECT = frozenset({Role.ADMIN, Role.OPERATOR, Role.FINANCE, Role.SECURITY})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actor:
+    """An authenticated caller. `project` is None for roles that see every project."""
+
+    name: str
+    role: Role
+    key_id: str = ""
+    project: str | None = None
+
+    def may(self, permission: Permission) -> bool:
+        return permission in ROLE_PERMISSIONS[self.role]
+
+    def sees(self, project: str) -> bool:
+        """Whether objects of this project exist for the caller."""
+        return self.role in CROSS_PROJECT or self.project == project
+
+
+SYSTEM = Actor(name="groundplane", role=Role.ADMIN)
+"""The control plane acting by itself: loops write their audit events under this name."""

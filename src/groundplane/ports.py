@@ -1,0 +1,366 @@
+"""Everything Groundplane asks of the outside world, as small protocols.
+
+Each method's docstring answers: what if it is called twice, dies halfway, or never answers?
+Adapters implement these; `wiring.py` is the only place that knows which adapter stands behind which port.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from groundplane.audit import Event, EventDraft
+from groundplane.domain.ledger import UsageRecord
+from groundplane.domain.planning import Offer
+from groundplane.domain.run import EndReason
+
+Row = TypeVar("Row")
+"""A frozen dataclass with an `id`, and a `version` when it can change."""
+
+
+class Clock(Protocol):
+    def now(self) -> datetime:
+        """The current time, timezone-aware UTC. It can be set back: nothing may rely on it only growing."""
+        ...
+
+
+class Ids(Protocol):
+    def new(self, prefix: str) -> str:
+        """A fresh id such as `run-01jd3k9x7q2m`: unique, sortable by creation, safe in paths and host names."""
+        ...
+
+
+# ---------------------------------------------------------------- store
+
+
+@dataclass(frozen=True, slots=True)
+class AtLeast:
+    """A `where` value: the column is at or after this."""
+
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """A `where` value: the column is before this."""
+
+    value: object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChainHead:
+    """The newest event's number and hash, kept apart from the events themselves."""
+
+    id: int
+    hash: str
+
+
+class Tx(Protocol):
+    """One transaction: every method sees one consistent state; leaving the block commits all of it or nothing."""
+
+    async def get(self, kind: type[Row], id: str, *, lock: bool = False) -> Row | None:
+        """The row, or None. `lock` makes other transactions that lock it wait until this one ends."""
+        ...
+
+    async def find(
+        self,
+        kind: type[Row],
+        where: Mapping[str, object] | None = None,
+        *,
+        order: str = "id",
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[Row]:
+        """Rows whose columns equal `where` (a tuple value means "one of", AtLeast/Below a range), ordered; `-x` descends."""
+        ...
+
+    async def insert(self, row: Row) -> None:
+        """Adds a row. Raises Conflict when its id is taken."""
+        ...
+
+    async def insert_once(self, row: Row) -> bool:
+        """Adds a row unless its id is taken; says whether it was added. Twice is the same as once."""
+        ...
+
+    async def update(self, row: Row) -> Row:
+        """Replaces the row if its stored version still equals `row.version`; returns it with version + 1.
+
+        Raises Conflict when somebody else changed it meanwhile: this is the fencing token of a lease.
+        """
+        ...
+
+    async def delete(self, kind: type[object], id: str) -> bool:
+        """Removes the row; says whether it was there."""
+        ...
+
+    async def claim(
+        self, kind: type[Row], *, now: datetime, owner: str, lease_s: float, limit: int
+    ) -> list[Row]:
+        """Takes up to `limit` rows that are due (`due_at ≤ now`) and unleased or expired, oldest due first.
+
+        Each gets `lease_owner`, `lease_expires_at` and a new version. Two claimers never get the same row.
+        A claimer that dies loses its rows when the lease expires.
+        """
+        ...
+
+    async def total(
+        self,
+        kind: type[object],
+        column: str,
+        *,
+        by: Sequence[str] = (),
+        where: Mapping[str, object] | None = None,
+    ) -> dict[tuple[object, ...], int]:
+        """Sum of an integer column, grouped: {(group values…): sum}. An empty `by` gives {(): sum}."""
+        ...
+
+    async def append_event(self, draft: EventDraft) -> Event:
+        """Seals the draft onto the audit chain, in this transaction."""
+        ...
+
+    async def chain_head(self) -> ChainHead | None:
+        """The newest event's number and hash; None on an empty trail."""
+        ...
+
+
+class Store(Protocol):
+    """The one durable memory of the control plane."""
+
+    def transaction(self) -> AbstractAsyncContextManager[Tx]:
+        """Opens a transaction. Raises Unavailable when the database does not answer, IntegrityFailure when it is damaged."""
+        ...
+
+    def events(self) -> AsyncIterator[Event]:
+        """Every audit event in order, streamed."""
+        ...
+
+    async def close(self) -> None:
+        """Lets go of connections. Twice is the same as once."""
+        ...
+
+
+# ---------------------------------------------------------------- executors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """Everything a node needs to run one attempt. `attempt_id` makes starting it idempotent.
+
+    `checkpoint_dir` is shared by all attempts of a run; `output_dir` too. Accelerators are chosen by the executor.
+    """
+
+    attempt_id: str
+    run_id: str
+    number: int
+    command: tuple[str, ...]
+    workdir: str
+    env: dict[str, str]
+    checkpoint_dir: str
+    output_dir: str
+    cpus: float
+    memory_bytes: int
+    accelerators: int
+    max_duration_s: float
+    idle_limit_s: float | None
+    control_plane_gone_limit_s: float | None
+    stop_grace_s: float
+    not_after: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundCheckpoint:
+    step: int
+    path: str
+    size_bytes: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What an executor knows of one attempt. `state`: absent, starting, running, ended, or unknown (≠ dead).
+
+    `absent` means it was never started here or already released. `end_reason` is set when `state` is ended.
+    """
+
+    attempt_id: str
+    state: str
+    node: str = ""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    end_reason: EndReason | None = None
+    exit_code: int | None = None
+    message: str = ""
+    last_log_at: datetime | None = None
+    checkpoints: tuple[FoundCheckpoint, ...] = ()
+    cpu_percent: float | None = None
+    memory_bytes: int | None = None
+    accelerator_percent: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogChunk:
+    """Bytes of an attempt's log from `offset`; `next_offset` is where to go on; `complete` when no more will come."""
+
+    data: bytes
+    offset: int
+    next_offset: int
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One measurement beside a job, taken by its runner."""
+
+    at: datetime
+    cpu_percent: float
+    memory_bytes: int
+    disk_free_bytes: int
+    accelerators: tuple[dict[str, float], ...] = ()
+
+
+class Executor(Protocol):
+    """Runs attempts on one pool of nodes."""
+
+    async def offers(self) -> Sequence[Offer]:
+        """What this pool's nodes are, with free disk; prices are filled in by the price book, 0 here."""
+        ...
+
+    async def start(self, order: Order) -> None:
+        """Starts the attempt, once: a second call with the same attempt id changes nothing. Raises Unavailable.
+
+        Dying halfway leaves an attempt that the next call finishes starting, or that `observe` reports as ended.
+        """
+        ...
+
+    async def observe(self, attempt_ids: Sequence[str]) -> dict[str, Observation]:
+        """The state of each attempt. What can't be found out is `unknown`, never guessed."""
+        ...
+
+    async def stop(self, attempt_id: str, reason: EndReason) -> None:
+        """Asks the job to end (SIGTERM, then SIGKILL after its grace), recording the reason. Returns at once; idempotent."""
+        ...
+
+    async def log(self, attempt_id: str, offset: int, limit_bytes: int) -> LogChunk:
+        """A piece of the log; an offset past the end gives no bytes."""
+        ...
+
+    async def samples(self, attempt_id: str, limit: int) -> list[Sample]:
+        """The newest samples, oldest first."""
+        ...
+
+    async def attempts(self) -> list[str]:
+        """Every attempt id this pool knows, ours or orphaned: what adoption and the sweep start from."""
+        ...
+
+    async def release(self, attempt_id: str) -> None:
+        """Forgets an ended attempt's bookkeeping, keeping its log, checkpoints and outputs. Idempotent."""
+        ...
+
+    async def beat(self) -> None:
+        """Tells the runners that the control plane is alive; feeds their dead-man timers."""
+        ...
+
+
+# ---------------------------------------------------------------- models
+
+
+class BlobStore(Protocol):
+    """Content-addressed bytes: what is stored under a digest never changes."""
+
+    async def put_file(self, path: Path) -> tuple[str, int]:
+        """Stores a file's bytes; returns (SHA-256 hex, size). Twice stores once. A crash leaves nothing visible.
+
+        Raises Unavailable when the store is full, naming bytes needed and free.
+        """
+        ...
+
+    async def fetch(self, sha256: str, target: Path) -> None:
+        """Writes the blob to `target` atomically, verified. NotFound, or IntegrityFailure when the bytes changed."""
+        ...
+
+    async def verify(self, sha256: str, size_bytes: int) -> None:
+        """Re-hashes the stored bytes. Raises IntegrityFailure or NotFound, naming the blob."""
+        ...
+
+    async def read(self, sha256: str, offset: int, limit_bytes: int) -> bytes:
+        """A range of a blob."""
+        ...
+
+
+class Signer(Protocol):
+    """The installation's signing key."""
+
+    @property
+    def key_id(self) -> str:
+        """A stable fingerprint of the public key."""
+        ...
+
+    def sign(self, payload: bytes) -> bytes:
+        """An Ed25519 signature over the payload."""
+        ...
+
+    def verify(self, payload: bytes, signature: bytes, key_id: str) -> bool:
+        """Whether a trusted key of that id signed exactly these bytes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Readiness:
+    """Whether a model server answered a real test prompt, how long it took, and what it said otherwise."""
+
+    ok: bool
+    detail: str
+    latency_s: float | None = None
+
+
+class ModelServer(Protocol):
+    """A kind of engine that serves one model version as an OpenAI-compatible process."""
+
+    def unavailable(self) -> str | None:
+        """Why this engine can't be used on this machine, with the fix; None when it can."""
+        ...
+
+    def command(
+        self, *, model_dir: Path, name: str, port: int, threads: int, cache_dir: Path
+    ) -> tuple[str, ...]:
+        """The argv that serves the model on 127.0.0.1:port."""
+        ...
+
+    async def ready(self, base_url: str, model: str) -> Readiness:
+        """Sends a test prompt. Never raises for a server that does not answer: that is `ok=False`."""
+        ...
+
+
+# ---------------------------------------------------------------- gateway, money
+
+
+class UsageLog(Protocol):
+    """The gateway's write-ahead log as the control plane reads it."""
+
+    async def read(self, limit: int) -> list[UsageRecord]:
+        """Settled requests not yet acknowledged, oldest first. Reading again returns the same ones."""
+        ...
+
+    async def acknowledge(self, count: int) -> None:
+        """Marks the first `count` records of the last `read` as safely in the ledger. Crash-safe: they may come again."""
+        ...
+
+
+class SnapshotSink(Protocol):
+    """Where the compiled gateway configuration goes."""
+
+    async def publish(self, snapshot: bytes) -> None:
+        """Replaces the snapshot whole and durably; a reader sees the old or the new one, never a mixture."""
+        ...
+
+
+class PriceBook(Protocol):
+    """Dated prices of node types."""
+
+    def price(self, offer: Offer) -> Offer:
+        """The offer with its hourly price, date and source filled in. NotFound when the book has no price for it."""
+        ...
