@@ -325,9 +325,9 @@ class ModelServer(Protocol):
         ...
 
     def command(
-        self, *, model_dir: Path, name: str, port: int, threads: int, cache_dir: Path
+        self, *, model_dir: Path, name: str, port: str, threads: int, cache_dir: Path
     ) -> tuple[str, ...]:
-        """The argv that serves the model on 127.0.0.1:port."""
+        """The argv that serves the model on 127.0.0.1:port. `port` may be a placeholder filled in at each start."""
         ...
 
     async def ready(self, base_url: str, model: str) -> Readiness:

@@ -45,6 +45,7 @@ class EndReason(StrEnum):
     CONTROL_PLANE_GONE = "control-plane-gone"
     STOPPED_BY_USER = "stopped-by-user"
     BUDGET_SPENT = "budget-spent"
+    OUTPUT_REFUSED = "output-refused"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +109,12 @@ ENDINGS: dict[EndReason, Ending] = {
     EndReason.BUDGET_SPENT: Ending(
         status=RunStatus.STOPPED, retry=False, meaning="The project's budget is spent."
     ),
+    EndReason.OUTPUT_REFUSED: Ending(
+        # The files stay where they are: registering them by hand needs no new training.
+        status=RunStatus.FAILED,
+        retry=False,
+        meaning="The command succeeded, but an output its spec declares could not be registered.",
+    ),
 }
 
 _missing = set(EndReason) - set(ENDINGS)
@@ -136,6 +143,7 @@ class Run:
     message: str = ""
     attempt: int = 0
     endpoint: str = ""
+    idempotency_key: str = ""
     created_by: str
     created_at: datetime
     started_at: datetime | None = None
@@ -149,13 +157,17 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
-    """One try of a run on a node. `billed_until` is the moment up to which its cost is in the ledger."""
+    """One try of a run on a node. `billed_until` is the moment up to which its cost is in the ledger.
+
+    `port` is the loopback port a replica was told to serve on; 0 for jobs.
+    """
 
     id: str
     run_id: str
     number: int
     pool: str
     node: str = ""
+    port: int = 0
     started: bool = False
     resumed_from_step: int | None = None
     last_step: int | None = None
