@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -17,6 +17,8 @@ from groundplane.audit import Event, EventDraft
 from groundplane.domain.ledger import UsageRecord
 from groundplane.domain.planning import Offer
 from groundplane.domain.run import EndReason
+from groundplane.domain.run import FoundCheckpoint as FoundCheckpoint
+from groundplane.domain.run import Observation as Observation
 
 Row = TypeVar("Row")
 """A frozen dataclass with an `id`, and a `version` when it can change."""
@@ -75,7 +77,10 @@ class Tx(Protocol):
         limit: int | None = None,
         offset: int = 0,
     ) -> list[Row]:
-        """Rows whose columns equal `where` (a tuple value means "one of", AtLeast/Below a range), ordered; `-x` descends."""
+        """Rows whose columns equal `where`, ordered; `-x` descends.
+
+        A tuple value means "one of"; AtLeast and Below are ranges.
+        """
         ...
 
     async def insert(self, row: Row) -> None:
@@ -97,9 +102,7 @@ class Tx(Protocol):
         """Removes the row; says whether it was there."""
         ...
 
-    async def claim(
-        self, kind: type[Row], *, now: datetime, owner: str, lease_s: float, limit: int
-    ) -> list[Row]:
+    async def claim(self, kind: type[Row], *, now: datetime, owner: str, lease_s: float, limit: int) -> list[Row]:
         """Takes up to `limit` rows that are due (`due_at ≤ now`) and unleased or expired, oldest due first.
 
         Each gets `lease_owner`, `lease_expires_at` and a new version. Two claimers never get the same row.
@@ -131,7 +134,10 @@ class Store(Protocol):
     """The one durable memory of the control plane."""
 
     def transaction(self) -> AbstractAsyncContextManager[Tx]:
-        """Opens a transaction. Raises Unavailable when the database does not answer, IntegrityFailure when it is damaged."""
+        """Opens a transaction.
+
+        Raises Unavailable when the database does not answer, IntegrityFailure when it is damaged.
+        """
         ...
 
     def events(self) -> AsyncIterator[Event]:
@@ -169,36 +175,6 @@ class Order:
     control_plane_gone_limit_s: float | None
     stop_grace_s: float
     not_after: datetime
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundCheckpoint:
-    step: int
-    path: str
-    size_bytes: int
-    metrics: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observation:
-    """What an executor knows of one attempt. `state`: absent, starting, running, ended, or unknown (≠ dead).
-
-    `absent` means it was never started here or already released. `end_reason` is set when `state` is ended.
-    """
-
-    attempt_id: str
-    state: str
-    node: str = ""
-    started_at: datetime | None = None
-    ended_at: datetime | None = None
-    end_reason: EndReason | None = None
-    exit_code: int | None = None
-    message: str = ""
-    last_log_at: datetime | None = None
-    checkpoints: tuple[FoundCheckpoint, ...] = ()
-    cpu_percent: float | None = None
-    memory_bytes: int | None = None
-    accelerator_percent: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +217,10 @@ class Executor(Protocol):
         ...
 
     async def stop(self, attempt_id: str, reason: EndReason) -> None:
-        """Asks the job to end (SIGTERM, then SIGKILL after its grace), recording the reason. Returns at once; idempotent."""
+        """Asks the job to end (SIGTERM, then SIGKILL after its grace), recording the reason.
+
+        Returns at once; a second call changes nothing.
+        """
         ...
 
     async def log(self, attempt_id: str, offset: int, limit_bytes: int) -> LogChunk:
@@ -324,9 +303,7 @@ class ModelServer(Protocol):
         """Why this engine can't be used on this machine, with the fix; None when it can."""
         ...
 
-    def command(
-        self, *, model_dir: Path, name: str, port: str, threads: int, cache_dir: Path
-    ) -> tuple[str, ...]:
+    def command(self, *, model_dir: Path, name: str, port: str, threads: int, cache_dir: Path) -> tuple[str, ...]:
         """The argv that serves the model on 127.0.0.1:port. `port` may be a placeholder filled in at each start."""
         ...
 
@@ -346,7 +323,10 @@ class UsageLog(Protocol):
         ...
 
     async def acknowledge(self, count: int) -> None:
-        """Marks the first `count` records of the last `read` as safely in the ledger. Crash-safe: they may come again."""
+        """Marks the first `count` records of the last `read` as safely in the ledger.
+
+        A crash before this is durable means that they come again.
+        """
         ...
 
 

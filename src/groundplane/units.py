@@ -21,7 +21,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
 def parse_usd(text: str | int | float) -> int:
-    """`"$1,234.50"`, `"0.5"`, `12` → micro-dollars. ValueError when negative, finer than a micro-dollar, or no number."""
+    """`"$1,234.50"`, `"0.5"`, `12` → micro-dollars. ValueError when negative, too fine, or no number."""
     cleaned = str(text).strip().removeprefix("USD").strip().removeprefix("$").replace(",", "")
     try:
         micros = Decimal(cleaned) * MICROUSD_PER_USD

@@ -58,9 +58,7 @@ class Ending:
 
 
 ENDINGS: dict[EndReason, Ending] = {
-    EndReason.SUCCEEDED: Ending(
-        status=RunStatus.SUCCEEDED, retry=False, meaning="The command exited with status 0."
-    ),
+    EndReason.SUCCEEDED: Ending(status=RunStatus.SUCCEEDED, retry=False, meaning="The command exited with status 0."),
     EndReason.COMMAND_FAILED: Ending(
         # The same command on the same input fails the same way: paying again would not help.
         status=RunStatus.FAILED,
@@ -70,9 +68,7 @@ ENDINGS: dict[EndReason, Ending] = {
     EndReason.COMMAND_NOT_FOUND: Ending(
         status=RunStatus.FAILED, retry=False, meaning="The program or the working folder does not exist."
     ),
-    EndReason.KILLED: Ending(
-        status=RunStatus.FAILED, retry=True, meaning="A signal from outside ended the command."
-    ),
+    EndReason.KILLED: Ending(status=RunStatus.FAILED, retry=True, meaning="A signal from outside ended the command."),
     EndReason.OUT_OF_MEMORY: Ending(
         status=RunStatus.FAILED, retry=False, meaning="The command needed more memory than it was given."
     ),
@@ -94,21 +90,15 @@ ENDINGS: dict[EndReason, Ending] = {
     EndReason.MAX_COST: Ending(
         status=RunStatus.STOPPED, retry=False, meaning="The run reached the cost its spec allows."
     ),
-    EndReason.IDLE: Ending(
-        status=RunStatus.STOPPED, retry=False, meaning="The run idled longer than its spec allows."
-    ),
-    EndReason.END_DATE: Ending(
-        status=RunStatus.STOPPED, retry=False, meaning="The run reached its end date."
-    ),
+    EndReason.IDLE: Ending(status=RunStatus.STOPPED, retry=False, meaning="The run idled longer than its spec allows."),
+    EndReason.END_DATE: Ending(status=RunStatus.STOPPED, retry=False, meaning="The run reached its end date."),
     EndReason.CONTROL_PLANE_GONE: Ending(
         status=RunStatus.FAILED,
         retry=True,
         meaning="The control plane was silent longer than the spec allows, so the node stopped the job.",
     ),
     EndReason.STOPPED_BY_USER: Ending(status=RunStatus.STOPPED, retry=False, meaning="Somebody stopped it."),
-    EndReason.BUDGET_SPENT: Ending(
-        status=RunStatus.STOPPED, retry=False, meaning="The project's budget is spent."
-    ),
+    EndReason.BUDGET_SPENT: Ending(status=RunStatus.STOPPED, retry=False, meaning="The project's budget is spent."),
     EndReason.OUTPUT_REFUSED: Ending(
         # The files stay where they are: registering them by hand needs no new training.
         status=RunStatus.FAILED,
@@ -194,3 +184,35 @@ class Checkpoint:
     found_at: datetime
     metrics: dict[str, float] = field(default_factory=dict)
     version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundCheckpoint:
+    """A complete checkpoint as a runner found it on the node."""
+
+    step: int
+    path: str
+    size_bytes: int
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What an executor knows of one attempt. `state`: absent, starting, running, ended, or unknown (≠ dead).
+
+    `absent` means it was never started here or already released. `end_reason` is set when `state` is ended.
+    """
+
+    attempt_id: str
+    state: str
+    node: str = ""
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    end_reason: EndReason | None = None
+    exit_code: int | None = None
+    message: str = ""
+    last_log_at: datetime | None = None
+    checkpoints: tuple[FoundCheckpoint, ...] = ()
+    cpu_percent: float | None = None
+    memory_bytes: int | None = None
+    accelerator_percent: float | None = None

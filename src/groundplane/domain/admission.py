@@ -1,0 +1,60 @@
+"""A plan becomes a run, or a reason why not. The hold that pays for it is decided by `domain.budget`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from groundplane.domain.planning import Plan, PlanStatus
+from groundplane.domain.run import Run
+from groundplane.domain.spec import JobSpec
+from groundplane.errors import Refused
+
+
+def refusals(plan: Plan, changes: tuple[Refused, ...]) -> tuple[Refused, ...]:
+    """Why this plan can't be applied now: its own refusals, that it was applied before, or that the world changed."""
+    refused = [verdict.refused for verdict in plan.verdicts if verdict.refused is not None]
+    if plan.status is PlanStatus.APPLIED:
+        refused.append(
+            Refused(
+                rule="plan-applied-once",
+                need="a plan not applied yet",
+                have=f"{plan.id}, applied to {plan.applied_to}",
+                hint="make a new plan: ground plan -f SPEC",
+            )
+        )
+    return (*refused, *changes)
+
+
+def admit(
+    plan: Plan,
+    job: JobSpec,
+    *,
+    run_id: str,
+    hold_id: str,
+    created_by: str,
+    now: datetime,
+    endpoint: str = "",
+    idempotency_key: str = "",
+) -> Run:
+    """The run row of an accepted plan: due at once, its money held."""
+    if plan.offer is None:
+        raise ValueError(f"plan {plan.id} has no offer; refusals() must be checked first")
+    return Run(
+        id=run_id,
+        name=job.metadata.name,
+        project=plan.project,
+        owner=plan.owner,
+        cost_center=job.metadata.cost_center,
+        spec=job,
+        spec_digest=plan.spec_digest,
+        plan_id=plan.id,
+        hold_id=hold_id,
+        pool=plan.offer.pool,
+        price_microusd_per_hour=plan.offer.price_microusd_per_hour,
+        endpoint=endpoint,
+        idempotency_key=idempotency_key,
+        created_by=created_by,
+        created_at=now,
+        end_date=job.end_date,
+        due_at=now,
+    )
