@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input -qq
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--group build --extra engine --extra examples
 BENCHES := $(filter-out bench/_%,$(wildcard bench/*.py))
@@ -23,6 +23,7 @@ demo: $(VENV)/demo.stamp ## play the golden path on this machine: train, kill, r
 	@$(BIN)/python examples/demo.py
 
 setup: $(VENV)/dev.stamp ## make .venv with everything a developer needs
+	@:
 
 test: $(VENV)/dev.stamp ## run the tests
 	@$(BIN)/python -m pytest -q $(ARGS)
@@ -49,7 +50,7 @@ lock: ## resolve the dependencies anew (needs uv)
 	@$(LOCK) pyproject.toml -o requirements/demo.lock
 	@$(LOCK) --extra postgres --group dev pyproject.toml -o requirements/dev.lock
 
-clean: ## remove what make made; never touches $$GROUND_HOME
+clean: ## remove what make made; never touches GROUND_HOME
 	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis bench/results
 	@find src tests bench examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
