@@ -244,6 +244,38 @@ class Executor(Protocol):
         ...
 
 
+class RunFiles(Protocol):
+    """Where runs keep what outlives their attempts, on storage that the control plane sees."""
+
+    def checkpoint_dir(self, run_id: str) -> str:
+        """The run's checkpoint folder, shared by all its attempts; made when missing."""
+        ...
+
+    def output_dir(self, run_id: str) -> str:
+        """The run's output folder; made when missing."""
+        ...
+
+    def output_path(self, run_id: str, relative: str) -> Path:
+        """A folder inside the output folder. InvalidInput when `relative` would leave it."""
+        ...
+
+    def model_dir(self, version_id: str) -> Path:
+        """Where a model version is laid out for serving; its parent exists."""
+        ...
+
+    def engine_cache(self) -> Path:
+        """Where engines keep converted weights; made when missing."""
+        ...
+
+    def metrics(self, run_id: str) -> dict[str, float]:
+        """The numbers of the run's `metrics.json` output; empty without one, InvalidInput when unreadable."""
+        ...
+
+    def free_port(self) -> int:
+        """A loopback port nobody listens on now. Another process may take it first: then the attempt retries."""
+        ...
+
+
 # ---------------------------------------------------------------- models
 
 
@@ -327,6 +359,10 @@ class UsageLog(Protocol):
 
         A crash before this is durable means that they come again.
         """
+        ...
+
+    async def ingested(self) -> dict[str, int]:
+        """Per gateway id, the sequence number up to which everything was acknowledged."""
         ...
 
 

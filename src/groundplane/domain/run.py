@@ -46,6 +46,8 @@ class EndReason(StrEnum):
     STOPPED_BY_USER = "stopped-by-user"
     BUDGET_SPENT = "budget-spent"
     OUTPUT_REFUSED = "output-refused"
+    ENDPOINT_STOPPED = "endpoint-stopped"
+    NEVER_READY = "never-ready"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,12 @@ ENDINGS: dict[EndReason, Ending] = {
     ),
     EndReason.STOPPED_BY_USER: Ending(status=RunStatus.STOPPED, retry=False, meaning="Somebody stopped it."),
     EndReason.BUDGET_SPENT: Ending(status=RunStatus.STOPPED, retry=False, meaning="The project's budget is spent."),
+    EndReason.ENDPOINT_STOPPED: Ending(
+        status=RunStatus.STOPPED, retry=False, meaning="The endpoint it served was stopped."
+    ),
+    EndReason.NEVER_READY: Ending(
+        status=RunStatus.FAILED, retry=False, meaning="The model server never answered its test prompt."
+    ),
     EndReason.OUTPUT_REFUSED: Ending(
         # The files stay where they are: registering them by hand needs no new training.
         status=RunStatus.FAILED,

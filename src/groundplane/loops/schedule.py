@@ -1,0 +1,116 @@
+"""The schedule: every loop, how often it looks, and what it does. Level-triggered: each looks at what is due.
+
+| loop      | period | does                                                              |
+|-----------|--------|-------------------------------------------------------------------|
+| runs      | 0.25 s | claims due runs and takes them one step further                     |
+| endpoints | 0.25 s | claims due endpoints and asks whether they answer                    |
+| gateway   | 0.5 s  | takes usage into the ledger, reserves money ahead, publishes config  |
+| budgets   | 5 s    | fires the thresholds that spending crossed                           |
+| beat      | 5 s    | tells runners that the control plane lives                           |
+| sweep     | 60 s   | ends attempts that a pool knows and the database does not            |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import replace
+from typing import TypeVar
+
+from groundplane.domain.endpoint import Endpoint
+from groundplane.domain.run import Attempt, EndReason, Run
+from groundplane.errors import Conflict
+from groundplane.loops.worker import Loop, run_loop
+from groundplane.wiring import App
+
+log = logging.getLogger(__name__)
+CLAIM_LIMIT = 64
+Claimed = TypeVar("Claimed", Run, Endpoint)
+
+
+def schedule(app: App) -> tuple[Loop, ...]:
+    """The table above, bound to an app."""
+
+    async def runs() -> bool:
+        claimed = await _claim(app, Run)
+        if claimed:
+            await app.reconcile.step(claimed)
+        return len(claimed) == CLAIM_LIMIT
+
+    async def endpoints() -> bool:
+        for endpoint in await _claim(app, Endpoint):
+            try:
+                await app.endpoints.step(endpoint)
+            except Conflict:
+                log.info("endpoint %s changed while it was looked at", endpoint.id)
+        return False
+
+    async def gateway() -> bool:
+        await app.gateway_config.refresh()
+        return False
+
+    async def budgets() -> bool:
+        await app.costs.budget_actions()
+        return False
+
+    async def beat() -> bool:
+        for executor in app.executors.values():
+            await executor.beat()
+        return False
+
+    async def sweep() -> bool:
+        await end_orphans(app)
+        return False
+
+    return (
+        Loop(name="runs", period_s=0.25, step=runs, wakeable=True),
+        Loop(name="endpoints", period_s=0.25, step=endpoints, wakeable=True),
+        Loop(name="gateway", period_s=0.5, step=gateway, wakeable=True),
+        Loop(name="budgets", period_s=5.0, step=budgets),
+        Loop(name="beat", period_s=5.0, step=beat),
+        Loop(name="sweep", period_s=60.0, step=sweep),
+    )
+
+
+async def run_forever(app: App, stop: asyncio.Event) -> None:
+    """Runs every loop until `stop` is set, then lets steps under way finish."""
+    await release_own_leases(app)
+    loops = schedule(app)
+    app.loops = loops
+    app.on_wake(lambda: [loop.wake.set() for loop in loops if loop.wakeable])
+    await asyncio.gather(*(run_loop(loop, stop) for loop in loops))
+
+
+async def release_own_leases(app: App) -> None:
+    """What this installation's last process had claimed when it died is due again at once.
+
+    Only one control plane runs on a home, so nobody else can hold a lease under its name.
+    """
+    for kind in (Run, Endpoint):
+        async with app.store.transaction() as tx:
+            for row in await tx.find(kind, {"lease_owner": app.lease_owner}):
+                await tx.update(replace(row, lease_owner="", lease_expires_at=None))
+
+
+async def end_orphans(app: App) -> None:
+    """Stops and forgets attempts that a pool knows and that the database never wrote down or has ended."""
+    for pool, executor in app.executors.items():
+        known = await executor.attempts()
+        if not known:
+            continue
+        async with app.store.transaction() as tx:
+            rows = {row.id: row for row in await tx.find(Attempt, {"id": tuple(known)})}
+        for attempt_id in known:
+            row = rows.get(attempt_id)
+            if row is None:
+                log.warning("pool %s runs %s, which nobody ordered: stopping it", pool, attempt_id)
+                await executor.stop(attempt_id, EndReason.STOPPED_BY_USER)
+            elif row.end_reason is not None:
+                await executor.release(attempt_id)
+
+
+async def _claim(app: App, kind: type[Claimed]) -> list[Claimed]:
+    async with app.store.transaction() as tx:
+        return await tx.claim(
+            kind, now=app.clock.now(), owner=app.lease_owner, lease_s=app.settings.lease_s, limit=CLAIM_LIMIT
+        )

@@ -1,0 +1,53 @@
+"""The gateway's configuration: compiled from keys, ready endpoints and reserved money, published whole.
+
+The order in `refresh` keeps money exact: usage is taken into the ledger, then money is reserved ahead, then
+both are published with the sequence number they are true for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from groundplane.domain import snapshot as compiled
+from groundplane.domain.access import Key
+from groundplane.domain.endpoint import Endpoint, EndpointStatus
+from groundplane.ports import Clock, SnapshotSink, Store, UsageLog
+from groundplane.services.costs import Costs
+
+
+class GatewayConfig:
+    """Compiles and publishes; a snapshot that says what the last one said is not published again."""
+
+    def __init__(self, *, store: Store, clock: Clock, costs: Costs, usage_log: UsageLog, sink: SnapshotSink) -> None:
+        self._store = store
+        self._clock = clock
+        self._costs = costs
+        self._usage_log = usage_log
+        self._sink = sink
+        self._last: compiled.Snapshot | None = None
+
+    async def refresh(self) -> None:
+        """Ingest, reserve, publish."""
+        while await self._costs.ingest():
+            pass
+        await self._costs.top_up_gateway()
+        now = self._clock.now()
+        ingested = await self._usage_log.ingested()
+        budgets = await self._costs.gateway_budgets()
+        async with self._store.transaction() as tx:
+            keys = await tx.find(Key, {"revoked_at": None})
+            endpoints = await tx.find(Endpoint, {"status": EndpointStatus.READY})
+        version = int(now.timestamp() * 1000)
+        if self._last is not None:
+            version = max(version, self._last.version + 1)
+        snapshot = compiled.compile_snapshot(
+            keys=keys, endpoints=endpoints, budgets=budgets, ingested=ingested, version=version, now=now
+        )
+        if self._last is not None and _same(snapshot, self._last):
+            return
+        await self._sink.publish(compiled.encode(snapshot))
+        self._last = snapshot
+
+
+def _same(new: compiled.Snapshot, old: compiled.Snapshot) -> bool:
+    return replace(new, version=old.version, compiled_at=old.compiled_at) == old

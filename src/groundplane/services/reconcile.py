@@ -1,0 +1,315 @@
+"""One step of a run's life: load → observe → decide (`domain.lifecycle`) → act → commit if still ours.
+
+Crash anywhere: an attempt is written down before it is started, starting is idempotent by attempt id, and a
+commit fails when the row's version moved on. What was not committed is decided again from what is then true.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from groundplane.audit import EventDraft
+from groundplane.domain import ledger, lifecycle
+from groundplane.domain.ledger import LedgerEntry
+from groundplane.domain.run import (
+    Attempt,
+    Checkpoint,
+    EndReason,
+    FoundCheckpoint,
+    Observation,
+    Run,
+    RunStatus,
+)
+from groundplane.errors import Conflict, GroundError, IntegrityFailure, InvalidInput, NotFound, Refusal, Unavailable
+from groundplane.identity import SYSTEM
+from groundplane.ports import Clock, Executor, Order, RunFiles, Store, Tx
+from groundplane.services.costs import Costs
+from groundplane.services.models import Models
+from groundplane.units import format_usd
+
+BILLING_PERIOD_S = 60.0
+STARTING_PERIOD_S = 0.1
+log = logging.getLogger(__name__)
+
+
+class Reconcile:
+    """Carries a batch of claimed runs one step further each."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        executors: Mapping[str, Executor],
+        costs: Costs,
+        models: Models,
+        files: RunFiles,
+        period_s: float,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._executors = executors
+        self._costs = costs
+        self._models = models
+        self._files = files
+        self._period_s = period_s
+
+    async def step(self, runs: Sequence[Run]) -> None:
+        """Observes each pool once for all its runs, then advances every run by itself."""
+        newest = await self._newest_attempts(runs)
+        observed = await self._observe(runs, newest)
+        for run in runs:
+            try:
+                await self._advance(run, newest.get(run.id), observed.get(run.id))
+            except Conflict:
+                # Somebody asked for something else meanwhile (a stop): that row is due at once and decided anew.
+                log.info("%s changed while it was reconciled", run.id)
+            except Unavailable as error:
+                await self._postpone(run, error)
+
+    async def _newest_attempts(self, runs: Sequence[Run]) -> dict[str, Attempt]:
+        ids = tuple(f"{run.id}-{run.attempt}" for run in runs if run.attempt > 0)
+        if not ids:
+            return {}
+        async with self._store.transaction() as tx:
+            return {attempt.run_id: attempt for attempt in await tx.find(Attempt, {"id": ids})}
+
+    async def _observe(self, runs: Sequence[Run], newest: Mapping[str, Attempt]) -> dict[str, Observation]:
+        by_pool: dict[str, list[Attempt]] = defaultdict(list)
+        for run in runs:
+            attempt = newest.get(run.id)
+            if attempt is not None and attempt.end_reason is None:
+                by_pool[attempt.pool].append(attempt)
+        found: dict[str, Observation] = {}
+        for pool, attempts in by_pool.items():
+            if pool not in self._executors:
+                continue  # an unregistered pool is silent, and silence is not an end
+            seen = await self._executors[pool].observe([attempt.id for attempt in attempts])
+            found.update({attempt.run_id: seen[attempt.id] for attempt in attempts if attempt.id in seen})
+        return found
+
+    async def _advance(self, run: Run, attempt: Attempt | None, seen: Observation | None) -> None:
+        now = self._clock.now()
+        if seen is not None and attempt is not None:
+            attempt = await self._record(run, attempt, seen, now)
+        async with self._store.transaction() as tx:
+            posted = (await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run.id})).get((), 0)
+        actions = lifecycle.next_actions(run, attempt, seen, posted_microusd=posted, now=now)
+        for action in actions:
+            match action:
+                case lifecycle.BeginAttempt(number):
+                    run, attempt = await self._begin(run, number, now)
+                    await self._start(run, attempt)
+                case lifecycle.StartAgain() if attempt is not None:
+                    await self._start(run, attempt)
+                case lifecycle.NoteRunning():
+                    run = replace(run, status=RunStatus.RUNNING, started_at=run.started_at or now, message="")
+                case lifecycle.AskToStop(reason) if attempt is not None:
+                    await self._executors[attempt.pool].stop(attempt.id, reason)
+                    run = replace(run, status=RunStatus.STOPPING)
+                case lifecycle.EndAttempt() as ended if attempt is not None:
+                    attempt = await self._end_attempt(run, attempt, ended, now)
+                case lifecycle.TryAgain(after_s):
+                    run = replace(run, status=RunStatus.PENDING)
+                    await self._commit(run, now + timedelta(seconds=after_s))
+                    return
+                case lifecycle.Finish() as finish:
+                    await self._finish(run, attempt, finish)
+                    return
+        starting = run.status in {RunStatus.PENDING, RunStatus.STARTING, RunStatus.STOPPING}
+        await self._commit(run, now + timedelta(seconds=STARTING_PERIOD_S if starting else self._period_s))
+
+    async def _begin(self, run: Run, number: int, now: datetime) -> tuple[Run, Attempt]:
+        """The intent is durable before the side effect."""
+        async with self._store.transaction() as tx:
+            newest = await tx.find(Checkpoint, {"run_id": run.id}, order="-step", limit=1)
+            attempt = Attempt(
+                id=f"{run.id}-{number}",
+                run_id=run.id,
+                number=number,
+                pool=run.pool,
+                port=self._files.free_port() if run.endpoint else 0,
+                resumed_from_step=newest[0].step if newest else None,
+                created_at=now,
+            )
+            await tx.insert(attempt)
+            run = await tx.update(replace(run, attempt=number, status=RunStatus.STARTING))
+            await _event(tx, run, now, "run.attempt", {"attempt": number, "resume_step": attempt.resumed_from_step})
+        return run, attempt
+
+    async def _start(self, run: Run, attempt: Attempt) -> None:
+        executor = self._executors.get(run.pool)
+        if executor is None:
+            raise Unavailable(f"pool {run.pool} is not registered", "ground status lists the pools")
+        async with self._store.transaction() as tx:
+            attempts = tuple(await tx.find(Attempt, {"run_id": run.id}, order="number"))
+        spec = run.spec
+        await executor.start(
+            Order(
+                attempt_id=attempt.id,
+                run_id=run.id,
+                number=attempt.number,
+                command=tuple(part.replace("{port}", str(attempt.port)) for part in spec.command)
+                if run.endpoint
+                else spec.command,
+                workdir=spec.workdir,
+                env=spec.env,
+                checkpoint_dir=self._files.checkpoint_dir(run.id),
+                output_dir=self._files.output_dir(run.id),
+                cpus=spec.resources.cpus,
+                memory_bytes=spec.resources.memory_bytes,
+                accelerators=spec.resources.accelerators,
+                max_duration_s=lifecycle.remaining_duration_s(run, attempts),
+                idle_limit_s=spec.idle_limit_s,
+                control_plane_gone_limit_s=spec.control_plane_gone_limit_s,
+                stop_grace_s=spec.stop_grace_s,
+                not_after=run.end_date,
+            )
+        )
+        async with self._store.transaction() as tx:
+            await tx.update(replace(attempt, started=True))
+
+    async def _record(self, run: Run, attempt: Attempt, seen: Observation, now: datetime) -> Attempt:
+        """What the executor told: times, node, new checkpoints; and the money spent since the last entry."""
+        updated = replace(
+            attempt,
+            node=seen.node or attempt.node,
+            started=attempt.started or seen.state in {"running", "ended"},
+            started_at=seen.started_at or attempt.started_at,
+            ended_at=seen.ended_at or attempt.ended_at,
+            last_step=max((c.step for c in seen.checkpoints), default=attempt.last_step),
+        )
+        until = seen.ended_at or now
+        since = updated.billed_until or updated.started_at
+        due = since is not None and (seen.state == "ended" or (until - since).total_seconds() >= BILLING_PERIOD_S)
+        new = [c for c in seen.checkpoints if attempt.last_step is None or c.step > attempt.last_step]
+        if updated == attempt and not due and not new:
+            return attempt
+        async with self._store.transaction() as tx:
+            for found in new:
+                await _note_checkpoint(tx, run, attempt, found, now)
+            if due and since is not None and until > since:
+                await self._bill(tx, run, updated, since, until, now)
+                updated = replace(updated, billed_until=until)
+            return await tx.update(updated) if updated != attempt else attempt
+
+    async def _bill(self, tx: Tx, run: Run, attempt: Attempt, since: datetime, until: datetime, now: datetime) -> None:
+        entry = ledger.compute_entry(run, attempt, since=since, until=until, now=now)
+        await self._costs.post(tx, entry)
+
+    async def _end_attempt(self, run: Run, attempt: Attempt, ended: lifecycle.EndAttempt, now: datetime) -> Attempt:
+        async with self._store.transaction() as tx:
+            updated = await tx.update(
+                replace(
+                    attempt,
+                    end_reason=ended.reason,
+                    exit_code=ended.exit_code,
+                    message=ended.message,
+                    ended_at=attempt.ended_at or now,
+                )
+            )
+            await _event(tx, run, now, "run.attempt-ended", {"attempt": attempt.number, "reason": ended.reason.value})
+            return updated
+
+    async def _finish(self, run: Run, attempt: Attempt | None, finish: lifecycle.Finish) -> None:
+        """Registers declared outputs of a success, closes the hold, and ends the run: the last in one transaction."""
+        status, reason, message = finish.status, finish.reason, finish.message
+        if status is RunStatus.SUCCEEDED and attempt is not None:
+            try:
+                registered = await self._register_outputs(run, attempt)
+                message = f"{message} Registered {', '.join(registered)}." if registered else message
+            except (InvalidInput, Refusal, NotFound, IntegrityFailure) as error:
+                status, reason, message = RunStatus.FAILED, EndReason.OUTPUT_REFUSED, _one_line(error)
+        now = self._clock.now()
+        async with self._store.transaction() as tx:
+            await self._costs.close(tx, run.hold_id)
+            over = await tx.update(
+                replace(
+                    run,
+                    status=status,
+                    end_reason=reason,
+                    message=message,
+                    ended_at=now,
+                    due_at=None,
+                    lease_owner="",
+                    lease_expires_at=None,
+                )
+            )
+            spent = (await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run.id})).get((), 0)
+            await _event(
+                tx, over, now, "run.end", {"status": status.value, "reason": reason.value, "cost": format_usd(spent)}
+            )
+        if attempt is not None and attempt.pool in self._executors:
+            await self._executors[attempt.pool].release(attempt.id)
+
+    async def _register_outputs(self, run: Run, attempt: Attempt) -> list[str]:
+        if not run.spec.outputs:
+            return []
+        async with self._store.transaction() as tx:
+            attempts = await tx.find(Attempt, {"run_id": run.id}, order="number")
+            spent = (await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run.id})).get((), 0)
+        registered = []
+        for output in run.spec.outputs:
+            version = await self._models.register_run_output(
+                run,
+                tuple(attempts),
+                output,
+                self._files.output_path(run.id, output.path),
+                metrics=self._files.metrics(run.id),
+                cost_microusd=spent,
+            )
+            registered.append(version.id)
+        return registered
+
+    async def _commit(self, run: Run, due_at: datetime) -> None:
+        async with self._store.transaction() as tx:
+            await tx.update(replace(run, due_at=due_at, lease_owner="", lease_expires_at=None))
+
+    async def _postpone(self, run: Run, error: Unavailable) -> None:
+        """A part we need does not answer: say so on the run and look again later; nothing is decided by silence."""
+        log.warning("%s waits: %s", run.id, error)
+        async with self._store.transaction() as tx:
+            current = await tx.get(Run, run.id)
+            if current is None or current.status.is_over:
+                return
+            due = self._clock.now() + timedelta(seconds=max(5.0, self._period_s))
+            await tx.update(
+                replace(current, message=_one_line(error), due_at=due, lease_owner="", lease_expires_at=None)
+            )
+
+
+async def _note_checkpoint(tx: Tx, run: Run, attempt: Attempt, found: FoundCheckpoint, now: datetime) -> None:
+    await tx.insert_once(
+        Checkpoint(
+            id=f"{run.id}:{found.step}",
+            run_id=run.id,
+            attempt_id=attempt.id,
+            step=found.step,
+            path=found.path,
+            size_bytes=found.size_bytes,
+            found_at=now,
+            metrics=found.metrics,
+        )
+    )
+
+
+async def _event(tx: Tx, run: Run, now: datetime, action: str, after: dict[str, object]) -> None:
+    await tx.append_event(
+        EventDraft(
+            at=now,
+            actor=SYSTEM.name,
+            action=action,
+            object_kind="run",
+            object_id=run.id,
+            project=run.project,
+            after=after,
+        )
+    )
+
+
+def _one_line(error: GroundError) -> str:
+    return f"{error.message} ({error.hint})" if error.hint else error.message

@@ -1,0 +1,234 @@
+"""Runs as people use them: submit, list, explain, stop, read logs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from groundplane.audit import EventDraft
+from groundplane.domain import admission, lifecycle
+from groundplane.domain.lifecycle import Explanation
+from groundplane.domain.ledger import LedgerEntry
+from groundplane.domain.planning import Plan, PlanStatus
+from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatus
+from groundplane.domain.spec import JobSpec
+from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Refused
+from groundplane.identity import Actor
+from groundplane.ports import Clock, Executor, Ids, LogChunk, Sample, Store, Tx
+from groundplane.services.costs import Costs
+from groundplane.services.plans import Plans
+
+
+class Runs:
+    """Use cases over runs. `wake` tells the loops that a row became due; missing it costs latency only."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        ids: Ids,
+        plans: Plans,
+        costs: Costs,
+        executors: Mapping[str, Executor],
+        wake: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._ids = ids
+        self._plans = plans
+        self._costs = costs
+        self._executors = executors
+        self._wake = wake
+
+    async def submit(self, actor: Actor, plan_id: str, *, idempotency_key: str = "") -> Run:
+        """Admits a job plan: hold and run in one transaction. Raises Refusal, NotFound, InvalidInput.
+
+        The same idempotency key from the same project gives the run it gave the first time.
+        """
+        plan = await self._plans.get(actor, plan_id)
+        if plan.job is None:
+            raise InvalidInput(f"{plan_id} plans an endpoint, not a job", "ground apply deploys it")
+        if idempotency_key and (first := await self._first(plan.project, idempotency_key)):
+            return first
+        changes = tuple(await self._plans.recheck(plan))
+        async with self._store.transaction() as tx:
+            run = await self.admit(tx, actor, plan, plan.job, changes, idempotency_key=idempotency_key)
+        self._wake()
+        return run
+
+    async def admit(
+        self,
+        tx: Tx,
+        actor: Actor,
+        plan: Plan,
+        job: JobSpec,
+        changes: tuple[Refused, ...],
+        *,
+        endpoint: str = "",
+        idempotency_key: str = "",
+    ) -> Run:
+        """Inside a caller's transaction: the plan is taken once, its worst case held, its run written down."""
+        locked = await tx.get(Plan, plan.id, lock=True)
+        if locked is None:
+            raise NotFound(f"plan {plan.id} is gone", "make a new one: ground plan -f SPEC")
+        if refused := admission.refusals(locked, changes):
+            raise Refusal(refused)
+        now = self._clock.now()
+        run_id = self._ids.new("run")
+        hold = await self._costs.hold(
+            tx, project=plan.project, subject=f"run/{run_id}", amount_microusd=plan.worst_case_microusd
+        )
+        if isinstance(hold, Refused):
+            raise Refusal([hold])
+        run = admission.admit(
+            plan,
+            job,
+            run_id=run_id,
+            hold_id=hold.id,
+            created_by=actor.name,
+            now=now,
+            endpoint=endpoint,
+            idempotency_key=idempotency_key,
+        )
+        await tx.insert(run)
+        await tx.update(replace(locked, status=PlanStatus.APPLIED, applied_to=endpoint or run_id))
+        await tx.append_event(
+            EventDraft(
+                at=now,
+                actor=actor.name,
+                action="run.submit",
+                object_kind="run",
+                object_id=run_id,
+                project=plan.project,
+                after={"plan": plan.id, "held_microusd": hold.amount_microusd, "spec_digest": plan.spec_digest},
+            )
+        )
+        return run
+
+    async def runs(
+        self, actor: Actor, *, project: str | None = None, status: str | None = None, limit: int = 100
+    ) -> list[Run]:
+        """Newest first. `status` is a RunStatus or `active` for every run that is not over."""
+        where: dict[str, object] = {}
+        if project is not None:
+            where["project"] = project
+        elif actor.project is not None and not actor.sees(""):
+            where["project"] = actor.project
+        if status == "active":
+            where["status"] = tuple(s for s in RunStatus if not s.is_over)
+        elif status is not None:
+            if status not in set(RunStatus):
+                known = ", ".join(["active", *RunStatus])
+                raise InvalidInput(f"unknown run status {status!r}", f"one of: {known}")
+            where["status"] = RunStatus(status)
+        if project is not None and not actor.sees(project):
+            return []
+        async with self._store.transaction() as tx:
+            return await tx.find(Run, where, order="-created_at", limit=limit)
+
+    async def get(self, actor: Actor, run_id: str) -> Run:
+        """Raises NotFound for a run that does not exist or belongs to a project the actor doesn't see."""
+        async with self._store.transaction() as tx:
+            return await self._visible(tx, actor, run_id)
+
+    async def attempts(self, actor: Actor, run_id: str) -> list[Attempt]:
+        """The run's attempts, first to last."""
+        async with self._store.transaction() as tx:
+            await self._visible(tx, actor, run_id)
+            return await tx.find(Attempt, {"run_id": run_id}, order="number")
+
+    async def checkpoints(self, actor: Actor, run_id: str) -> list[Checkpoint]:
+        """The run's complete checkpoints by step."""
+        async with self._store.transaction() as tx:
+            await self._visible(tx, actor, run_id)
+            return await tx.find(Checkpoint, {"run_id": run_id}, order="step")
+
+    async def explain(self, actor: Actor, run_id: str) -> Explanation:
+        """One sentence: where the run is and why; then its attempts and cost."""
+        async with self._store.transaction() as tx:
+            run = await self._visible(tx, actor, run_id)
+            attempts = await tx.find(Attempt, {"run_id": run_id}, order="number")
+            posted = await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run_id})
+        return lifecycle.explain(run, tuple(attempts), posted_microusd=posted.get((), 0), now=self._clock.now())
+
+    async def stop(
+        self, actor: Actor, run_id: str, reason: str = "", *, because: EndReason = EndReason.STOPPED_BY_USER
+    ) -> Run:
+        """Asks for the end; its reconcile carries it out. Stopping a run that is over or stopping changes nothing."""
+        async with self._store.transaction() as tx:
+            run = await self._visible(tx, actor, run_id)
+            if run.status.is_over or run.stop_requested is not None:
+                return run
+            if run.endpoint and because is EndReason.STOPPED_BY_USER:
+                raise Conflict(
+                    f"{run_id} serves endpoint {run.endpoint}, which would start it again",
+                    f"ground stop {run.endpoint}",
+                )
+            now = self._clock.now()
+            # Giving up the lease is safe: a reconcile under way fails its commit on the new version.
+            stopped = await tx.update(
+                replace(
+                    run,
+                    stop_requested=because,
+                    status=RunStatus.STOPPING,
+                    due_at=now,
+                    lease_owner="",
+                    lease_expires_at=None,
+                )
+            )
+            await tx.append_event(
+                EventDraft(
+                    at=now,
+                    actor=actor.name,
+                    action="run.stop",
+                    object_kind="run",
+                    object_id=run_id,
+                    project=run.project,
+                    before={"status": run.status.value},
+                    after={"status": RunStatus.STOPPING.value, "because": because.value},
+                    reason=reason,
+                )
+            )
+        self._wake()
+        return stopped
+
+    async def log(
+        self, actor: Actor, run_id: str, *, offset: int, limit_bytes: int, attempt: int | None = None
+    ) -> tuple[LogChunk, int]:
+        """A piece of one attempt's log (the newest by default) and that attempt's number.
+
+        `complete` is set once the attempt has ended and everything was read.
+        """
+        run = await self.get(actor, run_id)
+        number = attempt or run.attempt
+        if number < 1 or number > run.attempt:
+            if attempt:
+                raise NotFound(f"{run_id} has no attempt {number}", f"it has {run.attempt} so far")
+            return LogChunk(data=b"", offset=0, next_offset=0, complete=run.status.is_over), 0
+        chunk = await self._executor(run).log(f"{run_id}-{number}", offset, limit_bytes)
+        return chunk, number
+
+    async def samples(self, actor: Actor, run_id: str, limit: int = 120) -> list[Sample]:
+        """The newest measurements of the newest attempt, oldest first."""
+        run = await self.get(actor, run_id)
+        if run.attempt == 0:
+            return []
+        return await self._executor(run).samples(f"{run_id}-{run.attempt}", limit)
+
+    def _executor(self, run: Run) -> Executor:
+        try:
+            return self._executors[run.pool]
+        except KeyError:
+            raise NotFound(f"pool {run.pool} is not registered any more", "ground status lists the pools") from None
+
+    async def _visible(self, tx: Tx, actor: Actor, run_id: str) -> Run:
+        run = await tx.get(Run, run_id)
+        if run is None or not actor.sees(run.project):
+            raise NotFound(f"no run {run_id}", "ground ps lists the runs you can see")
+        return run
+
+    async def _first(self, project: str, idempotency_key: str) -> Run | None:
+        async with self._store.transaction() as tx:
+            found = await tx.find(Run, {"project": project, "idempotency_key": idempotency_key}, limit=1)
+        return found[0] if found else None
