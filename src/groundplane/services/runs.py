@@ -7,8 +7,8 @@ from dataclasses import replace
 
 from groundplane.audit import EventDraft
 from groundplane.domain import admission, lifecycle
-from groundplane.domain.lifecycle import Explanation
 from groundplane.domain.ledger import LedgerEntry
+from groundplane.domain.lifecycle import Explanation
 from groundplane.domain.planning import Plan, PlanStatus
 from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatus
 from groundplane.domain.spec import JobSpec
