@@ -1,12 +1,14 @@
 """The YAML dialect: what a Job and an Endpoint spec say, parsed strictly.
 
-`parse(text)` returns specs or raises InvalidInput with every problem and its line.
+`spec_parse.parse(text)` returns specs or raises InvalidInput with every problem and its line.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import datetime
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,3 +104,16 @@ class EndpointSpec:
     engine: str = "embedded"
     public: bool = False
     ready_timeout_s: int = 120
+
+
+def spec_digest(spec: JobSpec | EndpointSpec) -> str:
+    """SHA-256 hex of the spec's canonical JSON: what a plan, a run and a birth certificate are bound to."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, datetime):
+            return value.astimezone(UTC).isoformat(timespec="microseconds")
+        raise TypeError(f"{type(value).__name__} has no canonical form")
+
+    body = {"kind": type(spec).__name__, **asdict(spec)}
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=plain)
+    return hashlib.sha256(canonical.encode()).hexdigest()

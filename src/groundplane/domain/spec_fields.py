@@ -1,0 +1,276 @@
+"""The dialect as one table: every field, what it takes, its default and meaning.
+
+The parser, its error messages and suggestions, and docs/reference/spec.md all come from this table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from groundplane.domain import spec_values as v
+from groundplane.domain.spec_values import Reader
+
+API_VERSION = "groundplane/v1"
+JOB, ENDPOINT = "Job", "Endpoint"
+KINDS = (JOB, ENDPOINT)
+
+_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+_LABEL_MEANING = "a name (lowercase letters, digits and -, at most 63, starting and ending with a letter or digit)"
+_MODEL = r"[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?"
+_MODEL_MEANING = "a model name (lowercase letters, digits, . _ and -, at most 128)"
+_PATH_INSIDE = r"(?!/)(?!(.*/)?\.\.(/|$))[^\0]+"
+_PERSON = r"[^\s\x00-\x1f][^\x00-\x1f]{0,127}"
+_ONE_LINE = r"[^\x00-\x1f]{0,256}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Field:
+    """One field. `path` is dotted, `[]` marks items of a list; `default` is what a spec without it means, as text."""
+
+    path: str
+    read: Reader
+    takes: str
+    meaning: str
+    kinds: tuple[str, ...] = KINDS
+    required: bool = False
+    default: str = ""
+    example: str = ""
+
+    @property
+    def section(self) -> str:
+        return self.path.rpartition(".")[0]
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition(".")[2]
+
+
+def _common() -> Iterable[Field]:
+    yield Field(
+        path="apiVersion", read=v.choice(API_VERSION), takes="text", required=True, example=API_VERSION,
+        meaning="The dialect's version.",
+    )  # fmt: skip
+    yield Field(
+        path="kind", read=v.choice(*KINDS), takes="`Job` or `Endpoint`", required=True, example=JOB,
+        meaning="What the document describes.",
+    )  # fmt: skip
+    yield Field(
+        path="metadata.name", read=v.text(_LABEL, _LABEL_MEANING, example="tiny-lm"), takes="name", required=True,
+        example="tiny-lm", meaning="The run's name; for an endpoint the name callers put in `model`.",
+    )  # fmt: skip
+    yield Field(
+        path="metadata.project", read=v.text(_LABEL, _LABEL_MEANING, example="default"), takes="name",
+        required=True, example="default", meaning="Whose budget pays and who sees it.",
+    )  # fmt: skip
+    yield Field(
+        path="metadata.owner", read=v.text(_PERSON, "a name on one line (at most 128 characters)", example="ana"),
+        takes="text", required=True, example="ana", meaning="The person who answers for it.",
+    )  # fmt: skip
+    yield Field(
+        path="metadata.cost_center",
+        read=v.text(_PERSON, "a name on one line (at most 128 characters)", example="research"), takes="text",
+        required=True, example="research", meaning="Where the money is booked.",
+    )  # fmt: skip
+    yield Field(
+        path="metadata.labels", read=v.text_map(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}", "a label key"),
+        takes="mapping of text", default="none", meaning="Free tags, carried along to reports.",
+    )  # fmt: skip
+
+
+def _resources() -> Iterable[Field]:
+    yield Field(
+        path="spec.pool", read=v.text(_LABEL, _LABEL_MEANING, example="local"), takes="name", default="local",
+        meaning="The pool of nodes it runs on.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.resources.cpus", read=v.number(0.1, 4096), takes="number ≥ 0.1", required=True, example="2",
+        meaning="CPU cores on each node.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.resources.memory", read=v.size(2**20), takes="size ≥ 1MiB", required=True, example="2GiB",
+        meaning="Main memory on each node.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.resources.disk", read=v.size(0), takes="size", default="0",
+        meaning="Free disk the work needs on each node.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.resources.accelerators", read=v.integer(0, 1024), takes="whole number ≥ 0", default="0",
+        meaning="Accelerators on each node.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.resources.accelerator",
+        read=v.text(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", "an accelerator's name", empty=True, example="h100-sxm-80gb"),
+        takes="catalogue name or alias", default="any",
+        meaning="Which accelerator; any when left out.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.resources.nodes", read=v.integer(1, 10_000), takes="whole number ≥ 1", default="1",
+        meaning="Nodes; all of them start or none does.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.end_date", read=v.end_date, takes="date, RFC 3339 time, or duration from now", required=True,
+        example="7d",
+        meaning="When it is stopped at the latest. A plain date means through the end of that day, UTC.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.max_cost", read=v.money(), takes="dollars > 0", required=True, example="$0.50",
+        meaning="The most it may cost. A plan whose worst case is above is refused.",
+    )  # fmt: skip
+
+
+def _job() -> Iterable[Field]:
+    job = (JOB,)
+    yield Field(
+        path="spec.command", kinds=job, read=v.command, takes="list of text, or text", required=True,
+        example="[python, train.py]", meaning="The program and its arguments; a plain text is given to `sh -c`.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.workdir", kinds=job, read=v.text(r"[^\0]{1,4096}", "a path", example="."), takes="path",
+        default="an own, empty folder",
+        meaning="Where the command starts. `ground` makes a relative path absolute, counted from the file's folder.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.env", kinds=job, read=v.text_map(r"[A-Za-z_][A-Za-z0-9_]*", "an environment variable's name"),
+        takes="mapping of text", default="none",
+        meaning='Environment variables. Values are text: write "1" and "yes" in quotes.',
+    )  # fmt: skip
+    yield Field(
+        path="spec.max_duration", kinds=job, read=v.duration(), takes="duration ≥ 1s", required=True, example="30m",
+        meaning="The longest it may run, all attempts together; it is stopped then.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.idle_limit", kinds=job, read=v.duration(), takes="duration ≥ 1s", default="never",
+        meaning="Stop when it has done nothing (no output, no work on CPU or accelerator) for that long.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.control_plane_gone_limit", kinds=job, read=v.duration(), takes="duration ≥ 1s", default="never",
+        meaning="The node stops it by itself when the control plane was silent for that long.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.stop_grace", kinds=job, read=v.duration(0), takes="duration", default="10s",
+        meaning="How long it may take to end after SIGTERM, before SIGKILL.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.retry.max_attempts", kinds=job, read=v.integer(1, 100), takes="whole number ≥ 1", default="3",
+        meaning="Attempts in all; only endings that another attempt may mend are tried again.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.retry.backoff", kinds=job, read=v.duration(0), takes="duration", default="1s",
+        meaning="Wait before the second attempt; doubled before each further one.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.data[].name", kinds=job, read=v.text(_MODEL, _MODEL_MEANING, example="corpus"), takes="name",
+        required=True, example="corpus", meaning="What the input is called in the birth certificate.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.data[].path", kinds=job, read=v.text(r"[^\0]{1,4096}", "a path", example="corpus.txt"),
+        takes="path", required=True, example="corpus.txt",
+        meaning="A file or folder. `ground` makes a relative path absolute, counted from the file's folder.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.data[].sha256", kinds=job, read=v.text(r"[0-9a-f]{64}", "a SHA-256 (64 lowercase hex digits)"),
+        takes="64 hex digits", default="unknown", meaning="Its digest, when known.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.outputs.models[].name", kinds=job, read=v.text(_MODEL, _MODEL_MEANING, example="tiny-lm"),
+        takes="name", required=True, example="tiny-lm",
+        meaning="The model that gets a new version when the run succeeds.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.outputs.models[].path", kinds=job,
+        read=v.text(_PATH_INSIDE, "a path inside the output folder", example="model"), takes="relative path",
+        default=".", meaning="Its folder inside the run's output folder.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.outputs.models[].license", kinds=job,
+        read=v.text(_ONE_LINE, "a licence on one line", example="Apache-2.0"), takes="SPDX name", default="unknown",
+        meaning="The model's licence.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.outputs.models[].framework", kinds=job,
+        read=v.text(_ONE_LINE, "a framework on one line", example="jax"), takes="text", default="unknown",
+        meaning="What it was trained with.",
+    )  # fmt: skip
+
+
+def _endpoint() -> Iterable[Field]:
+    endpoint = (ENDPOINT,)
+    yield Field(
+        path="spec.model", kinds=endpoint,
+        read=v.text(rf"{_MODEL}@[1-9]\d{{0,8}}", "a model version such as tiny-lm@1", example="tiny-lm@1"),
+        takes="name@version", required=True, example="tiny-lm@1", meaning="The registered version that is served.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.max_duration", kinds=endpoint, read=v.duration(), takes="duration ≥ 1s",
+        default="until end_date", meaning="The longest it may run; it is stopped then.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.token_price.prompt", kinds=endpoint, read=v.money(zero=True), takes="dollars", required=True,
+        example="$0.10", meaning="What callers are charged per million prompt tokens.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.token_price.completion", kinds=endpoint, read=v.money(zero=True), takes="dollars", required=True,
+        example="$0.40", meaning="What callers are charged per million completion tokens.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.token_price.cached", kinds=endpoint, read=v.money(zero=True), takes="dollars", default="$0",
+        meaning="What callers are charged per million prompt tokens that came from the cache.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.engine", kinds=endpoint, read=v.text(_LABEL, _LABEL_MEANING, example="embedded"), takes="name",
+        default="embedded", meaning="The model server.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.public", kinds=endpoint, read=v.boolean, takes="true or false", default="false",
+        meaning="Reachable beyond the private network; refused without an exposure.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.ready_timeout", kinds=endpoint, read=v.duration(), takes="duration ≥ 1s", default="2m",
+        meaning="How long it may take until it answers a test prompt.",
+    )  # fmt: skip
+
+
+FIELDS: tuple[Field, ...] = (*_common(), *_job(), *_endpoint(), *_resources())
+
+
+def fields_of(kind: str) -> dict[str, Field]:
+    """Path → field, of one kind of document."""
+    return {field.path: field for field in FIELDS if kind in field.kinds}
+
+
+def sections_of(kind: str) -> frozenset[str]:
+    """Every path that holds fields: `metadata`, `spec`, `spec.resources`, `spec.data[]`, …"""
+    found: set[str] = set()
+    for field in FIELDS:
+        parts = field.path.split(".")[:-1]
+        if kind in field.kinds:
+            found.update(".".join(parts[: depth + 1]) for depth in range(len(parts)))
+    return frozenset(found)
+
+
+def reference() -> str:
+    """docs/reference/spec.md."""
+    lines = [
+        "# Spec reference",
+        "",
+        "Generated from the parser's own table (`src/groundplane/domain/spec_fields.py`); a test keeps them equal.",
+        "A file holds one or more YAML documents, separated by `---`. Sizes are written like `512MB` or `16GiB`,",
+        "durations like `90s`, `30m`, `1h30m` or `2d`, money like `$12.50`.",
+    ]
+    for kind in KINDS:
+        lines += ["", f"## {kind}", "", "| field | takes | default | meaning |", "|---|---|---|---|"]
+        for path, field in fields_of(kind).items():
+            default = f"**required**, like `{field.example}`" if field.required else field.default
+            lines.append(f"| `{path}` | {field.takes} | {default} | {field.meaning} |")
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "A document has at most 1 MiB, 32 levels, 64 aliases; a file at most 64 documents. Merge keys (`<<`) and",
+        "custom tags are refused. A field written twice is refused. Values that YAML 1.1 would turn into something",
+        "else (`yes`, `1.10`, `2026-12-01`) must be quoted where text is expected; numbers in `command` are taken",
+        "as written.",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,395 @@
+"""Text → specs, or every fault in it with its line.
+
+parse = compose nodes (spec_yaml) → walk them along the table of fields (spec_fields) → build the frozen specs
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import yaml
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from groundplane.domain.spec import (
+    DataSource,
+    EndpointSpec,
+    JobSpec,
+    Metadata,
+    ModelOutput,
+    Resources,
+    Retry,
+    TokenPrice,
+)
+from groundplane.domain.spec_fields import API_VERSION, ENDPOINT, JOB, KINDS, Field, fields_of, sections_of
+from groundplane.domain.spec_values import Fault, Unreadable, entries, kind_of, shown
+from groundplane.domain.spec_yaml import compose_documents, is_null, line_of
+from groundplane.errors import InvalidInput, Problem
+
+__all__ = ["dump", "parse", "parse_one", "with_absolute_paths"]
+
+MAX_PROBLEMS = 100
+MAX_LIST_ITEMS = 256
+
+_COMMON_NAMES = {
+    "gpu": "accelerators", "gpus": "accelerators", "gpu_count": "accelerators", "num_gpus": "accelerators",
+    "gpu_type": "accelerator", "gpu_model": "accelerator", "ram": "memory", "mem": "memory", "storage": "disk",
+    "cwd": "workdir", "working_dir": "workdir", "environment": "env", "timeout": "max_duration",
+    "time_limit": "max_duration", "deadline": "end_date", "expires": "end_date", "budget": "max_cost",
+    "queue": "pool", "partition": "pool", "args": "command", "entrypoint": "command", "team": "project",
+    "namespace": "project", "price": "token_price", "replicas": "nodes",
+}  # fmt: skip
+"""What other dialects call our fields."""
+
+Spec = JobSpec | EndpointSpec
+
+
+def parse(text: str, *, now: datetime) -> tuple[Spec, ...]:
+    """Every document of a spec file, in order. `now` (aware, UTC) is what relative and past end dates are held against.
+
+    Raises InvalidInput with every problem found, each with its 1-based line.
+    """
+    documents = compose_documents(text)
+    problems: list[Problem] = []
+    specs: list[Spec] = []
+    seen: dict[tuple[str, str], int] = {}
+    for node in documents:
+        reading = _Reading(now=now)
+        spec = _document(node, reading)
+        problems += reading.problems
+        if spec is not None:
+            specs.append(spec)
+            first = seen.setdefault((type(spec).__name__, spec.metadata.name), line_of(node))
+            if first != line_of(node):
+                message = f"{spec.metadata.name!r} is also the document on line {first}"
+                problems.append(
+                    Problem(field="metadata.name", message=message, line=line_of(node), hint="rename one of them")
+                )
+    if problems:
+        raise _invalid(problems)
+    return tuple(specs)
+
+
+def parse_one(text: str, *, now: datetime) -> Spec:
+    """The only document of a text. Raises InvalidInput when there are several."""
+    specs = parse(text, now=now)
+    if len(specs) != 1:
+        raise InvalidInput(f"{len(specs)} documents where one is expected", "split the file")
+    return specs[0]
+
+
+def dump(spec: Spec) -> str:
+    """A spec as YAML that parses back to the same spec while its end date is ahead."""
+    return yaml.safe_dump(_as_document(spec), sort_keys=False, allow_unicode=True, width=100)
+
+
+def with_absolute_paths(text: str, folder: str) -> str:
+    """The text with relative `spec.workdir` and `spec.data[].path` made absolute, counted from `folder`.
+
+    Only those values are replaced, in place, so that line numbers stay what the author sees.
+    Raises InvalidInput when the text is no YAML.
+    """
+    spots: list[tuple[int, int, str]] = []
+    for document in compose_documents(text):
+        spec = _child(document, "spec")
+        found = [_child(spec, "workdir")]
+        data = _child(spec, "data")
+        if isinstance(data, SequenceNode):
+            found += [_child(item, "path") for item in data.value]
+        for node in found:
+            if isinstance(node, ScalarNode) and node.style not in {"|", ">"} and _relative(str(node.value)):
+                path = folder.rstrip("/") if node.value == "." else f"{folder.rstrip('/')}/{node.value}"
+                quoted = yaml.safe_dump(path or "/", default_style='"', width=2**31, allow_unicode=True).strip()
+                spots.append((node.start_mark.index, node.end_mark.index, quoted))
+    offset = 1 if text.startswith("\ufeff") else 0
+    for start, end, path in sorted(set(spots), reverse=True):
+        text = text[: start + offset] + path + text[end + offset :]
+    return text
+
+
+# ---------------------------------------------------------------- walking the nodes
+
+
+@dataclass(slots=True)
+class _Reading:
+    """One document being read: its time, and the problems so far."""
+
+    now: datetime
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def full(self) -> bool:
+        return len(self.problems) >= MAX_PROBLEMS
+
+    def add(self, path: str, fault: Fault) -> None:
+        if not self.full:
+            where = path + fault.where
+            self.problems.append(Problem(field=where, message=fault.message, line=fault.line, hint=fault.hint))
+
+
+def _document(node: Node, reading: _Reading) -> Spec | None:
+    if not isinstance(node, MappingNode):
+        hint = f"a spec starts with `apiVersion: {API_VERSION}`"
+        reading.add("", Fault(line_of(node), f"the document must be a mapping of fields, is {kind_of(node)}", hint))
+        return None
+    kind_node = _child(node, "kind")
+    kind = str(kind_node.value) if isinstance(kind_node, ScalarNode) else ""
+    if kind not in KINDS:
+        # Without a kind there is no telling which fields belong: say that, and nothing that might mislead.
+        where = kind_node or node
+        near = _near(kind, KINDS)
+        message = "is required" if kind_node is None else f"{shown(kind)} is not one of: {', '.join(KINDS)}"
+        reading.add("kind", Fault(line_of(where), message, f"did you mean {near}?" if near else "write kind: Job"))
+        return None
+    values = _section(node, "", kind, reading)
+    if reading.problems:
+        return None
+    return _job(values) if kind == JOB else _endpoint(values, reading.now)
+
+
+def _section(node: Node, path: str, kind: str, reading: _Reading) -> dict[str, Any]:
+    """The values of one mapping by field name; sections inside become dicts, lists of sections lists of dicts."""
+    fields, sections = fields_of(kind), sections_of(kind)
+    values: dict[str, Any] = {}
+    faults: list[Fault] = []
+    try:
+        for name, child in entries(node, faults):
+            full = f"{path}.{name}" if path else name
+            if reading.full:
+                break
+            if full in fields:
+                _leaf(fields[full], child, values, reading)
+            elif full in sections and not is_null(child):
+                values[name] = _section(child, full, kind, reading)
+            elif f"{full}[]" in sections and not is_null(child):
+                values[name] = _list(child, full, kind, reading)
+            elif full not in sections and f"{full}[]" not in sections:
+                reading.add(full, Fault(_line_of_key(node, name), "unknown field", _suggestion(name, path, kind)))
+    except Unreadable as error:
+        faults += error.faults
+    for fault in faults:
+        reading.add(path, fault)
+    if isinstance(node, MappingNode):
+        _missing(node, path, kind, reading)
+    return values
+
+
+def _leaf(spec_field: Field, node: Node, values: dict[str, Any], reading: _Reading) -> None:
+    if is_null(node) and not spec_field.required:
+        return
+    try:
+        values[spec_field.name] = spec_field.read(node, reading.now)
+    except Unreadable as error:
+        for fault in error.faults:
+            reading.add(spec_field.path, fault)
+
+
+def _list(node: Node, path: str, kind: str, reading: _Reading) -> list[dict[str, Any]]:
+    if not isinstance(node, SequenceNode):
+        reading.add(path, Fault(line_of(node), f"must be a list, is {kind_of(node)}", "start each item with `- `"))
+        return []
+    if len(node.value) > MAX_LIST_ITEMS:
+        reading.add(path, Fault(line_of(node), f"has {len(node.value)} items; the limit is {MAX_LIST_ITEMS}"))
+        return []
+    return [_section(item, f"{path}[]", kind, reading) for item in node.value]
+
+
+def _missing(node: MappingNode, path: str, kind: str, reading: _Reading) -> None:
+    """Reports the required fields that a mapping lacks, also those of sections that are not there at all."""
+    present = {key.value: value for key, value in node.value if isinstance(key, ScalarNode)}
+    prefix = f"{path}." if path else ""
+    for full, spec_field in fields_of(kind).items():
+        if not spec_field.required or not full.startswith(prefix):
+            continue
+        if "[]" in full[len(prefix) :]:
+            continue  # an absent list lacks nothing
+        head, _, rest = full[len(prefix) :].partition(".")
+        absent = head not in present or (bool(rest) and is_null(present[head]))
+        if absent:
+            hint = f"write it like {spec_field.name}: {spec_field.example}"
+            reading.add(full, Fault(line_of(node), "is required", hint))
+
+
+def _suggestion(name: str, path: str, kind: str) -> str:
+    """The nearest field here, else the place where a field of that name lives."""
+    prefix = f"{path}." if path else ""
+    known = [*fields_of(kind), *sections_of(kind)]
+    here = {full[len(prefix) :].removesuffix("[]") for full in known if full.startswith(prefix)}
+    here = {item for item in here if item and "." not in item}
+    near = _COMMON_NAMES.get(_plain_name(name), "")
+    near = near if near in here else _near(name, sorted(here))
+    if near:
+        return f"did you mean {near}?"
+    elsewhere = [full for full in fields_of(kind) if full.rpartition(".")[2] == _plain_name(name)]
+    if elsewhere:
+        return f"it belongs to {elsewhere[0].rpartition('.')[0] or 'the top level'}: {elsewhere[0]}"
+    others = [other for other in KINDS if other != kind and f"{prefix}{name}" in fields_of(other)]
+    if others:
+        return f"only kind {others[0]} has it"
+    return f"known here: {', '.join(sorted(here))}"
+
+
+def _near(name: str, options: Sequence[str]) -> str:
+    close = difflib.get_close_matches(_plain_name(name)[:64], [_plain_name(option) for option in options], 1, 0.7)
+    return next((option for option in options if close and _plain_name(option) == close[0]), "")
+
+
+def _plain_name(name: str) -> str:
+    """`maxCost`, `max-cost` and `max_cost` are the same word to a person."""
+    snake = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name)
+    return snake.replace("-", "_").replace(" ", "_").strip("_")
+
+
+def _line_of_key(node: Node, name: str) -> int:
+    return next((line_of(key) for key, _ in node.value if getattr(key, "value", None) == name), line_of(node))
+
+
+def _child(node: Node | None, name: str) -> Node | None:
+    if not isinstance(node, MappingNode):
+        return None
+    return next((value for key, value in node.value if isinstance(key, ScalarNode) and key.value == name), None)
+
+
+def _relative(path: str) -> bool:
+    return bool(path) and not path.startswith("/")
+
+
+def _invalid(problems: list[Problem]) -> InvalidInput:
+    problems.sort(key=lambda problem: problem.line or 0)
+    first, more = problems[0], len(problems) - 1
+    message = str(first) if not more else f"{first} (and {more} more problem{'s' if more > 1 else ''})"
+    return InvalidInput(message, first.hint or "see docs/reference/spec.md", problems[:MAX_PROBLEMS])
+
+
+# ---------------------------------------------------------------- building the specs
+
+
+def _job(values: Mapping[str, Any]) -> JobSpec:
+    spec = values["spec"]
+    optional = {"workdir": "workdir", "env": "env", "pool": "pool", "idle_limit": "idle_limit_s",
+                "control_plane_gone_limit": "control_plane_gone_limit_s", "stop_grace": "stop_grace_s"}  # fmt: skip
+    return JobSpec(
+        metadata=Metadata(**values["metadata"]),
+        command=spec["command"],
+        resources=_resources(spec["resources"]),
+        end_date=spec["end_date"],
+        max_cost_microusd=spec["max_cost"],
+        max_duration_s=spec["max_duration"],
+        retry=Retry(**_renamed(spec.get("retry", {}), {"max_attempts": "max_attempts", "backoff": "backoff_s"})),
+        data=tuple(DataSource(**item) for item in spec.get("data", ())),
+        outputs=tuple(ModelOutput(**item) for item in spec.get("outputs", {}).get("models", ())),
+        **_renamed(spec, optional),
+    )
+
+
+def _endpoint(values: Mapping[str, Any], now: datetime) -> EndpointSpec:
+    spec = values["spec"]
+    optional = {"pool": "pool", "engine": "engine", "public": "public", "ready_timeout": "ready_timeout_s"}
+    until_end_s = max(1, int((spec["end_date"] - now).total_seconds()))
+    price = {name: f"{name}_microusd_per_million" for name in ("prompt", "completion", "cached")}
+    return EndpointSpec(
+        metadata=Metadata(**values["metadata"]),
+        model=spec["model"],
+        resources=_resources(spec["resources"]),
+        end_date=spec["end_date"],
+        max_cost_microusd=spec["max_cost"],
+        max_duration_s=spec.get("max_duration", until_end_s),
+        token_price=TokenPrice(**_renamed(spec["token_price"], price)),
+        **_renamed(spec, optional),
+    )
+
+
+def _resources(values: Mapping[str, Any]) -> Resources:
+    renamed = {"memory": "memory_bytes", "disk": "disk_bytes"}
+    return Resources(**{renamed.get(name, name): value for name, value in values.items()})
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {ours: values[theirs] for theirs, ours in names.items() if theirs in values}
+
+
+# ---------------------------------------------------------------- and back
+
+
+def _as_document(spec: Spec) -> dict[str, Any]:
+    meta = spec.metadata
+    kind = JOB if isinstance(spec, JobSpec) else ENDPOINT
+    metadata: dict[str, Any] = {
+        "name": meta.name,
+        "project": meta.project,
+        "owner": meta.owner,
+        "cost_center": meta.cost_center,
+    }
+    if meta.labels:
+        metadata["labels"] = dict(meta.labels)
+    body = _job_body(spec) if isinstance(spec, JobSpec) else _endpoint_body(spec)
+    return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": body}
+
+
+def _job_body(spec: JobSpec) -> dict[str, Any]:
+    body: dict[str, Any] = {"command": list(spec.command), **_shared_body(spec)}
+    if spec.workdir:
+        body["workdir"] = spec.workdir
+    if spec.env:
+        body["env"] = dict(spec.env)
+    if spec.idle_limit_s is not None:
+        body["idle_limit"] = f"{spec.idle_limit_s}s"
+    if spec.control_plane_gone_limit_s is not None:
+        body["control_plane_gone_limit"] = f"{spec.control_plane_gone_limit_s}s"
+    body["stop_grace"] = f"{spec.stop_grace_s}s"
+    body["retry"] = {"max_attempts": spec.retry.max_attempts, "backoff": f"{spec.retry.backoff_s}s"}
+    if spec.data:
+        body["data"] = [_without_empty(name=d.name, path=d.path, sha256=d.sha256) for d in spec.data]
+    if spec.outputs:
+        models = [
+            _without_empty(name=o.name, path=o.path, license=o.license, framework=o.framework) for o in spec.outputs
+        ]
+        body["outputs"] = {"models": models}
+    return body
+
+
+def _endpoint_body(spec: EndpointSpec) -> dict[str, Any]:
+    price = spec.token_price
+    return {
+        "model": spec.model,
+        **_shared_body(spec),
+        "token_price": {
+            "prompt": _dollars(price.prompt_microusd_per_million),
+            "completion": _dollars(price.completion_microusd_per_million),
+            "cached": _dollars(price.cached_microusd_per_million),
+        },
+        "engine": spec.engine,
+        "public": spec.public,
+        "ready_timeout": f"{spec.ready_timeout_s}s",
+    }
+
+
+def _shared_body(spec: Spec) -> dict[str, Any]:
+    need = spec.resources
+    resources: dict[str, Any] = {
+        "cpus": need.cpus,
+        "memory": f"{need.memory_bytes}B",
+        "disk": f"{need.disk_bytes}B",
+        "accelerators": need.accelerators,
+        "nodes": need.nodes,
+    }
+    if need.accelerator:
+        resources["accelerator"] = need.accelerator
+    return {
+        "pool": spec.pool,
+        "resources": resources,
+        "end_date": spec.end_date.isoformat(timespec="microseconds"),
+        "max_cost": _dollars(spec.max_cost_microusd),
+        "max_duration": f"{spec.max_duration_s}s",
+    }
+
+
+def _dollars(microusd: int) -> str:
+    return f"${microusd // 1_000_000}.{microusd % 1_000_000:06d}"
+
+
+def _without_empty(**values: str) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value}
