@@ -1,0 +1,95 @@
+"""What a request used and what that costs: tokens read from the upstream's own words, rated with the route's price.
+
+Shared by the gateway (which settles) and the control plane (which bills), so both compute the same micro-dollars.
+
+Estimates, used only where the upstream gave no `usage` (the record then says `estimated`):
+prompt tokens = request body bytes / 4, rounded up; completion tokens = one per relayed event of a stream, or
+answer bytes / 4 of a whole answer. Worst cases, used to reserve money: no tokenizer makes two tokens of one byte.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+
+from groundplane.domain.spec import TokenPrice
+
+_BYTES_PER_TOKEN = 4
+_TOKENS_PER_PRICE_UNIT = 1_000_000
+_USAGE = re.compile(rb'"usage"[ \t\r\n]*:[ \t\r\n]*(?=\{)')
+_DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one request. `cached_tokens` are part of `prompt_tokens`."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    estimated: bool = False
+
+
+NOTHING = Usage(0, 0)
+
+
+def rate(prompt_tokens: int, completion_tokens: int, cached_tokens: int, price: TokenPrice) -> int:
+    """Micro-dollars of one request, rounded up once per request: a bill never rounds to free.
+
+    `cached_tokens` of the prompt are charged at the cached price, the rest at the prompt price.
+    """
+    cached = min(cached_tokens, prompt_tokens)
+    parts = (
+        (prompt_tokens - cached) * price.prompt_microusd_per_million
+        + cached * price.cached_microusd_per_million
+        + completion_tokens * price.completion_microusd_per_million
+    )
+    return -(-parts // _TOKENS_PER_PRICE_UNIT)
+
+
+def worst_case(prompt_bytes: int, completion_tokens_max: int, price: TokenPrice) -> int:
+    """The most micro-dollars a request of this size can cost: every byte a token, every token at the dearer price."""
+    dearer = max(price.prompt_microusd_per_million, price.cached_microusd_per_million)
+    parts = prompt_bytes * dearer + completion_tokens_max * price.completion_microusd_per_million
+    return -(-parts // _TOKENS_PER_PRICE_UNIT)
+
+
+def estimated_tokens(size_bytes: int) -> int:
+    """Tokens in that many bytes of text or JSON, about: bytes / 4, rounded up."""
+    return -(-size_bytes // _BYTES_PER_TOKEN)
+
+
+def find_usage(tail: bytes) -> Usage | None:
+    """The last complete `"usage": {…}` in the tail of a JSON body or in an event of a stream; None when there is none.
+
+    Text of the model can't forge one: inside a JSON string the quotes are escaped, so `"usage"` does not occur there.
+    Source: OpenAI API reference, the completion usage object.
+    """
+    for match in reversed(list(_USAGE.finditer(tail))):
+        try:
+            value, _ = _DECODER.raw_decode(tail[match.end() :].decode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            continue  # cut in the middle: an earlier one may be whole
+        usage = _read(value)
+        if usage is not None:
+            return usage
+    return None
+
+
+def _read(value: object) -> Usage | None:
+    if not isinstance(value, dict):
+        return None
+    prompt, completion = _count(value, "prompt_tokens"), _count(value, "completion_tokens")
+    if prompt is None:
+        return None
+    details = value.get("prompt_tokens_details")
+    cached = _count(details, "cached_tokens") if isinstance(details, dict) else None
+    return Usage(prompt, completion or 0, min(cached or 0, prompt))
+
+
+def _count(value: dict[str, object], name: str) -> int | None:
+    number = value.get(name)
+    if isinstance(number, int) and not isinstance(number, bool) and number >= 0:
+        return number
+    return None
