@@ -5,6 +5,7 @@
     ├── Refusal           understood, and the answer is no          exit 3   HTTP 409
     ├── NotFound          no such object                            exit 4   HTTP 404
     ├── Conflict          the world changed, or it exists already   exit 5   HTTP 409
+    ├── AlreadyUp         a second `ground up` on one home          exit 1
     ├── Unavailable       a part we need does not answer            exit 6   HTTP 503
     ├── AccessError                                                 exit 7
     │   ├── Unauthenticated   no key, or a wrong one                         HTTP 401
@@ -94,6 +95,10 @@ class NotFound(GroundError):
 
 class Conflict(GroundError):
     code, exit_code, http_status = "conflict", 5, 409
+
+
+class AlreadyUp(GroundError):
+    code, exit_code, http_status = "already-up", 1, 409
 
 
 class Unavailable(GroundError):

@@ -5,88 +5,176 @@ Each is an environment variable. docs/reference/settings.md is generated from th
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from groundplane.errors import InvalidInput
-from groundplane.units import parse_bytes, parse_duration_s, parse_usd
+from groundplane.units import format_bytes, format_duration, format_usd, parse_bytes, parse_duration_s, parse_usd
+
+LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
+_WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - recognised, not bound
 
 
-def _setting(variable: str, default: object, meaning: str, parse: object = str) -> object:
-    return field(default=default, metadata={"variable": variable, "meaning": meaning, "parse": parse})
+def _port(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 65535:
+        raise ValueError(f"{number} is no port; 1 to 65535")
+    return number
+
+
+def _setting(variable: str, default: Any, meaning: str, parse: Any = str, *, secret: bool = False) -> Any:
+    return field(default=default, metadata={"variable": variable, "meaning": meaning, "parse": parse, "secret": secret})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SettingValue:
+    """One setting as it stands: where its value came from (`default` or `environment`), secrets masked."""
+
+    variable: str
+    value: str
+    origin: str
+    default: str
+    meaning: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """The installation's settings. `Settings.from_env(os.environ)` reads and validates them."""
 
-    home: Path = _setting("GROUND_HOME", Path("~/.groundplane"), "Where all state lives.", Path)  # type: ignore[assignment]
+    home: Path = _setting("GROUND_HOME", Path("~/.groundplane"), "Where all state lives.", Path)
     database_url: str = _setting(
-        "GROUND_DATABASE_URL", "", "SQLAlchemy URL of PostgreSQL; empty uses SQLite under GROUND_HOME."
-    )  # type: ignore[assignment]
-    host: str = _setting(
-        "GROUND_HOST", "127.0.0.1", "Address of the control plane. Beyond loopback needs an exposure."
-    )  # type: ignore[assignment]
-    port: int = _setting("GROUND_PORT", 4700, "Port of the control plane (API and console).", int)  # type: ignore[assignment]
+        "GROUND_DATABASE_URL",
+        "",
+        "SQLAlchemy URL of PostgreSQL; empty uses SQLite under GROUND_HOME.",
+        secret=True,
+    )
+    host: str = _setting("GROUND_HOST", "127.0.0.1", "Address of the control plane. Beyond loopback needs an exposure.")
+    port: int = _setting("GROUND_PORT", 4700, "Port of the control plane (API and console).", _port)
     gateway_host: str = _setting(
         "GROUND_GATEWAY_HOST", "127.0.0.1", "Address of the gateway. Beyond loopback needs an exposure."
-    )  # type: ignore[assignment]
-    gateway_port: int = _setting("GROUND_GATEWAY_PORT", 4710, "Port of the gateway.", int)  # type: ignore[assignment]
-    url: str = _setting("GROUND_URL", "", "Control plane the CLI talks to; empty means the local one.")  # type: ignore[assignment]
-    key: str = _setting("GROUND_KEY", "", "Key the CLI sends; empty reads the admin key under GROUND_HOME.")  # type: ignore[assignment]
+    )
+    gateway_port: int = _setting("GROUND_GATEWAY_PORT", 4710, "Port of the gateway.", _port)
+    url: str = _setting("GROUND_URL", "", "Control plane the CLI talks to; empty means the local one.")
+    key: str = _setting(
+        "GROUND_KEY", "", "Key the CLI sends; empty reads the admin key under GROUND_HOME.", secret=True
+    )
     local_price_microusd_per_hour: int = _setting(
         "GROUND_LOCAL_PRICE",
         100_000,
         "Hourly price of this machine in dollars, used by the local pool.",
         parse_usd,
-    )  # type: ignore[assignment]
+    )
     reconcile_period_s: int = _setting(
         "GROUND_RECONCILE_PERIOD", 2, "How often an active run or endpoint is looked at.", parse_duration_s
-    )  # type: ignore[assignment]
-    lease_s: int = _setting(
-        "GROUND_LEASE", 30, "How long a claimed row stays with its worker.", parse_duration_s
-    )  # type: ignore[assignment]
+    )
+    lease_s: int = _setting("GROUND_LEASE", 30, "How long a claimed row stays with its worker.", parse_duration_s)
     gateway_slice_microusd: int = _setting(
         "GROUND_GATEWAY_SLICE",
         1_000_000,
         "Dollars reserved ahead per project for the gateway to spend from.",
         parse_usd,
-    )  # type: ignore[assignment]
+    )
     store_quota_bytes: int = _setting(
         "GROUND_STORE_QUOTA",
         0,
         "Most bytes the artifact store may hold; 0 leaves it to the disk.",
         parse_bytes,
-    )  # type: ignore[assignment]
+    )
     log_line_limit_bytes: int = _setting(
         "GROUND_LOG_LINE_LIMIT", 65_536, "A longer log line is cut, and says so.", parse_bytes
-    )  # type: ignore[assignment]
+    )
+    request_limit_bytes: int = _setting(
+        "GROUND_REQUEST_LIMIT", 8 * 2**20, "Largest body the API reads, model uploads apart.", parse_bytes
+    )
+    upload_limit_bytes: int = _setting(
+        "GROUND_UPLOAD_LIMIT", 64 * 2**30, "Most bytes one model upload may bring.", parse_bytes
+    )
+    drain_s: int = _setting(
+        "GROUND_DRAIN", 15, "How long a stopping process may finish what it has begun.", parse_duration_s
+    )
+    process_log_limit_bytes: int = _setting(
+        "GROUND_PROCESS_LOG_LIMIT",
+        16 * 2**20,
+        "Size at which a process log under log/ is rotated; four old ones are kept.",
+        parse_bytes,
+    )
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
-        """Raises InvalidInput naming the variable whose value can't be read, or an unknown GROUND_ variable's spelling."""
+        """Raises InvalidInput naming the variable whose value can't be read, or whose name is a misspelt setting."""
         source = os.environ if env is None else env
-        values: dict[str, object] = {}
+        _refuse_misspelt(source, known=[item.metadata["variable"] for item in fields(cls)])
+        values: dict[str, Any] = {}
         for item in fields(cls):
-            text = source.get(item.metadata["variable"])
-            if text is None or text == "":
+            variable = item.metadata["variable"]
+            text = source.get(variable, "")
+            if text == "":
                 continue
             try:
                 values[item.name] = item.metadata["parse"](text)
             except ValueError as error:
-                raise InvalidInput(
-                    f"{item.metadata['variable']}={text!r}: {error}", "see docs/reference/settings.md"
-                ) from None
-        settings = cls(**values)  # type: ignore[arg-type]
-        object.__setattr__(settings, "home", settings.home.expanduser().absolute())
-        return settings
+                raise InvalidInput(f"{variable}={text!r}: {error}", "see docs/reference/settings.md") from None
+        values["home"] = Path(values.get("home", "~/.groundplane")).expanduser().absolute()
+        return cls(**values)
+
+    def describe(self, env: Mapping[str, str] | None = None) -> list[SettingValue]:
+        """Every setting with its value for people, in the order of the table. Secrets are masked."""
+        source = os.environ if env is None else env
+        return [
+            SettingValue(
+                variable=item.metadata["variable"],
+                value=shown(item.name, _masked(now) if item.metadata["secret"] else now),
+                origin="environment" if source.get(item.metadata["variable"]) else "default",
+                default=shown(item.name, item.default),
+                meaning=item.metadata["meaning"],
+            )
+            for item in fields(self)
+            for now in [getattr(self, item.name)]
+        ]
 
     @property
     def base_url(self) -> str:
-        return self.url or f"http://{self.host}:{self.port}"
+        """Where the CLI finds the control plane; a server on every address is reached on loopback."""
+        return self.url.rstrip("/") or f"http://{_reachable(self.host)}:{self.port}"
 
     @property
     def gateway_url(self) -> str:
-        return f"http://{self.gateway_host}:{self.gateway_port}"
+        return f"http://{_reachable(self.gateway_host)}:{self.gateway_port}"
+
+
+def shown(name: str, value: object) -> str:
+    """A setting's value as a person would write it, by the unit its name ends in."""
+    if isinstance(value, int) and "microusd" in name:
+        return format_usd(value)
+    if isinstance(value, int) and name.endswith("_bytes"):
+        return format_bytes(value)
+    if isinstance(value, int) and name.endswith("_s"):
+        return format_duration(value)
+    return str(value)
+
+
+def _masked(value: str) -> str:
+    """A URL keeps all but its password; anything else keeps nothing."""
+    if "://" in value:
+        return re.sub(r"(//[^:/@]*):[^@]*@", r"\1:****@", value)
+    return "****" if value else ""
+
+
+def _reachable(host: str) -> str:
+    address = _WILDCARD_HOSTS.get(host, host)
+    return f"[{address}]" if ":" in address else address
+
+
+def _refuse_misspelt(source: Mapping[str, str], known: list[str]) -> None:
+    """Jobs and tests set GROUND_ variables of their own, so only what looks like a slip of the pen is refused."""
+    for name in source:
+        if not name.startswith("GROUND_") or name in known:
+            continue
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+        if close:
+            raise InvalidInput(f"{name} is no setting", f"did you mean {close[0]}?")

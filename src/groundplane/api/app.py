@@ -1,0 +1,75 @@
+"""The control plane's HTTP application, put together: routers, errors, limits, measures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+
+from groundplane import __version__
+from groundplane.api import audit, costs, endpoints, exposures, keys, models, plans, projects, runs, system, uploads
+from groundplane.api.errors import install
+from groundplane.api.metrics import HttpMetrics
+from groundplane.api.middleware import BodyLimit, RequestScope
+from groundplane.api.sessions import Sessions
+from groundplane.settings import Settings
+from groundplane.wire import ErrorBody
+
+ROUTERS: tuple[APIRouter, ...] = (
+    system.router,
+    plans.router,
+    runs.router,
+    models.router,
+    uploads.router,
+    endpoints.router,
+    keys.router,
+    projects.router,
+    costs.router,
+    audit.router,
+    exposures.router,
+)
+
+_DESCRIPTION = """The control plane of one installation.
+
+Money is integer micro-dollars (`…_microusd`), times are RFC 3339 in UTC, sizes and durations name their unit.
+Every error has the same shape; its `code` is stable. Send a key as `Authorization: Bearer gp-…`."""
+
+_ERRORS = {
+    400: "The bytes are no request.",
+    401: "No key, or a wrong one.",
+    403: "A good key without this permission.",
+    404: "No such object, or none that this key sees.",
+    409: "Refused with reasons, or the world changed.",
+    413: "The body is over the limit.",
+    422: "Understood as a request; its content is not valid.",
+    500: "A defect of ours; the request id finds it in the log.",
+    503: "A part that this needs does not answer.",
+}
+
+
+def create_app(app: Any, *, routers: tuple[APIRouter, ...] = ()) -> FastAPI:
+    """The application over one wired control plane (`wiring.App`). `routers` adds doors such as the console's pages.
+
+    Building it touches nothing: `app` is used by requests only, so `create_app(None).openapi()` gives the document.
+    """
+    api = FastAPI(
+        title="Groundplane",
+        version=__version__,
+        description=_DESCRIPTION,
+        # The usual documentation pages load scripts from another host: this one stays private.
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
+        responses={status: {"model": ErrorBody, "description": why} for status, why in _ERRORS.items()},
+    )
+    api.state.ground = app
+    api.state.sessions = Sessions()
+    api.state.metrics = HttpMetrics()
+    limit_bytes = app.settings.request_limit_bytes if app is not None else Settings().request_limit_bytes
+    # The last one added is the outermost: even a refused body has an id and is counted.
+    api.add_middleware(BodyLimit, limit_bytes=limit_bytes)
+    api.add_middleware(RequestScope, metrics=api.state.metrics)
+    install(api)
+    for router in (*ROUTERS, *routers):
+        api.include_router(router)
+    return api

@@ -1,0 +1,72 @@
+"""Models: list, look at, register, prove."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from starlette.responses import Response
+
+from groundplane.api.access import Ground, requires
+from groundplane.api.uploads import Landing
+from groundplane.domain.model import ModelVersion
+from groundplane.errors import NotFound
+from groundplane.identity import Actor, Permission
+from groundplane.wire import ModelCheck, RegisterRequest
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
+Number = Annotated[int, Path(ge=1, le=1_000_000)]
+
+
+@router.get("")
+async def list_models(app: Ground, actor: Reader) -> list[ModelVersion]:
+    """Every version that the caller sees, by name and number."""
+    versions: list[ModelVersion] = await app.models.versions(actor)
+    return versions
+
+
+@router.get("/{name}")
+async def get_model(name: str, app: Ground, actor: Reader) -> list[ModelVersion]:
+    """A model's versions, first to last."""
+    versions: list[ModelVersion] = await app.models.versions(actor, name)
+    if not versions:
+        raise NotFound(f"no model {name}", "ground models list shows what there is")
+    return versions
+
+
+@router.get("/{name}/versions/{number}")
+async def get_version(name: str, number: Number, app: Ground, actor: Reader) -> ModelVersion:
+    version: ModelVersion = await app.models.get(actor, f"{name}@{number}")
+    return version
+
+
+@router.post("/{name}/versions", status_code=201)
+async def register_model(
+    name: str,
+    body: RegisterRequest,
+    app: Ground,
+    landing: Landing,
+    actor: Annotated[Actor, requires(Permission.MODELS_WRITE)],
+) -> ModelVersion:
+    """Turns an upload into an immutable, signed version. Refused with the list of missing facts, and for pickles."""
+    folder = landing.folder(body.upload_id, actor.key_id)
+    version: ModelVersion = await app.models.register(
+        actor, name=name, project=body.project, source=folder, facts=body.facts
+    )
+    await landing.discard(body.upload_id, actor.key_id)
+    return version
+
+
+@router.post("/{name}/versions/{number}/verify")
+async def verify_model(name: str, number: Number, app: Ground, actor: Reader) -> ModelCheck:
+    """Re-hashes every file and checks the certificate; `problems` names what is not as it was signed."""
+    checked = await app.models.verify(actor, f"{name}@{number}")
+    return ModelCheck(ref=f"{name}@{number}", ok=checked.ok, problems=tuple(checked.problems))
+
+
+@router.get("/{name}/versions/{number}/certificate", responses={200: {"content": {"application/json": {}}}})
+async def get_certificate(name: str, number: Number, app: Ground, actor: Reader) -> Response:
+    """The signed envelope, byte for byte as it was signed."""
+    certificate = await app.models.certificate(actor, f"{name}@{number}")
+    return Response(certificate, media_type="application/json")

@@ -1,0 +1,77 @@
+"""Whether it lives, whether it is ready, who is asking, and the installation in one look."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from typing import Annotated
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from groundplane import __version__
+from groundplane.api.access import Ground, requires, requires_any_key
+from groundplane.api.metrics import CONTENT_TYPE
+from groundplane.domain.budget import HoldStatus
+from groundplane.identity import ROLE_PERMISSIONS, Actor, Permission
+from groundplane.wire import Health, Status, Whoami
+
+router = APIRouter(tags=["system"])
+_ACTIVE_RUNS_MAX = 10_000
+
+
+@router.get("/healthz")
+async def healthz() -> Health:
+    """The process lives."""
+    return Health(status="ok", version=__version__)
+
+
+@router.get("/readyz")
+async def readyz(app: Ground) -> Health:
+    """The database answers. 503 when it does not."""
+    async with app.store.transaction() as tx:
+        await tx.chain_head()
+    return Health(status="ok", version=__version__)
+
+
+@router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+async def metrics(request: Request, actor: Annotated[Actor, requires(Permission.SYSTEM_READ)]) -> Response:
+    """Prometheus' text format. A scraper sends a viewer key: `authorization: {credentials_file: …}`."""
+    return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE)
+
+
+@router.get("/v1/whoami")
+async def whoami(actor: Annotated[Actor, requires_any_key()]) -> Whoami:
+    """Whom this key stands for, and what it may do."""
+    return Whoami(
+        name=actor.name,
+        role=actor.role,
+        project=actor.project,
+        key_id=actor.key_id,
+        permissions=tuple(sorted(ROLE_PERMISSIONS[actor.role])),
+    )
+
+
+@router.get("/v1/status")
+async def status(app: Ground, actor: Annotated[Actor, requires(Permission.SYSTEM_READ)]) -> Status:
+    """The installation in one look; counts cover what the caller sees."""
+    runs = await app.runs.runs(actor, project=None, status="active", limit=_ACTIVE_RUNS_MAX)
+    endpoints = await app.endpoints.endpoints(actor)
+    holds = [hold for hold in await app.costs.holds(actor) if hold.status is HoldStatus.PENDING]
+    disk = shutil.disk_usage(app.settings.home)
+    return Status(
+        version=__version__,
+        started_at=app.started_at,
+        now=app.clock.now(),
+        database="postgresql" if app.settings.database_url else "sqlite",
+        home=str(app.settings.home),
+        disk_free_bytes=disk.free,
+        disk_total_bytes=disk.total,
+        gateway_url=app.settings.gateway_url,
+        projects=len(await app.access.projects(actor)),
+        runs_active=dict(Counter(run.status.value for run in runs)),
+        endpoints=dict(Counter(endpoint.status.value for endpoint in endpoints)),
+        model_versions=len(await app.models.versions(actor)),
+        holds_pending=len(holds),
+        held_microusd=sum(hold.amount_microusd - hold.posted_microusd for hold in holds),
+    )

@@ -1,0 +1,272 @@
+"""What crosses the HTTP door besides the domain's own records: requests, envelopes and views.
+
+The API reads and writes these shapes, the client reads and writes the same ones; neither knows the other.
+Requests refuse fields they don't know, so a misspelt one is an error and not a silence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, ClassVar
+
+from groundplane.audit import ChainBreak
+from groundplane.domain.access import Key
+from groundplane.domain.budget import Budget
+from groundplane.domain.endpoint import Endpoint
+from groundplane.domain.planning import Plan
+from groundplane.domain.run import Attempt, Checkpoint, Run
+from groundplane.errors import Problem, Refused
+from groundplane.identity import Permission, Role
+
+STRICT: dict[str, Any] = {"extra": "forbid"}
+
+
+# ---------------------------------------------------------------- errors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorInfo:
+    """One error for people and programs. `code` is stable; `problems` and `refusals` say every reason."""
+
+    code: str
+    message: str
+    hint: str = ""
+    problems: tuple[Problem, ...] = ()
+    refusals: tuple[Refused, ...] = ()
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorBody:
+    error: ErrorInfo
+
+
+# ---------------------------------------------------------------- system
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """`status` is ok, or says which part does not answer."""
+
+    status: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Whoami:
+    name: str
+    role: Role
+    project: str | None
+    key_id: str
+    permissions: tuple[Permission, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """The installation in one look. Counts and money cover the projects that the caller sees."""
+
+    version: str
+    started_at: datetime
+    now: datetime
+    database: str
+    home: str
+    disk_free_bytes: int
+    disk_total_bytes: int
+    gateway_url: str
+    projects: int
+    runs_active: dict[str, int]
+    endpoints: dict[str, int]
+    model_versions: int
+    holds_pending: int
+    held_microusd: int
+
+
+# ---------------------------------------------------------------- plans and runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecRequest:
+    """YAML of one or more documents; relative paths are refused or taken as the spec's rules say."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    spec: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlansBody:
+    plans: tuple[Plan, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """What one plan became: a run or an endpoint."""
+
+    run: Run | None = None
+    endpoint: Endpoint | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppliedAll:
+    plans: tuple[Plan, ...]
+    runs: tuple[Run, ...]
+    endpoints: tuple[Endpoint, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunDetail:
+    run: Run
+    attempts: tuple[Attempt, ...]
+    checkpoints: tuple[Checkpoint, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunExplanation:
+    """Why a run is where it is: one sentence, then the facts behind it."""
+
+    sentence: str
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReasonRequest:
+    """Why somebody does this: written to the audit trail."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogPiece:
+    """A piece of one attempt's log. `complete` when this attempt writes no more."""
+
+    data: bytes
+    attempt: int
+    next_offset: int
+    complete: bool
+
+
+# ---------------------------------------------------------------- models
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """A landing place for files before they are registered; it is swept a day after its last use."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadedFile:
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+# ---------------------------------------------------------------- access
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectRequest:
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    name: str
+    owner: str
+    cost_center: str
+    monthly_limit_microusd: int | None = None
+    thresholds_percent: tuple[int, ...] = (50, 80, 100)
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRequest:
+    """Empty `models` on a caller key allows every model of the project."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    name: str
+    project: str
+    owner: str
+    role: Role
+    models: tuple[str, ...] = ()
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewKey:
+    """A key with its secret. The secret is shown this once; only its SHA-256 is kept."""
+
+    key: Key
+    secret: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExposureRequest:
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    address: str
+    owner: str
+    reason: str
+    expires_at: datetime
+
+
+# ---------------------------------------------------------------- money
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetRequest:
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    monthly_limit_microusd: int | None
+    thresholds_percent: tuple[int, ...] = (50, 80, 100)
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostLine:
+    """One group's money and work in a period. `usd_per_1000_requests` is None when there were no requests."""
+
+    group: str
+    compute_microusd: int
+    tokens_microusd: int
+    total_microusd: int
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    requests: int = 0
+    usd_per_1000_requests: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The Monday report: what the period cost, for whom, what is still running, and what is reserved."""
+
+    since: datetime
+    until: datetime
+    total_microusd: int
+    by_project: tuple[CostLine, ...]
+    by_model: tuple[CostLine, ...]
+    by_run: tuple[CostLine, ...]
+    by_owner: tuple[CostLine, ...]
+    budgets: tuple[Budget, ...]
+    runs_active: tuple[Run, ...]
+    endpoints_active: tuple[Endpoint, ...]
+    held_microusd: int
+
+
+# ---------------------------------------------------------------- audit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditVerdict:
+    """Whether the trail is whole: how many events were checked, and where it breaks if it does."""
+
+    events: int
+    broken: ChainBreak | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FactsRequest:
+    """Who and what a loose model comes from; the registry names what is missing."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    upload_id: str
+    project: str
+    facts: dict[str, Any] = field(default_factory=dict)
