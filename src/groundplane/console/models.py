@@ -1,0 +1,55 @@
+"""Models as pages: every version, and one version with its birth certificate, files and verification."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+
+from groundplane.api.access import Ground, requires
+from groundplane.console.certificate import read
+from groundplane.console.web import PageRoute, page
+from groundplane.domain.model import ModelVersion
+from groundplane.identity import Actor, Permission
+
+Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
+
+
+def routes() -> APIRouter:
+    router = APIRouter(route_class=PageRoute, prefix="/models")
+
+    @router.get("")
+    async def models(request: Request, actor: Reader, ground: Ground) -> Response:
+        by_name: dict[str, list[ModelVersion]] = {}
+        for version in await ground.models.versions(actor):
+            by_name.setdefault(version.name, []).append(version)
+        for versions in by_name.values():
+            versions.sort(key=lambda each: -each.number)
+        return page(request, "models.html", actor, models=sorted(by_name.items()))
+
+    @router.get("/{ref}")
+    async def version(request: Request, ref: str, actor: Reader, ground: Ground) -> Response:
+        return await _page(request, ref, actor, ground, verification=None)
+
+    @router.post("/{ref}/verify")
+    async def verify(request: Request, ref: str, actor: Reader, ground: Ground) -> Response:
+        """Re-hashes every file: work, though it changes nothing, hence a form and no link."""
+        return await _page(request, ref, actor, ground, verification=await ground.models.verify(actor, ref))
+
+    return router
+
+
+async def _page(request: Request, ref: str, actor: Actor, ground: Any, *, verification: Any) -> Response:
+    version = await ground.models.get(actor, ref)
+    serving = [
+        endpoint.id for endpoint in await ground.endpoints.endpoints(actor) if endpoint.model_version == version.id
+    ]
+    return page(
+        request,
+        "model.html",
+        actor,
+        version=version,
+        certificate=read(version.certificate),
+        serving=serving,
+        verification=verification,
+    )

@@ -1,0 +1,44 @@
+"""The console's routes, put together: one module per resource, the same words as on every floor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse, RedirectResponse
+
+from groundplane.console import access, audit, costs, endpoints, models, overview, runs, session
+from groundplane.console.web import HOME, PageRoute
+from groundplane.errors import NotFound
+
+STATIC = {
+    "ground.css": "text/css; charset=utf-8",
+    "ground.js": "text/javascript; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+}
+
+
+def router() -> APIRouter:
+    """Everything under /console, and / which leads there. The application has `state.ground` and `state.sessions`."""
+    pages = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+    @pages.get("/")
+    async def root() -> Response:
+        return RedirectResponse(HOME, status_code=303)
+
+    @pages.get(f"{HOME}/static/{{name}}")
+    async def static(name: str) -> Response:
+        if name not in STATIC:
+            raise NotFound(f"no file {name} belongs to the console")
+        path = Path(__file__).parent / "static" / name
+        # The pages ask for ?v=VERSION, so a new release is a new address.
+        return FileResponse(path, media_type=STATIC[name], headers={"Cache-Control": "private, max-age=3600"})
+
+    for part in (session, overview, runs, models, endpoints, costs, access, audit):
+        pages.include_router(part.routes(), prefix=HOME)
+
+    @pages.get(f"{HOME}/{{rest:path}}")
+    async def nowhere(request: Request, rest: str) -> Response:
+        raise NotFound(f"there is no page {request.url.path}", "start at the overview")
+
+    return pages

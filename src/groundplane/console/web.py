@@ -1,0 +1,126 @@
+"""What every page shares: templates, security headers, and errors that a person can read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.routing import APIRoute
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+import groundplane
+from groundplane.console import words
+from groundplane.errors import GroundError, InvalidInput, Unauthenticated
+from groundplane.identity import Actor, Permission
+
+HOME = "/console"
+LOGIN = f"{HOME}/login"
+
+HEADERS = {
+    # Nothing inline and nothing from elsewhere: markup that slips through escaping still runs no script.
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; "
+        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    # `no-referrer` would make browsers send `Origin: null` with our own forms, and the origin check refuse them.
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+NAVIGATION = (
+    ("Overview", HOME, Permission.SYSTEM_READ),
+    ("Runs", f"{HOME}/runs", Permission.RUNS_READ),
+    ("Models", f"{HOME}/models", Permission.MODELS_READ),
+    ("Endpoints", f"{HOME}/endpoints", Permission.ENDPOINTS_READ),
+    ("Costs", f"{HOME}/costs", Permission.COSTS_READ),
+    ("Keys", f"{HOME}/keys", Permission.KEYS_READ),
+    ("Audit", f"{HOME}/audit", Permission.AUDIT_READ),
+)
+
+
+class PageRoute(APIRoute):
+    """A route that answers people: without a session it leads to the sign-in page, and errors are pages."""
+
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            response: Response
+            try:
+                response = await handle(request)
+            except Unauthenticated:
+                response = RedirectResponse(f"{LOGIN}?next={quote(_here(request))}", status_code=303)
+            except RequestValidationError as error:
+                field = error.errors()[0]["loc"][-1]
+                response = error_page(request, InvalidInput(f"the address has a wrong value for {field!r}"))
+            except GroundError as error:
+                response = error_page(request, error)
+            for name, value in HEADERS.items():
+                response.headers.setdefault(name, value)
+            return response
+
+        return answer
+
+
+def page(
+    request: Request, template: str, actor: Actor | None = None, *, status: int = 200, **values: Any
+) -> HTMLResponse:
+    """Renders a template. `actor` is None on pages that anyone may see."""
+    now: datetime = request.app.state.ground.clock.now()
+    html = (
+        _environment()
+        .get_template(template)
+        .render(
+            actor=actor,
+            here=request.url.path,
+            navigation=[item for item in NAVIGATION if actor is not None and actor.may(item[2])],
+            now=now,
+            version=groundplane.__version__,
+            **values,
+        )
+    )
+    return HTMLResponse(html, status_code=status)
+
+
+def error_page(request: Request, error: GroundError) -> HTMLResponse:
+    """The error as a page, with the way forward; it shows nothing that the error itself doesn't say."""
+    return page(request, "error.html", status=error.http_status, error=error)
+
+
+def back(path: str) -> RedirectResponse:
+    """After a change: a page that can be reloaded without changing anything again."""
+    return RedirectResponse(path, status_code=303)
+
+
+def local(path: str) -> str:
+    """The path if it is one of the console's own pages, else the overview: no redirect leads away from here."""
+    return path if path == HOME or path.startswith((f"{HOME}/", f"{HOME}?")) else HOME
+
+
+def _here(request: Request) -> str:
+    return request.url.path + (f"?{request.url.query}" if request.method == "GET" and request.url.query else "")
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(words.FILTERS)
+    environment.globals.update(words.GLOBALS)
+    return environment
