@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
+import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+
+from groundplane.domain.canonical import canonical_json
+from groundplane.errors import InvalidInput, Refused
+
+LATEST = "latest"
+PATH_BYTES_MAX = 1024
+PART_BYTES_MAX = 255
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,3 +48,122 @@ class ModelVersion:
     created_by: str
     created_at: datetime
     version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRef:
+    """`name@3`, or `name@latest` with `number` None."""
+
+    name: str
+    number: int | None
+
+    def __str__(self) -> str:
+        return f"{self.name}@{LATEST if self.number is None else self.number}"
+
+
+def parse_ref(text: str) -> ModelRef:
+    """`tiny-lm@3` or `tiny-lm@latest`. InvalidInput on anything else; a bare name is refused because it would drift."""
+    name, at, number = text.partition("@")
+    check_name(name)
+    if at and number == LATEST:
+        return ModelRef(name=name, number=None)
+    if at and re.fullmatch(r"[1-9][0-9]{0,8}", number):
+        return ModelRef(name=name, number=int(number))
+    raise InvalidInput(
+        f"{text!r} names no model version", f"write {name}@1 for a fixed version or {name}@latest for the newest"
+    )
+
+
+def check_name(name: str) -> str:
+    """A model's name, usable in paths, URLs and host names. InvalidInput otherwise."""
+    if not _NAME.fullmatch(name) or ".." in name:
+        raise InvalidInput(
+            f"{name!r} is no model name",
+            "use 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning and ending with a letter or digit",
+        )
+    return name
+
+
+def check_sha256(digest: str) -> str:
+    """64 lower-case hex digits, or InvalidInput: a digest becomes a path, so nothing else may pass."""
+    if not _SHA256.fullmatch(digest):
+        raise InvalidInput(f"{digest!r} is no SHA-256 digest", "write 64 lower-case hex digits")
+    return digest
+
+
+def path_fault(path: str) -> str | None:
+    """What is wrong with a file's name inside a version, or None. Only plain relative POSIX paths pass."""
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    if not path or path.startswith("/"):
+        return "is not relative" if path else "is empty"
+    if len(encoded) > PATH_BYTES_MAX:
+        return f"is {len(encoded)} bytes long, over {PATH_BYTES_MAX}"
+    if "\\" in path:
+        return "holds a backslash"
+    for part in path.split("/"):
+        if part in {"", ".", ".."}:
+            return f"has the part {part!r}"
+        if len(part.encode()) > PART_BYTES_MAX:
+            return f"has a part over {PART_BYTES_MAX} bytes"
+    # Cc: control characters. Cf: invisible ones, among them the overrides that make a name read backwards.
+    if any(unicodedata.category(character) in {"Cc", "Cf"} for character in path):
+        return "holds an invisible or control character"
+    return None
+
+
+def path_refusals(paths: Sequence[str]) -> tuple[Refused, ...]:
+    """One refusal per bad name, and per pair of names that look alike (equal after Unicode NFC) or are file and folder."""
+    refused = []
+    seen: dict[str, str] = {}
+    for path in paths:
+        fault = path_fault(path)
+        if fault is not None:
+            refused.append(
+                Refused(
+                    rule="file-path",
+                    need="plain relative paths",
+                    have=f"{path!r} {fault}",
+                    hint="rename the file inside the model's folder",
+                )
+            )
+            continue
+        alike = unicodedata.normalize("NFC", path)
+        if alike in seen:
+            refused.append(_clash(path, seen[alike], "reads the same as"))
+        seen[alike] = path
+    for alike, path in seen.items():
+        parts = alike.split("/")
+        folder = next((p for n in range(1, len(parts)) if (p := "/".join(parts[:n])) in seen), None)
+        if folder is not None:
+            refused.append(_clash(path, seen[folder], "lies below the file"))
+    return tuple(refused)
+
+
+def _clash(path: str, other: str, how: str) -> Refused:
+    return Refused(
+        rule="file-path",
+        need="names that differ",
+        have=f"{path!r} {how} {other!r}",
+        hint="rename one of the two",
+    )
+
+
+def manifest(files: Sequence[ManifestFile]) -> tuple[ManifestFile, ...]:
+    """The files in manifest order: by the UTF-8 bytes of their paths."""
+    return tuple(sorted(files, key=lambda file: file.path.encode()))
+
+
+def manifest_bytes(files: Sequence[ManifestFile]) -> bytes:
+    """The manifest's canonical JSON: `[{"path", "sha256", "size_bytes"}, …]` in manifest order."""
+    rows: list[object] = [
+        {"path": file.path, "sha256": file.sha256, "size_bytes": file.size_bytes} for file in manifest(files)
+    ]
+    return canonical_json(rows)
+
+
+def manifest_sha256(files: Sequence[ManifestFile]) -> str:
+    """SHA-256 hex of the manifest's canonical JSON. Two versions with equal files have equal manifests."""
+    return hashlib.sha256(manifest_bytes(files)).hexdigest()

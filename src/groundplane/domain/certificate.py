@@ -1,0 +1,475 @@
+"""The birth certificate: where a model version comes from, stated once, signed, and checkable offline by a stranger.
+
+A DSSE envelope around an in-toto Statement v1. Its subjects are the version's files by SHA-256; its predicate holds the
+facts. A fact nobody could establish is listed under `unknown` with the reason; it is never left out silently.
+Source: DSSE protocol 1.0.2; in-toto attestation Statement v1.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from groundplane.domain.canonical import canonical_json, parse_json
+from groundplane.domain.model import ManifestFile, ModelVersion, manifest, manifest_sha256
+from groundplane.errors import InvalidInput, Problem, Refused
+
+PAYLOAD_TYPE = "application/vnd.in-toto+json"
+STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
+PREDICATE_TYPE = "https://groundplane.dev/birth-certificate/v1"
+
+REQUIRED_FACTS = ("owner", "license", "data", "code_commit", "training_run", "metrics")
+"""What a model registered by hand must come with."""
+
+
+# ---------------------------------------------------------------- facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFact:
+    """A dataset the model was made from. `how`: declared (somebody said so), measured (hashed here), or disputed."""
+
+    name: str
+    sha256: str = ""
+    size_bytes: int | None = None
+    how: str = "declared"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CodeFact:
+    """The code that made it. `commit` is empty outside version control; `dirty` is None when nobody knows."""
+
+    commit: str = ""
+    dirty: bool | None = None
+    repository: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentFact:
+    """An interpreter and its installed packages, `name==version`, sorted. `of` says whose environment it is."""
+
+    of: str
+    python: str
+    platform: str
+    packages: tuple[str, ...]
+
+    @property
+    def packages_sha256(self) -> str:
+        """SHA-256 hex of the list, one package a line."""
+        return hashlib.sha256("".join(f"{package}\n" for package in self.packages).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceleratorFact:
+    name: str
+    memory_bytes: int | None = None
+    driver: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HardwareFact:
+    """The machine. `accelerators` is empty when it has none, None when nobody could tell."""
+
+    cpu: str
+    cores: int
+    memory_bytes: int
+    accelerators: tuple[AcceleratorFact, ...] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """What can be seen around a run, and when it was looked at: at its start, or only at registration."""
+
+    observed: str
+    code: CodeFact | None = None
+    environment: EnvironmentFact | None = None
+    hardware: HardwareFact | None = None
+    data: tuple[DataFact, ...] = ()
+    unknown: tuple[tuple[str, str], ...] = ()
+    """(fact, why nobody knows it)"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFact:
+    """The run that made the model. `resumed_from_steps` has one entry per attempt that went on from a checkpoint."""
+
+    id: str
+    spec_digest: str = ""
+    created_by: str = ""
+    attempts: int = 0
+    end_reasons: tuple[str, ...] = ()
+    resumed_from_steps: tuple[int, ...] = ()
+    checkpoints: int = 0
+    last_step: int | None = None
+    nodes: tuple[str, ...] = ()
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What somebody states about a model registered by hand. `missing_facts` says what is still needed."""
+
+    owner: str = ""
+    license: str = ""
+    framework: str = ""
+    description: str = ""
+    base_model: str = ""
+    data: tuple[DataFact, ...] = ()
+    code_commit: str = ""
+    code_dirty: bool | None = None
+    code_repository: str = ""
+    training_run: str = ""
+    hardware: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+    cost_microusd: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MissingFact:
+    """A fact the certificate requires, the question it answers, and the flag that supplies it."""
+
+    name: str
+    question: str
+    flag: str
+
+    def refused(self) -> Refused:
+        return Refused(
+            rule="birth-certificate",
+            need=f"{self.name.replace('_', ' ')} ({self.question})",
+            have="nothing",
+            hint=f"add {self.flag}",
+        )
+
+
+_QUESTIONS: dict[str, tuple[str, str]] = {
+    "owner": ("who answers for it?", "--owner NAME"),
+    "license": ("under which terms may it be used?", "--license SPDX-ID"),
+    "framework": ("what made it and loads it?", "--framework NAME"),
+    "base_model": ("what was it fine-tuned from?", "--base-model NAME@VERSION"),
+    "data": ("what was it trained on?", "--data NAME=SHA256"),
+    "code_commit": ("which code made it?", "--code-commit COMMIT"),
+    "training_run": ("which run made it, when and where?", "--training-run ID"),
+    "metrics": ("how good is it, by which measure?", "--metric NAME=VALUE"),
+    "cost_microusd": ("what did it cost?", "--cost USD"),
+    "hardware": ("on which hardware was it made?", "--hardware TEXT"),
+}
+
+
+def missing_facts(facts: Facts, required: Sequence[str] = REQUIRED_FACTS) -> tuple[MissingFact, ...]:
+    """What is required and not given, in the order asked. A dataset without a digest does not count as given."""
+    missing = []
+    for name in required:
+        value = getattr(facts, name)
+        given = value is not None if name == "cost_microusd" else bool(value)
+        if name == "data":
+            given = given and all(data.name and data.sha256 for data in facts.data)
+        if isinstance(value, str):
+            given = bool(value.strip())
+        if not given:
+            question, flag = _QUESTIONS[name]
+            missing.append(MissingFact(name=name, question=question, flag=flag))
+    return tuple(missing)
+
+
+def finite_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], tuple[tuple[str, str], ...]]:
+    """Metrics JSON can hold, and the others as unknown facts: a loss of NaN is no measurement."""
+    known = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+    unknown = tuple(
+        (f"metrics.{name}", f"the run reported {metrics[name]}") for name in sorted(metrics) if name not in known
+    )
+    return known, unknown
+
+
+# ---------------------------------------------------------------- statement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Birth:
+    """Everything a certificate states beside the row it certifies. `origin`: run (we watched it) or stated (a person said)."""
+
+    origin: str
+    framework: str = ""
+    description: str = ""
+    base_model: str = ""
+    run: RunFact | None
+    circumstances: Circumstances
+    cost_microusd: int | None
+    formats: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    """path → {"format": …, and what is known of the file}"""
+    unknown: tuple[tuple[str, str], ...] = ()
+    software: str
+
+
+def statement(row: ModelVersion, birth: Birth) -> dict[str, object]:
+    """The in-toto Statement of a version. `row.certificate` and its digest are not part of it: they are made from it."""
+    seen = birth.circumstances
+    files = manifest(row.files)
+    predicate: dict[str, object] = {
+        "version": {
+            "id": row.id,
+            "name": row.name,
+            "number": row.number,
+            "project": row.project,
+            "owner": row.owner,
+            "license": row.license,
+            "run_id": row.run_id,
+            "framework": birth.framework,
+            "description": birth.description,
+            "base_model": birth.base_model,
+        },
+        "created": {"at": _time(row.created_at), "by": row.created_by, "software": birth.software},
+        "manifest": {
+            "sha256": row.manifest_sha256,
+            "size_bytes": row.size_bytes,
+            "files": [
+                {
+                    "path": file.path,
+                    "sha256": file.sha256,
+                    "size_bytes": file.size_bytes,
+                    **birth.formats.get(file.path, {}),
+                }
+                for file in files
+            ],
+        },
+        "origin": birth.origin,
+        "observed": seen.observed,
+        "run": None if birth.run is None else _run(birth.run),
+        "data": [{"name": d.name, "sha256": d.sha256, "size_bytes": d.size_bytes, "how": d.how} for d in seen.data],
+        "code": None if seen.code is None else _code(seen.code),
+        "environment": None if seen.environment is None else _environment(seen.environment),
+        "hardware": None if seen.hardware is None else _hardware(seen.hardware),
+        "metrics": dict(row.metrics),
+        "cost_microusd": birth.cost_microusd,
+        "unknown": [{"fact": fact, "why": why} for fact, why in sorted({*birth.unknown, *seen.unknown})],
+    }
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [{"name": file.path, "digest": {"sha256": file.sha256}} for file in files],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": predicate,
+    }
+
+
+def _time(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="microseconds")
+
+
+def _run(run: RunFact) -> dict[str, object]:
+    return {
+        "id": run.id,
+        "spec_digest": run.spec_digest,
+        "created_by": run.created_by,
+        "attempts": run.attempts,
+        "end_reasons": list(run.end_reasons),
+        "resumed_from_steps": list(run.resumed_from_steps),
+        "checkpoints": run.checkpoints,
+        "last_step": run.last_step,
+        "nodes": list(run.nodes),
+        "started_at": _time(run.started_at),
+        "ended_at": _time(run.ended_at),
+    }
+
+
+def _code(code: CodeFact) -> dict[str, object]:
+    return {"commit": code.commit, "dirty": code.dirty, "repository": code.repository}
+
+
+def _environment(found: EnvironmentFact) -> dict[str, object]:
+    return {
+        "of": found.of,
+        "python": found.python,
+        "platform": found.platform,
+        "packages_sha256": found.packages_sha256,
+        "packages": list(found.packages),
+    }
+
+
+def _hardware(found: HardwareFact) -> dict[str, object]:
+    cards = found.accelerators
+    return {
+        "cpu": found.cpu,
+        "cores": found.cores,
+        "memory_bytes": found.memory_bytes,
+        "accelerators": None
+        if cards is None
+        else [{"name": c.name, "memory_bytes": c.memory_bytes, "driver": c.driver} for c in cards],
+    }
+
+
+# ---------------------------------------------------------------- envelope
+
+
+def pae(payload_type: str, payload: bytes) -> bytes:
+    """DSSE's pre-authentication encoding: the bytes a signature covers, payload type included."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
+
+
+def seal(body: Mapping[str, object], key_id: str, sign: Callable[[bytes], bytes]) -> str:
+    """The signed envelope as canonical JSON text. `sign` signs the PAE with the key named `key_id`."""
+    payload = canonical_json(body)
+    signature = sign(pae(PAYLOAD_TYPE, payload))
+    envelope = {
+        "payloadType": PAYLOAD_TYPE,
+        "payload": _encode(payload),
+        "signatures": [{"keyid": key_id, "sig": _encode(signature)}],
+    }
+    return canonical_json(envelope).decode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """An envelope taken apart: the exact bytes that were signed, their meaning, who signed."""
+
+    payload: bytes
+    statement: dict[str, object]
+    key_id: str
+    signature: bytes
+
+
+def open_envelope(text: str) -> Opened:
+    """Takes the text apart, strictly: one spelling only, so that no byte can change unnoticed. Trusts nothing yet.
+
+    Raises InvalidInput naming the part that is not as `seal` writes it.
+    """
+    envelope = parse_json(text)
+    if not isinstance(envelope, dict) or set(envelope) != {"payload", "payloadType", "signatures"}:
+        raise InvalidInput("the certificate is no DSSE envelope")
+    if envelope["payloadType"] != PAYLOAD_TYPE:
+        raise InvalidInput(f"the certificate's payloadType is {envelope['payloadType']!r}")
+    signatures = envelope["signatures"]
+    if not isinstance(signatures, list) or len(signatures) != 1 or not isinstance(signatures[0], dict):
+        raise InvalidInput("the certificate does not have exactly one signature")
+    if set(signatures[0]) != {"keyid", "sig"} or not isinstance(signatures[0]["keyid"], str):
+        raise InvalidInput("the certificate's signature does not have exactly keyid and sig")
+    payload = _decode(envelope["payload"], "payload")
+    signature = _decode(signatures[0]["sig"], "signature")
+    if canonical_json(envelope).decode() != text:
+        raise InvalidInput("the certificate's text is not in canonical form")
+    body = parse_json(payload)
+    if not isinstance(body, dict) or canonical_json(body) != payload:
+        raise InvalidInput("the certificate's payload is no canonical JSON object")
+    return Opened(payload=payload, statement=body, key_id=signatures[0]["keyid"], signature=signature)
+
+
+def _encode(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _decode(text: object, what: str) -> bytes:
+    if not isinstance(text, str):
+        raise InvalidInput(f"the certificate's {what} is no text")
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidInput(f"the certificate's {what} is no base64") from None
+    if _encode(data) != text:
+        raise InvalidInput(f"the certificate's {what} is not in canonical base64")
+    return data
+
+
+# ---------------------------------------------------------------- checking
+
+
+def check(row: ModelVersion, verify: Callable[[bytes, bytes, str], bool]) -> tuple[Problem, ...]:
+    """Everything wrong with a version's row and certificate; empty when both are what was signed.
+
+    `verify(payload, signature, key_id)` answers whether a trusted key signed. The files' bytes are checked elsewhere.
+    """
+    if hashlib.sha256(row.certificate.encode(errors="surrogatepass")).hexdigest() != row.certificate_sha256:
+        text = "the certificate's text is not the one whose digest the version's row holds"
+        return (Problem(field="certificate", message=text, hint=_HINT), *_check_manifest(row))
+    try:
+        opened = open_envelope(row.certificate)
+    except InvalidInput as error:
+        return (Problem(field="certificate", message=error.message, hint=_HINT), *_check_manifest(row))
+    problems = []
+    if not verify(pae(PAYLOAD_TYPE, opened.payload), opened.signature, opened.key_id):
+        message = f"no trusted key signed this; it names key {opened.key_id[:16]}"
+        problems.append(Problem(field="certificate signature", message=message, hint=_HINT))
+    return (*problems, *_check_statement(row, opened.statement), *_check_manifest(row))
+
+
+_HINT = "register the files anew, or restore the database from a backup"
+
+
+def _check_manifest(row: ModelVersion) -> list[Problem]:
+    found = manifest_sha256(row.files)
+    problems = []
+    if found != row.manifest_sha256:
+        message = f"the list of files has digest {found[:16]}…, the row says {row.manifest_sha256[:16]}…"
+        problems.append(Problem(field="manifest", message=message, hint=_HINT))
+    total = sum(file.size_bytes for file in row.files)
+    if total != row.size_bytes:
+        problems.append(Problem(field="size_bytes", message=f"files add up to {total}, the row says {row.size_bytes}"))
+    return problems
+
+
+def _check_statement(row: ModelVersion, body: Mapping[str, object]) -> list[Problem]:
+    if body.get("_type") != STATEMENT_TYPE or body.get("predicateType") != PREDICATE_TYPE:
+        return [Problem(field="certificate", message="the payload is no birth certificate", hint=_HINT)]
+    predicate = _part(body, "predicate")
+    version, created, listed = (_part(predicate, name) for name in ("version", "created", "manifest"))
+    stated: dict[str, tuple[object, object]] = {
+        "id": (version.get("id"), row.id),
+        "name": (version.get("name"), row.name),
+        "number": (version.get("number"), row.number),
+        "project": (version.get("project"), row.project),
+        "owner": (version.get("owner"), row.owner),
+        "license": (version.get("license"), row.license),
+        "run_id": (version.get("run_id"), row.run_id),
+        "created_by": (created.get("by"), row.created_by),
+        "created_at": (created.get("at"), _time(row.created_at)),
+        "metrics": (predicate.get("metrics"), dict(row.metrics)),
+        "manifest_sha256": (listed.get("sha256"), row.manifest_sha256),
+        "size_bytes": (listed.get("size_bytes"), row.size_bytes),
+    }
+    problems = [
+        Problem(field=name, message=f"the row says {_short(have)}, the certificate {_short(signed)}", hint=_HINT)
+        for name, (signed, have) in stated.items()
+        if signed != have
+    ]
+    return [*problems, *_check_files(row.files, listed, body)]
+
+
+def _check_files(
+    files: Sequence[ManifestFile], listed: Mapping[str, object], body: Mapping[str, object]
+) -> list[Problem]:
+    entries, subjects = listed.get("files"), body.get("subject")
+    if not isinstance(entries, list) or not isinstance(subjects, list):
+        return [Problem(field="certificate", message="the certificate lists no files", hint=_HINT)]
+    signed = {
+        str(entry.get("path")): (entry.get("sha256"), entry.get("size_bytes"))
+        for entry in entries
+        if isinstance(entry, dict)
+    }
+    have = {file.path: (file.sha256, file.size_bytes) for file in files}
+    problems = []
+    for path in sorted({*signed, *have}):
+        if path not in have:
+            problems.append(Problem(field=f"file {path}", message="is certified and missing from the row", hint=_HINT))
+        elif path not in signed:
+            problems.append(Problem(field=f"file {path}", message="is in the row and not certified", hint=_HINT))
+        elif signed[path] != have[path]:
+            message = "has another digest or size in the row than in the certificate"
+            problems.append(Problem(field=f"file {path}", message=message, hint=_HINT))
+    expected = [{"name": file.path, "digest": {"sha256": file.sha256}} for file in manifest(files)]
+    if not problems and subjects != expected:
+        problems.append(Problem(field="certificate", message="its subjects are not its files", hint=_HINT))
+    return problems
+
+
+def _part(value: Mapping[str, object], name: str) -> Mapping[str, object]:
+    found = value.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"

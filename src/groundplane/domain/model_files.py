@@ -1,0 +1,356 @@
+"""What a model's file really is, told from its bytes, and whether it may become part of a version.
+
+Nothing is loaded, unpacked or trusted by its name. What can run code when it is loaded is refused, with the way forward.
+"""
+
+from __future__ import annotations
+
+import ast
+import bz2
+import codecs
+import lzma
+import re
+import struct
+import zlib
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import PurePosixPath
+
+from groundplane.domain.archives import ArchiveFault, Member, looks_like_tar, tar_members, zip_end, zip_members
+from groundplane.domain.byte_view import ByteView
+from groundplane.domain.pickle_scan import PickleWalk, scan_for_pickle
+from groundplane.domain.tensor_header import HeaderFault, looks_like_safetensors, read_tensor_header
+from groundplane.errors import Refused
+
+
+class Format(StrEnum):
+    """What a file is. The ones in ACCEPTED may be part of a model version."""
+
+    SAFETENSORS = "safetensors"
+    GGUF = "gguf"
+    ONNX = "onnx"
+    TFLITE = "tflite"
+    NPY = "npy"
+    NPZ = "npz"
+    HDF5 = "hdf5"
+    TEXT = "text"
+    IMAGE = "image"
+    EMPTY = "empty"
+    BINARY = "binary"
+    PICKLE = "pickle"
+    TORCH_ZIP = "torch-zip"
+    TORCH_LEGACY = "torch-legacy"
+    TORCH_TAR = "torch-tar"
+    ZIP = "zip"
+    TAR = "tar"
+    COMPRESSED = "compressed"
+    EXECUTABLE = "executable"
+
+
+ACCEPTED = frozenset(
+    {
+        Format.SAFETENSORS,
+        Format.GGUF,
+        Format.ONNX,
+        Format.TFLITE,
+        Format.NPY,
+        Format.NPZ,
+        Format.HDF5,
+        Format.TEXT,
+        Format.IMAGE,
+        Format.EMPTY,
+        Format.BINARY,
+    }
+)
+
+CONVERT_HINT = (
+    "convert to safetensors where the file may do no harm (a container without network): "
+    "torch.load(FILE, weights_only=True), then safetensors.torch.save_file; register the result"
+)
+UNPACK_HINT = "unpack it and register the folder: then every file has its own digest and is checked"
+_SAFE_FORMATS = "a format that can't run code (safetensors, GGUF, ONNX, npz)"
+
+_PICKLE_NAMES = re.compile(
+    r".*\.(pt|pth|pkl|pickle|p|ckpt|joblib|dill|cloudpickle|pt2|mar)$|(pytorch_model|adapter_model|optimizer|scheduler|training_args)[^/]*\.bin$",
+    re.IGNORECASE,
+)
+_EXECUTABLES = (b"\x7fELF", b"\xfe\xed\xfa\xce", b"\xfe\xed\xfa\xcf", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe",
+                b"\xca\xfe\xba\xbe", b"\xac\xed\x00\x05", b"\x00asm")  # fmt: skip
+_COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+    b"7z\xbc\xaf\x27\x1c": "7-zip",
+    b"Rar!\x1a\x07": "rar",
+    b"]\x00\x00": "lzma",
+}
+_IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
+_TORCH_LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_HEAD_BYTES = 64 * 1024
+_GGUF_COUNT_MAX = 2**24
+_NPY_HEADER_BYTES_MAX = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """A file's format, what is worth knowing of it (tensors, parameters, dtypes, …), and why it may not enter."""
+
+    format: Format
+    details: dict[str, object] = field(default_factory=dict)
+    refused: Refused | None = None
+
+
+def inspect(path: str, view: ByteView) -> Inspection:
+    """Tells what the bytes are and judges them. `path` only names the file in messages and sharpens suspicion."""
+    found = _identify(path, view)
+    if found.refused is None and found.format not in {Format.SAFETENSORS, Format.NPZ} and zip_end(view) is not None:
+        # A file may begin as one thing and end as a zip: loaders that read from the end would see another file.
+        return _archive(path, view, Format.ZIP)
+    if found.refused is None and found.format is not Format.SAFETENSORS and path.lower().endswith(".safetensors"):
+        return _broken_safetensors(path, view)
+    if found.format is Format.BINARY and _PICKLE_NAMES.match(PurePosixPath(path).name):
+        have = f"{path} is named like a pickle and its bytes are of no format known here"
+        refused = Refused(rule="known-format", need=_SAFE_FORMATS, have=have, hint=CONVERT_HINT)
+        return Inspection(format=found.format, refused=refused)
+    return found
+
+
+def _identify(path: str, view: ByteView) -> Inspection:
+    head = view.at(0, _HEAD_BYTES)
+    if not head:
+        return Inspection(format=Format.EMPTY)
+    if looks_like_safetensors(view):
+        return _safetensors(path, view)
+    by_magic = _by_magic(path, head, view)
+    if by_magic is not None:
+        return by_magic
+    walk = scan_for_pickle(view)
+    if walk is not None:
+        return _pickle(path, walk, head)
+    packed = _zlib_content(head)
+    if packed is not None:
+        return _compressed(path, "zlib", packed)
+    if _is_text(head, whole=len(head) == view.size_bytes):
+        return Inspection(format=Format.TEXT)
+    if path.lower().endswith(".onnx") and head[:1] == b"\x08":
+        return Inspection(format=Format.ONNX)
+    return Inspection(format=Format.BINARY)
+
+
+def _by_magic(path: str, head: bytes, view: ByteView) -> Inspection | None:
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _archive(path, view, Format.ZIP)
+    if looks_like_tar(view):
+        return _archive(path, view, Format.TAR)
+    if head.startswith(b"GGUF"):
+        return _gguf(path, head)
+    if head.startswith(b"\x93NUMPY"):
+        return _npy(path, view)
+    if any(view.at(offset, 8) == _HDF5_MAGIC for offset in (0, 512, 1024, 2048)):
+        return _hdf5(path, view)
+    if head[4:8] == b"TFL3":
+        return Inspection(format=Format.TFLITE)
+    if head.startswith(_IMAGES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+        return Inspection(format=Format.IMAGE)
+    if head.startswith(_EXECUTABLES) or _is_windows_program(head) or _is_bytecode(head):
+        refused = Refused(
+            rule="no-programs",
+            need="weights, configuration and text only",
+            have=f"{path} is a compiled program",
+            hint="leave it out of the model's folder; engines bring their own code",
+        )
+        return Inspection(format=Format.EXECUTABLE, refused=refused)
+    for magic, name in _COMPRESSIONS.items():
+        if head.startswith(magic) and (name != "lzma" or head[5:13] in {b"\xff" * 8} or head[10:13] == b"\0\0\0"):
+            return _compressed(path, name, _unpacked_head(name, head))
+    return None
+
+
+def _is_windows_program(head: bytes) -> bool:
+    at = int.from_bytes(head[60:64], "little")
+    return head.startswith(b"MZ") and head[at : at + 4] == b"PE\0\0"
+
+
+def _is_bytecode(head: bytes) -> bool:
+    # A Python .pyc: a version number, CR LF, then flags of which only the lowest bits are used.
+    return head[2:4] == b"\r\n" and head[5:8] == b"\0\0\0" and head[4] < 4
+
+
+def _safetensors(path: str, view: ByteView) -> Inspection:
+    try:
+        summary = read_tensor_header(view)
+    except HeaderFault as fault:
+        return _header_refusal(path, fault)
+    details: dict[str, object] = {
+        "tensors": summary.tensors,
+        "parameters": summary.parameters,
+        "dtypes": list(summary.dtypes),
+    }
+    return Inspection(format=Format.SAFETENSORS, details=details)
+
+
+def _broken_safetensors(path: str, view: ByteView) -> Inspection:
+    try:
+        read_tensor_header(view)
+    except HeaderFault as fault:
+        return _header_refusal(path, fault)
+    return Inspection(format=Format.SAFETENSORS)
+
+
+def _header_refusal(path: str, fault: HeaderFault) -> Inspection:
+    refused = Refused(
+        rule="safetensors-header",
+        need="a header that describes exactly the bytes that follow",
+        have=f"{path}: {fault}",
+        hint="the file is cut, damaged or forged: save it again with safetensors and compare its digest with the source's",
+    )
+    return Inspection(format=Format.SAFETENSORS, refused=refused)
+
+
+def _pickle(path: str, walk: PickleWalk, head: bytes) -> Inspection:
+    legacy = _TORCH_LEGACY_MAGIC in head[:32]
+    what = "a PyTorch file of the old kind, made of pickles" if legacy else "a pickle"
+    if walk.protocol is not None and not legacy:
+        what += f" of protocol {walk.protocol}"
+    return _refuse_pickle(path, Format.TORCH_LEGACY if legacy else Format.PICKLE, what, walk)
+
+
+def _refuse_pickle(path: str, kind: Format, what: str, walk: PickleWalk | None) -> Inspection:
+    acts = f"; it imports {walk.names}" if walk is not None and walk.imports else ""
+    refused = Refused(
+        rule="no-pickles",
+        need=_SAFE_FORMATS,
+        have=f"{path} is {what}{acts}; loading a pickle runs whatever it says",
+        hint=CONVERT_HINT,
+    )
+    return Inspection(format=kind, refused=refused)
+
+
+def _archive(path: str, view: ByteView, kind: Format) -> Inspection:
+    """Archives are refused, but for npz files of plain arrays; what lies inside gives the reason."""
+    try:
+        members = zip_members(view) if kind is Format.ZIP else tar_members(view)
+    except ArchiveFault as fault:
+        return Inspection(format=kind, refused=_refuse_archive(f"{path} is an archive that can't be checked: {fault}"))
+    arrays = kind is Format.ZIP and bool(members) and view.at(0, 2) == b"PK"
+    for member in members:
+        inside = _member(member)
+        if inside.format in {Format.PICKLE, Format.TORCH_LEGACY, Format.TORCH_ZIP, Format.TORCH_TAR}:
+            torch = _is_torch(members, kind)
+            format_ = {Format.ZIP: Format.TORCH_ZIP, Format.TAR: Format.TORCH_TAR}[kind] if torch else kind
+            box = f"a PyTorch {kind} holding" if torch else f"a {kind} holding"
+            walk = scan_for_pickle(member.content)
+            return _refuse_pickle(path, format_, f"{box} {member.path}, a pickle", walk)
+        if member.kind in {"link", "device", "pipe", "special"}:
+            return Inspection(format=kind, refused=_refuse_archive(f"{path} holds {member.path}, a {member.kind}"))
+        arrays = arrays and inside.format is Format.NPY and inside.refused is None and member.path.endswith(".npy")
+    if arrays and path.lower().endswith(".npz"):
+        return Inspection(format=Format.NPZ, details={"arrays": len(members)})
+    return Inspection(format=kind, refused=_refuse_archive(f"{path} is a {kind} archive of {len(members)} entries"))
+
+
+def _member(member: Member) -> Inspection:
+    return _identify(member.path, member.content) if member.kind == "file" else Inspection(format=Format.EMPTY)
+
+
+def _is_torch(members: list[Member], kind: Format) -> bool:
+    names = {PurePosixPath(member.path).name for member in members}
+    return "data.pkl" in names if kind is Format.ZIP else {"pickle", "storages"} <= names
+
+
+def _refuse_archive(have: str) -> Refused:
+    return Refused(rule="no-archives", need="single files, each with its own digest", have=have, hint=UNPACK_HINT)
+
+
+def _compressed(path: str, name: str, content: bytes) -> Inspection:
+    walk = scan_for_pickle(ByteView.of(content)) if content else None
+    if walk is not None:
+        return _refuse_pickle(path, Format.COMPRESSED, f"a pickle packed with {name} (joblib writes such files)", walk)
+    return Inspection(format=Format.COMPRESSED, refused=_refuse_archive(f"{path} is packed with {name}"))
+
+
+def _unpacked_head(name: str, head: bytes) -> bytes:
+    """The first bytes inside, or none when this build can't unpack it; never more than 64 KiB."""
+    try:
+        if name == "gzip":
+            return zlib.decompressobj(31).decompress(head, _HEAD_BYTES)
+        if name == "bzip2":
+            return bz2.BZ2Decompressor().decompress(head, _HEAD_BYTES)
+        if name in {"xz", "lzma"}:
+            return lzma.LZMADecompressor(memlimit=2**27).decompress(head, _HEAD_BYTES)
+    except (zlib.error, OSError, lzma.LZMAError):
+        # It begins like a packed file and is none, or needs too much memory: refused either way, without a look inside.
+        return b""
+    return b""
+
+
+def _zlib_content(head: bytes) -> bytes | None:
+    if len(head) < 8 or head[0] & 0x0F != 8 or struct.unpack(">H", head[:2])[0] % 31:
+        return None
+    try:
+        content = zlib.decompressobj().decompress(head, _HEAD_BYTES)
+    except zlib.error:
+        return None
+    return content or None
+
+
+def _gguf(path: str, head: bytes) -> Inspection:
+    version, tensors, keys = struct.unpack("<LQQ", head[4:24]) if len(head) >= 24 else (0, 0, 0)
+    if version not in {2, 3} or tensors > _GGUF_COUNT_MAX or keys > _GGUF_COUNT_MAX:
+        have = f"{path}: version {version}, {tensors:,} tensors, {keys:,} keys"
+        hint = "the file is cut or of a kind no current engine reads: convert it again"
+        return Inspection(
+            format=Format.GGUF,
+            refused=Refused(rule="gguf-header", need="GGUF 2 or 3 with a sane header", have=have, hint=hint),
+        )
+    return Inspection(format=Format.GGUF, details={"tensors": tensors, "gguf_version": version})
+
+
+def _npy(path: str, view: ByteView) -> Inspection:
+    start = view.at(0, 12)
+    wide = start[6:7] != b"\x01"
+    size = int.from_bytes(start[8:12] if wide else start[8:10], "little")
+    text = view.at(12 if wide else 10, min(size, _NPY_HEADER_BYTES_MAX)).decode("latin-1")
+    try:
+        header = ast.literal_eval(text.strip())
+        kinds = _npy_kinds(header["descr"])
+    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError):
+        have, hint = f"{path}: its header can't be read", "save it again with numpy.save"
+        refused = Refused(rule="npy-header", need="a readable npy header", have=have, hint=hint)
+        return Inspection(format=Format.NPY, refused=refused)
+    if any(kind.lstrip("<>=|").startswith("O") for kind in kinds):
+        return _refuse_pickle(path, Format.PICKLE, "a numpy array of objects, which is a pickle", None)
+    return Inspection(format=Format.NPY, details={"dtypes": sorted(set(kinds))})
+
+
+def _npy_kinds(descr: object) -> list[str]:
+    if isinstance(descr, str):
+        return [descr]
+    if isinstance(descr, list | tuple):
+        return [kind for entry in descr for kind in _npy_kinds(entry[1])]
+    raise TypeError(f"{descr!r} describes no dtype")
+
+
+def _hdf5(path: str, view: ByteView) -> Inspection:
+    if view.find(b'"Lambda"') >= 0:
+        refused = Refused(
+            rule="no-programs",
+            need="layers without code of their own",
+            have=f"{path} is a Keras file with a Lambda layer, which carries Python bytecode",
+            hint="replace the Lambda layer by a registered layer, or export the weights to safetensors",
+        )
+        return Inspection(format=Format.HDF5, refused=refused)
+    return Inspection(format=Format.HDF5)
+
+
+def _is_text(head: bytes, *, whole: bool) -> bool:
+    if b"\0" in head:
+        return False
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head, final=whole)
+    except UnicodeDecodeError:
+        return False
+    return True

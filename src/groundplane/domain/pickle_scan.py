@@ -1,0 +1,201 @@
+"""Would Python's unpickler run this byte sequence? Answered by walking the opcodes, never by running them.
+
+A pickle is a program. The walk follows it as the unpickler would: opcode by opcode, with the stack's depth, so that text
+and weights which merely begin with the right byte are told apart from programs. It reads what it needs through a view,
+jumping over long arguments, so a program that hides behind a gigabyte of padding is found as well.
+Source: CPython's Modules/_pickle.c and Lib/pickletools.py.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+from dataclasses import dataclass, field
+
+from groundplane.domain.byte_view import ByteView
+
+OPCODES_MAX = 200_000
+"""So many valid opcodes in a row are a program, whatever follows."""
+
+_LINE_WINDOW_BYTES = 4096
+_KEPT_LINE_BYTES = 1024
+_PROTOCOL_MAX = 5
+_CALLS = {"REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"}
+_TEXT_OPCODES = {"SHORT_BINUNICODE", "BINUNICODE", "UNICODE"}
+_IDENTIFIER = re.compile(rb"[\w.]+")
+
+
+@dataclass(slots=True)
+class PickleWalk:
+    """How far the opcodes make sense, and what they would do on the way."""
+
+    opcodes: int = 0
+    protocol: int | None = None
+    newest_opcode: int = 0
+    imports: list[str] = field(default_factory=list)
+    calls: int = 0
+    stopped_at: int | None = None
+    depth_at_stop: int = 0
+
+    @property
+    def names(self) -> str:
+        """What it imports, for people: the first three."""
+        shown = ", ".join(dict.fromkeys(self.imports[:3]))
+        return shown + (", …" if len(self.imports) > 3 else "")
+
+
+def scan_for_pickle(view: ByteView) -> PickleWalk | None:
+    """The walk when the bytes are a pickle (protocols 0 to 5, whole, padded, or broken after its payload); else None."""
+    walk = _walk(view)
+    if walk.protocol is not None and walk.protocol >= 2 and walk.opcodes >= 3:
+        return walk
+    if walk.imports and (walk.calls or walk.stopped_at is not None):
+        # Bytes after STOP, or nonsense after a call, do not matter: the harm is done by then.
+        return walk
+    if walk.opcodes >= OPCODES_MAX:
+        return walk
+    # Plain data without a header is protocol 0 or 1, and ends where the file ends.
+    whole = walk.stopped_at is not None and view.size_bytes - walk.stopped_at <= 2 and walk.newest_opcode <= 1
+    return walk if whole and walk.opcodes >= 2 and walk.depth_at_stop == 1 else None
+
+
+def _walk(view: ByteView) -> PickleWalk:
+    walk, stack, texts, position = PickleWalk(), _Stack(), [""], 0
+    while walk.opcodes < OPCODES_MAX:
+        code = view.at(position, 1)
+        opcode = pickletools.code2op.get(code.decode("latin-1")) if code else None
+        if opcode is None:
+            return walk
+        argument = _argument(view, position + 1, opcode)
+        if argument is None:
+            return walk
+        head, after = argument
+        if not _plausible(opcode.name, head, first=walk.opcodes == 0):
+            return walk
+        depth = stack.depth
+        if not stack.apply(opcode):
+            return walk
+        walk.opcodes += 1
+        walk.newest_opcode = max(walk.newest_opcode, opcode.proto)
+        _note(walk, opcode.name, head, texts)
+        if opcode.name == "STOP":
+            walk.stopped_at, walk.depth_at_stop = after, depth
+            return walk
+        position = after
+    return walk
+
+
+def _note(walk: PickleWalk, name: str, head: bytes, texts: list[str]) -> None:
+    """Remembers protocol, imports and calls. `texts` holds the newest strings: STACK_GLOBAL's module and name."""
+    if name == "PROTO":
+        walk.protocol = head[0]
+    if name in _TEXT_OPCODES:
+        texts.append(head.decode(errors="replace").strip()[:80])
+        del texts[:-2]
+    if name in _CALLS:
+        walk.calls += 1
+    if name in {"GLOBAL", "INST"}:
+        walk.imports.append(".".join(part.decode(errors="replace")[:80] for part in head.split(b"\n")[:2]))
+    elif name == "STACK_GLOBAL":
+        walk.imports.append(".".join(texts))
+
+
+def _argument(view: ByteView, position: int, opcode: pickletools.OpcodeInfo) -> tuple[bytes, int] | None:
+    """The argument's first bytes (all of a short one) and where the next opcode begins; None when the file ends first."""
+    if opcode.arg is None:
+        return b"", position
+    size = opcode.arg.n
+    if size == pickletools.UP_TO_NEWLINE:
+        lines = 2 if opcode.arg.name == "stringnl_noescape_pair" else 1
+        return _lines(view, position, lines)
+    prefix = {
+        pickletools.TAKEN_FROM_ARGUMENT1: 1,
+        pickletools.TAKEN_FROM_ARGUMENT4: 4,
+        pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+        pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+    }.get(size, 0)
+    if prefix:
+        length_bytes = view.at(position, prefix)
+        if len(length_bytes) < prefix:
+            return None
+        signed = size == pickletools.TAKEN_FROM_ARGUMENT4
+        size = int.from_bytes(length_bytes, "little", signed=signed)
+        position += prefix
+    if size < 0 or position + size > view.size_bytes:
+        return None
+    return view.at(position, min(size, _KEPT_LINE_BYTES)), position + size
+
+
+def _lines(view: ByteView, position: int, count: int) -> tuple[bytes, int] | None:
+    kept, start = b"", position
+    while count:
+        window = view.at(position, _LINE_WINDOW_BYTES)
+        if not window:
+            return None
+        found = window.find(b"\n")
+        count -= found >= 0
+        position += found + 1 if found >= 0 else len(window)
+        if position - start <= _KEPT_LINE_BYTES:
+            kept = view.at(start, position - start)
+    return kept or view.at(start, _KEPT_LINE_BYTES), position
+
+
+def _plausible(name: str, head: bytes, *, first: bool) -> bool:
+    """Whether the unpickler would take this argument; keeps prose that begins like an opcode from counting as one."""
+    if name == "PROTO":
+        return head[0] <= _PROTOCOL_MAX
+    if name in {"GLOBAL", "INST"}:
+        parts = head.split(b"\n")
+        return len(parts) >= 2 and all(_IDENTIFIER.fullmatch(part.rstrip(b"\r")) for part in parts[:2])
+    if name in {"INT", "LONG"}:
+        try:
+            int(head.strip().removesuffix(b"L"), 0 if not head.strip().isdigit() else 10)
+        except ValueError:
+            return False
+    if name == "FLOAT":
+        try:
+            float(head)
+        except ValueError:
+            return False
+    if name in {"GET", "PUT"}:
+        return head.strip().isdigit()
+    if name == "STRING":
+        text = head.strip()
+        return len(text) >= 2 and text[:1] in b"'\"" and (text[-1:] == text[:1] or len(text) >= _KEPT_LINE_BYTES)
+    # FRAME only ever follows something: a text beginning with \x95 is none.
+    return not (first and name == "FRAME")
+
+
+@dataclass(slots=True)
+class _Stack:
+    """The unpickler's stack by depth alone; `marks` are the depths at which MARK was pushed."""
+
+    depth: int = 0
+    marks: list[int] = field(default_factory=list)
+
+    def apply(self, opcode: pickletools.OpcodeInfo) -> bool:
+        """Performs the opcode's effect. False when the stack is too short for it."""
+        before, after = opcode.stack_before, opcode.stack_after
+        if pickletools.markobject in before:
+            if not self.marks:
+                return False
+            mark = self.marks.pop()
+            # OBJ calls the class that lies directly above the mark.
+            if opcode.name == "OBJ" and self.depth <= mark:
+                return False
+            self.depth = mark
+            needed = before.index(pickletools.markobject)
+        elif opcode.name == "POP" and self.marks and self.depth == self.marks[-1]:
+            self.marks.pop()
+            return True
+        else:
+            needed = len(before)
+        floor = self.marks[-1] if self.marks else 0
+        if self.depth - floor < needed:
+            return False
+        self.depth -= needed
+        if pickletools.markobject in after:
+            self.marks.append(self.depth)
+        else:
+            self.depth += len(after)
+        return True
