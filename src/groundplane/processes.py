@@ -196,7 +196,7 @@ def port_holder(port: int) -> str:
     """`pid 4242 (python3 -m http.server)` when the system tells us; "" otherwise."""
     try:
         found = psutil.net_connections("tcp")
-        pids = [c.pid for c in found if c.status == psutil.CONN_LISTEN and c.laddr.port == port]
+        pids = [c.pid for c in found if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port]
         pid = next(filter(None, pids), None)
         if pid is None:
             return ""

@@ -6,13 +6,14 @@ Requests refuse fields they don't know, so a misspelt one is an error and not a 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
 
 from groundplane.audit import ChainBreak
 from groundplane.domain.access import Key
 from groundplane.domain.budget import Budget
+from groundplane.domain.certificate import Facts
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.planning import Plan
 from groundplane.domain.run import Attempt, Checkpoint, Run
@@ -163,6 +164,25 @@ class UploadedFile:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterRequest:
+    """What an upload becomes, and who and what it comes from; the registry names the facts that are missing."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    upload_id: str
+    project: str
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCheck:
+    """Whether a version is still what was signed; `problems` names each file or record that is not."""
+
+    ref: str
+    ok: bool
+    problems: tuple[str, ...] = ()
+
+
 # ---------------------------------------------------------------- access
 
 
@@ -260,13 +280,3 @@ class AuditVerdict:
 
     events: int
     broken: ChainBreak | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FactsRequest:
-    """Who and what a loose model comes from; the registry names what is missing."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-    upload_id: str
-    project: str
-    facts: dict[str, Any] = field(default_factory=dict)
