@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
+from groundplane.console.words import stamp
 from groundplane.domain.certificate import open_envelope
 from groundplane.errors import InvalidInput
 from groundplane.units import format_bytes, format_usd
 
-SHOWN_ELSEWHERE = {"manifest", "packages"}
-"""The files have a table of their own; hundreds of packages are folded away."""
+FIRST = ("version", "metrics", "created", "run", "data", "code", "hardware", "environment")
+SHOWN_ELSEWHERE = {"manifest", "packages", "unknown"}
+"""The files have a table of their own, so has what is unknown; hundreds of packages are folded away."""
+NOT_STATED = "not stated"
+_DIGEST = re.compile(r"(?:[a-z0-9]+:)?[0-9a-f]{40,128}")
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """One statement: its name (`end reasons`) and what it says."""
+    """One statement: its name (`end reasons`), what it says, and how to set it: `quiet`, `id` or plain."""
 
     name: str
     value: str
+    look: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +52,11 @@ def read(certificate: str) -> Reading:
     if not isinstance(predicate, Mapping):
         return Reading(problem="the certificate states nothing")
     general = [fact for name, value in predicate.items() if _is_single(value) for fact in _walk(name, value)]
-    sections = [("General", tuple(general))] if general else []
-    for name, value in predicate.items():
-        if not _is_single(value) and name not in SHOWN_ELSEWHERE and name != "unknown":
-            sections.append((_words(name).capitalize(), tuple(_walk("", value))))
+    sections = [("General", tuple(general))]
+    # Signed text is sorted by name; people read who and how good first.
+    for name in sorted(predicate, key=lambda each: (FIRST.index(each) if each in FIRST else len(FIRST), each)):
+        if not _is_single(predicate[name]) and name not in SHOWN_ELSEWHERE:
+            sections.append((_words(name).capitalize(), tuple(_walk("", predicate[name]))))
     environment = predicate.get("environment")
     packages = environment.get("packages", ()) if isinstance(environment, Mapping) else ()
     unknown = predicate.get("unknown")
@@ -70,7 +78,8 @@ def _walk(name: str, value: Any) -> Iterator[Fact]:
         for item in value:
             yield from _walk("", item)
     else:
-        yield Fact(_words(name), _text(name, value))
+        text = _text(name, value)
+        yield Fact(_words(name), text, "quiet" if text == NOT_STATED else "id" if _DIGEST.fullmatch(text) else "")
 
 
 def _is_single(value: Any) -> bool:
@@ -86,8 +95,12 @@ def _words(name: str) -> str:
 
 def _text(name: str, value: Any) -> str:
     match value:
-        case None | "" | []:
-            return "not stated"
+        case None | "":
+            return NOT_STATED
+        case []:
+            return "none"
+        case str() if name == "at" or name.endswith("_at"):
+            return _moment(value)
         case bool():
             return "yes" if value else "no"
         case int() if name.endswith("_microusd"):
@@ -98,3 +111,11 @@ def _text(name: str, value: Any) -> str:
             return ", ".join(_text(name, item) for item in value)
         case _:
             return str(value)
+
+
+def _moment(text: str) -> str:
+    """A tampered certificate must still be shown: what is no time stays as it is."""
+    try:
+        return f"{stamp(datetime.fromisoformat(text).astimezone(UTC))} UTC"
+    except ValueError:
+        return text

@@ -30,7 +30,7 @@ def routes() -> APIRouter:
         try:
             await _check(ground, key.strip())
         except Unauthenticated as error:
-            return page(request, "login.html", status=401, next=local(next), problem=error)
+            return page(request, "login.html", http_status=401, next=local(next), problem=error)
         response = back(local(next))
         response.set_cookie(
             COOKIE,

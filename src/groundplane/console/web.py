@@ -74,7 +74,7 @@ class PageRoute(APIRoute):
 
 
 def page(
-    request: Request, template: str, actor: Actor | None = None, *, status: int = 200, **values: Any
+    request: Request, template: str, actor: Actor | None = None, *, http_status: int = 200, **values: Any
 ) -> HTMLResponse:
     """Renders a template. `actor` is None on pages that anyone may see."""
     now: datetime = request.app.state.ground.clock.now()
@@ -86,16 +86,16 @@ def page(
             here=request.url.path,
             navigation=[item for item in NAVIGATION if actor is not None and actor.may(item[2])],
             now=now,
-            version=groundplane.__version__,
+            release=groundplane.__version__,
             **values,
         )
     )
-    return HTMLResponse(html, status_code=status)
+    return HTMLResponse(html, status_code=http_status)
 
 
 def error_page(request: Request, error: GroundError) -> HTMLResponse:
     """The error as a page, with the way forward; it shows nothing that the error itself doesn't say."""
-    return page(request, "error.html", status=error.http_status, error=error)
+    return page(request, "error.html", http_status=error.http_status, error=error)
 
 
 def back(path: str) -> RedirectResponse:
