@@ -1,18 +1,32 @@
-"""A spec becomes a plan: offers that fit, what they cost, what policy says, hash-bound to what it was computed from."""
+"""A spec becomes a plan: offers that fit, what they cost, what policy says, hash-bound to what it was computed from.
+
+filter (`fit`) → rank and price (`rank`) → verdicts (`policy.judge`) → `seal`; and before it is applied, `changes`
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from enum import StrEnum
 
-from groundplane.domain.spec import EndpointSpec, JobSpec
+from groundplane.domain.hardware import Hardware
+from groundplane.domain.spec import EndpointSpec, JobSpec, Resources, spec_digest
 from groundplane.errors import Refused
+from groundplane.units import MICROUSD_PER_USD, cost_microusd, format_bytes
+
+MAX_ALTERNATIVES = 10
+MAX_REJECTED = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Offer:
-    """A place to run: a pool's node type with its price. `price_source` says where the number is from, and when."""
+    """A place to run: a pool's node type with its price. `price_source` says where the number is from, and when.
+
+    `nodes` is how many such nodes the pool has.
+    """
 
     pool: str
     node_type: str
@@ -25,15 +39,47 @@ class Offer:
     price_as_of: date
     price_source: str
     simulated: bool = False
+    nodes: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One policy rule's answer on one spec. `refused` is None when the rule is satisfied."""
+    """One policy rule's answer on one spec. `refused` is None when nothing stands in the way; a `warning` does not."""
 
     rule: str
     why: str
     refused: Refused | None
+    warning: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quote:
+    """An offer that fits, with what it costs at most for this spec. `arithmetic` is the sum, written out."""
+
+    offer: Offer
+    worst_case_microusd: int
+    arithmetic: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RejectedOffer:
+    """An offer that does not fit, with every number that stands in the way."""
+
+    pool: str
+    node_type: str
+    reasons: tuple[Refused, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """Offers for one spec: those that fit, cheapest first, and those that do not, nearest miss first."""
+
+    quotes: tuple[Quote, ...]
+    rejected: tuple[RejectedOffer, ...]
+
+    @property
+    def best(self) -> Quote | None:
+        return self.quotes[0] if self.quotes else None
 
 
 class PlanStatus(StrEnum):
@@ -44,7 +90,11 @@ class PlanStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What would happen and cost. Immutable but for `status` and `applied_to`; `hash` binds it to spec, offer and price."""
+    """What would happen and cost. Immutable but for `status` and `applied_to`.
+
+    `hash` binds it to spec, offer, price and verdicts. `alternatives` are the next cheapest offers that fit,
+    `rejected` the nearest that do not.
+    """
 
     id: str
     project: str
@@ -63,4 +113,218 @@ class Plan:
     created_by: str
     created_at: datetime
     applied_to: str = ""
+    alternatives: tuple[Quote, ...] = ()
+    rejected: tuple[RejectedOffer, ...] = ()
     version: int = 0
+
+
+def fit(need: Resources, pool: str, offer: Offer, hardware: Hardware) -> tuple[Refused, ...]:
+    """Every reason why an offer can't carry a spec; empty when it can. More of anything never adds a reason."""
+    if offer.pool != pool:
+        hint = f"set pool: {offer.pool} to use it"
+        return (Refused(rule="pool", need=f"pool {pool}", have=f"pool {offer.pool}", hint=hint),)
+    reasons: list[Refused] = []
+    if need.cpus > offer.cpus:
+        hint = f"lower resources.cpus to {offer.cpus:g}"
+        reasons.append(Refused(rule="cpus", need=f"{need.cpus:g} CPUs", have=f"{offer.cpus:g}", hint=hint))
+    if need.memory_bytes > offer.memory_bytes:
+        reasons.append(_too_small("memory", need.memory_bytes, offer.memory_bytes))
+    if need.disk_bytes > offer.disk_free_bytes:
+        reasons.append(_too_small("disk", need.disk_bytes, offer.disk_free_bytes))
+    if need.accelerators > offer.accelerators:
+        have = f"{offer.accelerators} × {offer.accelerator}" if offer.accelerators else "none"
+        wanted = f"{need.accelerators} × {need.accelerator or 'accelerator'}"
+        hint = "choose a pool with accelerators" if not offer.accelerators else "spread it over more nodes"
+        reasons.append(Refused(rule="accelerators", need=wanted, have=have, hint=hint))
+    elif need.accelerators and not hardware.same_accelerator(need.accelerator, offer.accelerator):
+        hint = f"set resources.accelerator: {offer.accelerator}, or leave it out to take any"
+        reasons.append(Refused(rule="accelerator", need=need.accelerator, have=offer.accelerator, hint=hint))
+    if need.nodes > offer.nodes:
+        hint = f"lower resources.nodes to {offer.nodes}"
+        reasons.append(Refused(rule="nodes", need=f"{need.nodes} nodes", have=str(offer.nodes), hint=hint))
+    return tuple(reasons)
+
+
+def rank(
+    spec: JobSpec | EndpointSpec,
+    offers: Sequence[Offer],
+    hardware: Hardware,
+    unpriced: Sequence[RejectedOffer] = (),
+) -> Ranking:
+    """Filters, prices and ranks. Cheapest worst case first; among equals the smallest node, then by name.
+
+    `unpriced` are offers that were rejected before, for want of a price.
+    """
+    quotes: list[tuple[Offer, int]] = []
+    rejected = list(unpriced)
+    for offer in offers:
+        reasons = fit(spec.resources, spec.pool, offer, hardware)
+        if reasons:
+            rejected.append(RejectedOffer(pool=offer.pool, node_type=offer.node_type, reasons=reasons))
+        else:
+            worst = cost_microusd(offer.price_microusd_per_hour, spec.max_duration_s, spec.resources.nodes)
+            quotes.append((offer, worst))
+    quotes.sort(key=lambda quote: (quote[1], *_size(quote[0])))
+    rejected.sort(key=lambda item: (item.reasons[0].rule == "pool", len(item.reasons), item.pool, item.node_type))
+    # Writing sums out is most of the work at ten thousand offers, and nobody reads the last of them.
+    shown = [
+        Quote(offer=offer, worst_case_microusd=worst, arithmetic=arithmetic(spec, offer, worst))
+        for offer, worst in quotes[: 1 + MAX_ALTERNATIVES]
+    ]
+    rest = [
+        Quote(offer=offer, worst_case_microusd=worst, arithmetic="") for offer, worst in quotes[1 + MAX_ALTERNATIVES :]
+    ]
+    return Ranking(quotes=(*shown, *rest), rejected=tuple(rejected))
+
+
+def arithmetic(spec: JobSpec | EndpointSpec, offer: Offer, worst_case_microusd: int) -> str:
+    """`$0.10/h × 1 node × 0.50 h = $0.05`: every figure exact, so that anyone can do the sum again."""
+    nodes, seconds = spec.resources.nodes, spec.max_duration_s
+    hours = f"{seconds / 3600:.2f} h" if seconds % 36 == 0 else f"{seconds:,} s ÷ 3,600 s/h"
+    return (
+        f"{exact_usd(offer.price_microusd_per_hour)}/h × {nodes} node{'s' if nodes > 1 else ''} × {hours}"
+        f" = {exact_usd(worst_case_microusd)}"
+    )
+
+
+def exact_usd(microusd: int) -> str:
+    """To the last micro-dollar, with at least two decimals: `$3.673`, `$0.10`, `$0.000042`."""
+    whole, fraction = divmod(microusd, MICROUSD_PER_USD)
+    digits = f"{fraction:06d}".rstrip("0").ljust(2, "0")
+    return f"${whole:,}.{digits}"
+
+
+def longest_s(spec: JobSpec | EndpointSpec, offer: Offer) -> int:
+    """The longest duration whose worst case stays within the spec's max cost, in whole seconds; 0 when none does."""
+    per_hour = offer.price_microusd_per_hour * spec.resources.nodes
+    if per_hour == 0:
+        return spec.max_duration_s
+    return min(spec.max_duration_s, spec.max_cost_microusd * 3600 // per_hour)
+
+
+def compact_duration(seconds: int) -> str:
+    """As a spec writes it, exactly: `1h30m`, `45s`."""
+    parts, left = [], seconds
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        if left >= size:
+            parts.append(f"{left // size}{unit}")
+            left %= size
+    return "".join(parts) or "0s"
+
+
+def seal(
+    spec: JobSpec | EndpointSpec,
+    ranking: Ranking,
+    verdicts: tuple[Verdict, ...],
+    *,
+    id: str,
+    created_by: str,
+    now: datetime,
+) -> Plan:
+    """The plan: refused when any verdict refuses, else ready; hashed."""
+    best, digest = ranking.best, spec_digest(spec)
+    offer = best.offer if best else None
+    is_job = isinstance(spec, JobSpec)
+    refused = any(verdict.refused is not None for verdict in verdicts)
+    return Plan(
+        id=id,
+        project=spec.metadata.project,
+        owner=spec.metadata.owner,
+        kind="job" if is_job else "endpoint",
+        job=spec if isinstance(spec, JobSpec) else None,
+        endpoint=spec if isinstance(spec, EndpointSpec) else None,
+        spec_digest=digest,
+        offer=offer,
+        max_duration_s=spec.max_duration_s,
+        worst_case_microusd=best.worst_case_microusd if best else 0,
+        arithmetic=best.arithmetic if best else "",
+        verdicts=verdicts,
+        status=PlanStatus.REFUSED if refused or best is None else PlanStatus.READY,
+        hash=plan_hash(digest, offer, verdicts),
+        created_by=created_by,
+        created_at=now,
+        alternatives=ranking.quotes[1 : 1 + MAX_ALTERNATIVES],
+        rejected=ranking.rejected[:MAX_REJECTED],
+    )
+
+
+def plan_hash(digest: str, offer: Offer | None, verdicts: Sequence[Verdict]) -> str:
+    """SHA-256 hex over the spec's digest, the offer with its price and date, and each rule with its answer.
+
+    Free disk is left out: it changes by the minute, and `changes` checks that the plan still fits.
+    """
+    place = None if offer is None else {key: v for key, v in asdict(offer).items() if key != "disk_free_bytes"}
+    body = {
+        "spec": digest,
+        "offer": place,
+        "verdicts": [[v.rule, None if v.refused is None else asdict(v.refused), v.warning] for v in verdicts],
+    }
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_iso)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def changes(plan: Plan, ranking: Ranking, verdicts: Sequence[Verdict]) -> list[Refused]:
+    """What is no longer as it was planned: the node, its fit, its price, or a rule's answer. Empty: apply it."""
+    if plan.offer is None:
+        return []
+    planned = plan.offer
+    found: list[Refused] = []
+    now = next((quote.offer for quote in ranking.quotes if _same_place(quote.offer, planned)), None)
+    if now is None:
+        found.append(_gone(planned, ranking))
+    else:
+        if now.price_microusd_per_hour != planned.price_microusd_per_hour:
+            found.append(_price_changed(planned, now))
+        if (now.accelerators, now.accelerator) != (planned.accelerators, planned.accelerator):
+            need = f"{planned.node_type} with {planned.accelerators} × {planned.accelerator or 'no accelerator'}"
+            have = f"{now.accelerators} × {now.accelerator or 'no accelerator'}"
+            found.append(Refused(rule="node-unchanged", need=need, have=have, hint=_AGAIN))
+    before = {verdict.rule for verdict in plan.verdicts if verdict.refused is not None}
+    # The ranking's own best offer may be another one by now: what it fails is no change of this plan.
+    skipped = before | {"offer-fits", "max-cost"}
+    found += [v.refused for v in verdicts if v.refused is not None and v.rule not in skipped]
+    return found
+
+
+_AGAIN = "plan again: ground plan -f SPEC"
+
+
+def _gone(planned: Offer, ranking: Ranking) -> Refused:
+    place = f"{planned.pool}/{planned.node_type}"
+    rejected = next((r for r in ranking.rejected if (r.pool, r.node_type) == (planned.pool, planned.node_type)), None)
+    if rejected is None:
+        return Refused(rule="offer-still-there", need=place, have="it is no longer offered", hint=_AGAIN)
+    first = rejected.reasons[0]
+    have = f"{first.rule} {first.have}"
+    return Refused(rule="offer-still-fits", need=f"{first.need} on {place}", have=have, hint=_AGAIN)
+
+
+def _price_changed(planned: Offer, now: Offer) -> Refused:
+    return Refused(
+        rule="price-unchanged",
+        need=f"{exact_usd(planned.price_microusd_per_hour)}/h ({planned.price_as_of})",
+        have=f"{exact_usd(now.price_microusd_per_hour)}/h ({now.price_as_of})",
+        hint=_AGAIN,
+    )
+
+
+def _too_small(what: str, need_bytes: int, have_bytes: int) -> Refused:
+    need, have = format_bytes(need_bytes), format_bytes(have_bytes)
+    if need == have:  # they differ below one decimal: then only the bytes tell them apart
+        need, have = f"{need_bytes:,} bytes", f"{have_bytes:,} bytes"
+    hint = f"lower resources.{what} to {have_bytes // 2**20}MiB"
+    return Refused(rule=what, need=f"{need} {what}", have=have, hint=hint)
+
+
+def _size(offer: Offer) -> tuple[float, float, float, str, str]:
+    return (offer.accelerators, offer.memory_bytes, offer.cpus, offer.pool, offer.node_type)
+
+
+def _same_place(one: Offer, other: Offer) -> bool:
+    return (one.pool, one.node_type) == (other.pool, other.node_type)
+
+
+def _iso(value: object) -> str:
+    if isinstance(value, date):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} has no canonical form")

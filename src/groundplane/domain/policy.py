@@ -1,0 +1,452 @@
+"""The built-in rules, as one table: what each asks, why, and the way forward. A rule is judged on every plan.
+
+docs/reference/policy.md is generated from this table.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+
+from groundplane.domain.access import Exposure
+from groundplane.domain.hardware import Hardware, InstanceType
+from groundplane.domain.model import ModelVersion
+from groundplane.domain.planning import Ranking, Verdict, compact_duration, exact_usd, longest_s
+from groundplane.domain.spec import EndpointSpec, JobSpec
+from groundplane.errors import Refused
+from groundplane.units import MICROUSD_PER_USD, format_bytes, format_duration
+
+MAX_HORIZON_DAYS = 90
+WEIGHTS_TO_MEMORY = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """Everything the rules may look at: the spec, the offers found for it, and what the store knows of it."""
+
+    spec: JobSpec | EndpointSpec
+    ranking: Ranking
+    hardware: Hardware
+    now: datetime
+    pools: tuple[str, ...]
+    silent_pools: dict[str, str]
+    price_stale_days: int = 30
+    model: ModelVersion | None = None
+    known_versions: tuple[str, ...] = ()
+    exposure: Exposure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What a check found: the number it needs, the one there is, and a way forward better than the rule's own."""
+
+    need: str
+    have: str
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """`warns` rules never refuse. Those not `at_apply` are judged once: time alone would turn them, harmlessly."""
+
+    id: str
+    why: str
+    hint: str
+    check: Callable[[Subject], Finding | None]
+    warns: bool = False
+    at_apply: bool = True
+
+
+def judge(subject: Subject, *, at_apply: bool = False) -> tuple[Verdict, ...]:
+    """Every rule's verdict, in the table's order."""
+    return tuple(_verdict(rule, subject) for rule in RULES if rule.at_apply or not at_apply)
+
+
+def _verdict(rule: Rule, subject: Subject) -> Verdict:
+    found = rule.check(subject)
+    if found is None:
+        return Verdict(rule=rule.id, why=rule.why, refused=None)
+    hint = found.hint or rule.hint
+    if rule.warns:
+        return Verdict(rule=rule.id, why=rule.why, refused=None, warning=f"{found.have}; {found.need}: {hint}")
+    return Verdict(
+        rule=rule.id, why=rule.why, refused=Refused(rule=rule.id, need=found.need, have=found.have, hint=hint)
+    )
+
+
+# ---------------------------------------------------------------- who and until when
+
+
+def _named(what: str, value: Callable[[Subject], str]) -> Callable[[Subject], Finding | None]:
+    def check(subject: Subject) -> Finding | None:
+        return None if value(subject).strip() else Finding(need=f"metadata.{what}", have="nothing")
+
+    return check
+
+
+def _end_ahead(subject: Subject) -> Finding | None:
+    end, now = subject.spec.end_date, subject.now
+    return None if end > now else Finding(need=f"an end date after {_time(now)}", have=_time(end))
+
+
+def _end_near(subject: Subject) -> Finding | None:
+    days = (subject.spec.end_date - subject.now).total_seconds() / 86_400
+    if days <= MAX_HORIZON_DAYS:
+        return None
+    return Finding(
+        need=f"an end date within {MAX_HORIZON_DAYS} days", have=f"{_time(subject.spec.end_date)}, {days:.0f} days away"
+    )
+
+
+def _duration_before_end(subject: Subject) -> Finding | None:
+    left_s = int((subject.spec.end_date - subject.now).total_seconds())
+    if subject.spec.max_duration_s <= left_s or left_s <= 0:
+        return None
+    return Finding(
+        need=f"max_duration of at most {format_duration(left_s)}, the time left until {_time(subject.spec.end_date)}",
+        have=format_duration(subject.spec.max_duration_s),
+        hint=f"set max_duration: {compact_duration(left_s)}, or a later end_date",
+    )
+
+
+# ---------------------------------------------------------------- what is run
+
+
+def _command(subject: Subject) -> Finding | None:
+    spec = subject.spec
+    if isinstance(spec, EndpointSpec) or (spec.command and spec.command[0].strip()):
+        return None
+    return Finding(need="a command", have="nothing")
+
+
+def _absolute_paths(subject: Subject) -> Finding | None:
+    spec = subject.spec
+    if isinstance(spec, EndpointSpec):
+        return None
+    paths = [("workdir", spec.workdir), *((f"data {item.name}", item.path) for item in spec.data)]
+    relative = [f"{what} {path}" for what, path in paths if path and not path.startswith("/")]
+    return Finding(need="absolute paths", have=", ".join(relative)) if relative else None
+
+
+_ACCELERATOR_WORK = re.compile(
+    r"--device[= ]cuda|\bcuda:\d|--backend[= ]nccl|--(num[-_])?gpus?[= ][1-9]"
+    r"|--nproc[-_]per[-_]node[= ]gpu|--use[-_]cuda\b",
+    re.IGNORECASE,
+)
+
+
+def _accelerator_work(subject: Subject) -> Finding | None:
+    spec = subject.spec
+    if isinstance(spec, EndpointSpec) or spec.resources.accelerators:
+        return None
+    match = _ACCELERATOR_WORK.search(" ".join(spec.command))
+    if match is None:
+        return None
+    return Finding(
+        need=f"an accelerator for {match[0]!r} in the command",
+        have="resources.accelerators: 0",
+        hint="set resources.accelerators: 1 and its kind, or let the command run on CPU",
+    )
+
+
+def _accelerator_known(subject: Subject) -> Finding | None:
+    asked, hardware = subject.spec.resources.accelerator, subject.hardware
+    if not asked or not hardware.accelerators or hardware.accelerator(asked) or hardware.accelerators_like(asked):
+        return None
+    near = hardware.near_accelerators(asked)
+    hint = f"did you mean {' or '.join(near)}?" if near else ""
+    return Finding(need="an accelerator the catalogue knows", have=asked, hint=hint)
+
+
+def _accelerator_counted(subject: Subject) -> Finding | None:
+    need = subject.spec.resources
+    if not need.accelerator or need.accelerators:
+        return None
+    return Finding(need=f"a number of {need.accelerator}", have="resources.accelerators: 0")
+
+
+# ---------------------------------------------------------------- where, and for how much
+
+
+def _pool_known(subject: Subject) -> Finding | None:
+    if subject.spec.pool in subject.pools:
+        return None
+    return Finding(need=f"one of the pools: {', '.join(subject.pools) or 'none yet'}", have=subject.spec.pool)
+
+
+def _offer_fits(subject: Subject) -> Finding | None:
+    spec, ranking = subject.spec, subject.ranking
+    if ranking.best is not None or spec.pool not in subject.pools:
+        return None
+    if spec.pool in subject.silent_pools:
+        have = f"pool {spec.pool} does not answer: {subject.silent_pools[spec.pool]}"
+        return Finding(need="an offer", have=have, hint="try again, or choose another pool")
+    if not ranking.rejected:
+        return Finding(need="an offer", have=f"pool {spec.pool} has no nodes", hint="choose another pool")
+    # The nearest miss: the fewest reasons stand in its way.
+    miss = ranking.rejected[0]
+    have = "; ".join(f"{reason.rule} {reason.have}" for reason in miss.reasons)
+    need = "; ".join(reason.need for reason in miss.reasons)
+    return Finding(need=need, have=f"{have} on {miss.pool}/{miss.node_type}", hint=miss.reasons[0].hint)
+
+
+def _max_cost(subject: Subject) -> Finding | None:
+    spec, best = subject.spec, subject.ranking.best
+    if best is None or best.worst_case_microusd <= spec.max_cost_microusd:
+        return None
+    cent = MICROUSD_PER_USD // 100
+    would_do = exact_usd(-(-best.worst_case_microusd // cent) * cent)
+    fitting_s = longest_s(spec, best.offer)
+    shorter = f"max_duration: {compact_duration(fitting_s)} fits, or " if fitting_s else ""
+    return Finding(
+        need=f"{exact_usd(best.worst_case_microusd)} in the worst case ({best.arithmetic})",
+        have=f"max_cost {exact_usd(spec.max_cost_microusd)}",
+        hint=f"{shorter}set max_cost: {would_do}",
+    )
+
+
+def _price_fresh(subject: Subject) -> Finding | None:
+    best, today = subject.ranking.best, subject.now.date()
+    if best is None:
+        return None
+    age_days = (today - best.offer.price_as_of).days
+    if 0 <= age_days <= subject.price_stale_days:
+        return None
+    have = f"the price is of {best.offer.price_as_of}, {age_days} days old"
+    if age_days < 0:
+        have = f"the price is of {best.offer.price_as_of}, which is still to come"
+    return Finding(need=f"at most {subject.price_stale_days} days are trusted", have=have)
+
+
+def _price_not_zero(subject: Subject) -> Finding | None:
+    best = subject.ranking.best
+    if best is None or best.offer.price_microusd_per_hour > 0:
+        return None
+    return Finding(need="a price above $0 bounds the cost", have=f"{best.offer.pool}/{best.offer.node_type} costs $0/h")
+
+
+def _not_retired(subject: Subject) -> Finding | None:
+    item, today = _instance_type(subject), subject.now.date()
+    if item is None or not item.is_retired(today):
+        return None
+    return Finding(need=f"an instance type still sold on {today}", have=f"{item.name}, {_retirement(item)}")
+
+
+def _not_retiring(subject: Subject) -> Finding | None:
+    item = _instance_type(subject)
+    if item is None or item.is_retired(subject.now.date()) or not item.is_retired(subject.spec.end_date.date()):
+        return None
+    return Finding(need=f"the end date is {subject.spec.end_date.date()}", have=f"{item.name} is {_retirement(item)}")
+
+
+def _instance_type(subject: Subject) -> InstanceType | None:
+    best = subject.ranking.best
+    return subject.hardware.instance_type(best.offer.node_type) if best is not None else None
+
+
+def _retirement(item: InstanceType) -> str:
+    return f"retired on {item.retirement_date}" if item.retirement_date else "retired"
+
+
+def _real(subject: Subject) -> Finding | None:
+    best = subject.ranking.best
+    if best is None or not best.offer.simulated:
+        return None
+    return Finding(need="nothing of it is measured on real hardware", have=f"pool {best.offer.pool} is simulated")
+
+
+# ---------------------------------------------------------------- what is served
+
+
+def _model_exists(subject: Subject) -> Finding | None:
+    spec = subject.spec
+    if isinstance(spec, JobSpec) or subject.model is not None:
+        return None
+    name = spec.model.rpartition("@")[0]
+    same = [version for version in subject.known_versions if version.rpartition("@")[0] == name]
+    near = same[-3:] or difflib.get_close_matches(spec.model, subject.known_versions, 3, 0.5)
+    hint = f"registered: {', '.join(near)}" if near else "ground models list shows what is registered"
+    return Finding(need="a registered model version", have=spec.model, hint=hint)
+
+
+def _model_memory(subject: Subject) -> Finding | None:
+    spec, model = subject.spec, subject.model
+    if isinstance(spec, JobSpec) or model is None:
+        return None
+    need_bytes, have_bytes = WEIGHTS_TO_MEMORY * model.size_bytes, spec.resources.memory_bytes
+    if need_bytes <= have_bytes:
+        return None
+    rounded = f"{-(-need_bytes // 2**30)}GiB" if need_bytes > 2**30 else f"{-(-need_bytes // 2**20)}MiB"
+    return Finding(
+        need=f"{WEIGHTS_TO_MEMORY} × {format_bytes(model.size_bytes)} of weights = {format_bytes(need_bytes)}",
+        have=f"resources.memory {format_bytes(have_bytes)}",
+        hint=f"set resources.memory: {rounded}, or serve a smaller or quantised model",
+    )
+
+
+def _exposed(subject: Subject) -> Finding | None:
+    spec, exposure = subject.spec, subject.exposure
+    if isinstance(spec, JobSpec) or not spec.public:
+        return None
+    if exposure is not None and exposure.expires_at > subject.now:
+        return None
+    have = "none" if exposure is None else f"one that expired on {_time(exposure.expires_at)}"
+    return Finding(need="an exposure with owner, reason and expiry", have=have)
+
+
+def _time(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%d %H:%M} UTC"
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        id="owner",
+        why="Nothing runs without a person who answers for it.",
+        hint="set metadata.owner",
+        check=_named("owner", lambda subject: subject.spec.metadata.owner),
+    ),
+    Rule(
+        id="cost-center",
+        why="Every dollar is booked somewhere.",
+        hint="set metadata.cost_center",
+        check=_named("cost_center", lambda subject: subject.spec.metadata.cost_center),
+    ),
+    Rule(
+        id="end-date-ahead",
+        why="What has no end in the future is stopped before it starts.",
+        hint="set spec.end_date to a date in the future",
+        check=_end_ahead,
+    ),
+    Rule(
+        id="end-date-horizon",
+        why=f"What is not looked at again within {MAX_HORIZON_DAYS} days is forgotten and goes on costing.",
+        hint=f"set spec.end_date: {MAX_HORIZON_DAYS}d and renew it when the work goes on",
+        check=_end_near,
+    ),
+    Rule(
+        id="duration-before-end",
+        why="A run that can't finish before its end date would be paid for and cut off.",
+        hint="shorten spec.max_duration",
+        check=_duration_before_end,
+        at_apply=False,
+    ),
+    Rule(id="command", why="A job is a command.", hint="set spec.command", check=_command),
+    Rule(
+        id="absolute-paths",
+        why="A node can't know what a path on the author's machine is relative to.",
+        hint="ground plan -f FILE makes them absolute; over the API send absolute paths",
+        check=_absolute_paths,
+    ),
+    Rule(
+        id="accelerator-counted",
+        why="A kind of accelerator without a number would run on CPU, slowly and silently.",
+        hint="set resources.accelerators, or remove resources.accelerator",
+        check=_accelerator_counted,
+    ),
+    Rule(
+        id="accelerator-known",
+        why="A name nobody sells waits for ever.",
+        hint="ground recon lists the names",
+        check=_accelerator_known,
+    ),
+    Rule(
+        id="accelerator-work",
+        why="Accelerator work on a CPU node fails after minutes, or costs its hours many times over.",
+        hint="set resources.accelerators",
+        check=_accelerator_work,
+    ),
+    Rule(
+        id="pool-known",
+        why="Work goes to a registered pool.",
+        hint="set spec.pool to one of them",
+        check=_pool_known,
+    ),
+    Rule(
+        id="offer-fits",
+        why="Work that no node can carry would wait for ever.",
+        hint="lower spec.resources, or choose another pool",
+        check=_offer_fits,
+    ),
+    Rule(
+        id="max-cost",
+        why="Money is reserved before it is spent: the worst case must be within what the author allows.",
+        hint="raise spec.max_cost or lower spec.max_duration",
+        check=_max_cost,
+    ),
+    Rule(
+        id="price-fresh",
+        why="A stale price makes a wrong bill.",
+        hint="set the price anew, with its date",
+        check=_price_fresh,
+        warns=True,
+    ),
+    Rule(
+        id="price-not-zero",
+        why="At a price of zero no budget holds anything back.",
+        hint="set an hourly price: GROUND_LOCAL_PRICE for this machine",
+        check=_price_not_zero,
+        warns=True,
+    ),
+    Rule(
+        id="not-retired",
+        why="Price lists keep instance types that can't be had any more.",
+        hint="choose a current instance type: ground recon",
+        check=_not_retired,
+    ),
+    Rule(
+        id="not-retiring",
+        why="An instance type that is retired in the middle takes the work with it.",
+        hint="choose an instance type without a retirement date",
+        check=_not_retiring,
+        warns=True,
+    ),
+    Rule(
+        id="real-hardware",
+        why="What is simulated says so everywhere.",
+        hint="choose another pool for real work",
+        check=_real,
+        warns=True,
+    ),
+    Rule(
+        id="model-exists",
+        why="An endpoint serves a registered, verified version, never a loose file.",
+        hint="register it: ground models register",
+        check=_model_exists,
+    ),
+    Rule(
+        id="model-memory",
+        why="While weights load they are in memory twice; with less the server is killed and restarted, for ever.",
+        hint="raise resources.memory",
+        check=_model_memory,
+    ),
+    Rule(
+        id="public-needs-exposure",
+        why="Private by default: what is reachable from outside has an owner, a reason and an expiry date.",
+        hint="set public: false, or record one: ground exposures create",
+        check=_exposed,
+    ),
+)
+
+_ids = [rule.id for rule in RULES]
+if len(set(_ids)) != len(_ids):
+    raise AssertionError(f"two rules share an id: {sorted(_ids)}")
+
+
+def reference() -> str:
+    """docs/reference/policy.md."""
+    lines = [
+        "# Policy reference",
+        "",
+        "Generated from `src/groundplane/domain/policy.py`; a test keeps them equal.",
+        "Every plan shows each rule's verdict.",
+        "",
+        "| rule | verdict | why | way forward |",
+        "|---|---|---|---|",
+    ]
+    for rule in RULES:
+        verdict = "warns" if rule.warns else "refuses"
+        lines.append(f"| `{rule.id}` | {verdict} | {rule.why} | {rule.hint} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,220 @@
+"""Plans: a spec is parsed, offers are gathered and priced, rules are judged, and the outcome is written down.
+
+What a plan costs is nothing; what it says no to costs nothing either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from groundplane.audit import EventDraft
+from groundplane.domain import planning, policy
+from groundplane.domain.access import Exposure, Project
+from groundplane.domain.hardware import Hardware
+from groundplane.domain.model import ModelVersion
+from groundplane.domain.planning import Offer, Plan, PlanStatus, Ranking, RejectedOffer
+from groundplane.domain.spec import EndpointSpec, JobSpec
+from groundplane.domain.spec_parse import parse
+from groundplane.errors import NotFound, Refused, Unavailable
+from groundplane.identity import Actor
+from groundplane.ports import Clock, Executor, Ids, PriceBook, Store, Tx
+
+MAX_LISTED = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Market:
+    """What the pools offer right now: priced offers, offers without a price, and pools that did not answer."""
+
+    offers: tuple[Offer, ...]
+    unpriced: tuple[RejectedOffer, ...]
+    silent: dict[str, str]
+
+
+class Plans:
+    """Makes, keeps and rechecks plans. `gateway_addresses` are what an exposure of a public endpoint may name."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        ids: Ids,
+        executors: Mapping[str, Executor],
+        prices: PriceBook,
+        hardware: Hardware | None = None,
+        gateway_addresses: tuple[str, ...] = (),
+        price_stale_days: int = 30,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._ids = ids
+        self._executors = executors
+        self._prices = prices
+        self._hardware = hardware or Hardware()
+        self._gateway_addresses = gateway_addresses
+        self._price_stale_days = price_stale_days
+
+    async def plan(self, actor: Actor, text: str) -> list[Plan]:
+        """One plan per document, refused ones too; all are written down, or none.
+
+        Raises InvalidInput with every fault in the text, NotFound for a project the actor doesn't see.
+        """
+        # A document may have a megabyte: reading it must not hold up everybody else's requests.
+        specs = await asyncio.to_thread(parse, text, now=self._clock.now())
+        market = await self._market()
+        plans: list[Plan] = []
+        async with self._store.transaction() as tx:
+            for spec in specs:
+                await self._project(tx, actor, spec.metadata.project)
+            for spec in specs:
+                plan = await self._draw_up(tx, actor, spec, market)
+                await tx.insert(plan)
+                await tx.append_event(_event(plan))
+                plans.append(plan)
+        return plans
+
+    async def get(self, actor: Actor, plan_id: str) -> Plan:
+        """Raises NotFound for a plan that does not exist or belongs to a project the actor doesn't see."""
+        async with self._store.transaction() as tx:
+            plan = await tx.get(Plan, plan_id)
+        if plan is None or not actor.sees(plan.project):
+            raise NotFound(f"no plan {plan_id}", "ground plan -f SPEC makes one")
+        return plan
+
+    async def plans(self, actor: Actor, *, project: str | None = None, limit: int = 100) -> list[Plan]:
+        """Newest first; only those of projects the actor sees."""
+        where: dict[str, object] = {} if project is None else {"project": project}
+        if project is None and actor.project is not None and not actor.sees(""):
+            where["project"] = actor.project
+        async with self._store.transaction() as tx:
+            found = await tx.find(Plan, where, order="-created_at", limit=min(limit, MAX_LISTED))
+        return [plan for plan in found if actor.sees(plan.project)]
+
+    async def recheck(self, plan: Plan) -> list[Refused]:
+        """What changed since the plan was made: node, fit, price, rules. Empty when it may be applied as it stands.
+
+        Raises Unavailable when the plan's pool does not answer: what can't be seen is not taken for unchanged.
+        """
+        spec = plan.job or plan.endpoint
+        if spec is None or plan.offer is None:
+            return []
+        market = await self._market(only=plan.offer.pool)
+        if plan.offer.pool in market.silent:
+            raise Unavailable(
+                f"pool {plan.offer.pool} does not answer: {market.silent[plan.offer.pool]}", "try again in a moment"
+            )
+        async with self._store.transaction() as tx:
+            subject = await self._subject(tx, None, spec, market)
+        return planning.changes(plan, subject.ranking, policy.judge(subject, at_apply=True))
+
+    # ------------------------------------------------------------ the parts of a plan
+
+    async def _draw_up(self, tx: Tx, actor: Actor, spec: JobSpec | EndpointSpec, market: _Market) -> Plan:
+        subject = await self._subject(tx, actor, spec, market)
+        return planning.seal(
+            spec,
+            subject.ranking,
+            policy.judge(subject),
+            id=self._ids.new("plan"),
+            created_by=actor.name,
+            now=subject.now,
+        )
+
+    async def _subject(
+        self, tx: Tx, actor: Actor | None, spec: JobSpec | EndpointSpec, market: _Market
+    ) -> policy.Subject:
+        model: ModelVersion | None = None
+        versions: tuple[str, ...] = ()
+        exposure: Exposure | None = None
+        if isinstance(spec, EndpointSpec):
+            model, versions = await self._model(tx, actor, spec)
+            exposure = await self._exposure(tx, spec) if spec.public else None
+        ranking: Ranking = planning.rank(spec, market.offers, self._hardware, market.unpriced)
+        return policy.Subject(
+            spec=spec,
+            ranking=ranking,
+            hardware=self._hardware,
+            now=self._clock.now(),
+            pools=tuple(sorted(self._executors)),
+            silent_pools=market.silent,
+            price_stale_days=self._price_stale_days,
+            model=model,
+            known_versions=versions,
+            exposure=exposure,
+        )
+
+    async def _market(self, only: str | None = None) -> _Market:
+        pools = [pool for pool in sorted(self._executors) if only in (None, pool)]
+        answers = await asyncio.gather(*(self._offers(pool) for pool in pools))
+        offers: list[Offer] = []
+        unpriced: list[RejectedOffer] = []
+        silent: dict[str, str] = {}
+        for pool, answer in zip(pools, answers, strict=True):
+            if isinstance(answer, Unavailable):
+                silent[pool] = answer.message
+                continue
+            for offer in answer:
+                try:
+                    offers.append(self._prices.price(offer))
+                except NotFound as error:
+                    reason = Refused(rule="price", need="a price", have=error.message, hint=error.hint)
+                    unpriced.append(RejectedOffer(pool=offer.pool, node_type=offer.node_type, reasons=(reason,)))
+        return _Market(tuple(offers), tuple(unpriced), silent)
+
+    async def _offers(self, pool: str) -> tuple[Offer, ...] | Unavailable:
+        """A pool that does not answer must not keep the others' plans from being made."""
+        try:
+            return tuple(await self._executors[pool].offers())
+        except Unavailable as error:
+            return error
+
+    async def _project(self, tx: Tx, actor: Actor, name: str) -> None:
+        if not actor.sees(name) or await tx.get(Project, name) is None:
+            raise NotFound(f"no project {name}", "ground projects list shows yours; ground projects create makes one")
+
+    async def _model(
+        self, tx: Tx, actor: Actor | None, spec: EndpointSpec
+    ) -> tuple[ModelVersion | None, tuple[str, ...]]:
+        """The version, when it may be served from this project, else what could be meant instead."""
+
+        def visible(version: ModelVersion) -> bool:
+            own = version.project == spec.metadata.project
+            return own or (actor is not None and actor.sees(version.project))
+
+        version = await tx.get(ModelVersion, spec.model)
+        # At apply there is no actor: whoever was allowed to plan with this version has been checked then.
+        if version is not None and (actor is None or visible(version)):
+            return version, ()
+        found = await tx.find(ModelVersion, order="id", limit=MAX_LISTED)
+        return None, tuple(other.id for other in found if visible(other))
+
+    async def _exposure(self, tx: Tx, spec: EndpointSpec) -> Exposure | None:
+        """The exposure that lasts longest among those of the endpoint's name and of the gateway's addresses."""
+        names = (spec.metadata.name, *self._gateway_addresses)
+        found = await tx.find(Exposure, {"id": names}, order="-expires_at", limit=1)
+        return found[0] if found else None
+
+
+def _event(plan: Plan) -> EventDraft:
+    refused = [verdict.rule for verdict in plan.verdicts if verdict.refused is not None]
+    after: dict[str, object] = {
+        "kind": plan.kind,
+        "spec_digest": plan.spec_digest,
+        "hash": plan.hash,
+        "status": str(plan.status),
+        "worst_case_microusd": plan.worst_case_microusd,
+    }
+    if plan.status is PlanStatus.REFUSED:
+        after["refused"] = refused
+    return EventDraft(
+        at=plan.created_at,
+        actor=plan.created_by,
+        action="plan.create",
+        object_kind="plan",
+        object_id=plan.id,
+        project=plan.project,
+        after=after,
+    )
