@@ -21,15 +21,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import jax
 import jax.numpy as jnp
 import numpy as np
+from model import Params, Shape, forward, hf_config, init, loss
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-
-import checkpoints
-from model import Params, Shape, forward, hf_config, init, loss
 
 HERE = Path(__file__).resolve().parent
 BOS, EOS = "<s>", "</s>"
@@ -63,9 +62,7 @@ class Optimizer:
             grad = grads[name] * scale
             new_mu[name] = self.beta1 * mu[name] + (1 - self.beta1) * grad
             new_nu[name] = self.beta2 * nu[name] + (1 - self.beta2) * grad * grad
-            update = (new_mu[name] / (1 - self.beta1**at)) / (
-                jnp.sqrt(new_nu[name] / (1 - self.beta2**at)) + self.eps
-            )
+            update = (new_mu[name] / (1 - self.beta1**at)) / (jnp.sqrt(new_nu[name] / (1 - self.beta2**at)) + self.eps)
             # Matrices decay; norms (vectors) do not.
             decay = self.decay if param.ndim == 2 else 0.0
             new_params[name] = param - rate * (update + decay * param)
@@ -211,6 +208,7 @@ class Run:
             "loss": round(self.last_loss, 4),
             "eval_loss": round(eval_loss, 4),
             "eval_perplexity": round(float(np.exp(eval_loss)), 2),
+            "eval_bits_per_byte": round(self._bits_per_byte(eval_loss), 3),
             "steps": self.step,
             "tokens": self.step * self.args.batch * self.args.length,
             "seconds": round(self.trained_s, 1),
@@ -239,16 +237,21 @@ class Run:
         checkpoints.write_atomically(out / "model.safetensors", save_tensors(weights, metadata={"format": "pt"}))
         print(f"wrote {out}: {json.dumps(metrics)}", flush=True)
 
+    def _bits_per_byte(self, eval_loss: float) -> float:
+        """The held-out loss per byte of text: comparable between vocabularies, as loss per token is not."""
+        return eval_loss / np.log(2) * len(self.held_out) / len(self.tokenizer.decode(self.held_out.tolist()).encode())
+
     def sample(self, prompt: str, count: int) -> str:
-        """`count` greedy tokens after the prompt, without a cache: slow, but the reference an engine is tested against."""
+        """`count` greedy tokens after the prompt, without a cache: slow, but what an engine is tested against."""
         ids, length = self.tokenizer.encode(prompt).ids, self.shape.context
+        start = len(ids)
         # Attention is causal, so what pads the end changes nothing before it, and one compiled shape serves all steps.
         logits = jax.jit(partial(forward, shape=self.shape))
         for _ in range(min(count, length - len(ids))):
             window = np.zeros((1, length), dtype=np.int32)
             window[0, : len(ids)] = ids
             ids.append(int(jnp.argmax(logits(self.params, window)[0, len(ids) - 1])))
-        return str(self.tokenizer.decode(ids))
+        return str(self.tokenizer.decode(ids[start:]))
 
 
 def parse_args() -> argparse.Namespace:
@@ -261,15 +264,20 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--vocab", type=int, default=1024)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--log-every", type=int, default=10)
     parser.add_argument("--checkpoint-every", type=int, default=60)
     parser.add_argument("--corpus", type=Path, default=HERE / "corpus.txt")
     parser.add_argument("--checkpoint-dir", type=Path, default=env.get("GROUND_CHECKPOINT_DIR") or "checkpoints")
     parser.add_argument("--output-dir", type=Path, default=env.get("GROUND_OUTPUT_DIR") or "output")
     parser.add_argument("--resume-from", type=Path, default=env.get("GROUND_RESUME_FROM") or None)
-    parser.add_argument("--sample", metavar="PROMPT", help="print 60 greedy tokens after this prompt at the end")
-    return parser.parse_args()
+    parser.add_argument("--sample", metavar="PROMPT", action="append", default=[], help="continue it at the end")
+    parser.add_argument("--sample-tokens", type=int, default=60, help="greedy tokens per sample")
+    args = parser.parse_args()
+    heads = Shape.__dataclass_fields__["heads"].default
+    if args.width % (2 * heads):
+        parser.error(f"--width {args.width} is not a multiple of {2 * heads}: {heads} heads of an even size")
+    return args
 
 
 def main() -> None:
@@ -277,8 +285,9 @@ def main() -> None:
     run = Run(args)
     run.train()
     run.export()
-    if args.sample:
-        print(run.sample(args.sample, 60), flush=True)
+    for prompt in args.sample:
+        text = run.sample(prompt, args.sample_tokens)
+        print("sample", json.dumps({"prompt": prompt, "text": text}, ensure_ascii=False), flush=True)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,7 @@ class ApiError(Exception):
     retry_after_s: int | None = None
 
     def body(self) -> dict[str, object]:
-        return {
-            "error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        }
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +147,7 @@ def _decode(body: bytes, shape: type[_Common]) -> _Common:
         return msgspec.json.decode(body, type=shape)
     except msgspec.ValidationError as error:
         # msgspec names the place as `$.max_tokens`; callers know the field by its bare name.
-        message, _, place = str(error).partition(" - at `$.")
+        _, _, place = str(error).partition(" - at `$.")
         raise ApiError(400, str(error).replace("`$.", "`"), param=place.rstrip("`") or None) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None

@@ -28,9 +28,7 @@ class EmbeddedModelServer:
             return None
         return f"{', '.join(missing)} not installed: pip install 'groundplane[engine]'"
 
-    def command(
-        self, *, model_dir: Path, name: str, port: int, threads: int, cache_dir: Path
-    ) -> tuple[str, ...]:
+    def command(self, *, model_dir: Path, name: str, port: int, threads: int, cache_dir: Path) -> tuple[str, ...]:
         """The argv of a server on 127.0.0.1:port. `threads` is the CPU threads it may use in all, at least 1."""
         return (
             sys.executable,

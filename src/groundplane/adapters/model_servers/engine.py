@@ -19,10 +19,10 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import uvicorn
 import uvloop
@@ -54,9 +54,7 @@ class Metrics:
         self.requests = Counter(
             "groundplane_engine_requests", "Answered requests.", ["endpoint", "code"], registry=self.registry
         )
-        self.prompt_tokens = Counter(
-            "groundplane_engine_prompt_tokens", "Prompt tokens read.", registry=self.registry
-        )
+        self.prompt_tokens = Counter("groundplane_engine_prompt_tokens", "Prompt tokens read.", registry=self.registry)
         self.completion_tokens = Counter(
             "groundplane_engine_completion_tokens", "Tokens generated.", registry=self.registry
         )
@@ -71,9 +69,7 @@ class Metrics:
         self.duration_s = Histogram(
             "groundplane_engine_request_duration_seconds", "From request to last byte.", registry=self.registry
         )
-        self.load_s = Gauge(
-            "groundplane_engine_model_load_seconds", "Conversion and loading.", registry=self.registry
-        )
+        self.load_s = Gauge("groundplane_engine_model_load_seconds", "Conversion and loading.", registry=self.registry)
         for name, read in (("running", running), ("waiting", waiting)):
             Gauge(f"groundplane_engine_requests_{name}", f"Requests {name} now.", registry=self.registry).set_function(
                 read
@@ -106,8 +102,8 @@ class Answer:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
     def whole(self, text: str, reason: str) -> dict[str, object]:
-        said = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
-        choice = {"index": 0, **said, "logprobs": None, "finish_reason": reason}
+        said: dict[str, object] = {"message": {"role": "assistant", "content": text}} if self.chat else {"text": text}
+        choice: dict[str, object] = {"index": 0, **said, "logprobs": None, "finish_reason": reason}
         return {**self.envelope([choice], chunk=False), "usage": self.usage()}
 
     def chunk(self, text: str | None, reason: str | None = None, *, first: bool = False) -> dict[str, object]:
@@ -213,9 +209,7 @@ class Server:
         # Long prompts take tokenizers a while; other callers' tokens go on meanwhile.
         ids, limit = await asyncio.to_thread(engine.prepare, ask)
         chat = ask.messages is not None
-        answer = Answer(
-            f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", self.name, chat, prompt_tokens=len(ids)
-        )
+        answer = Answer(f"{'chatcmpl' if chat else 'cmpl'}-{uuid.uuid4().hex}", self.name, chat, prompt_tokens=len(ids))
         place = contextlib.ExitStack()
         place.enter_context(engine.reserve())
         events = self._measured(answer, engine.stream(ids, limit, ask.sampling), place)
@@ -289,7 +283,7 @@ async def _server_sent(
                 else:
                     yield _event(answer.chunk(None, event.reason))
         except RuntimeError as error:  # what CTranslate2 raises
-            print(f"error: generation {answer.id} failed: {error}", file=sys.stderr, flush=True)
+            _say(f"error: generation {answer.id} failed: {error}", sys.stderr)
             yield _event(ApiError(500, f"generation failed: {error}", kind="server_error").body())
             return
         if include_usage:
@@ -301,19 +295,17 @@ def _event(content: dict[str, object]) -> bytes:
     return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-async def _unless_gone(request: Request, work: Any) -> Response:
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:
     """The answer, or nothing when the caller hangs up first; then the generation stops too."""
 
     async def hung_up() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    answering, watching = asyncio.ensure_future(work), asyncio.ensure_future(hung_up())
+    answering, watching = asyncio.create_task(work), asyncio.create_task(hung_up())
     try:
         await asyncio.wait({answering, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if answering.done():
-            return answering.result()
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+        return answering.result() if answering.done() else Response(status_code=CLIENT_CLOSED_REQUEST)
     finally:
         answering.cancel()
         watching.cancel()
@@ -374,19 +366,23 @@ async def serve(args: argparse.Namespace) -> int:
             threads_each=max(1, args.threads // parallel),
         )
     except GroundError as error:
-        print(f"error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
+        _say(f"error: {error.message}" + (f"\nhint: {error.hint}" if error.hint else ""), sys.stderr)
         stop()
         await serving
         return error.exit_code
     face.metrics.load_s.set(seconds)
     face.engine, face.loaded_at = Engine(model, parallel=parallel, queue=args.queue), int(time.time())
-    print(f"serving {args.name} on http://{host}:{port} (loaded in {seconds:.2f} s)", flush=True)
+    _say(f"serving {args.name} on http://{host}:{port} (loaded in {seconds:.2f} s)", sys.stdout)
     await serving
     face.engine.close()
-    print("stopped", flush=True)
+    _say("stopped", sys.stdout)
     return 0
+
+
+def _say(line: str, stream: TextIO) -> None:
+    """A line for the process's log, at once: the runner ships it while the server runs."""
+    stream.write(line + "\n")
+    stream.flush()
 
 
 def _parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -401,9 +397,7 @@ def _parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--queue", type=int, default=64, help="requests that may wait for their turn")
     parser.add_argument("--cache-dir", type=Path, required=True, help="where converted weights are kept")
     parser.add_argument("--body-max-bytes", type=int, default=1 << 20)
-    parser.add_argument(
-        "--drain-timeout-s", type=int, default=30, help="how long SIGTERM waits for running answers"
-    )
+    parser.add_argument("--drain-timeout-s", type=int, default=30, help="how long SIGTERM waits for running answers")
     args = parser.parse_args(argv)
     if not ipaddress.ip_address(args.host).is_loopback:
         parser.error(f"--host {args.host} is not a loopback address; expose models through the gateway")
@@ -420,7 +414,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             return runner.run(serve(args))
         except OSError as error:
-            print(f"error: can't listen on {args.host}:{args.port}: {error}", file=sys.stderr)
+            _say(f"error: can't listen on {args.host}:{args.port}: {error}", sys.stderr)
             return 6
 
 

@@ -48,7 +48,7 @@ class Finished:
 
 
 class LoadedModel:
-    """A model folder, its tokenizer and its chat template, ready to generate. Made in a thread: it reads the weights."""
+    """A model folder, its tokenizer and its chat template, ready to generate. Made in a thread: it reads files."""
 
     def __init__(self, model_dir: Path, cache_dir: Path, *, parallel: int, threads_each: int) -> None:
         self.config = llama_spec.read_config(model_dir)
@@ -59,7 +59,9 @@ class LoadedModel:
             "bos": _token_text(described.get("bos_token")),
             "eos": _token_text(described.get("eos_token")),
         }
-        tokens = [self.tokenizer.id_to_token(index) for index in range(self.tokenizer.get_vocab_size())]
+        # Ids may have holes; the engine wants a name for each.
+        count = self.tokenizer.get_vocab_size()
+        tokens = [self.tokenizer.id_to_token(index) or f"<extra_id_{index}>" for index in range(count)]
         self.converted = llama_spec.convert(model_dir, cache_dir, tokens, self.specials)
         self.tokens = tokens
         self.end_ids = self._end_ids(suggested.get("eos_token_id"))
@@ -164,9 +166,7 @@ class Engine:
         if ask.token_ids is not None:
             ids = ask.token_ids
             if wrong := [token for token in ids if not 0 <= token < len(self.model.tokens)]:
-                raise ApiError(
-                    400, f"token id {wrong[0]} is not in 0…{len(self.model.tokens) - 1}", param="prompt"
-                )
+                raise ApiError(400, f"token id {wrong[0]} is not in 0…{len(self.model.tokens) - 1}", param="prompt")
         elif ask.messages is not None:
             # The template writes the special tokens itself.
             ids = self.model.tokenizer.encode(self.model.render(ask.messages), add_special_tokens=False).ids
@@ -197,9 +197,7 @@ class Engine:
             )
         return ids, wanted or context - len(ids)
 
-    async def stream(
-        self, ids: list[int], limit: int, sampling: Sampling
-    ) -> AsyncGenerator[Piece | Finished, None]:
+    async def stream(self, ids: list[int], limit: int, sampling: Sampling) -> AsyncGenerator[Piece | Finished, None]:
         """Pieces of text as they become complete, then one Finished."""
         text, stops = Detokenizer(self.model.tokenizer), StopStrings(sampling.stop)
         count, reason = 0, "length"
@@ -212,15 +210,10 @@ class Engine:
                 if ready := stops.push(text.push(token)):
                     yield Piece(ready)
                 if stops.found:
-                    reason = "stop"
                     break
-        if not stops.found:
-            rest = stops.push(text.finish())
-            if stops.found:
-                reason = "stop"
-            if rest := rest + stops.finish():
-                yield Piece(rest)
-        yield Finished(reason, count)
+        if not stops.found and (rest := stops.push(text.finish()) + stops.finish()):
+            yield Piece(rest)
+        yield Finished("stop" if stops.found else reason, count)
 
     async def _tokens(self, ids: list[int], limit: int, sampling: Sampling) -> AsyncGenerator[int, None]:
         """Token ids as the worker makes them. Leaving early stops the worker at its next token."""
@@ -313,6 +306,4 @@ def _token_text(value: Any) -> str:
 def _defaults(suggested: dict[str, Any]) -> Defaults:
     if suggested.get("do_sample") is False:
         return Defaults()
-    return Defaults(
-        temperature=float(suggested.get("temperature") or 1.0), top_p=float(suggested.get("top_p") or 1.0)
-    )
+    return Defaults(temperature=float(suggested.get("temperature") or 1.0), top_p=float(suggested.get("top_p") or 1.0))

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -207,7 +206,7 @@ def _digest(model_dir: Path) -> str:
     wanted = ["config.json", "tokenizer.json", "tokenizer_config.json", _INDEX]
     paths = [model_dir / name for name in wanted if (model_dir / name).exists()]
     for path in [*paths, *sorted(model_dir.glob("*.safetensors"))]:
-        total.update(f"{path.name} {os.path.getsize(path)}\n".encode())
+        total.update(f"{path.name} {path.stat().st_size}\n".encode())
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()
