@@ -28,6 +28,7 @@ def routes() -> APIRouter:
         endpoints = await ground.endpoints.endpoints(actor)
         budgets = await budgets_of(ground, actor)
         exposures = await ground.access.exposures(actor)
+        offers, silent_pools = await ground.plans.offers()
         return page(
             request,
             "overview.html",
@@ -39,7 +40,8 @@ def routes() -> APIRouter:
             ready=sum(e.status is EndpointStatus.READY for e in endpoints),
             budgets=budgets,
             exposures=exposures,
-            offers=await ground.plans.offers(actor),
+            offers=offers,
+            silent_pools=silent_pools,
             notices=notices(
                 runs=recent, endpoints=endpoints, budgets=budgets, exposures=exposures, now=ground.clock.now()
             ),

@@ -146,6 +146,11 @@ class Plans:
             exposure=exposure,
         )
 
+    async def offers(self) -> tuple[tuple[Offer, ...], dict[str, str]]:
+        """Every priced offer of every pool, and for each pool that does not answer, why."""
+        market = await self._market()
+        return market.offers, market.silent
+
     async def _market(self, only: str | None = None) -> _Market:
         pools = [pool for pool in sorted(self._executors) if only in (None, pool)]
         answers = await asyncio.gather(*(self._offers(pool) for pool in pools))
