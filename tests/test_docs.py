@@ -1,0 +1,183 @@
+"""What the documents promise, checked against the code: nothing undocumented, nothing documented that is gone."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from groundplane.cli import main
+from groundplane.errors import GroundError
+from groundplane.settings import Settings
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+VOCABULARY = (
+    "project", "pool", "node", "accelerator", "SKU", "instance type", "offer", "request", "job spec", "run", "attempt",
+    "plan", "hold", "preflight", "checkpoint", "dataset", "artifact", "model version", "birth certificate", "gate",
+    "endpoint", "revision", "replica", "rollout", "route", "key", "usage", "ledger entry", "budget", "finding",
+    "exposure",
+)  # fmt: skip
+JARGON = ("TPM", "RPM", "TTFT", "GCRA", "MFU", "KV cache")
+
+
+def text(*parts: str) -> str:
+    return DOCS.joinpath(*parts).read_text(encoding="utf-8")
+
+
+def documents() -> list[Path]:
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", "*.md"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.splitlines()
+    return [ROOT / name for name in listed if (ROOT / name).exists()]
+
+
+# ---------------------------------------------------------------- the map
+
+
+def modules() -> set[str]:
+    package = ROOT / "src" / "groundplane"
+    return {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if path.stat().st_size > 0 and path.name != "__init__.py"
+    }
+
+
+def mapped() -> list[str]:
+    return re.findall(r"^- `([\w/.]+\.py)`: \S.*$", text("MAP.md"), re.MULTILINE)
+
+
+def test_every_module_has_one_line_on_the_map() -> None:
+    assert not modules() - set(mapped()), f"not on docs/MAP.md: {sorted(modules() - set(mapped()))}"
+
+
+def test_the_map_names_no_module_that_is_gone_or_twice() -> None:
+    assert not set(mapped()) - modules(), f"gone, but on docs/MAP.md: {sorted(set(mapped()) - modules())}"
+    assert len(mapped()) == len(set(mapped()))
+
+
+# ---------------------------------------------------------------- the reference
+
+
+def test_every_setting_is_documented() -> None:
+    page = text("reference", "settings.md")
+    missing = [item.metadata["variable"] for item in dataclasses.fields(Settings)]
+    assert not [variable for variable in missing if f"`{variable}`" not in page]
+
+
+def commands(group: click.Command, path: str = "ground") -> Iterator[str]:
+    if not isinstance(group, click.Group):
+        yield path
+        return
+    for name, command in group.commands.items():
+        if not command.hidden:
+            yield from commands(command, f"{path} {name}")
+
+
+def test_every_command_is_documented() -> None:
+    page = text("reference", "cli.md")
+    assert not [command for command in commands(main) if command not in page]
+
+
+def error_codes(kind: type[GroundError] = GroundError) -> Iterator[str]:
+    yield kind.code
+    for child in kind.__subclasses__():
+        if child.__module__ == GroundError.__module__:
+            yield from error_codes(child)
+
+
+def test_every_error_code_is_documented() -> None:
+    page = text("reference", "errors.md")
+    assert not [code for code in error_codes() if f"`{code}`" not in page]
+
+
+# ---------------------------------------------------------------- dependencies
+
+
+def dependencies() -> set[str]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    groups = [project["project"]["dependencies"], *project["project"]["optional-dependencies"].values()]
+    groups += project["dependency-groups"].values()
+    return {re.split(r"[\[<>=~! ]", line)[0] for group in groups for line in group}
+
+
+def test_every_dependency_has_a_reason_and_a_licence() -> None:
+    rows = dict(re.findall(r"^\| ([\w.-]+) \| \S[^|]* \| (\S[^|]*) \|$", text("dependencies.md"), re.MULTILINE))
+    rows.pop("package", None)
+    assert not dependencies() - set(rows), f"no line: {sorted(dependencies() - set(rows))}"
+    assert not set(rows) - dependencies(), f"no dependency any more: {sorted(set(rows) - dependencies())}"
+
+
+def test_every_dependency_is_locked_with_its_hash() -> None:
+    lock = (ROOT / "requirements" / "dev.lock").read_text(encoding="utf-8")
+    locked = set(re.findall(r"^([a-z0-9.-]+)==\S+.*\\$", lock, re.MULTILINE))
+    assert not {name.lower().replace("_", "-") for name in dependencies()} - locked
+
+
+# ---------------------------------------------------------------- words, links, records
+
+
+@pytest.mark.parametrize("word", [*VOCABULARY, *JARGON])
+def test_the_glossary_explains(word: str) -> None:
+    heads = re.findall(r"^\*\*(.+?)\*\*", text("GLOSSARY.md"), re.MULTILINE)
+    assert word in {each.strip() for head in heads for each in head.split(",")}
+
+
+def links(document: Path) -> Iterator[str]:
+    prose = re.sub(r"```.*?```", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\[[^\]]*\]\(([^)\s]+)\)", prose):
+        if not re.match(r"[a-z]+:", target):
+            yield target
+
+
+def anchors(document: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_every_link_between_documents_resolves() -> None:
+    broken = []
+    for document in documents():
+        for target in links(document):
+            name, _, anchor = target.partition("#")
+            found = (document.parent / name).resolve() if name else document
+            if not found.exists() or (anchor and found.suffix == ".md" and anchor not in anchors(found)):
+                broken.append(f"{document.relative_to(ROOT)}: {target}")
+    assert not broken
+
+
+def test_every_decision_is_indexed_and_says_what_it_decides() -> None:
+    records = sorted(path for path in (DOCS / "decisions").glob("[0-9]*.md"))
+    index = text("decisions", "README.md")
+    assert records
+    for number, record in enumerate(records, start=1):
+        assert record.name.startswith(f"{number:04}-"), f"{record.name}: numbers follow each other"
+        assert f"({record.name})" in index, f"{record.name} is not in docs/decisions/README.md"
+        body = record.read_text(encoding="utf-8")
+        for part in ("## Decision", "## Why", "## Consequences"):
+            assert part in body, f"{record.name} lacks {part!r}"
+
+
+def test_the_changelog_has_a_place_for_what_comes_next() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(r"^## Unreleased$", changelog, re.MULTILINE)
+    assert re.search(r"^- \S", changelog, re.MULTILINE)
+
+
+def test_the_readme_names_the_commands_that_the_makefile_has() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z]+)`", (ROOT / "README.md").read_text(encoding="utf-8")))
+    assert named
+    assert not named - targets
