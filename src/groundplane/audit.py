@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 
 GENESIS = "0" * 64
 
@@ -56,7 +56,12 @@ class ChainBreak:
 
 
 def seal(draft: EventDraft, number: int, previous_hash: str) -> Event:
-    """Number 1 follows GENESIS; each later event names the hash of its predecessor."""
+    """Number 1 follows GENESIS; each later event names the hash of its predecessor.
+
+    What was before and after becomes plain JSON first (dates as text, tuples as lists), so that the event read back
+    from a database is the one that was hashed.
+    """
+    draft = replace(draft, at=draft.at.astimezone(UTC), before=_plain(draft.before), after=_plain(draft.after))
     unsealed = Event(id=number, previous_hash=previous_hash, hash="", **_fields(draft))  # type: ignore[arg-type]
     return Event(id=number, previous_hash=previous_hash, hash=event_hash(unsealed), **_fields(draft))  # type: ignore[arg-type]
 
@@ -70,24 +75,53 @@ def event_hash(event: Event) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def check_chain(events: Iterable[Event], head_id: int, head_hash: str) -> ChainBreak | None:
-    """None when every event follows from the one before and the last is the recorded head.
+class ChainCheck:
+    """Follows the trail event by event, so that it need not fit in memory: `feed` each in order, then `finish`."""
 
-    The head is kept apart from the events, so that cutting rows off the end shows too.
-    """
-    number, previous = 0, GENESIS
-    for event in events:
-        number += 1
+    def __init__(self) -> None:
+        self.number = 0
+        self.hash = GENESIS
+
+    def feed(self, event: Event) -> ChainBreak | None:
+        """None when the event follows from the ones fed before."""
+        number = self.number + 1
         if event.id != number:
-            return ChainBreak(event_id=number, what=f"event {number} is missing; the next one is {event.id}")
-        if event.previous_hash != previous:
+            what = f"event {number} is missing; the next one is {event.id}"
+            return ChainBreak(event_id=number, what=what)
+        if event.previous_hash != self.hash:
             return ChainBreak(event_id=number, what=f"event {number} does not follow event {number - 1}")
         if event_hash(event) != event.hash:
             return ChainBreak(event_id=number, what=f"event {number} was changed after it was written")
-        previous = event.hash
-    if (number, previous) != (head_id, head_hash):
-        return ChainBreak(event_id=number + 1, what=f"{head_id - number} event(s) after {number} are missing")
-    return None
+        self.number, self.hash = number, event.hash
+        return None
+
+    def finish(self, head_id: int, head_hash: str) -> ChainBreak | None:
+        """None when the last event fed is the recorded head.
+
+        The head is kept apart from the events, so that cutting rows off the end shows too.
+        """
+        if (self.number, self.hash) == (head_id, head_hash):
+            return None
+        if self.number < head_id:
+            what = f"{head_id - self.number} event(s) after {self.number} are missing"
+            return ChainBreak(event_id=self.number + 1, what=what)
+        what = f"the trail ends at event {self.number}, but its recorded head is {head_id}"
+        return ChainBreak(event_id=max(head_id, 0) + (self.number > head_id), what=what)
+
+
+def check_chain(events: Iterable[Event], head_id: int, head_hash: str) -> ChainBreak | None:
+    """None when every event follows from the one before and the last is the recorded head."""
+    check = ChainCheck()
+    for event in events:
+        broken = check.feed(event)
+        if broken is not None:
+            return broken
+    return check.finish(head_id, head_hash)
+
+
+def _plain(values: dict[str, object]) -> dict[str, object]:
+    plain: dict[str, object] = json.loads(json.dumps(values, default=str))
+    return plain
 
 
 def _fields(draft: EventDraft) -> dict[str, object]:

@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from groundplane.audit import Event, EventDraft
+from groundplane.domain.certificate import Circumstances
 from groundplane.domain.ledger import UsageRecord
+from groundplane.domain.model import ManifestFile
 from groundplane.domain.planning import Offer
 from groundplane.domain.run import EndReason
 from groundplane.domain.run import FoundCheckpoint as FoundCheckpoint
 from groundplane.domain.run import Observation as Observation
+from groundplane.domain.spec import JobSpec
+from groundplane.errors import Problem, Refused
 
 Row = TypeVar("Row")
 """A frozen dataclass with an `id`, and a `version` when it can change."""
@@ -53,6 +57,14 @@ class Below:
     value: object
 
 
+@dataclass(frozen=True, slots=True)
+class Between:
+    """A `where` value: the column is at or after `low` and before `high`."""
+
+    low: object
+    high: object
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainHead:
     """The newest event's number and hash, kept apart from the events themselves."""
@@ -62,7 +74,11 @@ class ChainHead:
 
 
 class Tx(Protocol):
-    """One transaction: every method sees one consistent state; leaving the block commits all of it or nothing."""
+    """One transaction: every method sees one consistent state; leaving the block commits all of it or nothing.
+
+    Two methods may see two states: lock a row before reading what is to be changed. After Conflict from `insert` or
+    from a stale `update` the transaction can go on. Opening a second one inside it is a RuntimeError.
+    """
 
     async def get(self, kind: type[Row], id: str, *, lock: bool = False) -> Row | None:
         """The row, or None. `lock` makes other transactions that lock it wait until this one ends."""
@@ -89,6 +105,10 @@ class Tx(Protocol):
 
     async def insert_once(self, row: Row) -> bool:
         """Adds a row unless its id is taken; says whether it was added. Twice is the same as once."""
+        ...
+
+    async def insert_many_once(self, rows: Sequence[Row]) -> frozenset[str]:
+        """`insert_once` for many rows of one kind in few round trips; returns the ids that were added."""
         ...
 
     async def update(self, row: Row) -> Row:
@@ -118,11 +138,14 @@ class Tx(Protocol):
         by: Sequence[str] = (),
         where: Mapping[str, object] | None = None,
     ) -> dict[tuple[object, ...], int]:
-        """Sum of an integer column, grouped: {(group values…): sum}. An empty `by` gives {(): sum}."""
+        """Sum of an integer column, grouped: {(group values…): sum}. An empty `by` gives {(): sum}. Column `*` counts rows."""
         ...
 
     async def append_event(self, draft: EventDraft) -> Event:
-        """Seals the draft onto the audit chain, in this transaction."""
+        """Seals the draft onto the audit chain, in this transaction.
+
+        The chain is locked until the transaction ends: append last, after the rows the event tells of.
+        """
         ...
 
     async def chain_head(self) -> ChainHead | None:
@@ -299,6 +322,51 @@ class BlobStore(Protocol):
 
     async def read(self, sha256: str, offset: int, limit_bytes: int) -> bytes:
         """A range of a blob."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundFile:
+    """A file of a model that wants in. `stamp` changes when the file does; `refused` says why it may not enter."""
+
+    path: str
+    source: Path
+    size_bytes: int
+    stamp: tuple[int, ...]
+    format: str = ""
+    details: Mapping[str, object] = field(default_factory=dict)
+    refused: Refused | None = None
+
+
+class ModelFiles(Protocol):
+    """Folders of model files. Nothing in them is trusted, loaded or followed elsewhere."""
+
+    async def scan(self, source: Path) -> tuple[FoundFile, ...]:
+        """Every file below `source` (or `source` itself) with what it really is. Only reads. NotFound, InvalidInput."""
+        ...
+
+    async def unchanged(self, found: Sequence[FoundFile]) -> None:
+        """Raises Conflict naming the first file that is no longer the one that was looked at."""
+        ...
+
+    async def problems(self, folder: Path, files: Sequence[ManifestFile]) -> tuple[Problem, ...]:
+        """How a laid-out folder differs from the manifest: re-hashes all of it. Empty when it is exactly that."""
+        ...
+
+    async def place(self, folder: Path, files: Sequence[ManifestFile], blobs: BlobStore) -> None:
+        """Makes `folder` hold exactly these files, verified, by one rename. Nothing to do when it does already.
+
+        Two callers at once: one works, the other waits and finds it done. A crash leaves the old folder or none; the
+        next call clears up. Raises IntegrityFailure and NotFound like `BlobStore.fetch`, Unavailable on a full disk.
+        """
+        ...
+
+
+class Provenance(Protocol):
+    """What can be seen around a job on this machine. What can't be seen is stated as unknown, never guessed."""
+
+    async def look(self, spec: JobSpec, observed: str) -> Circumstances:
+        """Code, environment, hardware and data of a job, `observed` saying when. Never raises for what is not there."""
         ...
 
 

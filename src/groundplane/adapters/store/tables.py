@@ -1,0 +1,332 @@
+"""Row kinds as tables: columns derived from the frozen dataclasses, constraints and indexes declared beside them.
+
+Scalar fields become typed columns, everything nested becomes JSON text. What a table forbids (negative money, a
+second pending hold of one subject) the in-memory store forbids from the same declaration.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, date, datetime
+from enum import StrEnum
+from functools import cache
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect
+from sqlalchemy.types import TypeDecorator, TypeEngine
+
+from groundplane.audit import Event
+from groundplane.domain.access import Exposure, Key, Project
+from groundplane.domain.budget import Budget, Hold, HoldStatus
+from groundplane.domain.endpoint import Endpoint
+from groundplane.domain.ledger import LedgerEntry, UsageRecord
+from groundplane.domain.model import ModelVersion
+from groundplane.domain.planning import Plan
+from groundplane.domain.run import Attempt, Checkpoint, Run
+from groundplane.errors import InvalidInput
+
+SCHEMA_REVISION = "0001"
+"""The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
+
+_INT64 = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """How one row kind is stored. `pending_unique` columns are unique among rows whose status is `pending`.
+
+    An append-only kind can be inserted and read, never changed or deleted.
+    """
+
+    row: type
+    table: str
+    unique: tuple[tuple[str, ...], ...] = ()
+    indexes: tuple[tuple[str, ...], ...] = ()
+    not_negative: tuple[str, ...] = ()
+    references: Mapping[str, type] = field(default_factory=dict)
+    pending_unique: tuple[str, ...] = ()
+    append_only: bool = False
+
+
+KINDS: dict[type, Kind] = {
+    kind.row: kind
+    for kind in (
+        Kind(row=Project, table="projects", not_negative=("monthly_limit_microusd",)),
+        Kind(row=Key, table="keys", unique=(("secret_sha256",),), indexes=(("project",),)),
+        Kind(row=Exposure, table="exposures"),
+        Kind(
+            row=Budget,
+            table="budgets",
+            unique=(("project", "period"),),
+            not_negative=("limit_microusd", "held_microusd", "posted_microusd"),
+        ),
+        Kind(
+            row=Hold,
+            table="holds",
+            indexes=(("budget_id",), ("project", "status")),
+            not_negative=("amount_microusd", "posted_microusd"),
+            references={"budget_id": Budget},
+            pending_unique=("subject",),
+        ),
+        Kind(
+            row=LedgerEntry,
+            table="ledger_entries",
+            indexes=(("occurred_at",), ("project", "occurred_at"), ("run_id",), ("hold_id",)),
+            not_negative=("quantity", "amount_microusd"),
+            append_only=True,
+        ),
+        Kind(
+            row=UsageRecord,
+            table="usage_records",
+            indexes=(("started_at",), ("project", "started_at")),
+            not_negative=("prompt_tokens", "completion_tokens", "cached_tokens", "amount_microusd"),
+            append_only=True,
+        ),
+        Kind(
+            row=Plan,
+            table="plans",
+            indexes=(("project", "created_at"),),
+            not_negative=("worst_case_microusd",),
+        ),
+        Kind(
+            row=Run,
+            table="runs",
+            indexes=(("due_at",), ("project", "created_at"), ("status", "created_at")),
+            not_negative=("price_microusd_per_hour",),
+        ),
+        Kind(row=Attempt, table="attempts", unique=(("run_id", "number"),), references={"run_id": Run}),
+        Kind(
+            row=Checkpoint,
+            table="checkpoints",
+            unique=(("run_id", "step"),),
+            not_negative=("size_bytes",),
+            references={"run_id": Run},
+        ),
+        Kind(row=Endpoint, table="endpoints", indexes=(("due_at",), ("project", "created_at"))),
+        Kind(
+            row=ModelVersion,
+            table="model_versions",
+            unique=(("name", "number"),),
+            indexes=(("project", "created_at"),),
+            not_negative=("size_bytes",),
+        ),
+        Kind(
+            row=Event,
+            table="events",
+            indexes=(("object_kind", "object_id"), ("project",)),
+            append_only=True,
+        ),
+    )
+}
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Timezone-aware UTC: `timestamptz` on PostgreSQL, sortable UTC text on SQLite."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value!r} has no time zone; rows hold UTC")
+        moment = value.astimezone(UTC)
+        return moment.replace(tzinfo=None) if dialect.name == "sqlite" else moment
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class EnumText(TypeDecorator[StrEnum]):
+    """A StrEnum as its text, so that the database can be read without our code."""
+
+    impl = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+    cache_ok = True
+
+    def __init__(self, enum: type[StrEnum]) -> None:
+        super().__init__()
+        self.enum = enum
+
+    def process_bind_param(self, value: StrEnum | str | None, dialect: Dialect) -> str | None:
+        return None if value is None else self.enum(value).value
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> StrEnum | None:
+        return None if value is None else self.enum(value)
+
+
+class JsonText(TypeDecorator[object]):
+    """A nested value as JSON text.
+
+    Text, not jsonb: jsonb turns 1e5 into an integer and refuses NaN, and both would come back as another value
+    than was sealed into the audit chain.
+    """
+
+    impl = sa.Text
+    cache_ok = True
+
+    def __init__(self, hint: object) -> None:
+        super().__init__()
+        self.hint = hint
+
+    def process_bind_param(self, value: object, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        return json.dumps(msgspec.to_builtins(value), separators=(",", ":"))
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> object:
+        return None if value is None else msgspec.convert(json.loads(value), self.hint)
+
+
+# The "C" collation orders by code point, as Python and SQLite do; the database's own locale must not matter.
+_TEXT = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+_SCALARS: dict[type, TypeEngine[typing.Any]] = {
+    str: _TEXT,
+    bool: sa.Boolean(create_constraint=False),
+    int: sa.BigInteger(),
+    float: sa.Double(),
+    datetime: UtcDateTime(),
+    date: sa.Date(),
+}
+
+
+@cache
+def hints(kind: type) -> dict[str, tuple[object, bool]]:
+    """Field name → (its type without None, whether None is allowed)."""
+    resolved = typing.get_type_hints(kind)
+    return {item.name: _without_none(resolved[item.name]) for item in fields(kind)}
+
+
+def _without_none(hint: object) -> tuple[object, bool]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = tuple(part for part in typing.get_args(hint) if part is not type(None))
+        if len(inner) == 1:
+            return inner[0], True
+    return hint, False
+
+
+def is_scalar(hint: object) -> bool:
+    """Whether a field of this type is a column of its own, and so can be asked for in `where` and `order`."""
+    return isinstance(hint, type) and (hint in _SCALARS or issubclass(hint, StrEnum))
+
+
+def _column_type(hint: object) -> TypeEngine[typing.Any]:
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        return EnumText(hint)
+    if is_scalar(hint):
+        return _SCALARS[typing.cast(type, hint)]
+    return JsonText(hint)
+
+
+METADATA = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    }
+)
+
+
+def _table(kind: Kind) -> sa.Table:
+    columns: list[sa.Column[typing.Any]] = []
+    for name, (hint, optional) in hints(kind.row).items():
+        target = kind.references.get(name)
+        reference = (sa.ForeignKey(f"{KINDS[target].table}.id"),) if target else ()
+        is_id = name == "id"
+        columns.append(
+            sa.Column(
+                name,
+                _column_type(hint),
+                *reference,
+                primary_key=is_id,
+                nullable=optional and not is_id,
+                autoincrement=False,
+            )
+        )
+    constraints: list[sa.UniqueConstraint | sa.CheckConstraint] = [sa.UniqueConstraint(*names) for names in kind.unique]
+    constraints += [sa.CheckConstraint(f"{name} >= 0", name=name) for name in kind.not_negative]
+    table = sa.Table(kind.table, METADATA, *columns, *constraints)
+    for names in kind.indexes:
+        sa.Index(f"ix_{kind.table}_{'_'.join(names)}", *(table.c[name] for name in names))
+    for name in kind.pending_unique:
+        pending = sa.text("status = 'pending'")
+        sa.Index(
+            f"ix_{kind.table}_{name}_pending",
+            table.c[name],
+            unique=True,
+            sqlite_where=pending,
+            postgresql_where=pending,
+        )
+    return table
+
+
+TABLES: dict[type, sa.Table] = {row: _table(kind) for row, kind in KINDS.items()}
+
+CHAIN_HEAD = sa.Table(
+    "chain_head",
+    METADATA,
+    # One row, id 1: whoever appends an event locks it, so the chain never forks.
+    sa.Column("id", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("event_id", sa.BigInteger, nullable=False),
+    sa.Column("event_hash", _TEXT, nullable=False),
+    sa.CheckConstraint("id = 1", name="one_row"),
+)
+
+
+def scalar_column(kind: type, name: str) -> object:
+    """The type of a column that can be compared. ValueError for a name the kind lacks, or a nested field."""
+    known = hints(kind)
+    if name not in known:
+        raise ValueError(f"{kind.__name__} has no column {name!r}")
+    if not is_scalar(known[name][0]):
+        raise ValueError(f"{kind.__name__}.{name} is nested and can't be compared")
+    return known[name][0]
+
+
+def check_row(row: object) -> None:
+    """What every store demands of a row before it is written.
+
+    ValueError for a defect of ours (negative money, a time without a zone), InvalidInput for text or numbers from
+    outside that no database can hold.
+    """
+    kind = KINDS[type(row)]
+    for name, (hint, _) in hints(kind.row).items():
+        value = getattr(row, name)
+        where = f"{kind.table}.{name}"
+        if isinstance(value, str):
+            _check_text(value, where)
+        elif isinstance(value, datetime):
+            if value.tzinfo is None:
+                raise ValueError(f"{where}: {value!r} has no time zone; rows hold UTC")
+        elif isinstance(value, int) and value not in _INT64:
+            raise InvalidInput(f"{where}: {value} is beyond 64 bits")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise InvalidInput(f"{where}: {value} is no finite number")
+        elif value is not None and is_scalar(hint) and not isinstance(value, (int, float, date)):
+            raise ValueError(f"{where}: {value!r} is no {hint}")
+    for name in kind.not_negative:
+        value = getattr(row, name)
+        if value is not None and value < 0:
+            raise ValueError(f"{kind.table}.{name} must not be negative, got {value}")
+
+
+def _check_text(value: str, where: str) -> None:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{where}: not valid Unicode text", "send it as UTF-8") from None
+    if "\0" in value:
+        raise InvalidInput(f"{where}: text must not hold a NUL character", "remove the character U+0000")
+
+
+PENDING = HoldStatus.PENDING
