@@ -199,16 +199,16 @@ def kill_leftovers(attempt_id: str, state: Document, patience_s: float = 10.0) -
 def look(folder: Path) -> Document:
     """What is known of the attempt: its state document, `{"state": "absent"}`, or `{"state": "unstarted"}` when it was
     ordered and no runner has it. When its runner died, ends what is left of the job and records that, once."""
-    state = read_document(folder / "state.json")
-    if state is None and not (folder / "order.json").exists():
+    if not (folder / "order.json").exists():
         return {"state": "absent"}
-    if state is not None and state["state"] == "ended":
-        return state
     lock = take_lock(folder, 0)
     if lock is None:
-        return state or {"state": "starting"}
+        return read_document(folder / "state.json") or {"state": "starting"}
     try:
-        state = read_document(folder / "state.json")  # once more: its runner may have finished just now
+        try:
+            state = read_document(folder / "state.json")
+        except ValueError:  # a power cut may leave it damaged; its runner is dead in any case
+            state = {"attempt_id": folder.name, "state": "running", "checkpoints": []}
         if state is None:
             return {"state": "unstarted"}
         return state if state["state"] == "ended" else bury(folder, state)

@@ -39,7 +39,7 @@ Document = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerOptions:
-    """What every order of this pool tells its runner beside the job: limits in bytes, the sampling period in seconds."""
+    """What every order of this pool tells its runner beside the job: limits in bytes, the sampling period."""
 
     log_line_limit_bytes: int = 65_536
     log_limit_bytes: int = 2**30
@@ -205,13 +205,19 @@ class LocalExecutor:
         folder = self._folder(attempt_id)
         if (folder / "released").exists() or not (folder / "order.json").exists():
             return {"state": "absent"}
-        document = read_state(folder)
+        held = is_held(folder / "lock")
+        try:
+            document = read_state(folder)
+        except ValueError:
+            if held:
+                raise
+            return None
         if document is not None and document["state"] == "ended":
             if len(self._ended) >= ENDED_KEPT:
                 self._ended.clear()
             self._ended[attempt_id] = document
             return document
-        return (document or {"state": "starting"}) if is_held(folder / "lock") else None
+        return (document or {"state": "starting"}) if held else None
 
     def _look_closely(self, attempt_ids: Sequence[str]) -> dict[str, Document]:
         try:
@@ -247,7 +253,10 @@ class LocalExecutor:
 
     def _is_over(self, attempt_id: str) -> bool:
         folder = self._folder(attempt_id)
-        document = read_state(folder)
+        try:
+            document = read_state(folder)
+        except ValueError:  # damaged: `observe` judges it
+            document = None
         return (folder / "released").exists() or (document is not None and document["state"] == "ended")
 
     # ---- the rest
@@ -294,11 +303,11 @@ class LocalExecutor:
         state = self._look([attempt_id])[attempt_id]["state"]
         if state not in {"ended", "absent"}:
             raise Conflict(f"{attempt_id} is {state}; it can't be released", "stop it first")
+        if state == "absent":
+            self._stop(attempt_id, EndReason.STOPPED_BY_USER)  # a start still under way must find it called off
         self._reservations.give_back(attempt_id)
         write_atomically(folder / "released", b"")
         self._ended.pop(attempt_id, None)
-        for name in ("stop", "reserve", "lock"):
-            (folder / name).unlink(missing_ok=True)
 
     def _write_beat(self) -> None:
         self._beat_file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

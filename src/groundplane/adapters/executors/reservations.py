@@ -22,7 +22,7 @@ class Reservations:
     def take(
         self, attempt_id: str, count: int, *, present: Sequence[int], is_over: Callable[[str], bool]
     ) -> tuple[int, ...]:
-        """Reserves `count` of the `present` indexes; the same ones when called again. Unavailable when too few are free.
+        """Reserves `count` of the `present` indexes; the same ones when called again. Unavailable when short.
 
         Accelerators of attempts that `is_over` are free, so one that nobody released does not stay taken.
         """
