@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 import subprocess
@@ -181,3 +182,30 @@ def test_the_readme_names_the_commands_that_the_makefile_has() -> None:
     named = set(re.findall(r"`make ([a-z]+)`", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert named
     assert not named - targets
+
+
+def test_every_name_in_the_architecture_exists() -> None:
+    package = ROOT / "src" / "groundplane"
+    gone = []
+    for file, name in re.findall(r"`((?:\w+/)*\w+\.py)(?: ([\w.]+))?`", text("ARCHITECTURE.md")):
+        path = package / file
+        if not path.exists() or (name and not _defines(path, name)):
+            gone.append(f"{file} {name}".strip())
+    assert not gone
+
+
+def _defines(path: Path, dotted: str) -> bool:
+    body: list[ast.stmt] = ast.parse(path.read_text(encoding="utf-8")).body
+    for part in dotted.split("."):
+        found = next((node for node in body if part in _names(node)), None)
+        if found is None:
+            return False
+        body = getattr(found, "body", [])
+    return True
+
+
+def _names(node: ast.stmt) -> set[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {target.id for target in targets if isinstance(target, ast.Name)}
