@@ -212,6 +212,11 @@ def compact_duration(seconds: int) -> str:
     return "".join(parts) or "0s"
 
 
+def spec_size(count: int) -> str:
+    """As a spec writes it, rounded down to whole MiB: `8GiB`, `1536MiB`."""
+    return f"{count // 2**30}GiB" if count >= 2**30 and count % 2**30 == 0 else f"{count // 2**20}MiB"
+
+
 def seal(
     spec: JobSpec | EndpointSpec,
     ranking: Ranking,
@@ -312,12 +317,13 @@ def _too_small(what: str, need_bytes: int, have_bytes: int) -> Refused:
     need, have = format_bytes(need_bytes), format_bytes(have_bytes)
     if need == have:  # they differ below one decimal: then only the bytes tell them apart
         need, have = f"{need_bytes:,} bytes", f"{have_bytes:,} bytes"
-    hint = f"lower resources.{what} to {have_bytes // 2**20}MiB"
+    hint = f"lower resources.{what} to {spec_size(have_bytes)}"
     return Refused(rule=what, need=f"{need} {what}", have=have, hint=hint)
 
 
-def _size(offer: Offer) -> tuple[float, float, float, str, str]:
-    return (offer.accelerators, offer.memory_bytes, offer.cpus, offer.pool, offer.node_type)
+def _size(offer: Offer) -> tuple[float | str, ...]:
+    small_first = (offer.accelerators, offer.memory_bytes, offer.cpus)
+    return (*small_first, offer.pool, offer.node_type, offer.accelerator, offer.nodes)
 
 
 def _same_place(one: Offer, other: Offer) -> bool:

@@ -58,6 +58,8 @@ def text(pattern: str = "", meaning: str = "", *, empty: bool = False, example: 
     """A string; `pattern` must match all of it, `meaning` says so in words."""
 
     def read(node: Node, _now: datetime) -> str:
+        if is_null(node) and not empty and example:
+            raise _bad(node, "is empty", f"write it like {example}")
         value = _string(node)
         if not value and not empty:
             raise _bad(node, "is empty", f"write it like {example}" if example else "")
@@ -315,9 +317,9 @@ def _moment(node: Node, value: str, now: datetime, hint: str) -> datetime:
 
 def _bounds(node: Node, value: float, low: float, high: float, show: Callable[..., str]) -> None:
     if value < low:
-        raise _bad(node, f"must be at least {show(low)}, is {show(value)}")
+        raise _bad(node, f"must be at least {show(low)}, is {show(value)}", f"write {show(low)} or more")
     if value > high:
-        raise _bad(node, f"must be at most {show(high)}, is {show(value)}")
+        raise _bad(node, f"must be at most {show(high)}, is {show(value)}", f"write {show(high)} or less")
 
 
 def _bad(node: Node, message: str, hint: str = "") -> Unreadable:

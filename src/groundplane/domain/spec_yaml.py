@@ -14,7 +14,6 @@ from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, Do
 from yaml.nodes import Node, ScalarNode
 
 from groundplane.errors import InvalidInput, Problem
-from groundplane.units import format_bytes
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
@@ -66,7 +65,7 @@ def _check_characters(text: str) -> None:
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_BYTES:
         raise _invalid(
-            f"the document has {format_bytes(size)}; the limit is {format_bytes(MAX_BYTES)}",
+            f"the document has {size:,} bytes; the limit is {MAX_BYTES:,}",
             None,
             "split it into several files, or move the data out of the spec",
         )
