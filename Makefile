@@ -14,7 +14,7 @@ BENCH_LIMIT_S ?= 300
 SOAK_MINUTES ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench soak lock clean
+.PHONY: help setup demo test check format bench soak docs lock clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -45,6 +45,9 @@ soak: $(VENV)/dev.stamp ## the journeys over and over for SOAK_MINUTES (10)
 	@end=$$(( $$(date +%s) + 60 * $(SOAK_MINUTES) )); round=0; \
 	while [ $$(date +%s) -lt $$end ]; do round=$$(( round + 1 )); echo "== round $$round"; \
 		$(BIN)/python -m pytest -q -x tests/journeys || exit 1; done
+
+docs: $(VENV)/dev.stamp ## make docs/MAP.md anew from the modules' own words
+	@$(BIN)/python docs/make_map.py
 
 lock: ## resolve the dependencies anew (needs uv)
 	@$(LOCK) pyproject.toml -o requirements/demo.lock

@@ -60,13 +60,13 @@ def mapped() -> list[str]:
     return re.findall(r"^- `([\w/.]+\.py)`: \S.*$", text("MAP.md"), re.MULTILINE)
 
 
-def test_every_module_has_one_line_on_the_map() -> None:
-    assert not modules() - set(mapped()), f"not on docs/MAP.md: {sorted(modules() - set(mapped()))}"
+def test_every_module_has_one_line_on_the_map_and_no_module_that_is_gone_has() -> None:
+    assert sorted(mapped()) == sorted(modules()), "make docs"
 
 
-def test_the_map_names_no_module_that_is_gone_or_twice() -> None:
-    assert not set(mapped()) - modules(), f"gone, but on docs/MAP.md: {sorted(set(mapped()) - modules())}"
-    assert len(mapped()) == len(set(mapped()))
+def test_every_module_says_what_it_is_for_on_the_map() -> None:
+    lines = re.findall(r"^- `[^`]+`: (.*)$", text("MAP.md"), re.MULTILINE)
+    assert not [line for line in lines if len(line) < 15]
 
 
 # ---------------------------------------------------------------- the reference
