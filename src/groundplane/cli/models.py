@@ -1,0 +1,241 @@
+"""`ground models`: versions, where they come from, and whether they still are what was signed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from groundplane.cli import render
+from groundplane.cli.options import Money, connect, output_option
+from groundplane.cli.render import Table
+from groundplane.cli.words import moment
+from groundplane.domain.byte_view import ByteView
+from groundplane.domain.certificate import DataFact, Facts, missing_facts
+from groundplane.domain.model import ModelVersion, check_name, parse_ref, path_refusals
+from groundplane.domain.model_files import inspect
+from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
+from groundplane.units import format_bytes
+
+if TYPE_CHECKING:
+    from groundplane.client import Client
+
+
+@click.group(invoke_without_command=True)
+@output_option
+@click.pass_context
+def models(ctx: click.Context, output: str) -> None:
+    """List, show, register and verify models."""
+    if ctx.invoked_subcommand is None:
+        _list(output)
+
+
+@models.command("list")
+@output_option
+def list_(output: str) -> None:
+    """List every version, by name and number."""
+    _list(output)
+
+
+@models.command()
+@click.argument("ref", metavar="NAME[@VERSION]")
+@output_option
+def show(ref: str, output: str) -> None:
+    """Show a model's versions, or one version with its files."""
+    with connect() as client:
+        if "@" not in ref:
+            versions = client.model(ref)
+            render.show(versions, output, lambda: [_versions_table(versions)])
+            return
+        version = _version(client, ref)
+    render.show(version, output, lambda: [*_version_lines(version), _files_table(version)])
+
+
+@models.command()
+@click.argument("ref", metavar="NAME@VERSION")
+@output_option
+def verify(ref: str, output: str) -> None:
+    """Re-hash every file and check the certificate's signature. Exits with 8 when anything changed."""
+    with connect() as client:
+        version = _version(client, ref)
+        checked = client.verify_model(version.name, version.number)
+    if not checked.ok:
+        if output == "table":
+            for problem in checked.problems:
+                render.line(problem)
+        else:
+            render.show(checked, output, list)
+        raise IntegrityFailure(
+            f"{checked.ref} is not what was signed: {checked.problems[0]}", "stop what serves it and register it anew"
+        )
+    size = format_bytes(version.size_bytes)
+    text = f"{checked.ref}: {len(version.files)} files ({size}) and the certificate are as they were signed"
+    render.show(checked, output, lambda: [text])
+
+
+@models.command()
+@click.argument("ref", metavar="NAME@VERSION")
+@click.option("--envelope", is_flag=True, help="The signed envelope, byte for byte, instead of what it states.")
+def certificate(ref: str, envelope: bool) -> None:
+    """Print a version's birth certificate as JSON."""
+    with connect() as client:
+        version = _version(client, ref)
+        signed = client.certificate(version.name, version.number)
+    if envelope:
+        render.raw(signed)
+        return
+    render.line(json.dumps(_statement(signed), indent=2, ensure_ascii=False))
+
+
+@models.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--name", required=True, help="The model's name.")
+@click.option("--project", default="default", show_default=True)
+@click.option("--owner", default="", help="Who answers for it.")
+@click.option("--license", "license_", default="", metavar="SPDX-ID", help="Under which terms it may be used.")
+@click.option("--framework", default="", help="What made it and loads it.")
+@click.option("--base-model", default="", metavar="NAME@VERSION", help="What it was fine-tuned from.")
+@click.option("--data", multiple=True, metavar="NAME=SHA256", help="What it was trained on; may be given again.")
+@click.option("--code-commit", default="", metavar="COMMIT", help="Which code made it.")
+@click.option("--training-run", default="", metavar="ID", help="Which run made it.")
+@click.option("--metric", multiple=True, metavar="NAME=VALUE", help="How good it is; may be given again.")
+@click.option("--hardware", default="", metavar="TEXT", help="On what it was made.")
+@click.option("--cost", type=Money(), metavar="USD", help="What it cost.")
+@click.option("--description", default="")
+@output_option
+def register(path: Path, name: str, project: str, output: str, **stated: object) -> None:
+    """Register a file or a folder as a new, signed version.
+
+    Loose files are asked for what a birth certificate needs; pickles are refused.
+    """
+    check_name(name)
+    files = _files(path)
+    facts = _facts(stated)
+    # Both are found out before the first byte travels: 15 GB are not sent to be refused.
+    refused = [*_file_refusals(files), *(missing.refused() for missing in missing_facts(facts))]
+    if refused:
+        raise Refusal(refused)
+    with connect() as client:
+        upload = client.create_upload()
+        with render.progress(f"uploading {name}", sum(file.stat().st_size for file in files.values())) as advance:
+            for relative, file in files.items():
+                uploaded = client.upload_file(upload.id, relative, file)
+                advance(uploaded.size_bytes)
+        version = client.register_model(name, upload_id=upload.id, project=project, facts=facts)
+    render.show(version, output, lambda: [f"registered {version.id}", *_version_lines(version)])
+
+
+def _list(output: str) -> None:
+    with connect() as client:
+        versions = client.models()
+    render.show(versions, output, lambda: [_versions_table(versions)])
+
+
+def _version(client: Client, ref: str) -> ModelVersion:
+    wanted = parse_ref(ref)
+    if wanted.number is not None:
+        return client.model_version(wanted.name, wanted.number)
+    return client.model(wanted.name)[-1]
+
+
+def _files(path: Path) -> dict[str, Path]:
+    """Relative POSIX path → file. Links are followed to files only: a link to a folder could lead anywhere."""
+    if path.is_file():
+        return {path.name: path}
+    if not path.is_dir():
+        raise NotFound(f"no file or folder {path}", "give the model's file, or the folder that holds its files")
+    found = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
+    if not found:
+        raise InvalidInput(f"{path} holds no files", "give the model's file, or the folder that holds its files")
+    return found
+
+
+def _file_refusals(files: dict[str, Path]) -> list[Refused]:
+    refused = list(path_refusals(list(files)))
+    for relative, file in files.items():
+        with file.open("rb") as opened:
+
+            def read(offset: int, count: int, opened: object = opened) -> bytes:
+                opened.seek(offset)  # type: ignore[attr-defined]
+                data: bytes = opened.read(count)  # type: ignore[attr-defined]
+                return data
+
+            found = inspect(relative, ByteView(read, file.stat().st_size))
+        if found.refused is not None:
+            refused.append(found.refused)
+    return refused
+
+
+def _facts(stated: dict[str, object]) -> Facts:
+    given = {name: value for name, value in stated.items() if name not in {"data", "metric", "license_", "cost"}}
+    return Facts(
+        license=str(stated["license_"]),
+        data=tuple(DataFact(name=name, sha256=digest) for name, digest in _pairs(stated["data"], "--data")),
+        metrics={name: _number(name, value) for name, value in _pairs(stated["metric"], "--metric")},
+        cost_microusd=stated["cost"] if isinstance(stated["cost"], int) else None,
+        **{name: str(value) for name, value in given.items()},  # type: ignore[arg-type]
+    )
+
+
+def _pairs(words: object, option: str) -> list[tuple[str, str]]:
+    assert isinstance(words, Sequence)
+    pairs = []
+    for word in words:
+        name, equals, value = str(word).partition("=")
+        if not (name and equals and value):
+            raise click.UsageError(f"{option} takes NAME=VALUE, not {word!r}.")
+        pairs.append((name, value))
+    return pairs
+
+
+def _number(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise click.UsageError(f"--metric {name} must be a number, not {value!r}.") from None
+
+
+def _statement(signed: bytes) -> object:
+    import base64  # noqa: PLC0415 - one command needs it
+
+    return json.loads(base64.b64decode(json.loads(signed)["payload"]))
+
+
+def _versions_table(versions: Sequence[ModelVersion]) -> Table:
+    rows = [
+        (
+            version.id,
+            version.project,
+            version.owner,
+            version.license,
+            str(len(version.files)),
+            format_bytes(version.size_bytes),
+            version.run_id or "by hand",
+            " ".join(f"{name}={value:g}" for name, value in sorted(version.metrics.items())[:3]),
+            moment(version.created_at),
+        )
+        for version in versions
+    ]
+    columns = ("VERSION", "PROJECT", "OWNER", "LICENSE", "FILES", "SIZE", "FROM", "METRICS", "CREATED")
+    return Table(columns, rows, right=frozenset({"FILES", "SIZE"}), empty="no models registered yet")
+
+
+def _version_lines(version: ModelVersion) -> list[str]:
+    metrics = ", ".join(f"{name} {value:g}" for name, value in sorted(version.metrics.items())) or "none"
+    return [
+        f"{version.id} of project {version.project}, owner {version.owner}",
+        f"  made by      {version.run_id or 'hand'}, {moment(version.created_at)}, registered by {version.created_by}",
+        f"  license      {version.license or '-'}",
+        f"  metrics      {metrics}",
+        f"  size         {format_bytes(version.size_bytes)} in {len(version.files)} files",
+        f"  manifest     sha256:{version.manifest_sha256}",
+        f"  certificate  sha256:{version.certificate_sha256}",
+    ]
+
+
+def _files_table(version: ModelVersion) -> Table:
+    rows = [(file.path, format_bytes(file.size_bytes), file.sha256) for file in version.files]
+    return Table(("FILE", "SIZE", "SHA-256"), rows, right=frozenset({"SIZE"}))

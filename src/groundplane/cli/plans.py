@@ -1,0 +1,184 @@
+"""`ground plan` and `ground apply`: what would happen and cost, then making it happen."""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from groundplane.cli import render
+from groundplane.cli.following import follow_applied
+from groundplane.cli.options import connect, output_option
+from groundplane.cli.render import Table, View
+from groundplane.cli.words import moment
+from groundplane.domain.planning import Plan, Verdict
+from groundplane.domain.spec_parse import with_absolute_paths
+from groundplane.errors import GroundError, InvalidInput, NotFound, Refusal, Refused
+from groundplane.units import format_bytes, format_duration, format_usd
+
+if TYPE_CHECKING:
+    from groundplane.client import Client
+    from groundplane.wire import Applied
+
+SPEC_MAX_BYTES = 1 << 20
+
+
+@click.command()
+@click.option("-f", "--file", "path", required=True, metavar="FILE", help="A spec in YAML; - reads standard input.")
+@output_option
+def plan(path: str, output: str) -> None:
+    """Show what a spec would do and cost, and what forbids it.
+
+    Nothing starts and no money is held. Exits with 3 when policy refuses the plan.
+    """
+    with connect() as client:
+        plans = _planned(client, path)
+    render.show(plans, output, lambda: [view for made in plans for view in plan_views(made)])
+    if refused := _refusals(plans):
+        raise Refusal(refused)
+    if output == "table":
+        for made in plans:
+            render.say(f"apply it: ground apply {made.id}")
+
+
+@click.command()
+@click.argument("plan_id", required=False, metavar="[PLAN]")
+@click.option("-f", "--file", "path", metavar="FILE", help="A spec in YAML; - reads standard input.")
+@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+@click.option("--wait", is_flag=True, help="Follow to the end; exit by the outcome.")
+@click.option("--idempotency-key", default="", metavar="KEY", help="Sending the same key again starts nothing twice.")
+@output_option
+def apply(plan_id: str | None, path: str | None, yes: bool, wait: bool, idempotency_key: str, output: str) -> int:
+    """Carry out a spec (-f) or a plan made before (its id), after showing it and asking.
+
+    With --wait the exit status is 0 when everything succeeded or became ready, 9 otherwise.
+    """
+    if (plan_id is None) == (path is None):
+        raise click.UsageError("Give either a plan id or -f FILE.")
+    with connect() as client:
+        plans = (client.get_plan(plan_id),) if plan_id else _planned(client, str(path))
+        if refused := _refusals(plans):
+            _show_plans(plans)
+            raise Refusal(refused)
+        if not yes:
+            _show_plans(plans)
+            _confirm(plans)
+        applied = _apply_each(client, plans, idempotency_key or str(uuid.uuid4()))
+        if wait:
+            return follow_applied(client, applied, output)
+    render.show(applied, output, lambda: [_said(item) for item in applied])
+    return 0
+
+
+def plan_views(made: Plan) -> list[View]:
+    """A plan for people: what, where, how long, how much and by which sum, and every rule's word on it."""
+    spec = made.job or made.endpoint
+    assert spec is not None
+    offer = made.offer
+    where = "nowhere: no offer fits"
+    price = "-"
+    if offer is not None:
+        kind = f"{offer.cpus:g} CPUs, {format_bytes(offer.memory_bytes)}"
+        if offer.accelerators:
+            kind += f", {offer.accelerators} x {offer.accelerator}"
+        where = f"{offer.pool} / {offer.node_type} ({kind}){', SIMULATED' if offer.simulated else ''}"
+        price = f"{format_usd(offer.price_microusd_per_hour)} an hour, as of {offer.price_as_of} ({offer.price_source})"
+    lines: list[View] = [
+        f"{made.id}: {made.kind.lower()} {spec.metadata.name} of project {made.project} is {made.status}",
+        f"  runs on     {where}",
+        f"  price       {price}",
+        f"  duration    at most {format_duration(made.max_duration_s)}, until {moment(spec.end_date)} at the latest",
+        f"  worst case  {format_usd(made.worst_case_microusd)}{f':  {made.arithmetic}' if made.arithmetic else ''}",
+        f"  hash        {made.hash[:16]}",
+    ]
+    if made.alternatives:
+        costlier = [
+            (q.offer.pool, q.offer.node_type, format_usd(q.worst_case_microusd), q.arithmetic)
+            for q in made.alternatives
+        ]
+        lines.append(Table(("POOL", "NODE TYPE", "WORST CASE", "SUM"), costlier, title="also fits, for more:"))
+    if made.rejected:
+        misfits = [(r.pool, r.node_type, "; ".join(str(reason) for reason in r.reasons)) for r in made.rejected]
+        lines.append(Table(("POOL", "NODE TYPE", "REASON"), misfits, title="does not fit:"))
+    rows = [_verdict_row(verdict) for verdict in made.verdicts]
+    lines.append(Table(("RULE", "SAYS", "WHY"), rows, empty="no rule applies"))
+    return lines
+
+
+def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
+    if verdict.refused is not None:
+        return verdict.rule, "refuses", f"needs {verdict.refused.need}, has {verdict.refused.have}"
+    if verdict.warning:
+        return verdict.rule, "warns", verdict.warning
+    return verdict.rule, "ok", verdict.why
+
+
+def _planned(client: Client, path: str) -> tuple[Plan, ...]:
+    text, source = _read_spec(path)
+    try:
+        folder = Path.cwd() if path == "-" else Path(path).resolve().parent
+        return client.plan(with_absolute_paths(text, str(folder)))
+    except InvalidInput as error:
+        error.details["source"] = source
+        raise
+
+
+def _read_spec(path: str) -> tuple[str, str]:
+    source = "standard input" if path == "-" else path
+    try:
+        data = sys.stdin.buffer.read(SPEC_MAX_BYTES + 1) if path == "-" else _file_bytes(Path(path))
+        text = data.decode()
+    except FileNotFoundError:
+        raise NotFound(f"no file {path}", "give the path of a spec: ground plan -f job.yaml") from None
+    except OSError as error:
+        raise InvalidInput(f"{path} can't be read: {error.strerror}", "give the path of a spec in YAML") from None
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{source} is not UTF-8 text (byte {error.start})", "save the spec as UTF-8") from None
+    if len(data) > SPEC_MAX_BYTES:
+        raise InvalidInput(f"{source} is over {format_bytes(SPEC_MAX_BYTES)}", "a spec is a few lines of YAML")
+    return text, source
+
+
+def _file_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(SPEC_MAX_BYTES + 1)
+
+
+def _refusals(plans: tuple[Plan, ...]) -> list[Refused]:
+    return [verdict.refused for made in plans for verdict in made.verdicts if verdict.refused is not None]
+
+
+def _show_plans(plans: tuple[Plan, ...]) -> None:
+    render.views(*(view for made in plans for view in plan_views(made)))
+
+
+def _confirm(plans: tuple[Plan, ...]) -> None:
+    total = sum(made.worst_case_microusd for made in plans)
+    if not render.is_terminal():
+        raise InvalidInput("apply asks before it spends, and there is no terminal to ask on", "add --yes")
+    what = plans[0].id if len(plans) == 1 else f"{len(plans)} plans"
+    if not render.ask(f"Apply {what}, holding up to {format_usd(total)}?"):
+        raise click.Abort
+
+
+def _apply_each(client: Client, plans: tuple[Plan, ...], key: str) -> list[Applied]:
+    """Each document gets a key of its own, so that a file applied again with the same key starts nothing twice."""
+    applied: list[Applied] = []
+    try:
+        for number, made in enumerate(plans):
+            applied.append(client.apply_plan(made.id, idempotency_key=f"{key}/{number}" if number else key))
+    except GroundError:
+        for item in applied:
+            render.say(f"begun before that: {_said(item)}")
+        raise
+    return applied
+
+
+def _said(item: Applied) -> str:
+    if item.endpoint is not None:
+        revision, run_id = item.endpoint.revision, item.endpoint.run_id
+        return f"endpoint {item.endpoint.id} is {item.endpoint.status} (revision {revision}, run {run_id})"
+    return f"run {item.run.id} is {item.run.status}" if item.run else "nothing to do"

@@ -1,0 +1,216 @@
+"""The only module that prints. Results go to standard output, everything said about them to standard error.
+
+Tables are for people and may change; `-o json` and `-o yaml` are exact and stable. Colour only on a terminal, and never
+where NO_COLOR is set; no meaning is carried by colour alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from groundplane.errors import GroundError, Problem, Refused
+
+STYLES = {
+    **dict.fromkeys(("ready", "running", "succeeded", "ok", "up", "pass", "active"), "green"),
+    **dict.fromkeys(("failed", "refused", "down", "revoked", "expired", "broken", "refuses"), "red"),
+    **dict.fromkeys(("pending", "starting", "deploying", "stopping", "warns"), "yellow"),
+    **dict.fromkeys(("stopped", "applied", "voided", "posted"), "dim"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under headings. `right` names the columns of figures. `empty` is said instead of a table without rows."""
+
+    columns: tuple[str, ...]
+    rows: Sequence[Sequence[str]]
+    right: frozenset[str] = frozenset()
+    empty: str = "nothing here yet"
+    title: str = ""
+
+
+View = Table | str
+"""A table, or a line of text."""
+
+
+def show(value: Any, output: str, view: Callable[[], Sequence[View]]) -> None:
+    """A result: `value` exactly as JSON or YAML, or `view()` for people."""
+    if output == "json":
+        import msgspec  # noqa: PLC0415 - loaded by the commands that print data
+
+        sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    elif output == "yaml":
+        import msgspec  # noqa: PLC0415
+        import yaml  # noqa: PLC0415
+
+        plain = msgspec.to_builtins(value)
+        sys.stdout.write(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100))
+    else:
+        _print_views(view(), sys.stdout)
+    sys.stdout.flush()
+
+
+def views(*parts: View) -> None:
+    """Tables and lines about a result, on standard error: what a person reads before answering a question."""
+    _print_views(parts, sys.stderr)
+
+
+def line(text: str) -> None:
+    """One line of result."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def raw(data: bytes) -> None:
+    """Bytes of result, untouched: a job's log is not ours to edit."""
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def say(text: str) -> None:
+    """One line about what is happening."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def error(failure: GroundError) -> None:
+    """`error:` one line, every problem or refusal under it, then `hint:` the way forward."""
+    _styled("error:", "bold red", failure.message)
+    source = str(failure.details.get("source", ""))
+    problems: tuple[Problem, ...] = getattr(failure, "problems", ())
+    for problem in problems:
+        _problem(problem, source)
+    refusals: tuple[Refused, ...] = getattr(failure, "refusals", ())
+    for refused in refusals if len(refusals) > 1 else ():
+        sys.stderr.write(f"  {clean(str(refused))}\n    {clean(refused.hint)}\n")
+    if failure.hint and len(refusals) <= 1:
+        _styled("hint:", "bold cyan", failure.hint)
+    sys.stderr.flush()
+
+
+def usage_error(message: str, command: str) -> None:
+    _styled("error:", "bold red", message[:1].lower() + message[1:])
+    _styled("hint:", "bold cyan", command)
+
+
+def unexpected(failure: Exception, log: str) -> None:
+    """A defect of ours: named, written down, never thrown at the reader."""
+    what = f"{type(failure).__name__}: {failure}" if str(failure) else type(failure).__name__
+    _styled("error:", "bold red", f"unexpected {what.splitlines()[0]}")
+    _styled("hint:", "bold cyan", f"this is a defect of ours; the details are in {log}")
+
+
+def interrupted() -> None:
+    sys.stderr.write("\ninterrupted\n")
+
+
+def is_terminal() -> bool:
+    """Whether a person can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def ask(question: str) -> bool:
+    """y or N, on standard error, so that standard output stays a result."""
+    sys.stderr.write(f"{question} [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, nothing elsewhere. Yields the function that adds to it."""
+    if not sys.stderr.isatty():
+        yield lambda amount: None
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda amount: bar.advance(task, amount)
+
+
+def clean(text: str) -> str:
+    """Without control characters: a name from elsewhere must not steer the terminal. Newlines become spaces."""
+    if text.isprintable():
+        return text
+    kept = (" " if character in "\n\t" else character for character in text)
+    return "".join(
+        character if unicodedata.category(character) != "Cc" else "\N{REPLACEMENT CHARACTER}" for character in kept
+    )
+
+
+def _problem(problem: Problem, source: str) -> None:
+    where = f"{Path(source).name}:{problem.line}: " if source and problem.line else ""
+    text = f"{problem.field}: {problem.message}" if problem.field else problem.message
+    shown = f"{where}{text}" if where else str(problem)
+    sys.stderr.write(f"  {clean(shown)}\n")
+    if problem.hint:
+        sys.stderr.write(f"    {clean(problem.hint)}\n")
+
+
+def _styled(label: str, style: str, text: str) -> None:
+    codes = {"bold red": "\x1b[1;31m", "bold cyan": "\x1b[1;36m"}
+    shown = f"{codes[style]}{label}\x1b[0m" if _coloured(sys.stderr) else label
+    sys.stderr.write(f"{shown} {clean(text)}\n")
+
+
+def _coloured(stream: Any) -> bool:
+    return bool(stream.isatty()) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def _print_views(parts: Sequence[View], stream: Any) -> None:
+    for number, part in enumerate(parts):
+        if isinstance(part, str):
+            stream.write(clean(part) + "\n")
+            continue
+        if number:
+            stream.write("\n")
+        if part.title:
+            stream.write(clean(part.title) + "\n")
+        if not part.rows:
+            stream.write(clean(part.empty) + "\n")
+        elif stream.isatty():
+            _rich_table(part, stream)
+        else:
+            _plain_table(part, stream)
+    stream.flush()
+
+
+def _plain_table(table: Table, stream: Any) -> None:
+    """Aligned columns without colour or cut: what `awk` and `grep` expect."""
+    cells = [[clean(cell) or "-" for cell in row] for row in table.rows]
+    widths = [max(_width(row[at]) for row in [list(table.columns), *cells]) for at in range(len(table.columns))]
+    for row in [list(table.columns), *cells]:
+        parts = [
+            " " * (width - _width(cell)) + cell if name in table.right else cell + " " * (width - _width(cell))
+            for cell, width, name in zip(row, widths, table.columns, strict=True)
+        ]
+        stream.write("  ".join(parts).rstrip() + "\n")
+
+
+def _width(text: str) -> int:
+    wide = sum(1 for character in text if unicodedata.east_asian_width(character) in "WF")
+    marks = sum(1 for character in text if unicodedata.combining(character))
+    return len(text) + wide - marks
+
+
+def _rich_table(table: Table, stream: Any) -> None:
+    from rich.console import Console  # noqa: PLC0415 - a fifth of a second that pipes need not pay
+    from rich.table import Table as RichTable  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    drawn = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in table.columns:
+        drawn.add_column(name, justify="right" if name in table.right else "left", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*(Text(clean(cell) or "-", style=STYLES.get(cell.lower(), "")) for cell in row))
+    Console(file=stream, highlight=False).print(drawn)

@@ -1,0 +1,128 @@
+"""`ground` itself: the table of commands, loaded when called, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from groundplane import __version__
+from groundplane.cli import render
+from groundplane.errors import GroundError
+
+INTERRUPTED_CODE = 130
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "up": ("processes", "Start the control plane and the gateway on this machine."),
+    "down": ("processes", "Stop them; runs keep running."),
+    "status": ("processes", "Show processes, counts, money held and disk."),
+    "plan": ("plans", "Show what a spec would do and cost, and what forbids it."),
+    "apply": ("plans", "Carry out a spec or a plan, after asking."),
+    "ps": ("runs", "List runs, newest first."),
+    "logs": ("runs", "Print a run's log."),
+    "explain": ("runs", "Say where a run is, and why."),
+    "stop": ("runs", "Stop a run or an endpoint."),
+    "models": ("models", "List, show, register and verify models."),
+    "endpoints": ("endpoints", "List and show endpoints."),
+    "keys": ("access", "Create, list and revoke keys."),
+    "projects": ("access", "Create and list projects."),
+    "exposures": ("access", "What may be reachable beyond loopback."),
+    "whoami": ("access", "Show whom the key stands for, and what it may do."),
+    "budget": ("money", "Show and set budgets."),
+    "cost": ("money", "Show what was spent, by project, model, run or key."),
+    "report": ("money", "The Monday report: spent, reserved, running."),
+    "audit": ("audit", "Read and prove the audit trail."),
+    "settings": ("settings", "List every setting with its value and where that comes from."),
+}
+"""Command → (module under groundplane.cli, one line of help). Modules load when their command is called."""
+
+
+class LazyGroup(click.Group):
+    """Lists commands from the table and imports only the one that is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"groundplane.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_line) for name, (_, help_line) in COMMANDS.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"{args[0]!r} is no command.{_did_you_mean(args[0])}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+def _did_you_mean(word: str) -> str:
+    import difflib  # noqa: PLC0415 - needed only when a command is misspelt
+
+    near = difflib.get_close_matches(word, COMMANDS, n=1, cutoff=0.6)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    epilog="Settings are GROUND_ environment variables: ground settings. Exit codes: docs/reference/errors.md.",
+)
+@click.version_option(__version__, message="ground %(version)s")
+def ground() -> None:
+    """A self-service control plane for AI infrastructure: plan, run, register, serve, meter, bill, stop."""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """One command, from its words to its exit status. Nothing a person did wrong ends in a traceback."""
+    try:
+        result = ground.main(list(arguments), prog_name="ground", standalone_mode=False)
+    except GroundError as error:
+        render.error(error)
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        render.line(error.ctx.get_help() if error.ctx else error.format_message())
+        return 0
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "ground"
+        render.usage_error(error.format_message(), f"{where} --help")
+        return 2
+    except click.ClickException as error:
+        render.usage_error(error.format_message(), "ground --help")
+        return 2
+    except (click.Abort, KeyboardInterrupt):
+        render.interrupted()
+        return INTERRUPTED_CODE
+    except BrokenPipeError:
+        # Whoever read our output has enough; pointing stdout elsewhere keeps the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        # The boundary of the process: everything known was caught above, so this is a defect of ours.
+        render.unexpected(error, _note_down(error))
+        return 1
+    return result if isinstance(result, int) else 0
+
+
+def _note_down(error: Exception) -> str:
+    """The traceback in a file of its own under the home's log folder, or where temporary files go."""
+    import tempfile  # noqa: PLC0415 - not paid for by commands that succeed
+    import traceback  # noqa: PLC0415
+
+    home = Path(os.environ.get("GROUND_HOME") or "~/.groundplane").expanduser()
+    folder = home / "log" if (home / "log").is_dir() else Path(tempfile.gettempdir())
+    descriptor, name = tempfile.mkstemp(prefix="cli-", suffix=".log", dir=folder)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"ground {__version__}\narguments: {sys.argv[1:]}\n\n")
+        traceback.print_exception(error, file=file)
+    return name

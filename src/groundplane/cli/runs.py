@@ -1,0 +1,90 @@
+"""`ground ps | logs | explain | stop`: runs as people meet them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import click
+
+from groundplane.cli import render
+from groundplane.cli.following import follow_endpoint, print_log
+from groundplane.cli.options import connect, output_option
+from groundplane.cli.words import runs_table
+from groundplane.domain.endpoint import Endpoint
+from groundplane.domain.run import Run
+from groundplane.errors import NotFound
+
+RUN_PREFIX = "run-"
+
+
+@click.command()
+@click.option("--project", help="Of one project.")
+@click.option("--status", metavar="STATUS", help="pending, starting, running, stopping, succeeded, failed or stopped.")
+@click.option("--active", is_flag=True, help="Only runs that are not over.")
+@click.option("-n", "--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@output_option
+def ps(project: str | None, status: str | None, active: bool, limit: int, output: str) -> None:
+    """List runs, newest first."""
+    if active and status:
+        raise click.UsageError("Give either --active or --status.")
+    with connect() as client:
+        runs = client.runs(project=project, status="active" if active else status, limit=limit)
+    render.show(runs, output, lambda: [runs_table(runs, datetime.now(UTC))])
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the run is over, through every attempt.")
+@click.option("--attempt", type=click.IntRange(1), help="The newest when left out.")
+def logs(run_id: str, follow: bool, attempt: int | None) -> None:
+    """Print a run's log: the bytes that the job wrote, as they are."""
+    with connect() as client:
+        if follow:
+            print_log(client, run_id, attempt=attempt)
+            render.say(client.explain(run_id).sentence)
+            return
+        for piece in client.read_log(run_id, attempt):
+            render.raw(piece.data)
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+@output_option
+def explain(run_id: str, output: str) -> None:
+    """Say where a run is and why, in one sentence and the facts behind it.
+
+    With -o json also the run, its attempts and its checkpoints, in full.
+    """
+    with connect() as client:
+        explanation, detail = client.explain(run_id), client.run(run_id)
+    value = {
+        "sentence": explanation.sentence,
+        "lines": explanation.lines,
+        "run": detail.run,
+        "attempts": detail.attempts,
+        "checkpoints": detail.checkpoints,
+    }
+    render.show(value, output, lambda: [explanation.sentence, *(f"  {line}" for line in explanation.lines)])
+
+
+@click.command()
+@click.argument("names", metavar="RUN|ENDPOINT...", nargs=-1, required=True)
+@click.option("--reason", default="", help="Why: written to the audit trail.")
+@click.option("--wait", is_flag=True, help="Return when it is over.")
+@output_option
+def stop(names: tuple[str, ...], reason: str, wait: bool, output: str) -> None:
+    """Stop runs and endpoints. What they wrote is kept. Stopping twice is the same as once."""
+    stopped: list[Run | Endpoint] = []
+    with connect() as client:
+        for name in names:
+            if name.startswith(RUN_PREFIX):
+                run = client.stop_run(name, reason)
+                stopped.append(client.wait(name) if wait else run)
+                continue
+            try:
+                endpoint = client.stop_endpoint(name, reason)
+            except NotFound:
+                hint = "ground ps lists runs, ground endpoints lists endpoints"
+                raise NotFound(f"no run and no endpoint is called {name}", hint) from None
+            stopped.append(follow_endpoint(client, name) if wait else endpoint)
+    render.show(stopped, output, lambda: [f"{thing.id} is {thing.status}" for thing in stopped])
