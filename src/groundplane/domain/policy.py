@@ -325,6 +325,7 @@ RULES: tuple[Rule, ...] = (
         why=f"What is not looked at again within {MAX_HORIZON_DAYS} days is forgotten and goes on costing.",
         hint=f"set spec.end_date: {MAX_HORIZON_DAYS}d and renew it when the work goes on",
         check=_end_near,
+        at_apply=False,
     ),
     Rule(
         id="duration-before-end",

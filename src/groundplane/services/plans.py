@@ -165,7 +165,7 @@ class Plans:
                 try:
                     offers.append(self._prices.price(offer))
                 except NotFound as error:
-                    reason = Refused(rule="price", need="a price", have=error.message, hint=error.hint)
+                    reason = Refused(rule="price", need="a price", have="none", hint=error.hint)
                     unpriced.append(RejectedOffer(pool=offer.pool, node_type=offer.node_type, reasons=(reason,)))
         return _Market(tuple(offers), tuple(unpriced), silent)
 
