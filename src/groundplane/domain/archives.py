@@ -131,7 +131,8 @@ def looks_like_tar(view: ByteView) -> bool:
 
 def tar_members(view: ByteView) -> list[Member]:
     """The entries, in order. Raises ArchiveFault over MEMBERS_MAX."""
-    members, at = [], 0
+    members: list[Member] = []
+    at = 0
     while _tar_checksum_holds(block := view.at(at, _TAR_BLOCK)):
         if len(members) == MEMBERS_MAX:
             raise ArchiveFault(f"it has more than {MEMBERS_MAX:,} entries")

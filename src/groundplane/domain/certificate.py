@@ -96,15 +96,15 @@ class Circumstances:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunFact:
-    """The run that made the model. `resumed_from_steps` has one entry per attempt that went on from a checkpoint."""
+    """The run that made the model; None where only its id was stated. One resumed step per attempt that went on."""
 
     id: str
     spec_digest: str = ""
     created_by: str = ""
-    attempts: int = 0
+    attempts: int | None = None
     end_reasons: tuple[str, ...] = ()
     resumed_from_steps: tuple[int, ...] = ()
-    checkpoints: int = 0
+    checkpoints: int | None = None
     last_step: int | None = None
     nodes: tuple[str, ...] = ()
     started_at: datetime | None = None
@@ -125,7 +125,6 @@ class Facts:
     code_dirty: bool | None = None
     code_repository: str = ""
     training_run: str = ""
-    hardware: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     cost_microusd: int | None = None
 
@@ -157,7 +156,6 @@ _QUESTIONS: dict[str, tuple[str, str]] = {
     "training_run": ("which run made it, when and where?", "--training-run ID"),
     "metrics": ("how good is it, by which measure?", "--metric NAME=VALUE"),
     "cost_microusd": ("what did it cost?", "--cost USD"),
-    "hardware": ("on which hardware was it made?", "--hardware TEXT"),
 }
 
 
@@ -191,7 +189,7 @@ def finite_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], tupl
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Birth:
-    """Everything a certificate states beside the row it certifies. `origin`: run (we watched it) or stated (a person said)."""
+    """What a certificate states beside its row. `origin`: run (we watched it) or stated (a person said so)."""
 
     origin: str
     framework: str = ""
@@ -207,7 +205,7 @@ class Birth:
 
 
 def statement(row: ModelVersion, birth: Birth) -> dict[str, object]:
-    """The in-toto Statement of a version. `row.certificate` and its digest are not part of it: they are made from it."""
+    """The in-toto Statement of a version. The row's certificate and its digest are made from it, so not part of it."""
     seen = birth.circumstances
     files = manifest(row.files)
     predicate: dict[str, object] = {

@@ -115,7 +115,7 @@ def path_fault(path: str) -> str | None:
 
 
 def path_refusals(paths: Sequence[str]) -> tuple[Refused, ...]:
-    """One refusal per bad name, and per pair of names that look alike (equal after Unicode NFC) or are file and folder."""
+    """One refusal per bad name, and per pair that reads alike (equal after Unicode NFC) or is both file and folder."""
     refused = []
     seen: dict[str, str] = {}
     for path in paths:

@@ -1,6 +1,6 @@
 """What a model's file really is, told from its bytes, and whether it may become part of a version.
 
-Nothing is loaded, unpacked or trusted by its name. What can run code when it is loaded is refused, with the way forward.
+Nothing is loaded, unpacked or trusted by its name. What can run code when it is loaded is refused, with a way forward.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def _header_refusal(path: str, fault: HeaderFault) -> Inspection:
         rule="safetensors-header",
         need="a header that describes exactly the bytes that follow",
         have=f"{path}: {fault}",
-        hint="the file is cut, damaged or forged: save it again with safetensors and compare its digest with the source's",
+        hint="the file is cut, damaged or forged: save it again, or compare its digest with the source's",
     )
     return Inspection(format=Format.SAFETENSORS, refused=refused)
 

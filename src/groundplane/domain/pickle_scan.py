@@ -1,8 +1,8 @@
 """Would Python's unpickler run this byte sequence? Answered by walking the opcodes, never by running them.
 
-A pickle is a program. The walk follows it as the unpickler would: opcode by opcode, with the stack's depth, so that text
-and weights which merely begin with the right byte are told apart from programs. It reads what it needs through a view,
-jumping over long arguments, so a program that hides behind a gigabyte of padding is found as well.
+A pickle is a program. The walk follows it as the unpickler would: opcode by opcode, with the stack's depth, so that
+text and weights which merely begin with the right byte are told apart from programs. It reads what it needs through a
+view, jumping over long arguments, so a program that hides behind a gigabyte of padding is found as well.
 Source: CPython's Modules/_pickle.c and Lib/pickletools.py.
 """
 
@@ -17,6 +17,7 @@ from groundplane.domain.byte_view import ByteView
 OPCODES_MAX = 200_000
 """So many valid opcodes in a row are a program, whatever follows."""
 
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 _LINE_WINDOW_BYTES = 4096
 _KEPT_LINE_BYTES = 1024
 _PROTOCOL_MAX = 5
@@ -45,7 +46,7 @@ class PickleWalk:
 
 
 def scan_for_pickle(view: ByteView) -> PickleWalk | None:
-    """The walk when the bytes are a pickle (protocols 0 to 5, whole, padded, or broken after its payload); else None."""
+    """The walk when the bytes are a pickle (protocol 0 to 5, whole, padded, or broken after its payload); else None."""
     walk = _walk(view)
     if walk.protocol is not None and walk.protocol >= 2 and walk.opcodes >= 3:
         return walk
@@ -63,7 +64,7 @@ def _walk(view: ByteView) -> PickleWalk:
     walk, stack, texts, position = PickleWalk(), _Stack(), [""], 0
     while walk.opcodes < OPCODES_MAX:
         code = view.at(position, 1)
-        opcode = pickletools.code2op.get(code.decode("latin-1")) if code else None
+        opcode = _OPCODES.get(code)
         if opcode is None:
             return walk
         argument = _argument(view, position + 1, opcode)
@@ -101,7 +102,7 @@ def _note(walk: PickleWalk, name: str, head: bytes, texts: list[str]) -> None:
 
 
 def _argument(view: ByteView, position: int, opcode: pickletools.OpcodeInfo) -> tuple[bytes, int] | None:
-    """The argument's first bytes (all of a short one) and where the next opcode begins; None when the file ends first."""
+    """The argument's first bytes (all of a short one) and where the next opcode begins; None at the file's end."""
     if opcode.arg is None:
         return b"", position
     size = opcode.arg.n

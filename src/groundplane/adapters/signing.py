@@ -1,0 +1,170 @@
+"""The installation's Ed25519 signing key in a folder, and the public keys it trusts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
+
+from groundplane.errors import IntegrityFailure, Unavailable
+
+_PRIVATE_NAME = "signing.pem"
+_TRUSTED = "trusted"
+
+
+class FileSigner:
+    """ports.Signer on `<directory>/signing.pem` (mode 0600), made on first use.
+
+    What was signed by earlier keys stays checkable: every public key under `trusted/*.pub` counts, by the fingerprint
+    of its content and never by its file name. Taking a file out of that folder takes the trust away.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._loaded: Ed25519PrivateKey | None = None
+
+    @property
+    def key_id(self) -> str:
+        """SHA-256 hex of the public key as DER SubjectPublicKeyInfo."""
+        return _key_id(self._private().public_key())
+
+    def sign(self, payload: bytes) -> bytes:
+        return self._private().sign(payload)
+
+    def verify(self, payload: bytes, signature: bytes, key_id: str) -> bool:
+        public = self._trusted().get(key_id)
+        if public is None:
+            return False
+        try:
+            public.verify(signature, payload)
+        except InvalidSignature:
+            return False
+        return True
+
+    def export_public_key(self) -> str:
+        """The public key as PEM text: all a stranger needs to check a certificate."""
+        return _pem(self._private().public_key()).decode()
+
+    def trusted_key_ids(self) -> tuple[str, ...]:
+        """The fingerprints of every trusted key, sorted."""
+        return tuple(sorted(self._trusted()))
+
+    def rotate(self) -> str:
+        """Makes a new signing key and returns its id. What the old one signed stays trusted."""
+        old = self._private()
+        self._trust(old.public_key())
+        new = Ed25519PrivateKey.generate()
+        # Trusted before it signs: a crash in between leaves an unused key, never a signature nobody trusts.
+        self._trust(new.public_key())
+        self._write_private(new).replace(self._directory / _PRIVATE_NAME)
+        self._loaded = new
+        return _key_id(new.public_key())
+
+    def _private(self) -> Ed25519PrivateKey:
+        if self._loaded is None:
+            self._loaded = self._load() or self._make()
+        return self._loaded
+
+    def _make(self) -> Ed25519PrivateKey:
+        self._directory.mkdir(parents=True, mode=0o700, exist_ok=True)
+        made = Ed25519PrivateKey.generate()
+        draft = self._write_private(made)
+        try:
+            # A link fails when the name is taken: of two processes starting at once, one makes the key.
+            os.link(draft, self._directory / _PRIVATE_NAME)
+        except FileExistsError:
+            found = self._load()
+            if found is None:
+                raise Unavailable(f"the signing key {self._directory / _PRIVATE_NAME} came and went") from None
+            return found
+        finally:
+            draft.unlink()
+        self._trust(made.public_key())
+        return made
+
+    def _write_private(self, key: Ed25519PrivateKey) -> Path:
+        draft = self._directory / f".{_PRIVATE_NAME}.{secrets.token_hex(8)}"
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            file.flush()
+            os.fsync(file.fileno())
+        return draft
+
+    def _load(self) -> Ed25519PrivateKey | None:
+        path = self._directory / _PRIVATE_NAME
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(file.fileno())
+            mode = stat.S_IMODE(found.st_mode)
+            if mode & 0o077:
+                raise Unavailable(
+                    f"the signing key {path} can be read by others: its mode is {mode:04o}, it must be 0600",
+                    f"chmod 600 {path}; if anybody may have copied it, rotate the key",
+                )
+            if found.st_uid not in {os.geteuid(), 0}:
+                raise Unavailable(
+                    f"the signing key {path} belongs to user {found.st_uid}, this process runs as {os.geteuid()}",
+                    f"chown {os.geteuid()} {path}, or start as its owner",
+                )
+            text = file.read()
+        try:
+            key = load_pem_private_key(text, password=None)
+        except (ValueError, TypeError) as error:
+            raise IntegrityFailure(
+                f"the signing key {path} can't be read: {error}", "restore it from a backup"
+            ) from None
+        if not isinstance(key, Ed25519PrivateKey):
+            raise IntegrityFailure(f"the signing key {path} is no Ed25519 key", "restore it from a backup")
+        self._trust(key.public_key())
+        return key
+
+    def _trust(self, public: Ed25519PublicKey) -> None:
+        folder = self._directory / _TRUSTED
+        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+        path = folder / f"{_key_id(public)}.pub"
+        if path.exists():
+            return
+        draft = folder / f".{path.name}.{secrets.token_hex(4)}"
+        draft.write_bytes(_pem(public))
+        draft.replace(path)
+
+    def _trusted(self) -> dict[str, Ed25519PublicKey]:
+        """Read anew each time, so that a key taken out of the folder is distrusted at once."""
+        self._private()
+        found = {}
+        for path in sorted((self._directory / _TRUSTED).glob("*.pub")):
+            try:
+                public = load_pem_public_key(path.read_bytes())
+            except ValueError as error:
+                raise IntegrityFailure(
+                    f"the trusted key {path} can't be read: {error}", "replace the file or remove it"
+                ) from None
+            if not isinstance(public, Ed25519PublicKey):
+                raise IntegrityFailure(f"the trusted key {path} is no Ed25519 key", "remove the file")
+            found[_key_id(public)] = public
+        return found
+
+
+def _key_id(public: Ed25519PublicKey) -> str:
+    return hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+
+
+def _pem(public: Ed25519PublicKey) -> bytes:
+    return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

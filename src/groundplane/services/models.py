@@ -1,0 +1,465 @@
+"""Model versions: registered once, immutable, verified whenever they are used."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from groundplane import __version__
+from groundplane.audit import EventDraft
+from groundplane.domain import certificate as cert
+from groundplane.domain.access import Project
+from groundplane.domain.canonical import parse_json
+from groundplane.domain.model import (
+    ManifestFile,
+    ModelVersion,
+    check_name,
+    manifest,
+    manifest_sha256,
+    parse_ref,
+    path_refusals,
+)
+from groundplane.domain.model_files import Format
+from groundplane.domain.run import Attempt, Checkpoint, Run
+from groundplane.domain.spec import ModelOutput
+from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
+from groundplane.identity import SYSTEM, Actor
+from groundplane.ports import BlobStore, Clock, FoundFile, ModelFiles, Provenance, Signer, Store, Tx
+from groundplane.units import format_bytes
+
+NUMBER_TRIES = 100
+"""How often a registration tries again after losing a version number to another one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What a check of a version found. `problems` name the file or the part; `ok` means there are none."""
+
+    ref: str
+    ok: bool
+    checked_files: int
+    checked_bytes: int
+    key_id: str
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Draft:
+    """A version that lacks only its number."""
+
+    name: str
+    project: str
+    owner: str
+    license: str
+    run_id: str
+    metrics: dict[str, float]
+    created_by: str
+    files: tuple[ManifestFile, ...]
+    birth: cert.Birth
+    reason: str
+
+
+class Models:
+    """Registers, lists, verifies and lays out model versions.
+
+    `private_folders` (the installation's own state) can't be registered by hand: a model can be downloaded by others.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        blobs: BlobStore,
+        signer: Signer,
+        files: ModelFiles,
+        provenance: Provenance,
+        private_folders: Sequence[Path] = (),
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._blobs = blobs
+        self._signer = signer
+        self._files = files
+        self._provenance = provenance
+        self._private = tuple(folder.resolve() for folder in private_folders)
+
+    # ------------------------------------------------------------ registering
+
+    async def register(
+        self, actor: Actor, *, name: str, project: str, source: Path, facts: cert.Facts, reason: str = ""
+    ) -> ModelVersion:
+        """Makes the next version of `name` from a file or folder on the control plane's machine.
+
+        Raises Refusal with all that stands against it at once: files that may not enter, facts that are missing.
+        Nothing is stored then. NotFound for an unseen project, Conflict when the name belongs to another one.
+        """
+        check_name(name)
+        await self._see_project(actor, project)
+        self._refuse_private(source)
+        found = await self._files.scan(source)
+        missing = tuple(fact.refused() for fact in cert.missing_facts(facts))
+        refusals = (*_refusals(source, found), *missing)
+        if refusals:
+            raise Refusal(refusals)
+        metrics, unknown = cert.finite_metrics(facts.metrics)
+        birth = cert.Birth(
+            origin="stated",
+            framework=facts.framework,
+            description=facts.description,
+            base_model=facts.base_model,
+            run=cert.RunFact(id=facts.training_run),
+            circumstances=_stated(facts),
+            cost_microusd=facts.cost_microusd,
+            formats=_formats(found),
+            unknown=(*unknown, *_unrecognised(found), *_unstated(facts)),
+            software=f"groundplane {__version__}",
+        )
+        draft = _Draft(
+            name=name,
+            project=project,
+            owner=facts.owner,
+            license=facts.license,
+            run_id="",
+            metrics=metrics,
+            created_by=actor.name,
+            files=await self._put(found),
+            birth=birth,
+            reason=reason,
+        )
+        return await self._commit(actor, draft)
+
+    async def register_run_output(
+        self,
+        run: Run,
+        attempts: Sequence[Attempt],
+        output: ModelOutput,
+        directory: Path,
+        metrics: Mapping[str, float],
+        cost_microusd: int,
+        checkpoints: Sequence[Checkpoint] | None = None,
+        *,
+        circumstances: cert.Circumstances | None = None,
+    ) -> ModelVersion:
+        """Makes a version from what a run has written. Twice for one run and output gives the same version.
+
+        `checkpoints` are read from the store unless given; `circumstances` seen at the run's start are better than
+        those looked up now. Facts nobody knows are stated as unknown. Raises Refusal when a file may not enter.
+        """
+        known = await self._of_run(run.id, output.name)
+        if known is not None:
+            return known
+        found = await self._files.scan(directory)
+        refusals = _refusals(directory, found)
+        if refusals:
+            raise Refusal(refusals)
+        if checkpoints is None:
+            async with self._store.transaction() as tx:
+                checkpoints = await tx.find(Checkpoint, {"run_id": run.id}, order="step")
+        seen = circumstances or await self._provenance.look(run.spec, "at registration, after the run ended")
+        kept, unknown = cert.finite_metrics(metrics)
+        unstated = [(name, _UNSTATED) for name in ("license", "framework") if not getattr(output, name)]
+        birth = cert.Birth(
+            origin="run",
+            framework=output.framework,
+            run=_run_fact(run, attempts, checkpoints),
+            circumstances=seen,
+            cost_microusd=cost_microusd,
+            formats=_formats(found),
+            unknown=(*unknown, *unstated, *_unrecognised(found), *(() if metrics else _NO_METRICS)),
+            software=f"groundplane {__version__}",
+        )
+        draft = _Draft(
+            name=output.name,
+            project=run.project,
+            owner=run.owner,
+            license=output.license,
+            run_id=run.id,
+            metrics=kept,
+            created_by=run.created_by,
+            files=await self._put(found),
+            birth=birth,
+            reason=f"output of {run.id}",
+        )
+        return await self._commit(SYSTEM, draft)
+
+    async def _put(self, found: Sequence[FoundFile]) -> tuple[ManifestFile, ...]:
+        stored = await asyncio.gather(*(self._blobs.put_file(file.source) for file in found), return_exceptions=True)
+        files = []
+        for file, result in zip(found, stored, strict=True):
+            if isinstance(result, BaseException):
+                raise result
+            files.append(ManifestFile(path=file.path, sha256=result[0], size_bytes=result[1]))
+        # The bytes that were stored are the bytes that were looked at only if nobody wrote in between.
+        await self._files.unchanged(found)
+        return manifest(files)
+
+    async def _commit(self, actor: Actor, draft: _Draft) -> ModelVersion:
+        """Takes the next number. Who loses it to a registration at the same time tries again with the one after."""
+        for _ in range(NUMBER_TRIES):
+            taken = ""
+            try:
+                async with self._store.transaction() as tx:
+                    newest = await _newest(tx, draft.name)
+                    if newest is not None and newest.project != draft.project:
+                        raise _TakenName(draft.name)
+                    if draft.run_id and (known := await _output(tx, draft.run_id, draft.name)) is not None:
+                        return known
+                    version = self._certified(draft, 1 if newest is None else newest.number + 1)
+                    taken = version.id
+                    await tx.insert(version)
+                    await tx.append_event(self._registered(actor, version, draft.reason))
+                    return version
+            except Conflict as conflict:
+                if isinstance(conflict, _TakenName):
+                    raise
+        raise Conflict(f"{taken} and {NUMBER_TRIES - 1} numbers before it went to others", "register again")
+
+    def _certified(self, draft: _Draft, number: int) -> ModelVersion:
+        row = ModelVersion(
+            id=f"{draft.name}@{number}",
+            name=draft.name,
+            number=number,
+            project=draft.project,
+            owner=draft.owner,
+            files=draft.files,
+            manifest_sha256=manifest_sha256(draft.files),
+            size_bytes=sum(file.size_bytes for file in draft.files),
+            certificate="",
+            certificate_sha256="",
+            run_id=draft.run_id,
+            license=draft.license,
+            metrics=draft.metrics,
+            created_by=draft.created_by,
+            created_at=self._clock.now(),
+        )
+        text = cert.seal(cert.statement(row, draft.birth), self._signer.key_id, self._signer.sign)
+        return replace(row, certificate=text, certificate_sha256=hashlib.sha256(text.encode()).hexdigest())
+
+    def _registered(self, actor: Actor, version: ModelVersion, reason: str) -> EventDraft:
+        after: dict[str, object] = {
+            "files": len(version.files),
+            "size_bytes": version.size_bytes,
+            "manifest_sha256": version.manifest_sha256,
+            "certificate_sha256": version.certificate_sha256,
+            "key_id": self._signer.key_id,
+            "run_id": version.run_id,
+            "owner": version.owner,
+            "license": version.license,
+        }
+        return EventDraft(
+            at=version.created_at,
+            actor=actor.name,
+            action="model.register",
+            object_kind="model",
+            object_id=version.id,
+            project=version.project,
+            after=after,
+            reason=reason,
+        )
+
+    async def _see_project(self, actor: Actor, project: str) -> None:
+        async with self._store.transaction() as tx:
+            found = await tx.get(Project, project) if actor.sees(project) else None
+        if found is None:
+            raise NotFound(f"there is no project {project}", "ground projects list shows the ones you see")
+
+    def _refuse_private(self, source: Path) -> None:
+        real = source.resolve()
+        for folder in self._private:
+            if real.is_relative_to(folder) or folder.is_relative_to(real):
+                need, have = "a folder outside the installation's own state", f"{source} holds or lies in {folder}"
+                hint = "a run's outputs register by themselves; copy other files to a folder of their own"
+                raise Refusal([Refused(rule="private-folder", need=need, have=have, hint=hint)])
+
+    # ------------------------------------------------------------ reading
+
+    async def versions(self, actor: Actor, name: str | None = None) -> list[ModelVersion]:
+        """The versions the actor sees, by name, newest first. NotFound for a name of which there are none."""
+        async with self._store.transaction() as tx:
+            found = await tx.find(ModelVersion, None if name is None else {"name": name})
+        visible = [version for version in found if actor.sees(version.project)]
+        if name is not None and not visible:
+            raise await self._no_model(actor, name)
+        return sorted(visible, key=lambda version: (version.name, -version.number))
+
+    async def get(self, actor: Actor, ref: str) -> ModelVersion:
+        """`name@3` or `name@latest`. NotFound with the nearest names or numbers; InvalidInput for no reference."""
+        wanted = parse_ref(ref)
+        async with self._store.transaction() as tx:
+            newest = await _newest(tx, wanted.name)
+            found = newest if wanted.number is None else await tx.get(ModelVersion, str(wanted))
+        if newest is None or not actor.sees(newest.project):
+            raise await self._no_model(actor, wanted.name)
+        if found is None:
+            raise NotFound(f"there is no {wanted}", f"{wanted.name} has versions up to {newest.number}")
+        return found
+
+    async def certificate(self, actor: Actor, ref: str) -> dict[str, object]:
+        """{"envelope" (DSSE), "statement" (its meaning), "key_id", "sha256"}. IntegrityFailure unless it holds."""
+        version = await self.get(actor, ref)
+        _demand(version, self._problems(version))
+        opened = cert.open_envelope(version.certificate)
+        return {
+            "envelope": parse_json(version.certificate),
+            "statement": opened.statement,
+            "key_id": opened.key_id,
+            "sha256": version.certificate_sha256,
+        }
+
+    async def _no_model(self, actor: Actor, name: str) -> NotFound:
+        async with self._store.transaction() as tx:
+            rows = await tx.find(ModelVersion)
+        names = sorted({row.name for row in rows if actor.sees(row.project)})
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "ground models list shows the ones you see"
+        return NotFound(f"there is no model {name}", hint)
+
+    # ------------------------------------------------------------ verifying
+
+    async def verify(self, actor: Actor, ref: str) -> Verification:
+        """Re-hashes every file; checks manifest, row, certificate and signature. Damage is an answer, not an error."""
+        version = await self.get(actor, ref)
+        problems = list(self._problems(version))
+        results = await asyncio.gather(
+            *(self._blobs.verify(file.sha256, file.size_bytes) for file in version.files), return_exceptions=True
+        )
+        checked = 0
+        for file, result in zip(version.files, results, strict=True):
+            if result is None:
+                checked += file.size_bytes
+            elif isinstance(result, IntegrityFailure | NotFound):
+                problems.append(Problem(field=f"file {file.path}", message=result.message, hint=result.hint))
+            else:
+                raise result
+        return Verification(
+            ref=version.id,
+            ok=not problems,
+            checked_files=len(version.files),
+            checked_bytes=checked,
+            key_id=_key_id(version),
+            problems=tuple(problems),
+        )
+
+    async def materialise(self, ref: str, target: Path) -> Path:
+        """Lays a version out in `target`, verified, by one rename; a folder that is already exactly it is kept.
+
+        Fails closed: raises IntegrityFailure, leaving no new folder, when certificate, row or any byte is wrong.
+        """
+        version = await self.get(SYSTEM, ref)
+        _demand(version, self._problems(version))
+        await self._files.place(target, version.files, self._blobs)
+        return target
+
+    def _problems(self, version: ModelVersion) -> tuple[Problem, ...]:
+        bad = tuple(
+            Problem(field=f"file {refused.have}", message="is no path a version may have")
+            for refused in path_refusals([file.path for file in version.files])
+        )
+        return (*cert.check(version, self._signer.verify), *bad)
+
+    async def _of_run(self, run_id: str, name: str) -> ModelVersion | None:
+        async with self._store.transaction() as tx:
+            return await _output(tx, run_id, name)
+
+
+class _TakenName(Conflict):
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the model name {name} belongs to another project", "choose another name")
+
+
+async def _newest(tx: Tx, name: str) -> ModelVersion | None:
+    found = await tx.find(ModelVersion, {"name": name}, order="-number", limit=1)
+    return found[0] if found else None
+
+
+async def _output(tx: Tx, run_id: str, name: str) -> ModelVersion | None:
+    # Read after the newest number: a registration that is committed in between is then seen here, and one that is
+    # committed later has taken the number and makes ours a conflict.
+    found = await tx.find(ModelVersion, {"run_id": run_id, "name": name}, limit=1)
+    return found[0] if found else None
+
+
+def _demand(version: ModelVersion, problems: Sequence[Problem]) -> None:
+    if problems:
+        failure = IntegrityFailure(
+            f"{version.id} is not what was signed: {problems[0]}",
+            f"ground models verify {version.id} lists every problem",
+        )
+        failure.details["problems"] = [str(problem) for problem in problems]
+        raise failure
+
+
+def _key_id(version: ModelVersion) -> str:
+    try:
+        return cert.open_envelope(version.certificate).key_id
+    except InvalidInput:
+        return ""
+
+
+# ---------------------------------------------------------------- judging what comes in
+
+
+def _refusals(source: Path, found: Sequence[FoundFile]) -> tuple[Refused, ...]:
+    """Everything that stands against these files; the worst first."""
+    refusals = [file.refused for file in found if file.refused is not None]
+    refusals.sort(key=lambda refused: refused.rule != "no-pickles")
+    refusals.extend(path_refusals([file.path for file in found]))
+    if not refusals and not any(file.size_bytes for file in found):
+        have = f"{source} holds {len(found)} files" + (f" of {format_bytes(0)}" if found else "")
+        hint = "give the folder that holds the model's files, or look why the run wrote nothing"
+        refusals.append(Refused(rule="model-files", need="at least one file with content", have=have, hint=hint))
+    return tuple(refusals)
+
+
+def _formats(found: Sequence[FoundFile]) -> dict[str, dict[str, object]]:
+    return {file.path: {"format": file.format, **file.details} for file in found}
+
+
+def _unrecognised(found: Sequence[FoundFile]) -> list[tuple[str, str]]:
+    return [
+        (f"files.{file.path}.format", "its bytes are of no format known here; it was stored as it is")
+        for file in found
+        if file.format == Format.BINARY
+    ]
+
+
+_UNSTATED = "the spec's output does not say"
+_NO_METRICS = (("metrics", "the run reported none"),)
+
+
+def _unstated(facts: cert.Facts) -> list[tuple[str, str]]:
+    why = "not stated at registration"
+    names = ("framework", "base_model", "cost_microusd", "code_repository")
+    missing = [(name, why) for name in names if getattr(facts, name) in {None, ""}]
+    if facts.code_dirty is None:
+        missing.append(("code.dirty", why))
+    watched = "the model was not made by a run of this installation"
+    return [*missing, ("environment", watched), ("hardware", watched)]
+
+
+def _stated(facts: cert.Facts) -> cert.Circumstances:
+    code = cert.CodeFact(commit=facts.code_commit, dirty=facts.code_dirty, repository=facts.code_repository)
+    return cert.Circumstances(observed="not observed: stated at registration", code=code, data=facts.data)
+
+
+def _run_fact(run: Run, attempts: Sequence[Attempt], checkpoints: Sequence[Checkpoint]) -> cert.RunFact:
+    steps = [attempt.last_step for attempt in attempts if attempt.last_step is not None]
+    steps += [checkpoint.step for checkpoint in checkpoints]
+    return cert.RunFact(
+        id=run.id,
+        spec_digest=run.spec_digest,
+        created_by=run.created_by,
+        attempts=len(attempts),
+        end_reasons=tuple(str(attempt.end_reason) for attempt in attempts if attempt.end_reason),
+        resumed_from_steps=tuple(a.resumed_from_step for a in attempts if a.resumed_from_step is not None),
+        checkpoints=len(checkpoints),
+        last_step=max(steps, default=None),
+        nodes=tuple(dict.fromkeys(attempt.node for attempt in attempts if attempt.node)),
+        started_at=run.started_at or min((a.started_at for a in attempts if a.started_at), default=None),
+        ended_at=run.ended_at or max((a.ended_at for a in attempts if a.ended_at), default=None),
+    )
