@@ -39,6 +39,7 @@ from groundplane.wire import (
     AppliedAll,
     AuditVerdict,
     BudgetRequest,
+    Certificate,
     CostLine,
     ErrorBody,
     ErrorInfo,
@@ -237,19 +238,19 @@ class Client:
     # ------------------------------------------------------------ models
 
     def models(self) -> list[ModelVersion]:
-        """Every version, by name and number."""
+        """Every version, by name, newest first."""
         return self._get("/v1/models", list[ModelVersion])
 
     def model(self, name: str) -> list[ModelVersion]:
-        """One model's versions, first to last."""
+        """One model's versions, newest first."""
         return self._get(f"/v1/models/{_part(name)}", list[ModelVersion])
 
     def model_version(self, name: str, number: int) -> ModelVersion:
         return self._get(f"/v1/models/{_part(name)}/versions/{number}", ModelVersion)
 
-    def certificate(self, name: str, number: int) -> bytes:
-        """The signed envelope, byte for byte."""
-        return self._send("GET", f"/v1/models/{_part(name)}/versions/{number}/certificate").content
+    def certificate(self, name: str, number: int) -> Certificate:
+        """Raises IntegrityFailure when its signature does not hold."""
+        return self._get(f"/v1/models/{_part(name)}/versions/{number}/certificate", Certificate)
 
     def verify_model(self, name: str, number: int) -> ModelCheck:
         """Re-hashes every file: takes as long as reading them does."""

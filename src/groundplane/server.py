@@ -94,7 +94,7 @@ class Server(uvicorn.Server):
 async def serve(settings: Settings, reporter: Reporter) -> None:
     """Runs until SIGTERM or SIGINT, then drains. Raises GroundError when it may not or can't run."""
     make_home(settings.home)
-    app = build(settings)
+    app = await build(settings)
     try:
         await _first_start(app, reporter)
         addresses = _addresses(settings)

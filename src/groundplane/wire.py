@@ -180,7 +180,20 @@ class ModelCheck:
 
     ref: str
     ok: bool
-    problems: tuple[str, ...] = ()
+    checked_files: int
+    checked_bytes: int
+    key_id: str
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """A birth certificate: the signed DSSE envelope, the in-toto statement inside it, who signed, and its digest."""
+
+    envelope: dict[str, Any]
+    statement: dict[str, Any]
+    key_id: str
+    sha256: str
 
 
 # ---------------------------------------------------------------- access

@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path
-from starlette.responses import Response
 
 from groundplane.api.access import Ground, requires
 from groundplane.api.uploads import Landing
 from groundplane.domain.model import ModelVersion
-from groundplane.errors import NotFound
 from groundplane.identity import Actor, Permission
-from groundplane.wire import ModelCheck, RegisterRequest
+from groundplane.wire import Certificate, ModelCheck, RegisterRequest
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
@@ -21,17 +19,15 @@ Number = Annotated[int, Path(ge=1, le=1_000_000)]
 
 @router.get("")
 async def list_models(app: Ground, actor: Reader) -> list[ModelVersion]:
-    """Every version that the caller sees, by name and number."""
+    """Every version that the caller sees, by name, newest first."""
     versions: list[ModelVersion] = await app.models.versions(actor)
     return versions
 
 
 @router.get("/{name}")
 async def get_model(name: str, app: Ground, actor: Reader) -> list[ModelVersion]:
-    """A model's versions, first to last."""
+    """A model's versions, newest first."""
     versions: list[ModelVersion] = await app.models.versions(actor, name)
-    if not versions:
-        raise NotFound(f"no model {name}", "ground models list shows what there is")
     return versions
 
 
@@ -62,11 +58,17 @@ async def register_model(
 async def verify_model(name: str, number: Number, app: Ground, actor: Reader) -> ModelCheck:
     """Re-hashes every file and checks the certificate; `problems` names what is not as it was signed."""
     checked = await app.models.verify(actor, f"{name}@{number}")
-    return ModelCheck(ref=f"{name}@{number}", ok=checked.ok, problems=tuple(checked.problems))
+    return ModelCheck(
+        ref=checked.ref,
+        ok=checked.ok,
+        checked_files=checked.checked_files,
+        checked_bytes=checked.checked_bytes,
+        key_id=checked.key_id,
+        problems=tuple(checked.problems),
+    )
 
 
-@router.get("/{name}/versions/{number}/certificate", responses={200: {"content": {"application/json": {}}}})
-async def get_certificate(name: str, number: Number, app: Ground, actor: Reader) -> Response:
-    """The signed envelope, byte for byte as it was signed."""
-    certificate = await app.models.certificate(actor, f"{name}@{number}")
-    return Response(certificate, media_type="application/json")
+@router.get("/{name}/versions/{number}/certificate")
+async def get_certificate(name: str, number: Number, app: Ground, actor: Reader) -> Certificate:
+    """The signed envelope and the statement in it. An error when the signature does not hold."""
+    return Certificate(**await app.models.certificate(actor, f"{name}@{number}"))

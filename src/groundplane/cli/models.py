@@ -36,7 +36,7 @@ def models(ctx: click.Context, output: str) -> None:
 @models.command("list")
 @output_option
 def list_(output: str) -> None:
-    """List every version, by name and number."""
+    """List every version, by name, newest first."""
     _list(output)
 
 
@@ -63,31 +63,32 @@ def verify(ref: str, output: str) -> None:
         version = _version(client, ref)
         checked = client.verify_model(version.name, version.number)
     if not checked.ok:
-        if output == "table":
-            for problem in checked.problems:
-                render.line(problem)
-        else:
-            render.show(checked, output, list)
+        render.show(checked, output, lambda: [str(problem) for problem in checked.problems])
         raise IntegrityFailure(
             f"{checked.ref} is not what was signed: {checked.problems[0]}", "stop what serves it and register it anew"
         )
-    size = format_bytes(version.size_bytes)
-    text = f"{checked.ref}: {len(version.files)} files ({size}) and the certificate are as they were signed"
+    size = format_bytes(checked.checked_bytes)
+    text = (
+        f"{checked.ref}: {checked.checked_files} files ({size}) and the certificate are as key {checked.key_id} signed"
+    )
     render.show(checked, output, lambda: [text])
 
 
 @models.command()
 @click.argument("ref", metavar="NAME@VERSION")
-@click.option("--envelope", is_flag=True, help="The signed envelope, byte for byte, instead of what it states.")
-def certificate(ref: str, envelope: bool) -> None:
-    """Print a version's birth certificate as JSON."""
+@click.option("--envelope", is_flag=True, help="The signed envelope, which a stranger can check, instead.")
+@output_option
+def certificate(ref: str, envelope: bool, output: str) -> None:
+    """Show what a version's birth certificate states, who signed it, and its digest."""
     with connect() as client:
         version = _version(client, ref)
-        signed = client.certificate(version.name, version.number)
+        found = client.certificate(version.name, version.number)
     if envelope:
-        render.raw(signed)
+        render.show(found.envelope, "json", list)
         return
-    render.line(json.dumps(_statement(signed), indent=2, ensure_ascii=False))
+    stated = json.dumps(found.statement, indent=2, ensure_ascii=False).splitlines()
+    signed = f"{version.id}: signed by key {found.key_id}, sha256:{found.sha256}"
+    render.show(found, output, lambda: [signed, *stated])
 
 
 @models.command()
@@ -138,7 +139,7 @@ def _version(client: Client, ref: str) -> ModelVersion:
     wanted = parse_ref(ref)
     if wanted.number is not None:
         return client.model_version(wanted.name, wanted.number)
-    return client.model(wanted.name)[-1]
+    return max(client.model(wanted.name), key=lambda version: version.number)
 
 
 def _files(path: Path) -> dict[str, Path]:
@@ -196,12 +197,6 @@ def _number(name: str, value: str) -> float:
         return float(value)
     except ValueError:
         raise click.UsageError(f"--metric {name} must be a number, not {value!r}.") from None
-
-
-def _statement(signed: bytes) -> object:
-    import base64  # noqa: PLC0415 - one command needs it
-
-    return json.loads(base64.b64decode(json.loads(signed)["payload"]))
 
 
 def _versions_table(versions: Sequence[ModelVersion]) -> Table:

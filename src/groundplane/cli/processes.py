@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -124,24 +125,20 @@ def _failure(event: dict[str, Any]) -> GroundError:
     return error
 
 
-class _passing_on_signals:
-    """While it waits, this process passes SIGINT and SIGTERM on, and lets the supervisor drain."""
+@contextlib.contextmanager
+def _passing_on_signals(supervisor: subprocess.Popen[bytes]) -> Iterator[None]:
+    """While it waits, this process passes its signals on as SIGTERM, and lets the supervisor drain."""
 
-    def __init__(self, supervisor: subprocess.Popen[bytes]) -> None:
-        self._supervisor = supervisor
-        self._previous: dict[signal.Signals, Any] = {}
+    def pass_on(_number: int, _frame: object) -> None:
+        if supervisor.poll() is None:
+            supervisor.terminate()
 
-    def __enter__(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._previous[number] = signal.signal(number, self._pass_on)
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
             signal.signal(number, handler)
-
-    def _pass_on(self, _number: int, _frame: object) -> None:
-        if self._supervisor.poll() is None:
-            self._supervisor.terminate()
 
 
 # ---------------------------------------------------------------- down
