@@ -125,6 +125,7 @@ class Facts:
     code_dirty: bool | None = None
     code_repository: str = ""
     training_run: str = ""
+    hardware: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     cost_microusd: int | None = None
 
@@ -156,6 +157,7 @@ _QUESTIONS: dict[str, tuple[str, str]] = {
     "training_run": ("which run made it, when and where?", "--training-run ID"),
     "metrics": ("how good is it, by which measure?", "--metric NAME=VALUE"),
     "cost_microusd": ("what did it cost?", "--cost USD"),
+    "hardware": ("on what was it made?", "--hardware TEXT"),
 }
 
 
@@ -195,6 +197,7 @@ class Birth:
     framework: str = ""
     description: str = ""
     base_model: str = ""
+    hardware_stated: str = ""
     run: RunFact | None
     circumstances: Circumstances
     cost_microusd: int | None
@@ -241,7 +244,7 @@ def statement(row: ModelVersion, birth: Birth) -> dict[str, object]:
         "data": [{"name": d.name, "sha256": d.sha256, "size_bytes": d.size_bytes, "how": d.how} for d in seen.data],
         "code": None if seen.code is None else _code(seen.code),
         "environment": None if seen.environment is None else _environment(seen.environment),
-        "hardware": None if seen.hardware is None else _hardware(seen.hardware),
+        "hardware": _hardware(seen.hardware, birth.hardware_stated),
         "metrics": dict(row.metrics),
         "cost_microusd": birth.cost_microusd,
         "unknown": [{"fact": fact, "why": why} for fact, why in sorted({*birth.unknown, *seen.unknown})],
@@ -288,7 +291,9 @@ def _environment(found: EnvironmentFact) -> dict[str, object]:
     }
 
 
-def _hardware(found: HardwareFact) -> dict[str, object]:
+def _hardware(found: HardwareFact | None, stated: str) -> dict[str, object] | None:
+    if found is None:
+        return {"stated": stated} if stated else None
     cards = found.accelerators
     return {
         "cpu": found.cpu,

@@ -64,10 +64,7 @@ class _Draft:
 
 
 class Models:
-    """Registers, lists, verifies and lays out model versions.
-
-    `private_folders` (the installation's own state) can't be registered by hand: a model can be downloaded by others.
-    """
+    """Registers, lists, verifies and lays out model versions."""
 
     def __init__(
         self,
@@ -78,7 +75,6 @@ class Models:
         signer: Signer,
         files: ModelFiles,
         provenance: Provenance,
-        private_folders: Sequence[Path] = (),
     ) -> None:
         self._store = store
         self._clock = clock
@@ -86,21 +82,19 @@ class Models:
         self._signer = signer
         self._files = files
         self._provenance = provenance
-        self._private = tuple(folder.resolve() for folder in private_folders)
 
     # ------------------------------------------------------------ registering
 
     async def register(
         self, actor: Actor, *, name: str, project: str, source: Path, facts: cert.Facts, reason: str = ""
     ) -> ModelVersion:
-        """Makes the next version of `name` from a file or folder on the control plane's machine.
+        """Makes the next version of `name` from a file or folder the control plane may read, such as an upload.
 
         Raises Refusal with all that stands against it at once: files that may not enter, facts that are missing.
         Nothing is stored then. NotFound for an unseen project, Conflict when the name belongs to another one.
         """
         check_name(name)
         await self._see_project(actor, project)
-        self._refuse_private(source)
         found = await self._files.scan(source)
         missing = tuple(fact.refused() for fact in cert.missing_facts(facts))
         refusals = (*_refusals(source, found), *missing)
@@ -112,6 +106,7 @@ class Models:
             framework=facts.framework,
             description=facts.description,
             base_model=facts.base_model,
+            hardware_stated=facts.hardware,
             run=cert.RunFact(id=facts.training_run),
             circumstances=_stated(facts),
             cost_microusd=facts.cost_microusd,
@@ -267,14 +262,6 @@ class Models:
             found = await tx.get(Project, project) if actor.sees(project) else None
         if found is None:
             raise NotFound(f"there is no project {project}", "ground projects list shows the ones you see")
-
-    def _refuse_private(self, source: Path) -> None:
-        real = source.resolve()
-        for folder in self._private:
-            if real.is_relative_to(folder) or folder.is_relative_to(real):
-                need, have = "a folder outside the installation's own state", f"{source} holds or lies in {folder}"
-                hint = "a run's outputs register by themselves; copy other files to a folder of their own"
-                raise Refusal([Refused(rule="private-folder", need=need, have=have, hint=hint)])
 
     # ------------------------------------------------------------ reading
 
@@ -434,12 +421,11 @@ _NO_METRICS = (("metrics", "the run reported none"),)
 
 def _unstated(facts: cert.Facts) -> list[tuple[str, str]]:
     why = "not stated at registration"
-    names = ("framework", "base_model", "cost_microusd", "code_repository")
+    names = ("framework", "base_model", "hardware", "cost_microusd", "code_repository")
     missing = [(name, why) for name in names if getattr(facts, name) in {None, ""}]
     if facts.code_dirty is None:
         missing.append(("code.dirty", why))
-    watched = "the model was not made by a run of this installation"
-    return [*missing, ("environment", watched), ("hardware", watched)]
+    return [*missing, ("environment", "the model was not made by a run of this installation")]
 
 
 def _stated(facts: cert.Facts) -> cert.Circumstances:
