@@ -11,7 +11,7 @@ LINE_MAX = 180
 
 HEAD = """# Map
 
-One line per module of `src/groundplane/`, the mind first: the order in which the house is best read. Made by `make docs`
+One line per module of `src/groundplane/`, the mind first: the order in which it is best read. Made by `make docs`
 from the modules' own first sentences. How they hang together: [ARCHITECTURE.md](ARCHITECTURE.md).
 """
 

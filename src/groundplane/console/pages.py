@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
+from groundplane.api.access import requires_any_key
 from groundplane.console import access, audit, costs, endpoints, models, overview, runs, session
 from groundplane.console.web import HOME, PageRoute
 from groundplane.errors import NotFound
+from groundplane.identity import Actor
 
 STATIC = {
     "ground.css": "text/css; charset=utf-8",
@@ -38,7 +41,7 @@ def router() -> APIRouter:
         pages.include_router(part.routes(), prefix=HOME)
 
     @pages.get(f"{HOME}/{{rest:path}}")
-    async def nowhere(request: Request, rest: str) -> Response:
+    async def nowhere(request: Request, rest: str, actor: Annotated[Actor, requires_any_key()]) -> Response:
         raise NotFound(f"there is no page {request.url.path}", "start at the overview")
 
     return pages
