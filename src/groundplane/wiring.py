@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -53,18 +53,107 @@ class App:
     gateway_config: GatewayConfig
     lease_owner: str
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    wakers: list[Callable[[], object]]
     loops: tuple[object, ...] = ()
-    _wakers: list[Callable[[], object]] = field(default_factory=list)
 
     def on_wake(self, waker: Callable[[], object]) -> None:
-        """Registers what `wake` calls."""
-        self._wakers.append(waker)
-
-    def wake(self) -> None:
-        """Something became due now."""
-        for waker in self._wakers:
-            waker()
+        """Registers what is called when something became due."""
+        self.wakers.append(waker)
 
     async def close(self) -> None:
         """Lets go of the database."""
         await self.store.close()
+
+
+async def build(settings: Settings) -> App:
+    """Opens the database (migrating it) and plugs everything in. Raises what the parts raise when they can't start."""
+    home = settings.home
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    clock = SystemClock()
+    ids = RandomIds()
+    store = await SqlStore.open(settings.database_url or f"sqlite:///{home / 'groundplane.db'}")
+    usage_log = FolderUsageLog(home / "gateway" / "wal")
+    files = HomeRunFiles(home)
+    hardware = load_hardware()
+    executors: dict[str, Executor] = {
+        "local": LocalExecutor(home, log_line_limit_bytes=settings.log_line_limit_bytes),
+    }
+    wakers: list[Callable[[], object]] = []
+
+    def wake() -> None:
+        for waker in wakers:
+            waker()
+
+    models = Models(
+        store=store,
+        clock=clock,
+        blobs=FolderBlobStore(home / "store", settings.store_quota_bytes),
+        signer=FileSigner(home / "keys"),
+        files=FolderModelFiles(),
+        provenance=MachineProvenance(),
+        # All of the home but `uploads`, from which the API registers what was sent to it.
+        private_folders=tuple(home / name for name in ("keys", "store", "attempts", "runs", "models", "gateway", "log")),
+    )
+    costs = Costs(
+        store=store,
+        clock=clock,
+        ids=ids,
+        usage_log=usage_log,
+        gateway_slice_microusd=settings.gateway_slice_microusd,
+        notify=LogNotifier(),
+    )
+    plans = Plans(
+        store=store,
+        clock=clock,
+        ids=ids,
+        executors=executors,
+        prices=BookPriceBook(
+            local_price_microusd_per_hour=settings.local_price_microusd_per_hour,
+            as_of=clock.now().date(),
+            hardware=hardware,
+        ),
+        hardware=hardware,
+        gateway_addresses=(settings.gateway_host,),
+    )
+    runs = Runs(store=store, clock=clock, ids=ids, plans=plans, costs=costs, executors=executors, wake=wake)
+    return App(
+        settings=settings,
+        store=store,
+        clock=clock,
+        executors=executors,
+        access=Access(store=store, clock=clock, ids=ids),
+        audit=AuditTrail(store=store),
+        costs=costs,
+        plans=plans,
+        runs=runs,
+        endpoints=Endpoints(
+            store=store,
+            clock=clock,
+            plans=plans,
+            runs=runs,
+            models=models,
+            engines={"embedded": EmbeddedModelServer()},
+            files=files,
+            period_s=settings.reconcile_period_s,
+            wake=wake,
+        ),
+        models=models,
+        reconcile=Reconcile(
+            store=store,
+            clock=clock,
+            executors=executors,
+            costs=costs,
+            models=models,
+            files=files,
+            period_s=settings.reconcile_period_s,
+        ),
+        gateway_config=GatewayConfig(
+            store=store,
+            clock=clock,
+            costs=costs,
+            usage_log=usage_log,
+            sink=SnapshotFile(home / "gateway" / "snapshot.json"),
+        ),
+        lease_owner=f"{socket.gethostname()}:{home}",
+        wakers=wakers,
+    )
