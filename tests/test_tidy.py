@@ -49,7 +49,7 @@ SLEEPING_TESTS: dict[str, str] = {}
 def python_files(*folders: str) -> list[Path]:
     """The tracked and new Python files of these folders; ignored ones are not ours to judge."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *folders],
+        ["git", "-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard", "--", *folders],
         cwd=ROOT,
         check=True,
         capture_output=True,
@@ -217,7 +217,7 @@ TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".html", ".css", ".js", ".ini", 
 
 def tracked_text() -> Iterator[tuple[str, str]]:
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        ["git", "-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         check=True,
         capture_output=True,
