@@ -220,11 +220,11 @@ def bury(folder: Path, state: Document) -> Document:
     """Ends an attempt whose runner is dead. The caller holds its lock."""
     killed = kill_leftovers(folder.name, state)
     remove_cgroup(state.get("cgroup", ""))
-    rebooted = state.get("boot_id") != boot_id()
+    rebooted = state.get("boot_id", boot_id()) != boot_id()
     state.update(
         state="ended",
         end_reason="node-lost" if rebooted else "runner-lost",
-        ended_at=now_text() if killed else state.get("heartbeat_at"),
+        ended_at=now_text() if killed else state.get("heartbeat_at", now_text()),
         message="the node restarted under the job"
         if rebooted
         else f"the runner died; {killed} leftover processes ended",
