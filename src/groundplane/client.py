@@ -27,6 +27,7 @@ from groundplane.domain.access import Exposure, Key, Project
 from groundplane.domain.budget import Budget, Hold
 from groundplane.domain.certificate import Facts
 from groundplane.domain.endpoint import Endpoint
+from groundplane.domain.ledger import CostRow
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import Plan
 from groundplane.domain.run import Run
@@ -40,7 +41,6 @@ from groundplane.wire import (
     AuditVerdict,
     BudgetRequest,
     Certificate,
-    CostLine,
     ErrorBody,
     ErrorInfo,
     ExposureRequest,
@@ -384,9 +384,9 @@ class Client:
 
     def costs(
         self, *, by: str = "project", since: datetime | None = None, until: datetime | None = None
-    ) -> list[CostLine]:
+    ) -> list[CostRow]:
         """`by` is project, model, run, key, owner or cost_center. The last 30 days when no period is given."""
-        return self._get("/v1/costs", list[CostLine], params={"by": by, **_period(since, until)})
+        return self._get("/v1/costs", list[CostRow], params={"by": by, **_period(since, until)})
 
     def report(self, *, since: datetime | None = None, until: datetime | None = None) -> Report:
         """The last seven days when no period is given."""
@@ -470,6 +470,14 @@ class Client:
             return Unavailable(f"nothing answers at {self.base_url}", "start it: ground up")
         what = "took too long to answer" if isinstance(error, httpx.TimeoutException) else "broke the connection off"
         return Unavailable(f"the control plane at {self.base_url} {what}", "see: ground status")
+
+
+def gateway_answers(gateway_url: str) -> bool:
+    """Whether the gateway says that it is healthy; needs no key."""
+    try:
+        return httpx.get(f"{gateway_url}/healthz", timeout=3.0, trust_env=False).is_success
+    except httpx.TransportError:
+        return False
 
 
 def error_from(response: httpx.Response) -> GroundError:

@@ -15,6 +15,7 @@ from groundplane.domain.access import Key
 from groundplane.domain.budget import Budget
 from groundplane.domain.certificate import Facts
 from groundplane.domain.endpoint import Endpoint
+from groundplane.domain.ledger import CostRow
 from groundplane.domain.planning import Plan
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.errors import Problem, Refused
@@ -254,30 +255,16 @@ class BudgetRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CostLine:
-    """One group's money and work in a period. `usd_per_1000_requests` is None when there were no requests."""
-
-    group: str
-    compute_microusd: int
-    tokens_microusd: int
-    total_microusd: int
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    requests: int = 0
-    usd_per_1000_requests: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The Monday report: what the period cost, for whom, what is still running, and what is reserved."""
 
     since: datetime
     until: datetime
     total_microusd: int
-    by_project: tuple[CostLine, ...]
-    by_model: tuple[CostLine, ...]
-    by_run: tuple[CostLine, ...]
-    by_owner: tuple[CostLine, ...]
+    by_project: tuple[CostRow, ...]
+    by_model: tuple[CostRow, ...]
+    by_run: tuple[CostRow, ...]
+    by_owner: tuple[CostRow, ...]
     budgets: tuple[Budget, ...]
     runs_active: tuple[Run, ...]
     endpoints_active: tuple[Endpoint, ...]

@@ -92,7 +92,9 @@ async def build(settings: Settings) -> App:
         files=FolderModelFiles(),
         provenance=MachineProvenance(),
         # All of the home but `uploads`, from which the API registers what was sent to it.
-        private_folders=tuple(home / name for name in ("keys", "store", "attempts", "runs", "models", "gateway", "log")),
+        private_folders=tuple(
+            home / name for name in ("keys", "store", "attempts", "runs", "models", "gateway", "run", "log")
+        ),
     )
     costs = Costs(
         store=store,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any
@@ -12,9 +11,10 @@ from fastapi import APIRouter, Query
 from groundplane.api.access import Ground, requires
 from groundplane.domain.budget import Hold, HoldStatus
 from groundplane.domain.endpoint import EndpointStatus
+from groundplane.domain.ledger import CostRow
 from groundplane.errors import NotFound
 from groundplane.identity import Actor, Permission
-from groundplane.wire import CostLine, Report
+from groundplane.wire import Report
 
 router = APIRouter(prefix="/v1", tags=["costs"])
 Reader = Annotated[Actor, requires(Permission.COSTS_READ)]
@@ -37,7 +37,7 @@ class CostGroup(StrEnum):
 @router.get("/costs")
 async def list_costs(
     app: Ground, actor: Reader, by: CostGroup = CostGroup.PROJECT, since: Since = None, until: Until = None
-) -> list[CostLine]:
+) -> list[CostRow]:
     """What was spent in a period, one line per group, from the ledger."""
     end = until or app.clock.now()
     return await _lines(app, actor, by, since or end - _DEFAULT_SPAN, end)
@@ -72,10 +72,9 @@ async def report(app: Ground, actor: Reader, since: Since = None, until: Until =
     )
 
 
-async def _lines(app: Any, actor: Actor, by: CostGroup, since: datetime, until: datetime) -> list[CostLine]:
-    rows = await app.costs.report(actor, by=by.value, since=since, until=until)
-    names = CostLine.__slots__
-    return [CostLine(**{name: value for name, value in asdict(row).items() if name in names}) for row in rows]
+async def _lines(app: Any, actor: Actor, by: CostGroup, since: datetime, until: datetime) -> list[CostRow]:
+    rows: list[CostRow] = await app.costs.report(actor, by=by.value, since=since, until=until)
+    return rows
 
 
 async def _budgets(app: Any, actor: Actor) -> list[Any]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from groundplane.cli import render
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
+from groundplane.domain.planning import Plan
 from groundplane.domain.run import Run, RunStatus
 
 if TYPE_CHECKING:
@@ -19,16 +20,23 @@ UNSUCCESSFUL_CODE = 9
 _POLL_S = 0.3
 
 
-def follow_applied(client: Client, applied: Sequence[Applied], output: str) -> int:
+def follow_applied(client: Client, plans: Sequence[Plan], applied: Sequence[Applied], output: str) -> int:
     """Follows each to its end, in order; 0 when all went well."""
-    ended: list[Run | Endpoint] = []
+    runs: list[Run] = []
+    endpoints: list[Endpoint] = []
     for item in applied:
         if item.run is not None:
-            ended.append(follow_run(client, item.run.id, log=output == "table"))
+            runs.append(follow_run(client, item.run.id, log=output == "table"))
         if item.endpoint is not None:
-            ended.append(follow_endpoint(client, item.endpoint.id))
-    render.show(ended, output, lambda: [_outcome(client, thing) for thing in ended])
-    good = all(thing.status in {RunStatus.SUCCEEDED, EndpointStatus.READY} for thing in ended)
+            endpoints.append(follow_endpoint(client, item.endpoint.id))
+
+    def explained(run: Run) -> str:
+        return client.explain(run.id).sentence
+
+    ended = {"plans": plans, "runs": runs, "endpoints": endpoints}
+    render.show(ended, output, lambda: [*map(explained, runs), *map(_stands, endpoints)])
+    good = all(run.status is RunStatus.SUCCEEDED for run in runs)
+    good = good and all(endpoint.status is EndpointStatus.READY for endpoint in endpoints)
     return 0 if good else UNSUCCESSFUL_CODE
 
 
@@ -58,16 +66,13 @@ def follow_endpoint(client: Client, name: str) -> Endpoint:
     said = ""
     while True:
         endpoint = client.endpoint(name)
-        now = f"endpoint {name} is {endpoint.status}" + (f": {endpoint.message}" if endpoint.message else "")
-        if now != said:
-            render.say(now)
-            said = now
+        if _stands(endpoint) != said:
+            said = _stands(endpoint)
+            render.say(said)
         if endpoint.status not in {EndpointStatus.DEPLOYING, EndpointStatus.STOPPING}:
             return endpoint
         time.sleep(_POLL_S)
 
 
-def _outcome(client: Client, thing: Run | Endpoint) -> str:
-    if isinstance(thing, Run):
-        return client.explain(thing.id).sentence
-    return f"endpoint {thing.id} is {thing.status}" + (f": {thing.message}" if thing.message else "")
+def _stands(endpoint: Endpoint) -> str:
+    return f"endpoint {endpoint.id} is {endpoint.status}" + (f": {endpoint.message}" if endpoint.message else "")

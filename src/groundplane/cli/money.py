@@ -14,12 +14,13 @@ from groundplane.cli.options import Moment, Money, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import endpoints_table, moment, runs_table
 from groundplane.domain.budget import Budget, Hold, HoldStatus
+from groundplane.domain.ledger import CostRow
 from groundplane.errors import NotFound
 from groundplane.units import format_usd
 
 if TYPE_CHECKING:
     from groundplane.client import Client
-    from groundplane.wire import CostLine, Report
+    from groundplane.wire import Report
 
 GROUPS = ("project", "model", "run", "key", "owner", "cost_center")
 
@@ -157,7 +158,7 @@ def _parts(table: Table) -> tuple[tuple[str, ...], Sequence[Sequence[str]], froz
     return table.columns, table.rows, table.right, "nothing"
 
 
-def _costs_table(by: str, lines: Sequence[CostLine], title: str = "") -> Table:
+def _costs_table(by: str, lines: Sequence[CostRow], title: str = "") -> Table:
     rows = [
         (
             line.group or "(none)",

@@ -68,8 +68,13 @@ def apply(plan_id: str | None, path: str | None, yes: bool, wait: bool, idempote
             _confirm(plans)
         applied = _apply_each(client, plans, idempotency_key or str(uuid.uuid4()))
         if wait:
-            return follow_applied(client, applied, output)
-    render.show(applied, output, lambda: [_said(item) for item in applied])
+            return follow_applied(client, plans, applied, output)
+    begun = {
+        "plans": plans,
+        "runs": [item.run for item in applied if item.run],
+        "endpoints": [item.endpoint for item in applied if item.endpoint],
+    }
+    render.show(begun, output, lambda: [_said(item) for item in applied])
     return 0
 
 

@@ -219,10 +219,14 @@ class ProcessState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installation:
-    """What `ground status` shows: processes from this machine, the rest from the control plane when it answers."""
+    """What `ground status` shows: processes from this machine, the rest from the control plane when it answers.
+
+    `up`: the control plane answers. `ready`: the gateway too.
+    """
 
     home: str
     up: bool
+    ready: bool
     url: str
     processes: tuple[ProcessState, ...]
     control_plane: Status | None
@@ -240,7 +244,7 @@ def status(output: str) -> int:
 
 
 def _look(settings: Settings) -> Installation:
-    from groundplane.client import Client  # noqa: PLC0415
+    from groundplane.client import Client, gateway_answers  # noqa: PLC0415
 
     answer, problem = None, ""
     try:
@@ -252,6 +256,7 @@ def _look(settings: Settings) -> Installation:
     return Installation(
         home=str(settings.home) if local else "",
         up=answer is not None,
+        ready=answer is not None and gateway_answers(answer.gateway_url),
         url=settings.base_url,
         processes=_processes(settings.home) if local else (),
         control_plane=answer,
@@ -291,7 +296,7 @@ def _status_views(found: Installation) -> list[View]:
     return [
         *views,
         f"version    {answer.version}, up for {age(answer.started_at, answer.now)} since {moment(answer.started_at)}",
-        f"addresses  {found.url}, gateway {answer.gateway_url}",
+        f"addresses  {found.url}, gateway {answer.gateway_url}{'' if found.ready else ' (does not answer)'}",
         f"runs       {_counts(answer.runs_active) or 'none active'}",
         f"endpoints  {_counts(answer.endpoints) or 'none'}",
         f"models     {answer.model_versions} versions, {answer.projects} projects",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import click
@@ -36,15 +37,26 @@ def ps(project: str | None, status: str | None, active: bool, limit: int, output
 @click.argument("run_id", metavar="RUN")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run is over, through every attempt.")
 @click.option("--attempt", type=click.IntRange(1), help="The newest when left out.")
-def logs(run_id: str, follow: bool, attempt: int | None) -> None:
+@click.option("--tail", type=click.IntRange(1), metavar="LINES", help="Only the last lines of what there is.")
+def logs(run_id: str, follow: bool, attempt: int | None, tail: int | None) -> None:
     """Print a run's log: the bytes that the job wrote, as they are."""
+    if follow and tail:
+        raise click.UsageError("Give either --follow or --tail.")
     with connect() as client:
         if follow:
             print_log(client, run_id, attempt=attempt)
             render.say(client.explain(run_id).sentence)
             return
-        for piece in client.read_log(run_id, attempt):
-            render.raw(piece.data)
+        pieces = (piece.data for piece in client.read_log(run_id, attempt))
+        for data in [_last_lines(pieces, tail)] if tail else pieces:
+            render.raw(data)
+
+
+def _last_lines(pieces: Iterator[bytes], count: int) -> bytes:
+    kept = b""
+    for data in pieces:
+        kept = b"".join((kept + data).splitlines(keepends=True)[-count:])
+    return kept
 
 
 @click.command()
