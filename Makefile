@@ -46,8 +46,9 @@ soak: $(VENV)/dev.stamp ## the journeys over and over for SOAK_MINUTES (10)
 	while [ $$(date +%s) -lt $$end ]; do round=$$(( round + 1 )); echo "== round $$round"; \
 		$(BIN)/python -m pytest -q -x tests/journeys || exit 1; done
 
-docs: $(VENV)/dev.stamp ## make docs/MAP.md anew from the modules' own words
+docs: $(VENV)/dev.stamp ## make docs/MAP.md and docs/reference/ anew from the code's own words
 	@$(BIN)/python docs/make_map.py
+	@$(BIN)/python docs/make_reference.py
 
 lock: ## resolve the dependencies anew (needs uv)
 	@$(LOCK) pyproject.toml -o requirements/demo.lock

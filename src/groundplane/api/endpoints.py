@@ -24,6 +24,7 @@ async def list_endpoints(app: Ground, actor: Reader, project: str | None = None)
 
 @router.get("/{name}")
 async def get_endpoint(name: str, app: Ground, actor: Reader) -> Endpoint:
+    """One endpoint."""
     endpoint: Endpoint = await app.endpoints.get(actor, name)
     return endpoint
 

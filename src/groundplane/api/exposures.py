@@ -17,6 +17,7 @@ Writer = Annotated[Actor, requires(Permission.SYSTEM_WRITE)]
 
 @router.get("")
 async def list_exposures(app: Ground, actor: Annotated[Actor, requires(Permission.SYSTEM_READ)]) -> list[Exposure]:
+    """Every exposure, in force and over."""
     exposures: list[Exposure] = await app.access.exposures(actor)
     return exposures
 

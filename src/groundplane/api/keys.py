@@ -20,6 +20,7 @@ Writer = Annotated[Actor, requires(Permission.KEYS_WRITE)]
 async def list_keys(
     app: Ground, actor: Annotated[Actor, requires(Permission.KEYS_READ)], project: str | None = None
 ) -> list[Key]:
+    """Every key that the caller sees, without the hashes of their secrets."""
     return [_shown(key) for key in await app.access.keys(actor, project)]
 
 

@@ -33,6 +33,7 @@ async def get_model(name: str, app: Ground, actor: Reader) -> list[ModelVersion]
 
 @router.get("/{name}/versions/{number}")
 async def get_version(name: str, number: Number, app: Ground, actor: Reader) -> ModelVersion:
+    """One version with its files."""
     version: ModelVersion = await app.models.get(actor, f"{name}@{number}")
     return version
 

@@ -27,6 +27,7 @@ async def create_plans(body: SpecRequest, app: Ground, actor: Planner) -> PlansB
 
 @router.get("/plans/{plan_id}")
 async def get_plan(plan_id: str, app: Ground, actor: Annotated[Actor, requires(Permission.RUNS_READ)]) -> Plan:
+    """One plan, as it was made."""
     plan: Plan = await app.plans.get(actor, plan_id)
     return plan
 

@@ -18,6 +18,7 @@ Reader = Annotated[Actor, requires(Permission.PROJECTS_READ)]
 
 @router.get("")
 async def list_projects(app: Ground, actor: Reader) -> list[Project]:
+    """The projects that the caller sees."""
     projects: list[Project] = await app.access.projects(actor)
     return projects
 
@@ -26,6 +27,7 @@ async def list_projects(app: Ground, actor: Reader) -> list[Project]:
 async def create_project(
     body: ProjectRequest, app: Ground, actor: Annotated[Actor, requires(Permission.PROJECTS_WRITE)]
 ) -> Project:
+    """A team's home, with its budget when a limit is given."""
     project: Project = await app.access.create_project(
         actor,
         name=body.name,
@@ -40,6 +42,7 @@ async def create_project(
 
 @router.get("/{name}")
 async def get_project(name: str, app: Ground, actor: Reader) -> Project:
+    """One project."""
     project: Project = await app.access.project(actor, name)
     return project
 

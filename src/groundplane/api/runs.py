@@ -39,6 +39,7 @@ async def list_runs(
 
 @router.get("/{run_id}")
 async def get_run(run_id: str, app: Ground, actor: Reader) -> RunDetail:
+    """One run with its attempts and its checkpoints."""
     return RunDetail(
         run=await app.runs.get(actor, run_id),
         attempts=tuple(await app.runs.attempts(actor, run_id)),

@@ -40,4 +40,5 @@ async def upload_file(upload_id: str, path: str, request: Request, landing: Land
 
 @router.delete("/{upload_id}", status_code=204)
 async def delete_upload(upload_id: str, landing: Landing, actor: Writer) -> None:
+    """Lets go of an upload and its files."""
     await landing.discard(upload_id, actor.key_id)
