@@ -1,6 +1,6 @@
 """Trains a small Llama-architecture language model on `corpus.txt`, on a CPU, in about a minute.
 
-By hand:     python train.py --steps 600
+By hand:     python train.py
 By a runner: the runner sets GROUND_CHECKPOINT_DIR, GROUND_OUTPUT_DIR, GROUND_RESUME_FROM, GROUND_RUN_ID and
              GROUND_ATTEMPT; all are optional. Killed at any moment, the next start goes on from the newest complete
              checkpoint and sees exactly the data it would have seen. SIGTERM checkpoints and exits 143.
@@ -222,7 +222,7 @@ class Run:
             "clean_up_tokenization_spaces": False,
             "chat_template": CHAT_TEMPLATE,
         }
-        sampling = {"bos_token_id": bos, "eos_token_id": eos, "do_sample": True, "temperature": 0.7, "top_p": 0.95}
+        sampling = {"bos_token_id": bos, "eos_token_id": eos, "do_sample": True, "temperature": 0.6, "top_p": 0.9}
         texts = {
             "config.json": hf_config(self.shape, bos, eos),
             "generation_config.json": sampling,
@@ -242,7 +242,7 @@ class Run:
         return eval_loss / np.log(2) * len(self.held_out) / len(self.tokenizer.decode(self.held_out.tolist()).encode())
 
     def sample(self, prompt: str, count: int) -> str:
-        """`count` greedy tokens after the prompt, without a cache: slow, but what an engine is tested against."""
+        """At most `count` greedy tokens after the prompt, without a cache: slow, but what an engine is tested against."""
         ids, length = self.tokenizer.encode(prompt).ids, self.shape.context
         start = len(ids)
         # Attention is causal, so what pads the end changes nothing before it, and one compiled shape serves all steps.
@@ -250,14 +250,17 @@ class Run:
         for _ in range(min(count, length - len(ids))):
             window = np.zeros((1, length), dtype=np.int32)
             window[0, : len(ids)] = ids
-            ids.append(int(jnp.argmax(logits(self.params, window)[0, len(ids) - 1])))
+            token = int(jnp.argmax(logits(self.params, window)[0, len(ids) - 1]))
+            if token == self.tokenizer.token_to_id(EOS):
+                break
+            ids.append(token)
         return str(self.tokenizer.decode(ids[start:]))
 
 
 def parse_args() -> argparse.Namespace:
     env = os.environ
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=2, help="sequences per step")
     parser.add_argument("--length", type=int, default=256, help="tokens per sequence; also the served context")
@@ -266,7 +269,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--log-every", type=int, default=10)
-    parser.add_argument("--checkpoint-every", type=int, default=60)
+    parser.add_argument("--checkpoint-every", type=int, default=50)
     parser.add_argument("--corpus", type=Path, default=HERE / "corpus.txt")
     parser.add_argument("--checkpoint-dir", type=Path, default=env.get("GROUND_CHECKPOINT_DIR") or "checkpoints")
     parser.add_argument("--output-dir", type=Path, default=env.get("GROUND_OUTPUT_DIR") or "output")

@@ -272,15 +272,15 @@ def test_another_models_name_is_not_found(server: Served) -> None:
 
 
 def test_many_callers_at_once_are_all_answered(server: Served) -> None:
-    def ask(number: int) -> int:
+    def ask(number: int) -> bool:
         order = {"model": "tiny", "prompt": f"And {number}", "max_tokens": 10, "temperature": 0}
-        usage = server.client().completions.create(**order).usage
-        assert usage is not None
-        return usage.completion_tokens
+        answer = server.client().completions.create(**order)
+        assert answer.usage is not None
+        return answer.choices[0].finish_reason == "stop" or answer.usage.completion_tokens == 10
 
     with ThreadPoolExecutor(12) as callers:
-        assert set(callers.map(ask, range(24))) == {10}
-    assert server.metric("groundplane_engine_requests_running") == 0
+        assert all(callers.map(ask, range(24)))
+    until(lambda: server.metric("groundplane_engine_requests_running") == 0, "idle again")
 
 
 def test_a_caller_that_hangs_up_stops_its_generation(long_server: Served) -> None:

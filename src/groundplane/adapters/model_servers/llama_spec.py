@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ctranslate2.specs import common_spec, transformer_spec
+from ctranslate2.specs import common_spec, transformer_spec  # type: ignore[import-untyped]
 from safetensors import SafetensorError, deserialize
 
 from groundplane.errors import InvalidInput
@@ -92,7 +92,7 @@ def read_tensors(model_dir: Path) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for name in names:
         try:
-            parts = deserialize((model_dir / name).read_bytes())
+            parts = deserialize((model_dir / name).read_bytes())  # type: ignore[no-untyped-call]
         except FileNotFoundError:
             raise InvalidInput(f"{model_dir.name}: {name} is missing") from None
         except SafetensorError as error:
