@@ -5,8 +5,11 @@ A test whose service is missing is skipped; where GROUND_REQUIRE names the servi
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +25,31 @@ def _has_chromium() -> bool:
     return shutil.which("chromium") is not None
 
 
-SERVICES: dict[str, Callable[[], bool]] = {"postgresql": _has_postgresql, "chromium": _has_chromium}
+def _has_compiler() -> bool:
+    return shutil.which("gcc") is not None
+
+
+@functools.cache
+def _has_tmpfs() -> bool:
+    """Whether a small disk of our own can be mounted: root alone is not enough in a locked-down container."""
+    with tempfile.TemporaryDirectory() as place:
+        mount = shutil.which("mount")
+        if mount is None or os.geteuid() != 0:
+            return False
+        made = subprocess.run(
+            [mount, "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True, check=False
+        )
+        if made.returncode == 0:
+            subprocess.run(["umount", place], check=True)
+        return made.returncode == 0
+
+
+SERVICES: dict[str, Callable[[], bool]] = {
+    "postgresql": _has_postgresql,
+    "chromium": _has_chromium,
+    "compiler": _has_compiler,
+    "tmpfs": _has_tmpfs,
+}
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

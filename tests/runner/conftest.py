@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import sys
 import time
@@ -152,18 +151,3 @@ def node_with(tmp_path: Path) -> Iterator[Callable[..., Node]]:
 @pytest.fixture
 def wait_for() -> Callable[..., Any]:
     return eventually
-
-
-PRESENT: dict[str, Callable[[], bool]] = {
-    "root": lambda: os.geteuid() == 0 and shutil.which("mount") is not None,
-    "gcc": lambda: shutil.which("gcc") is not None,
-}
-
-
-@pytest.fixture(autouse=True)
-def _needs(request: pytest.FixtureRequest) -> None:
-    for marker in request.node.iter_markers("needs"):
-        service = marker.args[0]
-        if service in PRESENT and not PRESENT[service]():
-            required = service in os.environ.get("GROUND_REQUIRE", "").split(",")
-            (pytest.fail if required else pytest.skip)(f"{service} is not here")

@@ -79,7 +79,12 @@ def run_with_jumping_clock(node: Any, jump_s: int, **limits: Any) -> dict[str, A
 
     order = node.order("att-1", ALIVE, **limits)
     node.folder().mkdir(parents=True)
-    document = {**asdict(order), "not_after": order.not_after.isoformat(), "beat_path": "/nowhere", "sample_period_s": 0.2}
+    document = {
+        **asdict(order),
+        "not_after": order.not_after.isoformat(),
+        "beat_path": "/nowhere",
+        "sample_period_s": 0.2,
+    }
     (node.folder() / "order.json").write_text(json.dumps(document))
     text = CLOCK_JUMPS.replace("JUMP", str(jump_s))
     subprocess.run([sys.executable, "-c", text, str(RUNNER), str(node.folder())], check=True, timeout=30, cwd=Path("/"))

@@ -294,7 +294,8 @@ class LocalExecutor:
     def _known(self) -> list[str]:
         if not self._attempts.exists():
             return []
-        return sorted(entry.name for entry in self._attempts.iterdir() if not (entry / "released").exists())
+        folders = (entry for entry in self._attempts.iterdir() if entry.is_dir())
+        return sorted(folder.name for folder in folders if not (folder / "released").exists())
 
     def _release(self, attempt_id: str) -> None:
         folder = self._folder(attempt_id)

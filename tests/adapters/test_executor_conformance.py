@@ -1,0 +1,309 @@
+"""What every executor promises, whatever stands behind it: run on real processes and on the scripted pool alike."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from groundplane.adapters.executors.local import LocalExecutor, RunnerOptions, read_state
+from groundplane.adapters.executors.memory import MemoryExecutor, Script
+from groundplane.domain.run import EndReason, FoundCheckpoint, Observation
+from groundplane.errors import Conflict
+from groundplane.ports import Executor, Order
+
+PATIENCE_S = 20.0
+
+SAVES = """
+import hashlib, json, os, time
+for step in (10, 20):
+    folder = os.path.join(os.environ["GROUND_CHECKPOINT_DIR"], f"step-{step}")
+    os.makedirs(folder)
+    open(os.path.join(folder, "w"), "wb").write(b"1234")
+    files = [{"path": "w", "sha256": hashlib.sha256(b"1234").hexdigest(), "bytes": 4}]
+    with open(os.path.join(folder, "manifest.json"), "w") as file:
+        json.dump({"step": step, "files": files, "metrics": {"loss": 0.5}}, file)
+time.sleep(60)
+"""
+
+# Each behaviour twice: as a command for pools that run commands, as a script for the one that does not.
+COMMANDS = {
+    "succeeds": ("sh", "-c", "echo one; echo two"),
+    "exits 3": ("sh", "-c", "echo one; exit 3"),
+    "is missing": ("no-such-program",),
+    "runs on": ("sh", "-c", "echo one; exec sleep 60"),
+    "saves": (sys.executable, "-I", "-S", "-c", SAVES),
+}
+SCRIPTS = {
+    "succeeds": Script(log=((0.0, b"one\n"), (0.1, b"two\n")), ends_after_s=0.2),
+    "exits 3": Script(log=((0.0, b"one\n"),), ends_after_s=0.1, end_reason=EndReason.COMMAND_FAILED, exit_code=3),
+    "is missing": Script(end_reason=EndReason.COMMAND_NOT_FOUND, exit_code=None),
+    "runs on": Script(log=((0.0, b"one\n"),), ends_after_s=None),
+    "saves": Script(
+        checkpoints=tuple(
+            (step / 100, FoundCheckpoint(step=step, path=f"/c/step-{step}", size_bytes=4, metrics={"loss": 0.5}))
+            for step in (10, 20)
+        ),
+        ends_after_s=None,
+    ),
+}
+
+
+class Hand:
+    """A clock moved by hand."""
+
+    def __init__(self) -> None:
+        self.at = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
+
+    def now(self) -> datetime:
+        return self.at
+
+
+class System:
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+class Pool:
+    """An executor under test, with the means to give it work and to let time pass."""
+
+    def __init__(self, executor: Executor, home: Path, clock: Hand | System, reopen: Callable[[], Executor]) -> None:
+        self.executor, self.home, self.clock, self.reopen = executor, home, clock, reopen
+
+    def order(self, does: str, attempt_id: str = "att-1", **changes: Any) -> Order:
+        fields: dict[str, Any] = {
+            "attempt_id": attempt_id,
+            "run_id": "run-1",
+            "number": 1,
+            "command": COMMANDS[does],
+            "workdir": "",
+            "env": {"DOES": does},
+            "checkpoint_dir": str(self.home / "checkpoints"),
+            "output_dir": str(self.home / "output"),
+            "cpus": 1.0,
+            "memory_bytes": 0,
+            "accelerators": 0,
+            "max_duration_s": 3600.0,
+            "idle_limit_s": None,
+            "control_plane_gone_limit_s": None,
+            "stop_grace_s": 1.0,
+            "not_after": self.clock.now() + timedelta(hours=2),
+        }
+        return Order(**{**fields, **changes})
+
+    async def start(self, does: str, attempt_id: str = "att-1", **changes: Any) -> None:
+        await self.executor.start(self.order(does, attempt_id, **changes))
+
+    async def see(self, attempt_id: str = "att-1") -> Observation:
+        return (await self.executor.observe([attempt_id]))[attempt_id]
+
+    async def until(self, holds: Callable[[Observation], object], attempt_id: str = "att-1") -> Observation:
+        deadline = time.monotonic() + PATIENCE_S
+        while not holds(seen := await self.see(attempt_id)):
+            assert time.monotonic() < deadline, f"still {seen}"
+            if isinstance(self.clock, Hand):
+                self.clock.at += timedelta(seconds=0.05)
+            await asyncio.sleep(0 if isinstance(self.clock, Hand) else 0.03)
+        return seen
+
+    async def ended(self, attempt_id: str = "att-1") -> Observation:
+        return await self.until(lambda seen: seen.state == "ended", attempt_id)
+
+    async def said(self, words: bytes, attempt_id: str = "att-1") -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while words not in (await self.executor.log(attempt_id, 0, 1000)).data:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.03)
+
+
+@pytest.fixture(params=["local", "memory"])
+async def pool(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pool]:
+    if request.param == "memory":
+        hand = Hand()
+        memory = MemoryExecutor(hand, play=lambda order: SCRIPTS[order.env["DOES"]])
+        yield Pool(memory, tmp_path, hand, lambda: memory)
+        return
+    home = tmp_path / "home"
+
+    def open_local() -> LocalExecutor:
+        return LocalExecutor(home, System(), options=RunnerOptions(sample_period_s=0.2))
+
+    yield Pool(open_local(), tmp_path, System(), open_local)
+    for folder in (home / "attempts").glob("*"):
+        state = read_state(folder) or {}
+        if state.get("state") in {"starting", "running"}:
+            os.kill(state["runner_pid"], signal.SIGTERM)
+
+
+async def test_offers_say_what_the_pool_has(pool: Pool) -> None:
+    (offer,) = await pool.executor.offers()
+    assert offer.cpus > 0
+    assert offer.memory_bytes > 0
+    assert offer.disk_free_bytes > 0
+    assert offer.price_microusd_per_hour == 0
+    assert offer.simulated == (offer.pool == "memory")
+
+
+async def test_a_started_attempt_runs_and_ends(pool: Pool) -> None:
+    await pool.start("succeeds")
+    seen = await pool.ended()
+    assert (seen.end_reason, seen.exit_code) == (EndReason.SUCCEEDED, 0)
+    assert seen.node
+    assert seen.started_at is not None
+    assert seen.ended_at is not None
+    assert seen.started_at <= seen.ended_at
+    assert seen.last_log_at is not None
+
+
+@pytest.mark.parametrize(
+    ("does", "reason", "exit_code"),
+    [("exits 3", EndReason.COMMAND_FAILED, 3), ("is missing", EndReason.COMMAND_NOT_FOUND, None)],
+)
+async def test_endings_carry_their_reason(pool: Pool, does: str, reason: EndReason, exit_code: int | None) -> None:
+    await pool.start(does)
+    seen = await pool.ended()
+    assert seen.end_reason is reason
+    assert seen.exit_code == exit_code
+
+
+async def test_starting_twice_starts_once(pool: Pool) -> None:
+    await asyncio.gather(*(pool.start("succeeds") for _ in range(4)))
+    await pool.ended()
+    await pool.start("succeeds")
+    assert (await pool.executor.log("att-1", 0, 1000)).data == b"one\ntwo\n"
+    assert await pool.executor.attempts() == ["att-1"]
+
+
+async def test_what_was_never_started_is_absent(pool: Pool) -> None:
+    await pool.start("runs on")
+    seen = await pool.executor.observe(["att-9", "att-1"])
+    assert seen["att-9"].state == "absent"
+    assert seen["att-9"].end_reason is None
+    assert seen["att-1"].state in {"starting", "running"}
+    assert await pool.executor.observe([]) == {}
+
+
+async def test_a_stop_ends_it_with_its_reason_and_the_first_reason_stays(pool: Pool) -> None:
+    await pool.start("runs on")
+    await pool.until(lambda seen: seen.state == "running")
+    await pool.executor.stop("att-1", EndReason.MAX_COST)
+    await pool.executor.stop("att-1", EndReason.STOPPED_BY_USER)
+    assert (await pool.ended()).end_reason is EndReason.MAX_COST
+    await pool.executor.stop("att-1", EndReason.STOPPED_BY_USER)
+    assert (await pool.see()).end_reason is EndReason.MAX_COST
+
+
+async def test_a_stop_before_the_start_means_it_never_runs(pool: Pool) -> None:
+    await pool.executor.stop("att-1", EndReason.BUDGET_SPENT)
+    assert (await pool.see()).state == "absent"
+    await pool.start("succeeds")
+    seen = await pool.ended()
+    assert (seen.end_reason, seen.started_at) == (EndReason.BUDGET_SPENT, None)
+    assert (await pool.executor.log("att-1", 0, 1000)).data == b""
+
+
+async def test_a_log_goes_on_from_any_offset(pool: Pool) -> None:
+    await pool.start("succeeds")
+    await pool.ended()
+    first = await pool.executor.log("att-1", 0, 5)
+    assert (first.data, first.next_offset, first.complete) == (b"one\nt", 5, False)
+    rest = await pool.executor.log("att-1", first.next_offset, 1000)
+    assert (rest.data, rest.offset, rest.next_offset, rest.complete) == (b"wo\n", 5, 8, True)
+    past = await pool.executor.log("att-1", 99, 1000)
+    assert (past.data, past.next_offset, past.complete) == (b"", 99, True)
+
+
+async def test_a_running_log_is_not_complete(pool: Pool) -> None:
+    await pool.start("runs on")
+    await pool.said(b"one\n")
+    chunk = await pool.executor.log("att-1", 4, 1000)
+    assert (chunk.data, chunk.next_offset, chunk.complete) == (b"", 4, False)
+
+
+async def test_nobodys_log_and_samples_are_empty(pool: Pool) -> None:
+    assert (await pool.executor.log("att-9", 0, 1000)).data == b""
+    assert await pool.executor.samples("att-9", 10) == []
+
+
+async def test_samples_are_the_newest_oldest_first(pool: Pool) -> None:
+    await pool.start("runs on")
+    await pool.until(lambda seen: seen.memory_bytes)
+    if isinstance(pool.clock, Hand):
+        pool.clock.at += timedelta(seconds=10)
+    samples = await pool.executor.samples("att-1", 100)
+    assert 0 < len(await pool.executor.samples("att-1", 1)) <= 1
+    assert [each.at for each in samples] == sorted(each.at for each in samples)
+    assert samples[0].memory_bytes > 0
+
+
+async def test_checkpoints_are_reported_while_it_runs(pool: Pool) -> None:
+    await pool.start("saves")
+    seen = await pool.until(lambda seen: len(seen.checkpoints) == 2)
+    assert seen.state == "running"
+    assert [(found.step, found.size_bytes) for found in seen.checkpoints] == [(10, 4), (20, 4)]
+    assert seen.checkpoints[-1].metrics == {"loss": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("limit", "reason"),
+    [({"max_duration_s": 0.3}, EndReason.MAX_DURATION), ({"not_after": -1.0}, EndReason.END_DATE)],
+)
+async def test_limits_hold_without_anybody_asking(pool: Pool, limit: dict[str, Any], reason: EndReason) -> None:
+    if "not_after" in limit:
+        limit = {"not_after": pool.clock.now() + timedelta(seconds=limit["not_after"])}
+    await pool.start("runs on", **limit)
+    assert (await pool.ended()).end_reason is reason
+
+
+async def test_another_control_plane_finds_what_runs_and_carries_on(pool: Pool) -> None:
+    await pool.start("runs on", "att-1")
+    await pool.start("runs on", "att-2")
+    await pool.until(lambda seen: seen.state == "running", "att-2")
+    pool.executor = pool.reopen()
+    assert await pool.executor.attempts() == ["att-1", "att-2"]
+    assert (await pool.see("att-2")).state == "running"
+    await pool.executor.stop("att-2", EndReason.STOPPED_BY_USER)
+    assert (await pool.ended("att-2")).end_reason is EndReason.STOPPED_BY_USER
+    assert (await pool.see("att-1")).state == "running"
+
+
+async def test_a_running_attempt_is_not_released(pool: Pool) -> None:
+    await pool.start("runs on")
+    with pytest.raises(Conflict):
+        await pool.executor.release("att-1")
+    assert (await pool.until(lambda seen: seen.state == "running")).state == "running"
+
+
+async def test_a_released_attempt_is_forgotten_but_its_log_stays(pool: Pool) -> None:
+    await pool.start("succeeds")
+    await pool.ended()
+    await pool.executor.release("att-1")
+    await pool.executor.release("att-1")
+    await pool.executor.release("att-9")
+    assert (await pool.see()).state == "absent"
+    assert await pool.executor.attempts() == []
+    log = await pool.executor.log("att-1", 0, 1000)
+    assert (log.data, log.complete) == (b"one\ntwo\n", True)
+    await pool.start("succeeds")  # a late, repeated start must not run it again
+    assert (await pool.see()).state == "absent"
+    assert (await pool.executor.log("att-1", 0, 1000)).data == b"one\ntwo\n"
+
+
+async def test_a_stop_of_the_unknown_can_be_swept_away(pool: Pool) -> None:
+    await pool.executor.stop("att-1", EndReason.STOPPED_BY_USER)
+    assert await pool.executor.attempts() == ["att-1"]
+    await pool.executor.release("att-1")
+    assert await pool.executor.attempts() == []
+
+
+async def test_beating_is_harmless_at_any_time(pool: Pool) -> None:
+    await pool.executor.beat()
+    await pool.executor.beat()
