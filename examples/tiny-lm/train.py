@@ -242,7 +242,7 @@ class Run:
         return eval_loss / np.log(2) * len(self.held_out) / len(self.tokenizer.decode(self.held_out.tolist()).encode())
 
     def sample(self, prompt: str, count: int) -> str:
-        """At most `count` greedy tokens after the prompt, without a cache: slow, but what an engine is tested against."""
+        """At most `count` greedy tokens after the prompt, without a cache: slow, but what engines are tested by."""
         ids, length = self.tokenizer.encode(prompt).ids, self.shape.context
         start = len(ids)
         # Attention is causal, so what pads the end changes nothing before it, and one compiled shape serves all steps.

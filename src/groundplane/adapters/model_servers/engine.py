@@ -184,6 +184,9 @@ class Server:
                 response = await self._complete(request, parse)
             except ApiError as error:
                 response = _error_response(error)
+            except RuntimeError as error:  # what CTranslate2 raises
+                _say(f"error: generation failed: {error}", sys.stderr)
+                response = _error_response(ApiError(500, f"generation failed: {error}", kind="server_error"))
             except ClientDisconnect:
                 response = Response(status_code=CLIENT_CLOSED_REQUEST)
             self.metrics.requests.labels(request.url.path, str(response.status_code)).inc()
