@@ -82,7 +82,7 @@ class Meter:
         return max(0, self.limit - self.reserved - -(-self.level // MINUTE_NS))
 
     def full_in_ns(self) -> int:
-        """How long from the last drain until the whole allowance is back, if what is in flight uses what it reserved."""
+        """From the last drain on, how long until the allowance is whole, if what is in flight uses what it reserved."""
         return -(-(self.level + self.reserved * MINUTE_NS) // self.limit)
 
     def change_limit(self, limit: int, now_ns: int) -> None:

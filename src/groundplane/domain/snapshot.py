@@ -61,7 +61,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Everything a gateway knows. `budgets`: micro-dollars left per project, after usage up to `ingested[gateway id]`."""
+    """All a gateway knows. `budgets`: micro-dollars left per project, after usage up to `ingested[gateway id]`."""
 
     version: int
     compiled_at: float

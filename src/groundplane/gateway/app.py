@@ -1,0 +1,85 @@
+"""The gateway as a program: arguments, signals, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import errno
+import gc
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+from groundplane.errors import Conflict, GroundError, InvalidInput
+from groundplane.gateway.server import Gateway
+from groundplane.gateway.state import Options
+from groundplane.gateway.wal import FREE_MIN_BYTES, WriteAheadLog
+from groundplane.units import parse_bytes
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serves until SIGTERM or SIGINT. Returns the exit code; errors are one `error:` line on stderr."""
+    arguments = _parser().parse_args(argv)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(arguments))
+    except GroundError as error:
+        sys.stderr.write(f"error: {error.message}\n" + (f"hint: {error.hint}\n" if error.hint else ""))
+        return error.exit_code
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m groundplane.gateway", description="The OpenAI-compatible gateway of a Groundplane installation."
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    parser.add_argument("--port", type=int, default=4710, help="port to listen on; 0 takes a free one (%(default)s)")
+    parser.add_argument("--snapshot", type=Path, required=True, help="the compiled configuration; may appear later")
+    parser.add_argument("--wal", type=Path, required=True, help="directory of the usage log")
+    parser.add_argument("--gateway-id", default="gateway", help="names this gateway's usage records (%(default)s)")
+    parser.add_argument("--body-max", type=parse_bytes, default=Options().body_max_bytes, help="largest request body")
+    parser.add_argument(
+        "--free-min", type=parse_bytes, default=FREE_MIN_BYTES, help="refuse requests when the disk has less free"
+    )
+    parser.add_argument("--drain", type=float, default=Options().drain_s, help="seconds to finish requests on SIGTERM")
+    return parser
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    options = Options(body_max_bytes=arguments.body_max, drain_s=arguments.drain)
+    log = WriteAheadLog(arguments.wal, arguments.gateway_id, free_min_bytes=arguments.free_min)
+    gateway = Gateway(snapshot_path=arguments.snapshot, log=log, gateway_id=arguments.gateway_id, options=options)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        port = await gateway.start(arguments.host, arguments.port)
+    except OSError as error:
+        raise _start_failure(error, arguments) from error
+    # What lives from here on is short-lived: the collector need not look at the rest again.
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
+    sys.stdout.write(f"gateway {arguments.gateway_id} listens on http://{arguments.host}:{port}\n")
+    sys.stdout.flush()
+    await stop.wait()
+    await gateway.stop()
+
+
+def _start_failure(error: OSError, arguments: argparse.Namespace) -> GroundError:
+    if error.errno == errno.EADDRINUSE:
+        return _PortTaken(
+            f"port {arguments.port} on {arguments.host} is taken by another process",
+            f"see who has it: ss -ltnp 'sport = :{arguments.port}'; or set GROUND_GATEWAY_PORT to a free one",
+        )
+    if isinstance(error, PermissionError) or error.filename:
+        return InvalidInput(f"the usage log {arguments.wal} can't be written: {error.strerror}", "check its owner")
+    return InvalidInput(f"can't listen on {arguments.host}:{arguments.port}: {error.strerror}", "check the address")
+
+
+class _PortTaken(Conflict):
+    exit_code = 1

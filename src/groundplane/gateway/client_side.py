@@ -1,0 +1,362 @@
+"""The protocol of one client connection: reads requests strictly and one at a time, and hands them on.
+
+    HEAD ──(head is whole, key is good)──▶ BODY ──(body is whole)──▶ ANSWERING ──▶ HEAD …
+      └────────(refused with bytes still to come)──▶ LINGER ──▶ closed
+
+A key is checked before its body is read, so that only known callers use memory. Pipelined requests wait their turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import socket
+import time
+from enum import Enum, auto
+
+from groundplane.gateway.errors import Fault, bad_request
+from groundplane.gateway.exchange import Exchange
+from groundplane.gateway.http1 import ChunkDecoder, Malformed, RequestHead, parse_request_head, refuse_early
+from groundplane.gateway.local import LOCAL_PATHS, answer_locally, needs_key
+from groundplane.gateway.state import GatewayState, KeyState
+
+_PIPELINE_MAX_BYTES = 65_536
+_DISCARD_MAX_BYTES = 65_536
+_FORWARDED_PATHS = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"})
+_PASSED = (b"accept", b"user-agent", b"traceparent", b"tracestate")
+_FOREVER = float("inf")
+
+
+class Phase(Enum):
+    HEAD = auto()
+    BODY = auto()
+    ANSWERING = auto()
+    LINGER = auto()
+
+
+class ClientConnection(asyncio.Protocol):
+    """Is the `Caller` of its exchanges."""
+
+    __slots__ = (
+        "_body", "_body_bytes", "_buffer", "_chunks", "_exchange", "_head", "_key", "_peer_is_local", "_phase",
+        "_read_paused", "_refusal", "_state", "_transport", "_write_paused", "closes", "deadline_s",
+    )  # fmt: skip
+
+    def __init__(self, state: GatewayState) -> None:
+        self._state = state
+        self._transport: asyncio.Transport | None = None
+        self._buffer = b""
+        self._phase = Phase.HEAD
+        self._head: RequestHead | None = None
+        self._key: KeyState | None = None
+        self._refusal: Fault | None = None
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._chunks: ChunkDecoder | None = None
+        self._exchange: Exchange | None = None
+        self._peer_is_local = False
+        self._read_paused = False
+        self._write_paused = False
+        self.closes = False
+        self.deadline_s = _FOREVER
+
+    # ------------------------------------------------------------ connection
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        peer = str((transport.get_extra_info("peername") or ("",))[0])
+        self._peer_is_local = peer.startswith("127.") or peer == "::1"
+        self._state.clients.add(self)
+        self._state.no_clients.clear()
+        self._state.metrics.connections += 1
+        self.deadline_s = self._state.now_s + self._state.options.head_timeout_s
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._state.clients.discard(self)
+        if not self._state.clients:
+            self._state.no_clients.set()
+        self._state.metrics.connections -= 1
+        self._drop_body()
+        self._transport = None
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.caller_gone()
+
+    def eof_received(self) -> bool:
+        """A caller that closes its side is gone: HTTP clients do not half-close, and waiting would cost compute."""
+        if self._exchange is not None:
+            self.abort()
+        return False
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        self.deadline_s = self._state.now_s + self._state.options.stalled_client_s
+        if self._exchange is not None:
+            self._exchange.pause()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        if self._exchange is not None:
+            self.deadline_s = _FOREVER
+            self._exchange.resume()
+        elif self._phase is Phase.HEAD:
+            self.deadline_s = self._state.now_s + self._state.options.keep_alive_s
+            self._advance()
+
+    def is_idle(self) -> bool:
+        return self._phase is Phase.HEAD and not self._buffer
+
+    def sweep(self, now_s: float) -> None:
+        """Called by the coarse clock: ends what has taken too long."""
+        if now_s <= self.deadline_s:
+            return
+        self.deadline_s = _FOREVER
+        if self._transport is None:
+            return
+        if self._phase is Phase.BODY or (self._phase is Phase.HEAD and self._buffer):
+            self._refuse(Fault(408, "the request did not arrive in time", "request_timeout"))
+        elif self._phase is Phase.HEAD:
+            self._transport.close()
+        else:
+            self._transport.abort()
+
+    def close_when_idle(self) -> None:
+        """Draining: an idle connection closes now, a busy one after its answer."""
+        self.closes = True
+        if self.is_idle() and self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # ------------------------------------------------------------ reading
+
+    def data_received(self, data: bytes) -> None:
+        phase = self._phase
+        if phase is Phase.HEAD:
+            if not self._buffer:
+                self.deadline_s = self._state.now_s + self._state.options.head_timeout_s
+            self._buffer = self._buffer + data if self._buffer else data
+            if not self._write_paused:
+                self._advance()
+        elif phase is Phase.BODY:
+            self.deadline_s = self._state.now_s + self._state.options.body_timeout_s
+            self._take_body(data)
+            if self._phase is Phase.HEAD and self._buffer:
+                self._advance()
+        elif phase is Phase.ANSWERING:
+            self._buffer += data
+            if len(self._buffer) > _PIPELINE_MAX_BYTES and self._transport is not None:
+                self._read_paused = True
+                self._transport.pause_reading()
+        # in LINGER bytes are read only so that the caller can read our answer
+
+    def _advance(self) -> None:
+        """Takes requests from the buffer, in order, until one has to wait."""
+        while self._phase is Phase.HEAD and self._buffer and not self._write_paused and self._transport is not None:
+            buffer = self._buffer
+            if buffer.startswith(b"\r\n"):
+                buffer = self._buffer = buffer[2:]  # one empty line before a request is tolerated (RFC 9112, 2.2)
+            end = buffer.find(b"\r\n\r\n") + 4
+            try:
+                if end < 4:
+                    refuse_early(buffer)
+                    return
+                head = parse_request_head(buffer, end)
+            except Fault as fault:
+                self._refuse(fault)
+                return
+            self._buffer = buffer[end:]
+            self._begin(head)
+
+    def _begin(self, head: RequestHead) -> None:
+        """A head is whole: decides from it alone, then reads the body."""
+        self._head = head
+        # The answer to a HEAD must have no body: ours have one, so nothing may follow it.
+        self.closes = self.closes or head.close or self._state.draining or head.method == b"HEAD"
+        self._refusal = self._key = None
+        try:
+            self._key = self._admit_head(head)
+        except Fault as fault:
+            length = head.content_length
+            if length is None or length > _DISCARD_MAX_BYTES or head.expects_continue:
+                self._refuse(fault)
+                return
+            self._refusal = fault
+        self._body_bytes = 0
+        self._chunks = ChunkDecoder() if head.content_length is None else None
+        self._phase = Phase.BODY
+        data, self._buffer = self._buffer, b""
+        if head.expects_continue and not data:
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.deadline_s = self._state.now_s + self._state.options.body_timeout_s
+        self._take_body(data)
+
+    def _admit_head(self, head: RequestHead) -> KeyState | None:
+        """Path, method, key, size. Raises Fault. None where no key is needed."""
+        path, _, _ = head.target.partition(b"?")
+        local = path in LOCAL_PATHS or path.startswith(b"/v1/models/")
+        if not local and path not in _FORWARDED_PATHS:
+            raise Fault(404, "there is nothing at this path", "not_found")
+        method = b"GET" if local else b"POST"
+        if head.method != method:
+            message = f"this path takes {method.decode()} only"
+            raise Fault(405, message, "method_not_allowed", headers=b"allow: %b\r\n" % method)
+        if head.content_length is not None and head.content_length > self._state.options.body_max_bytes:
+            raise _too_large(head.content_length, self._state.options.body_max_bytes)
+        if not needs_key(path, self._peer_is_local):
+            return None
+        key = self._authenticate(head)
+        if not local and not key.may_call:
+            raise Fault(403, f"keys of role {key.key.role} may not call models", "role_forbidden", "permission_error")
+        return key
+
+    def _authenticate(self, head: RequestHead) -> KeyState:
+        tables = self._state.tables
+        if tables is None:
+            why = self._state.snapshot_trouble or "no configuration has been published yet"
+            message = f"the gateway is waiting for its configuration: {why}"
+            raise Fault(503, message, "no_snapshot", "server_error", headers=b"retry-after: 1\r\n")
+        scheme, _, secret = head.headers.get(b"authorization", b"").partition(b" ")
+        if not secret:
+            message = "no API key was given; send it as 'Authorization: Bearer KEY'"
+            raise Fault(401, message, "invalid_api_key", headers=b"www-authenticate: Bearer\r\n")
+        key = tables.keys.get(hashlib.sha256(secret.strip(b" ")).digest())
+        if key is None or scheme.lower() != b"bearer" or key.expires_at <= time.time():
+            message = "this API key is wrong, revoked or expired"
+            raise Fault(401, message, "invalid_api_key", headers=b"www-authenticate: Bearer\r\n")
+        return key
+
+    def _take_body(self, data: bytes) -> None:
+        """Collects the body; when it is whole, answers."""
+        head = self._head
+        assert head is not None
+        whole = False
+        if self._chunks is not None:
+            try:
+                piece = self._chunks.feed(data) if data else b""
+            except Malformed as error:
+                self._refuse(bad_request(f"the chunked body is malformed: {error}", "bad_http"))
+                return
+            whole = self._chunks.done
+            if whole:
+                self._buffer = self._chunks.rest
+        else:
+            missing = (head.content_length or 0) - self._body_bytes
+            piece = data if len(data) <= missing else data[:missing]
+            whole = len(piece) == missing
+            if whole:
+                self._buffer = data[missing:]
+        self._body_bytes += len(piece)
+        if piece and self._refusal is None:
+            self._state.bodies_bytes += len(piece)
+            self._body.append(piece)
+        limit = self._state.options.body_max_bytes
+        if self._body_bytes > limit:
+            self._refuse(_too_large(self._body_bytes, limit))
+        elif self._state.bodies_bytes > self._state.options.bodies_max_bytes:
+            self._refuse(Fault(503, "too many large requests at once", "overloaded", "server_error"))
+        elif whole:
+            body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+            self._drop_body()
+            self._dispatch(head, body)
+
+    def _drop_body(self) -> None:
+        if self._refusal is None:
+            self._state.bodies_bytes -= sum(map(len, self._body))
+        self._body = []
+
+    # ------------------------------------------------------------ answering
+
+    def _dispatch(self, head: RequestHead, body: bytes) -> None:
+        self._phase = Phase.ANSWERING
+        self.deadline_s = _FOREVER
+        try:
+            if self._refusal is not None:
+                raise self._refusal
+            path, _, _ = head.target.partition(b"?")
+            if path not in _FORWARDED_PATHS:
+                self.write(answer_locally(self._state, path, self._key, close=self.closes))
+                self.finished()
+                return
+            assert self._key is not None
+            exchange = Exchange(self._state, self, self._key, path, body, _passed_headers(head))
+        except Fault as fault:
+            self.fail(fault)
+            return
+        self._exchange = exchange
+        exchange.start()
+
+    def write(self, data: bytes) -> None:
+        """Bytes of an answer; a connection that is closing drops them."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    def fail(self, fault: Fault) -> None:
+        """An error is the answer."""
+        self._count_fault(fault)
+        request_id = self._exchange.request_id if self._exchange is not None else self._state.new_request_id()
+        self.write(fault.answer(request_id.encode(), close=self.closes))
+        self.finished()
+
+    def finished(self) -> None:
+        """The answer is complete: on to the next request, or close."""
+        self._exchange = None
+        self._phase = Phase.HEAD
+        if self._transport is None:
+            return
+        if self.closes or self._state.draining:
+            self._transport.close()
+            return
+        if not self._write_paused:
+            self.deadline_s = self._state.now_s + self._state.options.keep_alive_s
+        if self._read_paused:
+            self._read_paused = False
+            self._transport.resume_reading()
+        if self._buffer:
+            # Not from here: a long pipeline would become deep recursion.
+            asyncio.get_running_loop().call_soon(self._advance)
+
+    def end_broken(self, last_words: bytes) -> None:
+        """An answer can't be completed: the connection ends without what would make it look whole."""
+        self._exchange = None
+        if self._transport is not None:
+            if last_words:
+                self._transport.write(last_words)
+                self._transport.close()
+            else:
+                self._transport.abort()
+
+    def _refuse(self, fault: Fault) -> None:
+        """Answers while the caller may still be sending: then reads on for a while, so that the answer is not lost."""
+        self._count_fault(fault)
+        self._drop_body()
+        self._buffer = b""
+        self.closes = True
+        self._phase = Phase.LINGER
+        self.deadline_s = self._state.now_s + self._state.options.linger_s
+        self.write(fault.answer(self._state.new_request_id().encode(), close=True))
+        if self._transport is not None and self._transport.can_write_eof():
+            self._transport.write_eof()
+
+    def _count_fault(self, fault: Fault) -> None:
+        metrics = self._state.metrics
+        if self._exchange is None:
+            metrics.requests[fault.status, ""] += 1
+        if fault.status == 429:
+            metrics.limited[fault.type] += 1
+
+
+def _too_large(size_bytes: int, limit_bytes: int) -> Fault:
+    return Fault(
+        413, f"the request body of {size_bytes} bytes or more is over the limit of {limit_bytes}", "request_too_large"
+    )
+
+
+def _passed_headers(head: RequestHead) -> bytes:
+    """The caller's header fields an upstream may see; never its key."""
+    headers = head.headers
+    return b"".join(b"%b: %b\r\n" % (name, headers[name]) for name in _PASSED if name in headers)

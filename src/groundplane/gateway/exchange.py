@@ -1,0 +1,520 @@
+"""One request from admission to settlement: a small state machine that upstream and caller push forward.
+
+Law: money and tokens are reserved before the request leaves, and settled exactly once, in the log before the last
+bytes of the answer go to the caller.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Protocol
+
+from groundplane.domain.routing import Candidate, choose
+from groundplane.domain.usage import NOTHING, Usage, estimated_tokens, find_usage, rate
+from groundplane.domain.usage_records import Reserved, Settled
+from groundplane.gateway.admission import ask_for, find_route, limit_headers, now_ns, reserve
+from groundplane.gateway.errors import REASONS, Fault, error_event, upstream_fault
+from groundplane.gateway.http1 import ResponseHead
+from groundplane.gateway.json_body import read_fields, splice
+from groundplane.gateway.sse import EventStream, FrameTooLarge
+from groundplane.gateway.state import GatewayState, KeyState, TargetState
+from groundplane.gateway.upstream import UpstreamConnection
+from groundplane.gateway.wal import LogUnavailable
+
+CLIENT_GONE = 499
+_HOLD_MAX_BYTES = 2**20
+"""A whole answer up to this size is held until it is complete: a cut one becomes a clean 502."""
+_TAIL_BYTES = 65_536
+_RETRIED = frozenset({502, 503, 504})
+_NOT_FORWARDED = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-connection te trailer transfer-encoding upgrade "
+    b"content-length x-request-id set-cookie server alt-svc".split()
+)
+_GENERATING = frozenset({b"/v1/chat/completions", b"/v1/completions"})
+
+
+class Caller(Protocol):
+    """The client connection, as an exchange sees it."""
+
+    closes: bool
+
+    def write(self, data: bytes) -> None: ...
+    def fail(self, fault: Fault) -> None: ...
+    def finished(self) -> None: ...
+    def end_broken(self, last_words: bytes) -> None: ...
+
+
+class Exchange:
+    """An `AnswerReader` for its upstream connection. After `_over` nothing of it acts any more."""
+
+    __slots__ = (
+        "_began_ns",
+        "_caller",
+        "_connection",
+        "_content_bytes",
+        "_events",
+        "_forward",
+        "_head",
+        "_head_sent",
+        "_held",
+        "_limit_lines",
+        "_model",
+        "_over",
+        "_passed_headers",
+        "_path",
+        "_prompt_tokens",
+        "_request",
+        "_route",
+        "_stale_retried",
+        "_state",
+        "_streams",
+        "_tail",
+        "_target",
+        "_tried",
+        "_ttft_ms",
+        "_wants_usage",
+        "ask",
+        "key",
+        "request_id",
+        "settled",
+        "started_at",
+    )  # fmt: skip
+
+    def __init__(
+        self, state: GatewayState, caller: Caller, key: KeyState, path: bytes, body: bytes, passed_headers: bytes
+    ) -> None:
+        """Admits the request. Raises Fault when it is refused; then nothing is reserved."""
+        fields = read_fields(body)
+        assert fields.model is not None
+        generates = path in _GENERATING
+        self._state = state
+        self._caller = caller
+        self._path = path
+        self._request = body
+        self._passed_headers = passed_headers
+        self._model = fields.model
+        self._streams = bool(fields.stream) and generates
+        self._wants_usage = fields.wants_usage
+        self.key = key
+        self._route = find_route(key, fields.model)
+        self.ask = ask_for(self._route, fields, len(body), generates=generates)
+        self.request_id = state.new_request_id()
+        self.started_at = time.time()
+        self._began_ns = now_ns()
+        self._prompt_tokens = estimated_tokens(len(body))
+        self._tried: set[int] = set()
+        self._stale_retried = False
+        self._target = self._choose()
+        reserve(key, self.ask, self._began_ns)
+        self._limit_lines = limit_headers(key, self._began_ns)
+        self.settled = False
+        self._over = False
+        self._head: ResponseHead | None = None
+        self._head_sent = False
+        self._events: EventStream | None = None
+        self._held: list[bytes] | None = None
+        self._content_bytes = 0
+        self._tail = b""
+        self._ttft_ms: float | None = None
+        self._connection: UpstreamConnection | None = None
+        self._note_reserved()
+
+    def _note_reserved(self) -> None:
+        target, key = self._target.target, self.key.key
+        price = target.price
+        record = Reserved(
+            seq=self._state.log.next_seq(),
+            id=self.request_id,
+            key_id=key.id,
+            project=key.project,
+            model=self._model,
+            endpoint=target.endpoint,
+            revision=target.revision,
+            prompt_tokens=self._prompt_tokens,
+            if_cut_microusd=rate(self._prompt_tokens, 0, 0, price),
+            started_at=self.started_at,
+        )
+        try:
+            self._state.log.reserved(record)
+        except LogUnavailable as error:
+            self._return_reservations(0, 0, record.seq)
+            message = f"requests are refused while their usage can't be recorded: {error}"
+            raise upstream_fault(503, message, "usage_log_unavailable", b"retry-after: 5\r\n") from error
+
+    # ------------------------------------------------------------ towards the upstream
+
+    def _choose(self) -> TargetState:
+        """Raises Fault 503 when no target is left to ask."""
+        targets = self._route.targets
+        if len(targets) == 1 and not self._tried and not targets[0].upstream.circuit.failures:
+            self._tried.add(0)
+            return targets[0]
+        now = now_ns()
+        candidates = [
+            Candidate(one.target.weight, one.upstream.circuit.is_open(now), index in self._tried)
+            for index, one in enumerate(targets)
+        ]
+        index = choose(candidates, random.random())  # noqa: S311 - load balancing, not a secret
+        if index is None:
+            wait_ns = min((max(0, one.upstream.circuit.closed_at_ns - now) for one in targets), default=0)
+            message = f"no server of model {self._model!r} is answering at the moment"
+            raise upstream_fault(503, message, "upstream_unavailable", b"retry-after: %d\r\n" % (1 + wait_ns // 10**9))
+        self._tried.add(index)
+        return targets[index]
+
+    def start(self) -> None:
+        """Sends the request: on the newest idle connection, or on a new one."""
+        self._state.metrics.in_flight += 1
+        self._send()
+
+    def _send(self) -> None:
+        target = self._target.target
+        model = target.upstream_model if target.upstream_model != self._model else None
+        inject = self._streams and not self._wants_usage
+        self._forward = self._request
+        if model is not None or inject:
+            self._forward = splice(self._request, model=model, include_usage=inject)
+        connection = None if self._stale_retried else self._target.upstream.take_idle()
+        if connection is None:
+            self._target.upstream.connect(self)
+        else:
+            self.connected(connection)
+
+    def connected(self, connection: UpstreamConnection) -> None:
+        if self._over:  # the caller left while we were connecting
+            connection.keep(self._state.now_s + self._state.options.upstream_keep_alive_s)
+            return
+        self._connection = connection
+        prefix = self._target.heads.get(self._path)
+        if prefix is None:
+            upstream = self._target.upstream
+            prefix = self._target.heads[self._path] = (
+                b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\naccept-encoding: identity\r\n"
+                % (upstream.prefix, self._path, upstream.authority)
+            )
+        head = b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
+            prefix,
+            self.request_id.encode(),
+            self._passed_headers,
+            len(self._forward),
+        )
+        # The coarse clock may be a tick behind; only the time-out's length depends on it.
+        connection.send(self, head, self._forward, self._state.now_s + self._state.options.first_byte_timeout_s)
+
+    def connect_failed(self, error: OSError) -> None:
+        if not self._over:
+            self._target.upstream.circuit.failed(now_ns())
+            self._try_another(upstream_fault(502, f"the upstream can't be reached: {error}", "upstream_unreachable"))
+
+    def _try_another(self, fault: Fault) -> None:
+        """Nothing has been relayed yet: another target may answer; otherwise the caller gets the fault."""
+        self._connection = None
+        self._head = None
+        self._stale_retried = False
+        try:
+            self._target = self._choose()
+        except Fault:
+            self._fail(fault)
+            return
+        self._state.metrics.upstream_retries += 1
+        self._send()
+
+    # ------------------------------------------------------------ what the upstream says
+
+    def head(self, head: ResponseHead) -> None:
+        assert self._connection is not None
+        circuit = self._target.upstream.circuit
+        if head.status in _RETRIED:
+            circuit.failed(now_ns())
+            if len(self._tried) < len(self._route.targets):
+                self._connection.abort()
+                self._try_another(upstream_fault(head.status, "the upstream is not available", "upstream_unavailable"))
+                return
+        else:
+            circuit.succeeded()
+        self._head = head
+        self._connection.deadline_s = self._state.now_s + self._state.options.idle_upstream_timeout_s
+        if self._streams and head.status == 200 and head.content_type.startswith(b"text/event-stream"):
+            self._events = EventStream(remove_usage=not self._wants_usage)
+        elif head.content_length is None or head.content_length <= _HOLD_MAX_BYTES:
+            self._held = []
+
+    def content(self, data: bytes) -> None:
+        connection, head = self._connection, self._head
+        assert connection is not None and head is not None
+        if self._ttft_ms is None:
+            self._ttft_ms = (now_ns() - self._began_ns) / 1e6
+        connection.deadline_s = self._state.now_s + self._state.options.idle_upstream_timeout_s
+        self._content_bytes += len(data)
+        if self._events is not None:
+            self._relay_events(self._events, data)
+        elif self._held is not None:
+            self._held.append(data)
+            if self._content_bytes > _HOLD_MAX_BYTES:
+                data, self._held = b"".join(self._held), None
+                self._relay_piece(head, data)
+        else:
+            self._relay_piece(head, data)
+
+    def _relay_piece(self, head: ResponseHead, data: bytes) -> None:
+        """A large answer passes through; its last piece waits for the settlement."""
+        self._tail = (self._tail + data)[-_TAIL_BYTES:] if len(data) < _TAIL_BYTES else data[-_TAIL_BYTES:]
+        if head.content_length is not None:
+            start = b"" if self._head_sent else self._answer_head(head, head.content_length)
+            if self._content_bytes >= head.content_length:
+                self._held = [start, data]
+                self._head_sent = True
+                return
+            self._write(start + data)
+        else:
+            start = b"" if self._head_sent else self._answer_head(head, None)
+            self._write(b"%b%x\r\n%b\r\n" % (start, len(data), data))
+        self._head_sent = True
+
+    def _relay_events(self, events: EventStream, data: bytes) -> None:
+        try:
+            frames = events.feed(data)
+        except FrameTooLarge:
+            self._abort_upstream()
+            self.cut("the upstream sent an event that does not end")
+            return
+        if frames:
+            self._send_frames(events, frames)
+
+    def _send_frames(self, events: EventStream, frames: bytes) -> None:
+        # `[DONE]` tells the caller that all is there, so the settlement comes before it.
+        if events.done and not self.settled and not self._settle(200):
+            return
+        chunk = b"%x\r\n%b\r\n" % (len(frames), frames)
+        if not self._head_sent:
+            assert self._head is not None
+            chunk = self._answer_head(self._head, None) + chunk
+            self._head_sent = True
+        self._write(chunk)
+
+    def ended(self) -> None:
+        """The upstream's answer is complete."""
+        connection, head = self._connection, self._head
+        assert connection is not None and head is not None
+        self._connection = None
+        connection.keep(self._state.now_s + self._state.options.upstream_keep_alive_s)
+        if self._events is not None:
+            self._end_stream(self._events)
+        elif self._head_sent:
+            self._end_large(head)
+        else:
+            self._end_whole(head)
+
+    def _end_whole(self, head: ResponseHead) -> None:
+        body = b"".join(self._held or ())
+        if head.content_length is None and not head.chunked and not _looks_whole(body, head):
+            self.cut("the upstream's answer ends in the middle")
+            return
+        self._tail = body
+        if self._settle(head.status):
+            self._over = True
+            self._caller.write(self._answer_head(head, len(body)) + body)
+            self._finish()
+
+    def _end_large(self, head: ResponseHead) -> None:
+        if head.content_length is None and not head.chunked and not _looks_whole(self._tail, head):
+            self.cut("the upstream's answer ends in the middle")
+            return
+        if not self._settle(head.status):
+            return
+        self._over = True
+        self._caller.write(b"".join(self._held or ()) if head.content_length is not None else b"0\r\n\r\n")
+        self._finish()
+
+    def _end_stream(self, events: EventStream) -> None:
+        rest = events.finish()
+        if rest:
+            self._send_frames(events, rest)
+        if not (events.done or events.failed):
+            self.cut("the upstream ended its stream without [DONE]")
+        elif not self._over and (self.settled or self._settle(502)):
+            self._over = True
+            self._caller.write(b"0\r\n\r\n")
+            self._finish()
+
+    def cut(self, why: str) -> None:
+        """The upstream is gone before its answer was complete."""
+        connection, self._connection = self._connection, None
+        late = connection is not None and connection.timed_out
+        fault = upstream_fault(504 if late else 502, why, "upstream_timeout" if late else "upstream_cut")
+        events = self._events
+        if self._head is None and connection is not None and connection.reused and not late and not self._stale_retried:
+            # An idle connection the upstream was just closing: the request was not read there.
+            self._stale_retried = True
+            self._send()
+        elif self._head is None:
+            self._target.upstream.circuit.failed(now_ns())
+            if late:
+                self._fail(fault)  # whoever let one caller wait this long is not asked to make it wait twice
+            else:
+                self._try_another(fault)
+        elif events is not None and events.done:
+            self._over = True
+            self._caller.write(b"0\r\n\r\n")
+            self._finish()
+        elif not self._head_sent:
+            self._target.upstream.circuit.failed(now_ns())
+            self._fail(fault)
+        elif self._settle(fault.status):
+            self._break_off(fault)
+
+    def _break_off(self, fault: Fault) -> None:
+        """Part of the answer is out: an error event if it is a stream, and never the end a whole answer has."""
+        self._over = True
+        event = error_event(fault)
+        words = b"%x\r\n%b\r\n" % (len(event), event) if self._events is not None else b""
+        caller = self._caller
+        self._finish(tell_caller=False)
+        caller.end_broken(words)
+
+    def _fail(self, fault: Fault) -> None:
+        """Nothing is out: the caller gets the fault as its answer."""
+        if self._settle(fault.status):
+            self._over = True
+            caller = self._caller
+            self._finish(tell_caller=False)
+            fault.headers = self._limit_lines + fault.headers
+            caller.fail(fault)
+
+    # ------------------------------------------------------------ towards the caller
+
+    def _answer_head(self, head: ResponseHead, length: int | None) -> bytes:
+        """The upstream's header fields as they came, without those that concern one connection only."""
+        lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, REASONS.get(head.status, b""))]
+        for name, value in head.fields:
+            low = name.lower()
+            if low not in _NOT_FORWARDED and not low.startswith(b"x-ratelimit-"):
+                lines.append(b"%b:%b\r\n" % (name, value))
+        lines.append(b"x-request-id: %b\r\n" % self.request_id.encode())
+        lines.append(self._limit_lines)
+        lines.append(b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length)
+        lines.append(b"connection: close\r\n\r\n" if self._caller.closes or self._state.draining else b"\r\n")
+        return b"".join(lines)
+
+    def _write(self, data: bytes) -> None:
+        self._caller.write(data)
+
+    def pause(self) -> None:
+        """The caller's buffer is full."""
+        if self._connection is not None:
+            self._connection.pause()
+
+    def resume(self) -> None:
+        if self._connection is not None:
+            self._connection.resume()
+            self._connection.deadline_s = self._state.now_s + self._state.options.idle_upstream_timeout_s
+
+    def caller_gone(self) -> None:
+        """Stops the upstream at once and settles what was relayed."""
+        if self._over:
+            return
+        self._over = True
+        self._abort_upstream()
+        if not self.settled:
+            self._settle(CLIENT_GONE)
+        self._finish(tell_caller=False)
+
+    def _abort_upstream(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+
+    def _finish(self, *, tell_caller: bool = True) -> None:
+        caller = self._caller
+        self._state.metrics.in_flight -= 1
+        self._request = self._forward = b""
+        if tell_caller:
+            caller.finished()
+
+    # ------------------------------------------------------------ settlement
+
+    def _settle(self, status: int) -> bool:
+        """Writes what the request came to. False when the log can't take it: the answer is then broken off."""
+        usage = self._usage(status)
+        target, key = self._target.target, self.key.key
+        amount = rate(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, target.price)
+        seq = self._state.log.next_seq()
+        now = now_ns()
+        self.settled = True
+        self._return_reservations(usage.prompt_tokens + usage.completion_tokens, amount, seq)
+        self._count(status, usage, amount)
+        record = Settled(
+            seq=seq,
+            id=self.request_id,
+            key_id=key.id,
+            project=key.project,
+            model=self._model,
+            endpoint=target.endpoint,
+            revision=target.revision,
+            status=status,
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            amount_microusd=amount,
+            estimated=usage.estimated,
+            ttft_ms=self._ttft_ms,
+            duration_ms=(now - self._began_ns) / 1e6,
+            started_at=self.started_at,
+        )
+        try:
+            self._state.log.settled(record)
+        except LogUnavailable:
+            # The log keeps the record and writes it as soon as it can; this answer must not look whole until then.
+            if not self._over:
+                self._over = True
+                self._abort_upstream()
+                caller = self._caller
+                self._finish(tell_caller=False)
+                caller.end_broken(b"")
+            return False
+        return True
+
+    def _usage(self, status: int) -> Usage:
+        """What the upstream said, or an estimate of what was relayed, marked as such."""
+        events = self._events
+        if events is not None:
+            if events.usage is not None:
+                return events.usage
+            if not self._head_sent and status != CLIENT_GONE:
+                return NOTHING if not events.done else Usage(self._prompt_tokens, events.frames, 0, estimated=True)
+            return Usage(self._prompt_tokens, events.frames, 0, estimated=True)
+        if status == CLIENT_GONE:
+            # The upstream has read the prompt by now; nothing or little of the answer reached anybody.
+            relayed = estimated_tokens(self._content_bytes) if self._head_sent else 0
+            return Usage(self._prompt_tokens, relayed, 0, estimated=True)
+        if status >= 400 and not self._head_sent:
+            return NOTHING
+        found = find_usage(self._tail[-_TAIL_BYTES:])
+        if found is not None:
+            return found
+        completion = estimated_tokens(self._content_bytes) if self._path in _GENERATING else 0
+        return Usage(self._prompt_tokens, completion, 0, estimated=True)
+
+    def _return_reservations(self, tokens: int, microusd: int, seq: int) -> None:
+        key = self.key
+        if key.tokens is not None:
+            key.tokens.settle(self.ask.tokens, tokens, now_ns())
+        key.purse.settle(self.ask.microusd, microusd, seq)
+
+    def _count(self, status: int, usage: Usage, amount: int) -> None:
+        metrics = self._state.metrics
+        label = metrics.label(self._model)
+        metrics.requests[status, label] += 1
+        metrics.tokens["prompt", label] += usage.prompt_tokens
+        metrics.tokens["completion", label] += usage.completion_tokens
+        if usage.cached_tokens:
+            metrics.tokens["cached", label] += usage.cached_tokens
+        metrics.microusd[label] += amount
+        if self._ttft_ms is not None:
+            metrics.first_byte(label, self._ttft_ms / 1000)
+
+
+def _looks_whole(body: bytes, head: ResponseHead) -> bool:
+    """For an answer that ends with its connection: a cut and an end look alike, but JSON tells."""
+    return not head.content_type.startswith(b"application/json") or body.rstrip()[-1:] in {b"}", b"]"}

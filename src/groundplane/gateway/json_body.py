@@ -1,0 +1,134 @@
+"""What routing needs to know of a request body, and how single fields of it are replaced.
+
+Only the routing fields are decoded; the caller's bytes are forwarded as they are, spliced where a field must differ.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import msgspec
+
+from groundplane.gateway.errors import Fault, bad_request
+
+_STRING = rb'"(?:[^"\\]++|\\.)*+"'
+_TOKENS = re.compile(_STRING + rb"|[{}\[\]]", re.DOTALL)
+_SPACE = re.compile(rb"[ \t\r\n]*+")
+_SCALAR = re.compile(rb"[^,}\] \t\r\n]++")
+
+
+class StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class Fields(msgspec.Struct):
+    """The routing fields of a chat completion, a completion or an embedding. Everything else is the upstream's."""
+
+    model: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
+    best_of: int | None = None
+    prompt: msgspec.Raw | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    def completion_tokens_max(self, default: int) -> int:
+        """The most completion tokens the caller asked for; `default` per answer when no limit is named."""
+        limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        answers = max(self.n or 1, self.best_of or 1, 1)
+        return max(0, default if limit is None else limit) * answers * self._prompts()
+
+    def _prompts(self) -> int:
+        """How many prompts a completion request carries: a list of texts or of token lists is a batch."""
+        raw = bytes(self.prompt) if self.prompt is not None else b""
+        if not raw.startswith(b"["):
+            return 1
+        prompts: list[Any] = msgspec.json.decode(raw, type=list[Any])
+        return 1 if not prompts or isinstance(prompts[0], int) else len(prompts)
+
+
+_DECODER = msgspec.json.Decoder(Fields)
+
+
+def read_fields(body: bytes) -> Fields:
+    """Raises Fault 400 when the body is no JSON object or a routing field has the wrong type."""
+    try:
+        fields = _DECODER.decode(body)
+    except msgspec.ValidationError as error:
+        text = str(error)
+        param = text.partition("`$.")[2].rstrip("`") or None
+        raise bad_request(f"the request body is not as expected: {text}", "invalid_type", param) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise bad_request(f"the request body is no valid JSON: {error}", "invalid_json") from None
+    if not fields.model:
+        raise bad_request("you must name a model", "missing_required_parameter", "model")
+    return fields
+
+
+def splice(body: bytes, *, model: str | None, include_usage: bool) -> bytes:
+    """The body with another model name and, when asked, with `stream_options.include_usage` set; all else untouched."""
+    replacements: list[tuple[int, int, bytes]] = []
+    opening = body.index(b"{") + 1
+    if model is not None:
+        name = msgspec.json.encode(model)
+        replacements += [(start, end, name) for start, end in top_level_values(body, "model")]
+    if include_usage:
+        # The substring test is exact enough: a false alarm only costs a scan.
+        found = top_level_values(body, "stream_options") if b"stream_options" in body or b"\\u" in body else []
+        if found:
+            replacements += [(start, end, _with_usage(body[start:end])) for start, end in found]
+        else:
+            replacements.append((opening, opening, b'"stream_options":{"include_usage":true},'))
+    for start, end, text in sorted(replacements, reverse=True):
+        body = body[:start] + text + body[end:]
+    return body
+
+
+def _with_usage(value: bytes) -> bytes:
+    options: dict[str, msgspec.Raw] | None = msgspec.json.decode(value, type=dict[str, msgspec.Raw] | None)
+    return msgspec.json.encode({**(options or {}), "include_usage": msgspec.Raw(b"true")})
+
+
+def top_level_values(body: bytes, key: str) -> list[tuple[int, int]]:
+    """Where the values of a key of the outermost object stand, every one if it is repeated. The body is valid JSON."""
+    found: list[tuple[int, int]] = []
+    position = _skip(body, body.index(b"{") + 1)
+    while body[position : position + 1] == b'"':
+        end = _value_end(body, position)
+        name = msgspec.json.decode(body[position:end], type=str)
+        start = _skip(body, _skip(body, end) + 1)
+        end = _value_end(body, start)
+        if name == key:
+            found.append((start, end))
+        position = _skip(body, _skip(body, end) + 1)
+    return found
+
+
+def _skip(body: bytes, position: int) -> int:
+    match = _SPACE.match(body, position)
+    return position if match is None else match.end()
+
+
+def _value_end(body: bytes, start: int) -> int:
+    """The index after the value that starts at `start`."""
+    first = body[start : start + 1]
+    if first not in b'"{[':
+        match = _SCALAR.match(body, start)
+        assert match is not None, "the decoder has accepted this body"
+        return match.end()
+    depth = 0
+    for token in _TOKENS.finditer(body, start):
+        kind = token.group()[:1]
+        if kind in b"{[":
+            depth += 1
+        elif kind in b"}]":
+            depth -= 1
+        if depth == 0:
+            return token.end()
+    raise Fault(400, "the request body is no valid JSON: it ends in the middle", "invalid_json")

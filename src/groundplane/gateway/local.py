@@ -1,0 +1,69 @@
+"""What the gateway answers by itself: the models a key may use, health, metrics."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from groundplane.gateway.admission import find_route
+from groundplane.gateway.errors import Fault, answer
+from groundplane.gateway.state import GatewayState, KeyState, RouteState
+
+LOCAL_PATHS = frozenset({b"/healthz", b"/metrics", b"/v1/models"})
+_METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
+
+
+def needs_key(path: bytes, peer_is_local: bool) -> bool:
+    """Health is open; metrics name models, so beyond this machine they need a key."""
+    return path != b"/healthz" and not (path == b"/metrics" and peer_is_local)
+
+
+def answer_locally(state: GatewayState, path: bytes, key: KeyState | None, *, close: bool) -> bytes:
+    """The whole answer. Raises Fault."""
+    content_type = b"application/json"
+    if path == b"/healthz":
+        body = _health(state)
+    elif path == b"/metrics":
+        if key is not None and not key.may_read_metrics:
+            raise Fault(403, f"keys of role {key.key.role} may not read metrics", "role_forbidden", "permission_error")
+        state.metrics.log_seq = state.log.seq
+        state.metrics.log_trouble = int(bool(state.log.trouble))
+        body, content_type = state.metrics.render().encode(), _METRICS_TYPE
+    else:
+        assert key is not None, "every /v1 path needs a key"
+        if not key.may_call:
+            raise Fault(403, f"keys of role {key.key.role} may not call models", "role_forbidden", "permission_error")
+        body = _models(key) if path == b"/v1/models" else _model(key, path.removeprefix(b"/v1/models/"))
+    state.metrics.requests[200, ""] += 1
+    return answer(200, body, state.new_request_id().encode(), close=close, content_type=content_type)
+
+
+def _health(state: GatewayState) -> bytes:
+    tables = state.tables
+    return msgspec.json.encode(
+        {
+            "status": "waiting for a snapshot" if tables is None else "draining" if state.draining else "ok",
+            "snapshot_version": None if tables is None else tables.version,
+            "snapshot_trouble": state.snapshot_trouble,
+            "usage_log_trouble": state.log.trouble,
+        }
+    )
+
+
+def _models(key: KeyState) -> bytes:
+    return msgspec.json.encode({"object": "list", "data": [_card(one) for one in key.allowed.values()]})
+
+
+def _model(key: KeyState, quoted: bytes) -> bytes:
+    name = unquote_to_bytes(quoted).decode("utf-8", "replace")
+    if not _NAME.fullmatch(name):
+        raise Fault(404, "that is no model name", "model_not_found", param="model")
+    return msgspec.json.encode(_card(find_route(key, name)))
+
+
+def _card(route: RouteState) -> dict[str, object]:
+    one = route.route
+    return {"id": one.model, "object": "model", "created": one.created_at, "owned_by": one.project}

@@ -1,0 +1,101 @@
+"""Listens, keeps the coarse clock, and drains: what happens in a gateway apart from requests."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from groundplane.gateway.client_side import ClientConnection
+from groundplane.gateway.state import GatewayState, Options
+from groundplane.gateway.wal import WriteAheadLog
+
+_TICK_S = 0.05
+_SWEEP_TICKS = 4
+_SPACE_TICKS = 20
+_BACKLOG = 2048
+
+
+class Gateway:
+    """One gateway process's worth of serving, on the running loop."""
+
+    def __init__(self, *, snapshot_path: Path, log: WriteAheadLog, gateway_id: str, options: Options) -> None:
+        self._log = log
+        self._server: asyncio.Server | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._ticks = 0
+        # One thread, so that syncs happen in order; the loop itself never waits for the disk.
+        self._syncer = ThreadPoolExecutor(1, "usage-log-sync")
+        self._sync: Future[None] | None = None
+        self.state = GatewayState(options=options, snapshot_path=snapshot_path, log=log, gateway_id=gateway_id)
+
+    async def start(self, host: str, port: int) -> int:
+        """Binds, recovers the log, reads the snapshot, listens; returns the port. Raises GroundError or OSError."""
+        loop = asyncio.get_running_loop()
+        # Binding first tells a taken port apart from a log in use; nothing is accepted before the log is recovered.
+        self._server = await loop.create_server(
+            lambda: ClientConnection(self.state), host, port, backlog=_BACKLOG, start_serving=False
+        )
+        try:
+            recovered = self._log.open()
+        except BaseException:
+            self._server.close()
+            self._syncer.shutdown()
+            raise
+        self.state.recover(recovered.settled)
+        self._log.check_space()
+        self.state.poll_snapshot()
+        bound: int = self._server.sockets[0].getsockname()[1]
+        await self._server.start_serving()
+        self._tick()
+        return bound
+
+    def _tick(self) -> None:
+        loop = asyncio.get_running_loop()
+        state = self.state
+        self._timer = loop.call_later(_TICK_S, self._tick)
+        self._ticks += 1
+        state.now_s = loop.time()
+        self._sync_log()
+        if self._ticks % _SWEEP_TICKS == 0:
+            state.poll_snapshot()
+            for client in list(state.clients):
+                client.sweep(state.now_s)
+            for upstream in state.upstreams:
+                upstream.sweep(state.now_s)
+        if self._ticks % _SPACE_TICKS == 0:
+            self._log.check_space()
+
+    def _sync_log(self) -> None:
+        if self._sync is not None:
+            if not self._sync.done():
+                return
+            error = self._sync.exception()
+            self._sync = None
+            if error is not None:
+                self._log.trouble = f"the usage log can't be synced: {error}"
+        work = self._log.sync_work()
+        if work is not None:
+            self._sync = self._syncer.submit(work)
+
+    async def stop(self) -> None:
+        """Stops accepting, lets requests in flight finish (bounded), then flushes the log."""
+        state = self.state
+        loop = asyncio.get_running_loop()
+        state.draining = True
+        if self._server is not None:
+            self._server.close()
+        for client in list(state.clients):
+            client.close_when_idle()
+        try:
+            await asyncio.wait_for(state.no_clients.wait(), state.options.drain_s)
+        except TimeoutError:
+            for client in list(state.clients):
+                client.abort()
+            await state.no_clients.wait()
+        for upstream in state.upstreams:
+            await upstream.close()
+        if self._timer is not None:
+            self._timer.cancel()
+        await loop.run_in_executor(None, self._syncer.shutdown)
+        self._log.close()

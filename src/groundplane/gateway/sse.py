@@ -1,0 +1,91 @@
+"""Server-sent events on their way through: whole frames only, so that a cut stream ends between two of them."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from groundplane.domain.usage import Usage, find_usage
+
+FRAME_MAX_BYTES = 16 * 2**20
+_USAGE = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
+_DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
+_ERROR = re.compile(rb'^data: ?\{[ \t]*"error"[ \t]*:', re.MULTILINE)
+_FRAME = re.compile(rb".*?(?:\n\n|\n\r\n)", re.DOTALL)
+
+
+class FrameTooLarge(ValueError):
+    """An event that does not end within FRAME_MAX_BYTES."""
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[msgspec.Raw] | None = None
+
+
+class EventStream:
+    """Follows one stream: its `frames`, its `usage`, and whether `[DONE]` (`done`) or an error (`failed`) came."""
+
+    __slots__ = ("_partial", "_remove_usage", "done", "failed", "frames", "usage")
+
+    def __init__(self, *, remove_usage: bool) -> None:
+        self._remove_usage = remove_usage
+        self._partial = b""
+        self.done = False
+        self.failed = False
+        self.frames = 0
+        self.usage: Usage | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """The frames that are whole by now, as they came. Raises FrameTooLarge."""
+        if self._partial:
+            data = self._partial + data
+        end = max(data.rfind(b"\n\n") + 2, data.rfind(b"\n\r\n") + 3)
+        if end < 3:
+            if len(data) > FRAME_MAX_BYTES:
+                raise FrameTooLarge
+            self._partial = data
+            return b""
+        self._partial = data[end:]
+        whole = data[:end] if self._partial else data
+        self.frames += whole.count(b"\n\n") + whole.count(b"\n\r\n")
+        if _USAGE.search(whole) is not None:
+            whole = self._take_usage(whole)
+        if b"[DONE]" in whole and _DONE.search(whole) is not None:
+            self.done = True
+            self.frames -= 1
+        elif b'"error"' in whole and _ERROR.search(whole) is not None:
+            self.failed = True
+        return whole
+
+    def finish(self) -> bytes:
+        """What is left when the upstream has ended: an unfinished frame counts only if it is `[DONE]`."""
+        rest, self._partial = self._partial, b""
+        if rest and _DONE.match(rest) is not None:
+            self.done = True
+            return rest.rstrip(b"\r\n") + b"\n\n"
+        return b""
+
+    def _take_usage(self, whole: bytes) -> bytes:
+        kept: list[bytes] = []
+        for frame in _FRAME.findall(whole):
+            if _USAGE.search(frame) is None:
+                kept.append(frame)
+                continue
+            self.usage = find_usage(frame) or self.usage
+            if _is_extra(frame):
+                self.frames -= 1
+                if self._remove_usage:
+                    continue
+            kept.append(frame)
+        return b"".join(kept)
+
+
+def _is_extra(frame: bytes) -> bool:
+    """Whether a frame is the one `include_usage` adds: usage, and no choice."""
+    _, _, data = frame.partition(b"data:")
+    try:
+        chunk = msgspec.json.decode(data, type=_Chunk)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False  # several data lines, or no JSON: not ours to judge
+    return chunk.choices == []

@@ -1,0 +1,273 @@
+"""Upstreams: a pool of kept-alive connections each, and the protocol that reads answers from one of them.
+
+The newest idle connection is used first, so that the rest can grow old and close.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Protocol
+from urllib.parse import SplitResult
+
+from groundplane.domain.routing import Circuit
+from groundplane.gateway.http1 import HEAD_MAX_BYTES, ChunkDecoder, Malformed, ResponseHead, parse_response_head
+
+_PORTS = {"http": 80, "https": 443}
+
+
+class AnswerReader(Protocol):
+    """Who is told about an answer. After `ended` or `cut` the connection belongs to nobody."""
+
+    def connected(self, connection: UpstreamConnection) -> None: ...
+    def connect_failed(self, error: OSError) -> None: ...
+    def head(self, head: ResponseHead) -> None: ...
+    def content(self, data: bytes) -> None: ...
+    def ended(self) -> None: ...
+    def cut(self, why: str) -> None: ...
+
+
+class Upstream:
+    """One server behind routes. `base_url` is a root or ends in `/v1`; request paths carry `/v1` themselves."""
+
+    def __init__(self, url: SplitResult, connect_timeout_s: float) -> None:
+        self._host = url.hostname or ""
+        self._port = url.port or _PORTS[url.scheme]
+        self._tls = url.scheme == "https"
+        self._connect_timeout_s = connect_timeout_s
+        self._idle: list[UpstreamConnection] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._retired = False
+        self.connections: set[UpstreamConnection] = set()
+        self.circuit = Circuit()
+        self.authority = url.netloc.rpartition("@")[2].encode("ascii")
+        self.prefix = url.path.rstrip("/").removesuffix("/v1").encode("ascii")
+
+    def take_idle(self) -> UpstreamConnection | None:
+        """The connection used last, if one is still open."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closing():
+                return connection
+        return None
+
+    def connect(self, reader: AnswerReader) -> None:
+        """Opens a connection and tells the reader: `connected`, or `connect_failed`."""
+        task = asyncio.get_running_loop().create_task(self._connect(reader))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, reader: AnswerReader) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                _, connection = await loop.create_connection(
+                    lambda: UpstreamConnection(self), self._host, self._port, ssl=True if self._tls else None
+                )
+        except TimeoutError:
+            reader.connect_failed(TimeoutError(f"no connection within {self._connect_timeout_s:g} s"))
+        except OSError as error:
+            reader.connect_failed(error)
+        else:
+            reader.connected(connection)
+
+    def give_back(self, connection: UpstreamConnection, keep_until_s: float) -> None:
+        """Keeps a connection for the next request, until then at most."""
+        if self._retired:
+            connection.abort()
+            return
+        connection.deadline_s = keep_until_s
+        self._idle.append(connection)
+
+    def forget(self, connection: UpstreamConnection) -> None:
+        self.connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def sweep(self, now_s: float) -> None:
+        """Ends what has taken too long."""
+        for connection in list(self.connections):
+            if connection.deadline_s < now_s and not connection.paused:
+                connection.expire()
+
+    def retire(self) -> None:
+        """No route leads here any more: idle connections close now, busy ones when they are done."""
+        self._retired = True
+        for connection in list(self._idle):
+            connection.abort()
+
+    async def close(self) -> None:
+        """Ends every connection and waits for attempts to connect."""
+        self._retired = True
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for connection in list(self.connections):
+            connection.abort()
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """Reads one answer at a time. A reader is attached from `send` to `ended` or `cut`."""
+
+    __slots__ = (
+        "_buffer",
+        "_chunks",
+        "_head",
+        "_left",
+        "_reader",
+        "_transport",
+        "_upstream",
+        "deadline_s",
+        "paused",
+        "reused",
+        "timed_out",
+    )
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+        self._transport: asyncio.Transport | None = None
+        self._reader: AnswerReader | None = None
+        self._buffer = b""
+        self._head: ResponseHead | None = None
+        self._chunks: ChunkDecoder | None = None
+        self._left = 0
+        self.deadline_s = float("inf")
+        self.paused = False
+        self.reused = False
+        self.timed_out = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._upstream.connections.add(self)
+
+    def is_closing(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+    def send(self, reader: AnswerReader, head: bytes, body: bytes, deadline_s: float) -> None:
+        """Sends a request; what comes back goes to the reader."""
+        assert self._transport is not None and self._reader is None
+        self._reader = reader
+        self._head = None
+        self._buffer = b""
+        self.deadline_s = deadline_s
+        if len(body) < 65_536:
+            self._transport.write(head + body)
+        else:
+            self._transport.writelines((head, body))
+
+    def data_received(self, data: bytes) -> None:
+        reader = self._reader
+        if reader is None:
+            self.abort()  # bytes nobody asked for: what follows could be taken for another request's answer
+            return
+        try:
+            if self._head is None:
+                self._read_head(reader, self._buffer + data if self._buffer else data)
+            else:
+                self._read_body(reader, data)
+        except Malformed as error:
+            self._cut(str(error))
+
+    def _read_head(self, reader: AnswerReader, data: bytes) -> None:
+        while True:
+            end = data.find(b"\r\n\r\n") + 4
+            if end < 4:
+                if len(data) > HEAD_MAX_BYTES:
+                    raise Malformed(f"the upstream's answer has a head over {HEAD_MAX_BYTES} bytes")
+                self._buffer = data
+                return
+            head = parse_response_head(data, end)
+            data = data[end:]
+            if head.status >= 200:
+                break
+            if head.status == 101:
+                raise Malformed("the upstream switches protocols unasked")
+        self._buffer = b""
+        self._head = head
+        self._chunks = ChunkDecoder() if head.chunked else None
+        self._left = -1 if head.content_length is None else head.content_length
+        reader.head(head)
+        if self._reader is reader and (data or self._left == 0):
+            self._read_body(reader, data)
+
+    def _read_body(self, reader: AnswerReader, data: bytes) -> None:
+        if self._chunks is not None:
+            content = self._chunks.feed(data)
+            if content:
+                reader.content(content)
+            if self._chunks.done and self._reader is reader:
+                self._end(self._chunks.rest)
+        elif self._left < 0:
+            reader.content(data)
+        else:
+            content, rest = (data, b"") if len(data) <= self._left else (data[: self._left], data[self._left :])
+            self._left -= len(content)
+            if content:
+                reader.content(content)
+            if self._left == 0 and self._reader is reader:
+                self._end(rest)
+
+    def _end(self, rest: bytes) -> None:
+        """The answer is complete: lets go of the reader, then tells it."""
+        reader, head = self._reader, self._head
+        assert reader is not None and head is not None
+        self._reader = None
+        self.resume()
+        if rest or head.close:
+            self.abort()
+        reader.ended()
+
+    def eof_received(self) -> None:
+        """The upstream closes; `connection_lost` follows and decides what that means."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._upstream.forget(self)
+        self._transport_lost(exc)
+
+    def _transport_lost(self, exc: Exception | None) -> None:
+        reader, self._reader = self._reader, None
+        if reader is None:
+            return
+        by_close = self._head is not None and self._left < 0 and self._chunks is None
+        if by_close and exc is None and not self.timed_out:
+            reader.ended()
+        else:
+            reader.cut(f"the upstream closed the connection{'' if exc is None else f': {exc}'}")
+
+    def _cut(self, why: str) -> None:
+        reader, self._reader = self._reader, None
+        self.abort()
+        if reader is not None:
+            reader.cut(why)
+
+    def expire(self) -> None:
+        """The deadline has passed: an idle connection closes, a busy one is cut."""
+        self.timed_out = True
+        self._cut("the upstream has been silent for too long")
+
+    def pause(self) -> None:
+        """The caller reads slowly: so do we."""
+        if not self.paused and self._transport is not None:
+            self.paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self.paused and self._transport is not None:
+            self.paused = False
+            self._transport.resume_reading()
+
+    def keep(self, until_s: float) -> None:
+        """Back to the pool, unless it is closing."""
+        self.reused = True
+        if not self.is_closing():
+            self._upstream.give_back(self, until_s)
+
+    def abort(self) -> None:
+        """Drops the reader and the connection at once: the upstream stops working on it."""
+        self._reader = None
+        if self._transport is not None:
+            self._transport.abort()

@@ -1,0 +1,266 @@
+"""The write-ahead log of usage: what was admitted and what it came to, on disk before the caller has the whole answer.
+
+`write(2)` before the last bytes of an answer survives the death of this process; a group `fdatasync` at most 50 ms
+later survives the death of the machine. Format: `domain/usage_records`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+
+from groundplane.domain.usage_records import (
+    OPENED,
+    RESERVED,
+    SETTLED,
+    Opened,
+    Reserved,
+    Settled,
+    Tail,
+    frame,
+    parse_segment_name,
+    read_frames,
+    segment_name,
+)
+from groundplane.errors import Conflict, IntegrityFailure, InvalidInput
+
+SEGMENT_MAX_BYTES = 8 * 2**20
+FREE_MIN_BYTES = 64 * 2**20
+_GATEWAY_ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,40}")
+_encode = msgspec.json.Encoder().encode
+_decode_reserved = msgspec.json.Decoder(Reserved).decode
+_decode_settled = msgspec.json.Decoder(Settled).decode
+_decode_opened = msgspec.json.Decoder(Opened).decode
+
+
+class LogUnavailable(Exception):
+    """A record can't be written: serving now would go unmetered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What earlier lives of this gateway left: settlements not deleted yet, and how many requests died unsettled."""
+
+    settled: tuple[tuple[int, str, int], ...]
+    orphans: int
+
+
+class WriteAheadLog:
+    """The open segment of one gateway. Not thread-safe: the event loop owns it, `sync` works on duplicated files."""
+
+    def __init__(
+        self,
+        directory: Path,
+        gateway_id: str,
+        *,
+        segment_max_bytes: int = SEGMENT_MAX_BYTES,
+        free_min_bytes: int = FREE_MIN_BYTES,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        if not _GATEWAY_ID.fullmatch(gateway_id):
+            raise InvalidInput(f"{gateway_id!r} is no gateway id", "use a-z, 0-9, dot, dash or underscore, at most 41")
+        self._directory = directory
+        self._gateway_id = gateway_id
+        self._segment_max_bytes = segment_max_bytes
+        self._free_min_bytes = free_min_bytes
+        self._wall_clock = wall_clock
+        self._fd = -1
+        self._lock_fd = -1
+        self._number = 0
+        self._size = 0
+        self._open: dict[str, Reserved] = {}
+        self._late: list[Settled] = []
+        self._sealed_fds: list[int] = []
+        self.seq = 0
+        self.dirty = False
+        self.trouble = ""
+
+    def open(self) -> Recovered:
+        """Starts a new segment, settling what an earlier life left open. Raises Conflict when the id is in use."""
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock()
+        settled: list[tuple[int, str, int]] = []
+        open_requests: dict[str, Reserved] = {}
+        for number, payloads in self._own_segments():
+            self._number = max(self._number, number)
+            for payload in payloads:
+                kind, text = payload[:1], payload[1:]
+                if kind == SETTLED:
+                    done = _decode_settled(text)
+                    self.seq = max(self.seq, done.seq)
+                    open_requests.pop(done.id, None)
+                    settled.append((done.seq, done.project, done.amount_microusd))
+                elif kind == RESERVED:
+                    begun = _decode_reserved(text)
+                    self.seq = max(self.seq, begun.seq)
+                    open_requests[begun.id] = begun
+                else:
+                    self.seq = max(self.seq, _decode_opened(text).seq)
+        self._late = [_settle_orphan(one, self._wall_clock()) for one in open_requests.values()]
+        orphans = len(self._late)
+        self._start_segment(settled)
+        return Recovered(tuple(settled), orphans)
+
+    def _lock(self) -> None:
+        self._lock_fd = os.open(
+            self._directory / f"{self._gateway_id}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock_fd)
+            raise Conflict(
+                f"gateway id {self._gateway_id} is in use in {self._directory}",
+                "stop the other gateway, or give this one another --gateway-id",
+            ) from None
+
+    def _own_segments(self) -> Iterator[tuple[int, list[bytes]]]:
+        numbered = []
+        for path in self._directory.iterdir():
+            named = parse_segment_name(path.name)
+            if named is not None and named[0] == self._gateway_id:
+                numbered.append((named[1], path))
+        for number, path in sorted(numbered):
+            try:
+                found = read_frames(path.read_bytes())
+            except FileNotFoundError:
+                continue  # everything in it was acknowledged meanwhile
+            if found.tail is Tail.DAMAGED:
+                raise IntegrityFailure(
+                    f"{path} is damaged at byte {found.end}", "restore the file, or move it aside and accept the loss"
+                )
+            yield number, found.payloads
+
+    def _start_segment(self, settled: list[tuple[int, str, int]] | None = None) -> None:
+        """Moves on to a new segment that carries over what is still open; it appears whole or not at all."""
+        path = self._directory / segment_name(self._gateway_id, self._number + 1)
+        draft = path.with_suffix(".tmp")
+        seq = self.seq + 1
+        opened = Opened(seq=seq, gateway_id=self._gateway_id, at=self._wall_clock())
+        content = [frame(OPENED + _encode(opened))]
+        for done in self._late:
+            seq += 1
+            content.append(frame(SETTLED + _encode(replace(done, seq=seq))))
+            if settled is not None:
+                settled.append((seq, done.project, done.amount_microusd))
+        carried = {}
+        for begun in self._open.values():
+            seq += 1
+            carried[begun.id] = replace(begun, seq=seq)
+            content.append(frame(RESERVED + _encode(carried[begun.id])))
+        data = b"".join(content)
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            if os.write(fd, data) != len(data):
+                raise OSError(f"only a part of {len(data)} bytes was written")
+            draft.rename(path)
+        except OSError:
+            os.close(fd)
+            draft.unlink(missing_ok=True)
+            raise
+        if self._fd >= 0:
+            self._sealed_fds.append(self._fd)
+        self._fd, self._size, self._number = fd, len(data), self._number + 1
+        self.seq, self._open, self._late, self.dirty = seq, carried, [], True
+
+    def reserved(self, record: Reserved) -> None:
+        """Notes an admitted request. Raises LogUnavailable; then it must not be served."""
+        if self.trouble:
+            raise LogUnavailable(self.trouble)
+        self._append(RESERVED + _encode(record))
+        self._open[record.id] = record
+
+    def settled(self, record: Settled) -> None:
+        """Notes what a request came to. Raises LogUnavailable; the record is then written as soon as it can be."""
+        self._open.pop(record.id, None)
+        try:
+            self._append(SETTLED + _encode(record))
+        except LogUnavailable:
+            self._late.append(record)
+            raise
+
+    def _append(self, payload: bytes) -> None:
+        data = frame(payload)
+        try:
+            if self._size + len(data) > self._segment_max_bytes:
+                self._start_segment()
+            written = os.write(self._fd, data)
+            if written != len(data):
+                os.ftruncate(self._fd, self._size)
+                raise OSError(f"only {written} of {len(data)} bytes could be written")
+        except OSError as error:
+            self.trouble = f"the usage log can't be written: {error.strerror or error}"
+            raise LogUnavailable(self.trouble) from error
+        self._size += len(data)
+        self.dirty = True
+
+    def next_seq(self) -> int:
+        self.seq += 1
+        return self.seq
+
+    def check_space(self) -> None:
+        """Called every second: refuses new requests before the disk is full, takes them again when there is room."""
+        status = os.statvfs(self._directory)
+        free_bytes = status.f_bavail * status.f_frsize
+        if free_bytes < self._free_min_bytes:
+            self.trouble = f"the usage log's disk has {free_bytes} bytes free and needs {self._free_min_bytes}"
+        elif self.trouble:
+            try:
+                self._start_segment()
+            except OSError as error:
+                self.trouble = f"the usage log can't be written: {error.strerror or error}"
+            else:
+                self.trouble = ""
+
+    def sync_work(self) -> Callable[[], None] | None:
+        """What a background thread has to do so that what was written survives a power cut; None if nothing."""
+        if not self.dirty:
+            return None
+        self.dirty = False
+        fds = [*self._sealed_fds, os.dup(self._fd)]
+        self._sealed_fds = []
+        return lambda: _sync_and_close(fds)
+
+    def close(self) -> None:
+        """Syncs and lets go."""
+        if self._fd >= 0:
+            _sync_and_close([*self._sealed_fds, self._fd])
+            os.close(self._lock_fd)
+            self._fd, self._sealed_fds = -1, []
+
+
+def _sync_and_close(fds: list[int]) -> None:
+    for fd in fds:
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+
+def _settle_orphan(begun: Reserved, now: float) -> Settled:
+    """A request whose gateway died: its caller never had the whole answer, so only the estimated prompt is charged."""
+    return Settled(
+        seq=0,
+        id=begun.id,
+        key_id=begun.key_id,
+        project=begun.project,
+        model=begun.model,
+        endpoint=begun.endpoint,
+        revision=begun.revision,
+        status=502,
+        prompt_tokens=begun.prompt_tokens,
+        completion_tokens=0,
+        cached_tokens=0,
+        amount_microusd=begun.if_cut_microusd,
+        estimated=True,
+        ttft_ms=None,
+        duration_ms=max(0.0, (now - begun.started_at) * 1000),
+        started_at=begun.started_at,
+    )
