@@ -141,7 +141,9 @@ Errors: [errors.md](errors.md).
 A body over the limit (`GROUND_REQUEST_LIMIT`) is answered 413 before it is read; models are uploaded file by file with
 `PUT /v1/uploads/…` and then registered. `POST …/apply` takes an `Idempotency-Key`: the same key gives the run
 that it gave the first time. `GET /v1/runs/{{run_id}}/log` answers raw bytes, with
-`X-Ground-Next-Offset`, `X-Ground-Complete` and `X-Ground-Attempt`. `X-Request-ID` is answered on every request, the caller's own when it sent one.
+`X-Ground-Next-Offset`, `X-Ground-Complete` and `X-Ground-Attempt`.
+
+`X-Request-ID` is answered on every request, the caller's own when it sent one.
 
 `/metrics` is Prometheus' text format and needs a key with `system:read`, on loopback too: a scraper sends a viewer key
 with `authorization: {{credentials_file: …}}`.

@@ -153,7 +153,7 @@ class Client:
         return self._get(f"/v1/runs/{_part(run_id)}/explain", RunExplanation)
 
     def stop_run(self, run_id: str, reason: str = "") -> Run:
-        return self._call("POST", f"/v1/runs/{_part(run_id)}/stop", Run, body=ReasonRequest(reason=reason))
+        return self._call("POST", f"/v1/runs/{_part(run_id)}/stop", Run, body=_made(ReasonRequest, reason=reason))
 
     def samples(self, run_id: str, limit: int = 120) -> list[Sample]:
         """The newest measurements beside the job, oldest first."""
@@ -289,7 +289,9 @@ class Client:
         return self._get(f"/v1/endpoints/{_part(name)}", Endpoint)
 
     def stop_endpoint(self, name: str, reason: str = "") -> Endpoint:
-        return self._call("POST", f"/v1/endpoints/{_part(name)}/stop", Endpoint, body=ReasonRequest(reason=reason))
+        return self._call(
+            "POST", f"/v1/endpoints/{_part(name)}/stop", Endpoint, body=_made(ReasonRequest, reason=reason)
+        )
 
     # ------------------------------------------------------------ access
 
@@ -310,7 +312,8 @@ class Client:
         expires_at: datetime | None = None,
     ) -> NewKey:
         """The answer holds the secret, this once."""
-        body = KeyRequest(
+        body = _made(
+            KeyRequest,
             name=name,
             project=project,
             owner=owner,
@@ -341,7 +344,8 @@ class Client:
         thresholds_percent: Sequence[int] = DEFAULT_THRESHOLDS_PERCENT,
         reason: str = "",
     ) -> Project:
-        body = ProjectRequest(
+        body = _made(
+            ProjectRequest,
             name=name,
             owner=owner,
             cost_center=cost_center,
@@ -355,7 +359,7 @@ class Client:
         return self._get("/v1/exposures", list[Exposure])
 
     def expose(self, *, address: str, owner: str, reason: str, expires_at: datetime) -> Exposure:
-        body = ExposureRequest(address=address, owner=owner, reason=reason, expires_at=expires_at)
+        body = _made(ExposureRequest, address=address, owner=owner, reason=reason, expires_at=expires_at)
         return self._call("POST", "/v1/exposures", Exposure, body=body)
 
     def withdraw_exposure(self, address: str, reason: str = "") -> None:
@@ -374,8 +378,11 @@ class Client:
         thresholds_percent: Sequence[int] = DEFAULT_THRESHOLDS_PERCENT,
         reason: str = "",
     ) -> Budget:
-        body = BudgetRequest(
-            monthly_limit_microusd=monthly_limit_microusd, thresholds_percent=tuple(thresholds_percent), reason=reason
+        body = _made(
+            BudgetRequest,
+            monthly_limit_microusd=monthly_limit_microusd,
+            thresholds_percent=tuple(thresholds_percent),
+            reason=reason,
         )
         return self._call("PUT", f"/v1/projects/{_part(project)}/budget", Budget, body=body)
 
@@ -531,6 +538,14 @@ def _admin_key(home: Path) -> str:
         ) from None
     except PermissionError:
         raise Unauthenticated(f"{path} belongs to somebody else", "set GROUND_KEY to a key of your own") from None
+
+
+def _made(kind: type[Answer], **values: Any) -> Answer:
+    """A request; what its bounds refuse is refused here as the control plane would."""
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise InvalidInput(str(error)) from None
 
 
 def _pieces(source: Path) -> Iterator[bytes]:

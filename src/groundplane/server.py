@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 import msgspec
 import uvicorn
@@ -28,11 +29,12 @@ from groundplane.api.app import create_app
 from groundplane.api.errors import error_info
 from groundplane.api.staging import Staging
 from groundplane.console import pages
-from groundplane.domain.access import Exposure
+from groundplane.domain.access import Exposure, covers
 from groundplane.errors import Conflict, GroundError, Refusal, Refused, Unavailable
-from groundplane.identity import SYSTEM
+from groundplane.identity import SYSTEM, Role
 from groundplane.loops.schedule import run_forever
 from groundplane.processes import make_home
+from groundplane.services.access import new_secret
 from groundplane.settings import LOOPBACK_HOSTS, Settings
 from groundplane.wiring import App, build
 
@@ -151,17 +153,31 @@ def _say_ready(settings: Settings, reporter: Reporter) -> None:
 
 
 async def _first_start(app: App, reporter: Reporter) -> None:
-    """The admin key, made once: its file for the CLI of this user, and one look at it for whoever started us."""
-    secret = await app.access.bootstrap()
-    if secret is None:
-        return
+    """The admin key, made once: its file for the CLI of this user, and one look at it for whoever started us.
+
+    The secret is on disk before the database knows its hash: dying in between loses no key.
+    """
     path = app.settings.home / "keys" / "admin"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    is_new = not path.exists()
+    if is_new:
+        _write_secret(path, new_secret(Role.ADMIN))
+    secret = path.read_text().strip()
+    if await app.access.bootstrap(secret) is not None:
+        reporter.say("admin-key", secret=secret, path=str(path))
+    elif is_new:
+        # Not a first start: somebody removed the file. A key that opens nothing must not stand in its place.
+        path.unlink()
+        log.warning("%s is gone; set GROUND_KEY to a key that was made before", path)
+
+
+def _write_secret(path: Path, secret: str) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(secret + "\n")
         file.flush()
         os.fsync(file.fileno())
-    reporter.say("admin-key", secret=secret, path=str(path))
+    draft.replace(path)
 
 
 # ---------------------------------------------------------------- addresses
@@ -176,7 +192,7 @@ def _addresses(settings: Settings) -> list[Bound]:
 
 def exposure_refusals(addresses: list[Bound], exposures: list[Exposure], now: datetime) -> list[Refused]:
     """One refusal per address beyond loopback that no exposure in force permits."""
-    permitted = {exposure.id for exposure in exposures if exposure.expires_at > now}
+    permitted = {exposure.id for exposure in exposures if covers(exposure, now)}
     return [
         Refused(
             rule="exposure",

@@ -6,6 +6,7 @@ Requests refuse fields they don't know, so a misspelt one is an error and not a 
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, ClassVar
@@ -22,6 +23,9 @@ from groundplane.errors import Problem, Refused
 from groundplane.identity import Permission, Role
 
 STRICT: dict[str, Any] = {"extra": "forbid"}
+TEXT_MAX = 1_000
+MONEY_MAX_MICROUSD = 10**15
+RATE_MAX = 10**9
 
 
 # ---------------------------------------------------------------- errors
@@ -137,6 +141,9 @@ class ReasonRequest:
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     reason: str = ""
 
+    def __post_init__(self) -> None:
+        _check_text(reason=self.reason)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogPiece:
@@ -210,6 +217,10 @@ class ProjectRequest:
     thresholds_percent: tuple[int, ...] = (50, 80, 100)
     reason: str = ""
 
+    def __post_init__(self) -> None:
+        _check_text(name=self.name, owner=self.owner, cost_center=self.cost_center, reason=self.reason)
+        _check_money(self.monthly_limit_microusd, self.thresholds_percent)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyRequest:
@@ -224,6 +235,14 @@ class KeyRequest:
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     expires_at: datetime | None = None
+
+    def __post_init__(self) -> None:
+        _check_text(name=self.name, project=self.project, owner=self.owner)
+        for model in self.models:
+            _check_text(models=model)
+        _check_zone("expires_at", self.expires_at)
+        _check_range("requests_per_minute", self.requests_per_minute, 1, RATE_MAX)
+        _check_range("tokens_per_minute", self.tokens_per_minute, 1, RATE_MAX)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +261,10 @@ class ExposureRequest:
     reason: str
     expires_at: datetime
 
+    def __post_init__(self) -> None:
+        _check_text(address=self.address, owner=self.owner, reason=self.reason)
+        _check_zone("expires_at", self.expires_at)
+
 
 # ---------------------------------------------------------------- money
 
@@ -252,6 +275,10 @@ class BudgetRequest:
     monthly_limit_microusd: int | None
     thresholds_percent: tuple[int, ...] = (50, 80, 100)
     reason: str = ""
+
+    def __post_init__(self) -> None:
+        _check_text(reason=self.reason)
+        _check_money(self.monthly_limit_microusd, self.thresholds_percent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,3 +307,33 @@ class AuditVerdict:
 
     events: int
     broken: ChainBreak | None = None
+
+
+# ---------------------------------------------------------------- bounds
+
+
+def _check_text(**values: str) -> None:
+    """ValueError for text that no database or terminal should meet: too long, or with control characters."""
+    for name, value in values.items():
+        if len(value) > TEXT_MAX:
+            raise ValueError(f"{name} has {len(value)} characters; {TEXT_MAX} is the most")
+        if any(unicodedata.category(character) in {"Cc", "Cs"} for character in value):
+            raise ValueError(f"{name} holds a control character")
+
+
+def _check_zone(name: str, moment: datetime | None) -> None:
+    if moment is not None and moment.utcoffset() is None:
+        raise ValueError(f"{name} has no time zone; write 2026-12-01T18:00:00Z")
+
+
+def _check_money(limit_microusd: int | None, thresholds_percent: tuple[int, ...]) -> None:
+    _check_range("monthly_limit_microusd", limit_microusd, 0, MONEY_MAX_MICROUSD)
+    if len(thresholds_percent) > 20:
+        raise ValueError(f"thresholds_percent has {len(thresholds_percent)} entries; 20 is the most")
+    for percent in thresholds_percent:
+        _check_range("thresholds_percent", percent, 1, 1_000)
+
+
+def _check_range(name: str, value: int | None, low: int, high: int) -> None:
+    if value is not None and not low <= value <= high:
+        raise ValueError(f"{name} must be between {low} and {high}, is {value}")

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
+from pydantic import AwareDatetime
 
 from groundplane.api.access import Ground, requires
 from groundplane.domain.budget import Hold, HoldStatus
@@ -18,8 +19,8 @@ from groundplane.wire import Report
 
 router = APIRouter(prefix="/v1", tags=["costs"])
 Reader = Annotated[Actor, requires(Permission.COSTS_READ)]
-Since = Annotated[datetime | None, Query(description="RFC 3339 with a zone; 30 days before `until` when left out.")]
-Until = Annotated[datetime | None, Query(description="RFC 3339 with a zone; now when left out.")]
+Since = Annotated[AwareDatetime | None, Query(description="RFC 3339 with a zone; 30 days before `until` by default.")]
+Until = Annotated[AwareDatetime | None, Query(description="RFC 3339 with a zone; now when left out.")]
 _DEFAULT_SPAN = timedelta(days=30)
 _WEEK = timedelta(days=7)
 _ENDED = {EndpointStatus.STOPPED, EndpointStatus.FAILED}
