@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from groundplane.adapters.blobs import FolderBlobStore
-from groundplane.adapters.executors.local import LocalExecutor
+from groundplane.adapters.executors.local import LocalExecutor, RunnerOptions
 from groundplane.adapters.model_servers.embedded import EmbeddedModelServer
 from groundplane.adapters.notify import LogNotifier
 from groundplane.adapters.prices import BookPriceBook
@@ -76,7 +76,7 @@ async def build(settings: Settings) -> App:
     files = HomeRunFiles(home)
     hardware = load_hardware()
     executors: dict[str, Executor] = {
-        "local": LocalExecutor(home, log_line_limit_bytes=settings.log_line_limit_bytes),
+        "local": LocalExecutor(home, clock, options=RunnerOptions(log_line_limit_bytes=settings.log_line_limit_bytes)),
     }
     wakers: list[Callable[[], object]] = []
 
