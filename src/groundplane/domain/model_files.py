@@ -90,6 +90,10 @@ _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
 _TORCH_LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _HEAD_BYTES = 64 * 1024
+# Archives are refused anyway but for npz; so much looking inside is enough to say why, and no more can be made to cost.
+_LOOKED_AT_MAX = 200
+_NESTED_MAX = 20
+_DEPTH_MAX = 3
 _GGUF_COUNT_MAX = 2**24
 _NPY_HEADER_BYTES_MAX = 64 * 1024
 
@@ -105,10 +109,10 @@ class Inspection:
 
 def inspect(path: str, view: ByteView) -> Inspection:
     """Tells what the bytes are and judges them. `path` only names the file in messages and sharpens suspicion."""
-    found = _identify(path, view)
+    found = _identify(path, view, _Depth())
     if found.refused is None and found.format not in {Format.SAFETENSORS, Format.NPZ} and zip_end(view) is not None:
         # A file may begin as one thing and end as a zip: loaders that read from the end would see another file.
-        return _archive(path, view, Format.ZIP)
+        return _archive(path, view, Format.ZIP, _Depth())
     if found.refused is None and found.format is not Format.SAFETENSORS and path.lower().endswith(".safetensors"):
         return _broken_safetensors(path, view)
     if found.format is Format.BINARY and _PICKLE_NAMES.match(PurePosixPath(path).name):
@@ -118,16 +122,29 @@ def inspect(path: str, view: ByteView) -> Inspection:
     return found
 
 
-def _identify(path: str, view: ByteView) -> Inspection:
+@dataclass(slots=True)
+class _Depth:
+    """How deep in nested archives a look is, and how many of them it may still open: a bomb is a matter of these."""
+
+    level: int = 0
+    nested_left: int = _NESTED_MAX
+
+    def enter(self) -> bool:
+        if self.level:
+            self.nested_left -= 1
+        return self.level < _DEPTH_MAX and self.nested_left >= 0
+
+
+def _identify(path: str, view: ByteView, depth: _Depth) -> Inspection:
     head = view.at(0, _HEAD_BYTES)
     if not head:
         return Inspection(format=Format.EMPTY)
     if looks_like_safetensors(view):
         return _safetensors(path, view)
-    by_magic = _by_magic(path, head, view)
+    by_magic = _by_magic(path, head, view, depth)
     if by_magic is not None:
         return by_magic
-    walk = scan_for_pickle(view)
+    walk = scan_for_pickle(view if depth.level == 0 else view.part(0, _HEAD_BYTES))
     if walk is not None:
         return _pickle(path, walk, head)
     packed = _zlib_content(head)
@@ -140,17 +157,17 @@ def _identify(path: str, view: ByteView) -> Inspection:
     return Inspection(format=Format.BINARY)
 
 
-def _by_magic(path: str, head: bytes, view: ByteView) -> Inspection | None:
+def _by_magic(path: str, head: bytes, view: ByteView, depth: _Depth) -> Inspection | None:
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return _archive(path, view, Format.ZIP)
+        return _archive(path, view, Format.ZIP, depth)
     if looks_like_tar(view):
-        return _archive(path, view, Format.TAR)
+        return _archive(path, view, Format.TAR, depth)
     if head.startswith(b"GGUF"):
         return _gguf(path, head)
     if head.startswith(b"\x93NUMPY"):
         return _npy(path, view)
     if any(view.at(offset, 8) == _HDF5_MAGIC for offset in (0, 512, 1024, 2048)):
-        return _hdf5(path, view)
+        return _hdf5(path, view) if depth.level == 0 else Inspection(format=Format.HDF5)
     if head[4:8] == b"TFL3":
         return Inspection(format=Format.TFLITE)
     if head.startswith(_IMAGES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
@@ -229,31 +246,43 @@ def _refuse_pickle(path: str, kind: Format, what: str, walk: PickleWalk | None) 
     return Inspection(format=kind, refused=refused)
 
 
-def _archive(path: str, view: ByteView, kind: Format) -> Inspection:
+def _archive(path: str, view: ByteView, kind: Format, depth: _Depth) -> Inspection:
     """Archives are refused, but for npz files of plain arrays; what lies inside gives the reason."""
+    if not depth.enter():
+        return Inspection(format=kind, refused=_refuse_archive(f"{path} nests archives too deep to be checked"))
     try:
         members = zip_members(view) if kind is Format.ZIP else tar_members(view)
     except ArchiveFault as fault:
         return Inspection(format=kind, refused=_refuse_archive(f"{path} is an archive that can't be checked: {fault}"))
     arrays = kind is Format.ZIP and bool(members) and view.at(0, 2) == b"PK"
-    for member in members:
-        inside = _member(member)
-        if inside.format in {Format.PICKLE, Format.TORCH_LEGACY, Format.TORCH_ZIP, Format.TORCH_TAR}:
-            torch = _is_torch(members, kind)
-            format_ = {Format.ZIP: Format.TORCH_ZIP, Format.TAR: Format.TORCH_TAR}[kind] if torch else kind
-            box = f"a PyTorch {kind} holding" if torch else f"a {kind} holding"
-            walk = scan_for_pickle(member.content)
-            return _refuse_pickle(path, format_, f"{box} {member.path}, a pickle", walk)
-        if member.kind in {"link", "device", "pipe", "special"}:
-            return Inspection(format=kind, refused=_refuse_archive(f"{path} holds {member.path}, a {member.kind}"))
-        arrays = arrays and inside.format is Format.NPY and inside.refused is None and member.path.endswith(".npy")
+    depth.level += 1
+    try:
+        for position, member in enumerate(members):
+            if not arrays and position >= _LOOKED_AT_MAX:
+                break
+            if member.kind in {"link", "device", "pipe", "special"}:
+                return Inspection(format=kind, refused=_refuse_archive(f"{path} holds {member.path}, a {member.kind}"))
+            inside = _member(member, depth)
+            if inside.refused is not None and inside.refused.rule == "no-pickles":
+                return _boxed_pickle(path, kind, members, member)
+            arrays = arrays and inside.format is Format.NPY and inside.refused is None and member.path.endswith(".npy")
+    finally:
+        depth.level -= 1
     if arrays and path.lower().endswith(".npz"):
         return Inspection(format=Format.NPZ, details={"arrays": len(members)})
     return Inspection(format=kind, refused=_refuse_archive(f"{path} is a {kind} archive of {len(members)} entries"))
 
 
-def _member(member: Member) -> Inspection:
-    return _identify(member.path, member.content) if member.kind == "file" else Inspection(format=Format.EMPTY)
+def _member(member: Member, depth: _Depth) -> Inspection:
+    return _identify(member.path, member.content, depth) if member.kind == "file" else Inspection(format=Format.EMPTY)
+
+
+def _boxed_pickle(path: str, kind: Format, members: list[Member], member: Member) -> Inspection:
+    torch = _is_torch(members, kind)
+    format_ = {Format.ZIP: Format.TORCH_ZIP, Format.TAR: Format.TORCH_TAR}[kind] if torch else kind
+    box = f"a PyTorch {kind} holding" if torch else f"a {kind} holding"
+    walk = scan_for_pickle(member.content.part(0, _HEAD_BYTES))
+    return _refuse_pickle(path, format_, f"{box} {member.path}, a pickle", walk)
 
 
 def _is_torch(members: list[Member], kind: Format) -> bool:
