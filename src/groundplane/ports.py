@@ -6,7 +6,7 @@ Adapters implement these; `wiring.py` is the only place that knows which adapter
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -138,7 +138,10 @@ class Tx(Protocol):
         by: Sequence[str] = (),
         where: Mapping[str, object] | None = None,
     ) -> dict[tuple[object, ...], int]:
-        """Sum of an integer column, grouped: {(group values…): sum}. An empty `by` gives {(): sum}. Column `*` counts rows."""
+        """Sum of an integer column, grouped: {(group values…): sum}. An empty `by` gives {(): sum}.
+
+        Column `*` counts rows.
+        """
         ...
 
     async def append_event(self, draft: EventDraft) -> Event:
@@ -163,7 +166,7 @@ class Store(Protocol):
         """
         ...
 
-    def events(self) -> AsyncIterator[Event]:
+    def events(self) -> AsyncGenerator[Event, None]:
         """Every audit event in order, streamed."""
         ...
 
@@ -431,6 +434,25 @@ class UsageLog(Protocol):
 
     async def ingested(self) -> dict[str, int]:
         """Per gateway id, the sequence number up to which everything was acknowledged."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """What people should know now: `kind` such as `budget.threshold`, a one-line `title`, a `text` with the fix."""
+
+    at: datetime
+    kind: str
+    project: str
+    title: str
+    text: str
+
+
+class Notifier(Protocol):
+    """How people are told."""
+
+    async def send(self, notice: Notice) -> None:
+        """Tells them. Raises Unavailable when it could not; the caller sends again, so a notice may arrive twice."""
         ...
 
 

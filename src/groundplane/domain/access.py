@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 
-from groundplane.identity import Role
+from groundplane.errors import InvalidInput
+from groundplane.identity import CROSS_PROJECT, ROLE_PERMISSIONS, Actor, Permission, Role
+
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
+_TEXT_CHARACTERS_MAX = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +28,10 @@ class Project:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """A credential; only the SHA-256 of its secret is kept. Empty `models` on a caller key allows every model of the project."""
+    """A credential; only the SHA-256 of its secret is kept.
+
+    Empty `models` on a caller key allows every model of the project.
+    """
 
     id: str
     name: str
@@ -50,3 +58,49 @@ class Exposure:
     created_at: datetime
     expires_at: datetime
     version: int = 0
+
+
+def is_active(key: Key, now: datetime) -> bool:
+    """Whether the key opens anything at this moment."""
+    return key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
+
+
+def may_infer(key: Key) -> bool:
+    """Whether requests with this key reach models, and so need money reserved ahead."""
+    return Permission.INFERENCE in ROLE_PERMISSIONS[key.role]
+
+
+def actor_of(key: Key) -> Actor:
+    """Who acts with this key. Roles that see every project are bound to none."""
+    project = None if key.role in CROSS_PROJECT else key.project
+    return Actor(name=key.owner, role=key.role, key_id=key.id, project=project)
+
+
+def may_grant(actor: Actor, role: Role) -> bool:
+    """Nobody hands out more than they may do themselves."""
+    return ROLE_PERMISSIONS[role] <= ROLE_PERMISSIONS[actor.role]
+
+
+def covers(exposure: Exposure, now: datetime) -> bool:
+    """Whether the permission is in force."""
+    return exposure.created_at <= now < exposure.expires_at
+
+
+def checked_name(name: str, what: str) -> str:
+    """The name, when it can be part of ids, paths and host names. Raises InvalidInput."""
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            f"{what} {name[:80]!r}: use 1 to 63 lower-case letters, digits and hyphens, no hyphen at either end",
+            "write it like team-vision",
+        )
+    return name
+
+
+def checked_text(text: str, what: str) -> str:
+    """The text without outer blanks, when it says something on one line. Raises InvalidInput."""
+    cleaned = text.strip()
+    if not cleaned:
+        raise InvalidInput(f"{what} is required", f"say the {what}")
+    if len(cleaned) > _TEXT_CHARACTERS_MAX or not cleaned.isprintable():
+        raise InvalidInput(f"{what} must be one line of at most {_TEXT_CHARACTERS_MAX} characters")
+    return cleaned

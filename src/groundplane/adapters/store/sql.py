@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -112,7 +112,7 @@ class SqlStore:
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             raise translate(error, self.url) from error
 
-    async def events(self) -> AsyncIterator[Event]:
+    async def events(self) -> AsyncGenerator[Event, None]:
         """In short pages, each its own transaction: a slow reader holds nothing open. Rows are only ever appended."""
         last: int | None = None
         while True:

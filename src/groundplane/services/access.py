@@ -1,0 +1,298 @@
+"""Who belongs where and who may call what: projects, keys, exposures."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import secrets
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
+
+from groundplane.audit import EventDraft
+from groundplane.domain import access
+from groundplane.domain.access import Exposure, Key, Project
+from groundplane.domain.budget import checked_limit, checked_thresholds
+from groundplane.errors import Conflict, Forbidden, InvalidInput, NotFound, Refusal, Refused, Unauthenticated
+from groundplane.identity import CROSS_PROJECT, SYSTEM, Actor, Role
+from groundplane.ports import Clock, Ids, Store, Tx
+from groundplane.units import format_usd
+
+DEFAULT_PROJECT = "default"
+_SECRET_BYTES = 25  # 200 bits: 40 characters of base 32
+_SECRET_CHARACTERS_MAX = 200
+
+
+def new_secret(role: Role) -> str:
+    """A key's secret such as `gp-caller-k3j…`: 200 random bits."""
+    random = base64.b32encode(secrets.token_bytes(_SECRET_BYTES)).decode().lower()
+    return f"gp-{role.value}-{random}"
+
+
+def secret_sha256(secret: str) -> str:
+    """SHA-256 hex. Unsalted on purpose: 200 random bits can't be guessed, and the hash is what we look up."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+async def visible_project(tx: Tx, actor: Actor, name: str, *, lock: bool = False) -> Project:
+    """The project. NotFound when it does not exist or is none of the actor's: the answer does not tell which."""
+    project = await tx.get(Project, name, lock=lock) if actor.sees(name) else None
+    if project is None:
+        raise NotFound(f"no project {name[:80]!r}", "ground projects list")
+    return project
+
+
+class Access:
+    """Projects, keys and exposures."""
+
+    def __init__(self, *, store: Store, clock: Clock, ids: Ids) -> None:
+        self._store = store
+        self._clock = clock
+        self._ids = ids
+
+    async def bootstrap(self, secret: str | None = None) -> str | None:
+        """First start: makes the project `default` and an admin key, and returns the key's secret; None later.
+
+        A caller that must not lose the secret in a crash makes it with `new_secret`, keeps it, and passes it in.
+        """
+        secret = secret or new_secret(Role.ADMIN)
+        now = self._clock.now()
+        project = Project(id=DEFAULT_PROJECT, owner="admin", cost_center="default", created_at=now)
+        async with self._store.transaction() as tx:
+            # Two first starts at once: the one whose project row is there first goes on.
+            if not await tx.insert_once(project) and await tx.find(Key, limit=1):
+                return None
+            key = self._key(secret, name="admin", project=project.id, owner="admin", role=Role.ADMIN, now=now)
+            await tx.insert(key)
+            await self._tell(tx, SYSTEM, "project.create", "project", project.id, project.id, reason="first start")
+            await self._tell(tx, SYSTEM, "key.create", "key", key.id, project.id, _facts(key), "first start")
+        return secret
+
+    async def authenticate(self, secret: str) -> Actor:
+        """Who this secret belongs to. Unauthenticated when it is unknown, revoked or expired."""
+        unknown = Unauthenticated("this key is not known here", "pass a key made with `ground keys create`")
+        if not secret or len(secret) > _SECRET_CHARACTERS_MAX:
+            raise unknown
+        digest = secret_sha256(secret)
+        async with self._store.transaction() as tx:
+            found = await tx.find(Key, {"secret_sha256": digest}, limit=1)
+        # The index compares hashes, which tell nothing of the secret; the last word takes constant time.
+        if not found or not hmac.compare_digest(found[0].secret_sha256, digest):
+            raise unknown
+        key = found[0]
+        if key.revoked_at is not None:
+            raise Unauthenticated(f"key {key.id} was revoked on {key.revoked_at:%Y-%m-%d}", "ask for a new key")
+        if not access.is_active(key, self._clock.now()):
+            raise Unauthenticated(f"key {key.id} expired on {key.expires_at:%Y-%m-%d %H:%M} UTC", "ask for a new key")
+        return access.actor_of(key)
+
+    # ------------------------------------------------------------ projects
+
+    async def create_project(
+        self,
+        actor: Actor,
+        *,
+        name: str,
+        owner: str,
+        cost_center: str,
+        monthly_limit_microusd: int | None = None,
+        thresholds_percent: tuple[int, ...] = (50, 80, 100),
+        reason: str = "",
+    ) -> Project:
+        """Raises InvalidInput for a name that can't be part of ids, Conflict when it is taken."""
+        project = Project(
+            id=access.checked_name(name, "project"),
+            owner=access.checked_text(owner, "owner"),
+            cost_center=access.checked_text(cost_center, "cost center"),
+            monthly_limit_microusd=checked_limit(monthly_limit_microusd),
+            thresholds_percent=checked_thresholds(thresholds_percent),
+            created_at=self._clock.now(),
+        )
+        async with self._store.transaction() as tx:
+            if not await tx.insert_once(project):
+                raise Conflict(f"project {name} exists already", f"ground budget set {name} changes its budget")
+            limit = None if monthly_limit_microusd is None else format_usd(monthly_limit_microusd)
+            after: dict[str, object] = {"owner": owner, "cost_center": cost_center, "monthly_limit": limit}
+            await self._tell(tx, actor, "project.create", "project", name, name, after, reason)
+        return project
+
+    async def projects(self, actor: Actor) -> list[Project]:
+        """Those the actor sees, by name."""
+        async with self._store.transaction() as tx:
+            return [project for project in await tx.find(Project) if actor.sees(project.id)]
+
+    async def project(self, actor: Actor, name: str) -> Project:
+        async with self._store.transaction() as tx:
+            return await visible_project(tx, actor, name)
+
+    # ------------------------------------------------------------ keys
+
+    async def create_key(
+        self,
+        actor: Actor,
+        *,
+        name: str,
+        project: str,
+        owner: str,
+        role: Role,
+        models: tuple[str, ...] = (),
+        requests_per_minute: int | None = None,
+        tokens_per_minute: int | None = None,
+        expires_at: datetime | None = None,
+    ) -> tuple[Key, str]:
+        """The key and its secret, which is kept nowhere. Forbidden when its role may do more than the actor."""
+        if not access.may_grant(actor, role):
+            raise Forbidden(f"a {actor.role.value} may not make a key of the role {role.value}", "ask an admin")
+        now = self._clock.now()
+        if expires_at is not None and expires_at <= now:
+            raise InvalidInput(f"expires_at {expires_at:%Y-%m-%d %H:%M} UTC is past", "choose a later date")
+        for what, limit in (("requests", requests_per_minute), ("tokens", tokens_per_minute)):
+            if limit is not None and not 1 <= limit <= 2**53:
+                raise InvalidInput(f"{what} per minute must be at least 1, not {limit}", "leave it out for no limit")
+        secret = new_secret(role)
+        key = replace(
+            self._key(secret, name=name, project=project, owner=owner, role=role, now=now),
+            models=tuple(dict.fromkeys(access.checked_text(model, "model") for model in models)),
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+            expires_at=expires_at,
+        )
+        async with self._store.transaction() as tx:
+            await visible_project(tx, actor, project)
+            await tx.insert(key)
+            await self._tell(tx, actor, "key.create", "key", key.id, project, _facts(key))
+        return key, secret
+
+    async def keys(self, actor: Actor, project: str | None = None) -> list[Key]:
+        """Those of the projects the actor sees, oldest first; revoked and expired ones too."""
+        async with self._store.transaction() as tx:
+            if project is not None:
+                await visible_project(tx, actor, project)
+            where = None if project is None else {"project": project}
+            return [key for key in await tx.find(Key, where, order="created_at") if actor.sees(key.project)]
+
+    async def revoke_key(self, actor: Actor, key_id: str, reason: str = "") -> Key:
+        """Ends the key at once. Twice is the same as once. Refused for the last admin key that opens anything."""
+        now = self._clock.now()
+        async with self._store.transaction() as tx:
+            if (key := await tx.get(Key, key_id, lock=True)) is None or not actor.sees(key.project):
+                raise NotFound(f"no key {key_id[:80]!r}", "ground keys list")
+            if key.revoked_at is not None:
+                return key
+            if not access.may_grant(actor, key.role):
+                raise Forbidden(
+                    f"a {actor.role.value} may not revoke a key of the role {key.role.value}", "ask an admin"
+                )
+            if key.role is Role.ADMIN and access.is_active(key, now):
+                await self._keep_an_admin(tx, key, now)
+            revoked = await tx.update(replace(key, revoked_at=now))
+            await self._tell(tx, actor, "key.revoke", "key", key_id, key.project, reason=reason)
+            return revoked
+
+    async def _keep_an_admin(self, tx: Tx, key: Key, now: datetime) -> None:
+        # The project row is the lock: two admins revoking each other's key at once must not both succeed.
+        await tx.get(Project, DEFAULT_PROJECT, lock=True)
+        admins = await tx.find(Key, {"role": Role.ADMIN, "revoked_at": None})
+        if not any(other.id != key.id and access.is_active(other, now) for other in admins):
+            raise Refusal(
+                [
+                    Refused(
+                        rule="last-admin-key",
+                        need="another admin key that is active",
+                        have=f"only {key.id}",
+                        hint="make one first: ground keys create --role admin",
+                    )
+                ]
+            )
+
+    def _key(self, secret: str, *, name: str, project: str, owner: str, role: Role, now: datetime) -> Key:
+        return Key(
+            id=self._ids.new("key"),
+            name=access.checked_text(name, "name"),
+            project=project,
+            owner=access.checked_text(owner, "owner"),
+            role=role,
+            secret_sha256=secret_sha256(secret),
+            created_at=now,
+        )
+
+    # ------------------------------------------------------------ exposures
+
+    async def expose(self, actor: Actor, *, address: str, owner: str, reason: str, expires_at: datetime) -> Exposure:
+        """Permits an address beyond loopback until a date. Conflict while a permission for it is in force."""
+        now = self._clock.now()
+        if expires_at <= now:
+            raise InvalidInput(f"expires_at {expires_at:%Y-%m-%d %H:%M} UTC is past", "choose a later date")
+        wanted = Exposure(
+            id=access.checked_text(address, "address"),
+            owner=access.checked_text(owner, "owner"),
+            reason=access.checked_text(reason, "reason"),
+            created_at=now,
+            expires_at=expires_at,
+        )
+        async with self._store.transaction() as tx:
+            before = await tx.get(Exposure, wanted.id, lock=True)
+            if before is None:
+                await tx.insert(wanted)
+            elif access.covers(before, now):
+                raise Conflict(
+                    f"{wanted.id} is exposed until {before.expires_at:%Y-%m-%d %H:%M} UTC already",
+                    f"withdraw it first: ground exposures withdraw {wanted.id}",
+                )
+            else:
+                wanted = await tx.update(replace(wanted, version=before.version))
+            after: dict[str, object] = {"owner": wanted.owner, "expires_at": expires_at}
+            await self._tell(tx, actor, "exposure.create", "exposure", wanted.id, "", after, wanted.reason)
+        return wanted
+
+    async def exposures(self, actor: Actor) -> list[Exposure]:
+        """All of them, in force and over, for roles that see every project: an address belongs to the installation."""
+        if actor.role not in CROSS_PROJECT:
+            return []
+        async with self._store.transaction() as tx:
+            return await tx.find(Exposure)
+
+    async def withdraw(self, actor: Actor, address: str, reason: str = "") -> None:
+        """Ends the permission. NotFound when there is none."""
+        async with self._store.transaction() as tx:
+            if not await tx.delete(Exposure, address):
+                raise NotFound(f"no exposure of {address[:80]!r}", "ground exposures")
+            await self._tell(tx, actor, "exposure.withdraw", "exposure", address, "", reason=reason)
+
+    async def _tell(
+        self,
+        tx: Tx,
+        actor: Actor,
+        action: str,
+        kind: str,
+        id: str,
+        project: str,
+        after: Mapping[str, object] | None = None,
+        reason: str = "",
+    ) -> None:
+        await tx.append_event(
+            EventDraft(
+                at=self._clock.now(),
+                actor=actor.name,
+                action=action,
+                object_kind=kind,
+                object_id=id,
+                project=project,
+                after=dict(after or {}),
+                reason=reason,
+            )
+        )
+
+
+def _facts(key: Key) -> dict[str, object]:
+    """What the trail says of a key: everything but its hash."""
+    return {
+        "name": key.name,
+        "owner": key.owner,
+        "role": key.role.value,
+        "models": key.models,
+        "expires_at": key.expires_at,
+        "requests_per_minute": key.requests_per_minute,
+        "tokens_per_minute": key.tokens_per_minute,
+    }
