@@ -110,6 +110,9 @@ class FileSigner:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            message = f"the signing key {path} can't be opened: {os.strerror(error.errno or 0)}"
+            raise Unavailable(message, "it must be a file of its own, readable by its owner, not a link") from None
         with os.fdopen(descriptor, "rb") as file:
             found = os.fstat(file.fileno())
             mode = stat.S_IMODE(found.st_mode)
