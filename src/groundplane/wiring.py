@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from groundplane.adapters.blobs import FolderBlobStore
 from groundplane.adapters.executors.local import LocalExecutor, RunnerOptions
+from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.model_servers.embedded import EmbeddedModelServer
 from groundplane.adapters.notify import LogNotifier
 from groundplane.adapters.prices import BookPriceBook
@@ -30,8 +31,6 @@ from groundplane.services.plans import Plans
 from groundplane.services.reconcile import Reconcile
 from groundplane.services.runs import Runs
 from groundplane.settings import Settings
-
-GATEWAY_ID = "gw-0"
 
 
 @dataclass(kw_only=True)
@@ -74,7 +73,6 @@ async def build(settings: Settings) -> App:
     store = await SqlStore.open(settings.database_url or f"sqlite:///{home / 'groundplane.db'}")
     usage_log = FolderUsageLog(home / "gateway" / "wal")
     files = HomeRunFiles(home)
-    hardware = load_hardware()
     executors: dict[str, Executor] = {
         "local": LocalExecutor(home, clock, options=RunnerOptions(log_line_limit_bytes=settings.log_line_limit_bytes)),
     }
@@ -91,10 +89,6 @@ async def build(settings: Settings) -> App:
         signer=FileSigner(home / "keys"),
         files=FolderModelFiles(),
         provenance=MachineProvenance(),
-        # All of the home but `uploads`, from which the API registers what was sent to it.
-        private_folders=tuple(
-            home / name for name in ("keys", "store", "attempts", "runs", "models", "gateway", "run", "log")
-        ),
     )
     costs = Costs(
         store=store,
@@ -112,9 +106,7 @@ async def build(settings: Settings) -> App:
         prices=BookPriceBook(
             local_price_microusd_per_hour=settings.local_price_microusd_per_hour,
             as_of=clock.now().date(),
-            hardware=hardware,
         ),
-        hardware=hardware,
         gateway_addresses=(settings.gateway_host,),
     )
     runs = Runs(store=store, clock=clock, ids=ids, plans=plans, costs=costs, executors=executors, wake=wake)

@@ -13,6 +13,7 @@ import hashlib
 import socket
 import time
 from enum import Enum, auto
+from typing import cast
 
 from groundplane.gateway.errors import Fault, bad_request
 from groundplane.gateway.exchange import Exchange
@@ -63,7 +64,8 @@ class ClientConnection(asyncio.Protocol):
     # ------------------------------------------------------------ connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        # uvloop's transports are no subclass of asyncio.Transport.
+        transport = cast(asyncio.Transport, transport)
         self._transport = transport
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         peer = str((transport.get_extra_info("peername") or ("",))[0])
