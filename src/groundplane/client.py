@@ -75,6 +75,10 @@ class Client:
 
     def __init__(self, base_url: str, key: str, *, timeout_s: float = 60.0) -> None:
         self.base_url = base_url.rstrip("/")
+        if not (key.isascii() and key.isprintable()):
+            raise Unauthenticated("the key holds characters that no key has", "set GROUND_KEY to the key alone")
+        if not self.base_url.startswith(("http://", "https://")):
+            raise InvalidInput(f"{base_url!r} is no address", "write GROUND_URL like http://127.0.0.1:4700")
         self._http = httpx.Client(
             base_url=self.base_url,
             headers={"Authorization": f"Bearer {key}", "User-Agent": f"groundplane/{__version__}"},

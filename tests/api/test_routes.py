@@ -1,0 +1,82 @@
+"""Every route: who may pass, and what the document says of it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute
+
+from groundplane.api.access import OPEN_ROUTES, requirement_of
+from groundplane.api.app import ROUTERS, create_app
+from groundplane.console import pages
+
+JSON_ERRORS = ("401", "403", "404", "409", "413", "422", "500", "503")
+
+
+def routes() -> list[tuple[str, APIRoute]]:
+    """Each route of the API and the console with its whole path, however deep its router was included."""
+    return [found for router in (*ROUTERS, pages.router()) for found in _walk(router.routes, "")]
+
+
+def _walk(listed: list[Any], prefix: str) -> list[tuple[str, APIRoute]]:
+    found: list[tuple[str, APIRoute]] = []
+    for route in listed:
+        if isinstance(route, APIRoute):
+            found.append((prefix + route.path, route))
+        else:
+            inner = getattr(route, "include_context", None)
+            found += _walk(route.original_router.routes, prefix + (inner.prefix if inner else ""))
+    return found
+
+
+@functools.cache
+def document() -> dict[str, Any]:
+    return create_app(None).openapi()
+
+
+def test_every_route_asks_for_something_or_stands_on_the_list_of_open_ones() -> None:
+    bare = {path for path, route in routes() if requirement_of(route) is None}
+    assert bare <= set(OPEN_ROUTES) | {"/console/{rest:path}"}, "declare a permission: requires(Permission.…)"
+
+
+def test_the_list_of_open_routes_names_only_routes_that_exist() -> None:
+    assert set(OPEN_ROUTES) - {"/openapi.json"} <= {path for path, _ in routes()}
+
+
+def test_the_walk_sees_every_route_of_the_document() -> None:
+    walked = {route.path_format for _, route in routes()}
+    assert set(document()["paths"]) <= walked
+    assert len(document()["paths"]) > 30
+
+
+def test_every_operation_has_a_name_of_its_own_a_description_and_tags() -> None:
+    operations = [operation for verbs in document()["paths"].values() for operation in verbs.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert len(names) == len(set(names))
+    assert not [operation["operationId"] for operation in operations if not operation.get("description")]
+    assert not [operation["operationId"] for operation in operations if not operation.get("tags")]
+
+
+@pytest.mark.parametrize("status", JSON_ERRORS)
+def test_every_operation_documents_its_errors_in_our_shape(status: str) -> None:
+    for path, verbs in document()["paths"].items():
+        for operation in verbs.values():
+            schema = operation["responses"][status]["content"]["application/json"]["schema"]
+            assert schema == {"$ref": "#/components/schemas/ErrorBody"}, f"{path} {status}"
+
+
+def test_every_json_answer_has_a_shape() -> None:
+    for path, verbs in document()["paths"].items():
+        for verb, operation in verbs.items():
+            good = next(code for code in operation["responses"] if code.startswith("2"))
+            answer = operation["responses"][good].get("content", {}).get("application/json")
+            assert answer is None or answer["schema"], f"{verb} {path}"
+
+
+def test_the_document_declares_the_key_as_the_way_in() -> None:
+    made = document()
+    assert made["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert made["paths"]["/v1/runs"]["get"]["security"] == [{"key": []}]
+    assert "security" not in made["paths"]["/healthz"]["get"]
