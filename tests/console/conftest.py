@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -29,18 +30,20 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Plane]:
         server = subprocess.Popen(
             [sys.executable, "-m", "groundplane.server"], env=env, stdout=output, stderr=output, start_new_session=True
         )
+    opened = contextlib.ExitStack()
     try:
-        made = Plane(f"http://127.0.0.1:{port}", home)
+        made = Plane(f"http://127.0.0.1:{port}", home, opened)
         poll(lambda: _answers(made.url) or server.poll() is not None, "the control plane to answer", 60)
         assert server.poll() is None, log.read_text()
         made.client.create_project(
-            name="vision", owner="dana", cost_center="cc-1", monthly_limit_microusd=1_000_000, reason="tests"
+            name="vision", owner="dana", cost_center="cc-1", monthly_limit_microusd=20_000_000, reason="tests"
         )
         yield made
         for run in made.client.runs(status="active"):
             made.client.stop_run(run.id, "the tests are over")
         poll(lambda: not made.client.runs(status="active"), "the runs to end")
     finally:
+        opened.close()
         server.terminate()
         server.wait(timeout=30)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -31,24 +33,30 @@ def poll(condition: Callable[[], Any], what: str, timeout_s: float = 30) -> Any:
     pytest.fail(f"waited {timeout_s} s for {what}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plane:
-    """A control plane that is up, with project `vision` and a budget of $1."""
+    """A control plane that is up, with project `vision` and a budget of $20. What it hands out, `opened` closes."""
 
     url: str
     home: Path
+    opened: contextlib.ExitStack
 
     @property
     def key(self) -> str:
         return (self.home / "keys" / "admin").read_text().strip()
 
-    @property
+    @functools.cached_property
     def client(self) -> Client:
-        return Client(self.url, self.key)
+        return self.opened.enter_context(contextlib.closing(Client(self.url, self.key)))
+
+    def visitor(self) -> httpx.Client:
+        """Somebody without JavaScript, not signed in, who sends `Origin` as browsers do."""
+        client = httpx.Client(base_url=self.url, headers={"Origin": self.url}, follow_redirects=True, timeout=30)
+        return self.opened.enter_context(client)
 
     def browser(self, key: str | None = None) -> httpx.Client:
-        """A signed-in visitor without JavaScript, who sends `Origin` as browsers do."""
-        visitor = httpx.Client(base_url=self.url, headers={"Origin": self.url}, follow_redirects=True, timeout=30)
+        """A visitor who is signed in."""
+        visitor = self.visitor()
         answer = visitor.post("/console/login", data={"key": key or self.key})
         assert answer.status_code == 200, answer.text
         return visitor

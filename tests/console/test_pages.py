@@ -26,7 +26,7 @@ def run_id(plane: Plane) -> str:
 
 
 def test_the_address_alone_leads_to_the_sign_in_and_back(plane: Plane) -> None:
-    visitor = httpx.Client(base_url=plane.url, follow_redirects=True, headers={"Origin": plane.url})
+    visitor = plane.visitor()
     page = visitor.get("/")
     assert page.url.path == "/console/login"
     wanted = visitor.get("/console/runs?status=active")
@@ -90,7 +90,20 @@ def test_a_revoked_key_ends_its_sessions_at_once(plane: Plane) -> None:
     assert visitor.get("/console/runs").url.path == "/console/login"
 
 
-@pytest.mark.parametrize("target", ["https://elsewhere.example/", "//elsewhere.example", "/v1/runs", "/console/../v1"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "https://elsewhere.example/",
+        "//elsewhere.example",
+        "/v1/runs",
+        "/console/../v1",
+        "/console/%2e%2e/v1",
+        "/console//elsewhere.example",
+        "/console\\..\\v1",
+        "/consoles",
+        "/console/runs\n",
+    ],
+)
 def test_no_redirect_leads_away_from_the_console(plane: Plane, target: str) -> None:
     answer = httpx.post(
         f"{plane.url}/console/login", data={"key": plane.key, "next": target}, headers={"Origin": plane.url}

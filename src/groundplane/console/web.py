@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
@@ -37,6 +38,9 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+
+# No part begins with a dot or holds a `%`: browsers fold `..` and `%2e%2e` away before they ask.
+_OWN_PAGE = re.compile(rf"{HOME}(?:/[\w@-][\w@.-]*)*(?:\?[^\\#]*)?", re.ASCII)
 
 NAVIGATION = (
     ("Overview", HOME, Permission.SYSTEM_READ),
@@ -105,7 +109,7 @@ def back(path: str) -> RedirectResponse:
 
 def local(path: str) -> str:
     """The path if it is one of the console's own pages, else the overview: no redirect leads away from here."""
-    return path if path == HOME or path.startswith((f"{HOME}/", f"{HOME}?")) else HOME
+    return path if _OWN_PAGE.fullmatch(path) else HOME
 
 
 def _here(request: Request) -> str:
