@@ -252,6 +252,8 @@ def main(arguments: list[str] | None = None) -> int:
     reporter = Reporter(options.report_fd)
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(level=logging.INFO, format="%(asctime)sZ %(levelname)s %(name)s: %(message)s")
+    # Alembic tells of every plugin it has, at every start.
+    logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
     try:
         uvloop.run(serve(Settings.from_env(), reporter))
     except GroundError as error:

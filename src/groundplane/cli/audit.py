@@ -14,6 +14,8 @@ from groundplane.cli.render import Table
 from groundplane.cli.words import moment
 from groundplane.errors import IntegrityFailure
 
+_WORD_MAX = 60
+
 
 @click.group()
 def audit() -> None:
@@ -78,4 +80,6 @@ def _change(before: Mapping[str, object], after: Mapping[str, object]) -> str:
 
 
 def _word(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    # Digests are told apart by their first characters; -o json has them whole.
+    return text if len(text) <= _WORD_MAX else f"{text[:12]}…"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,15 +29,16 @@ SPEC_MAX_BYTES = 1 << 20
 
 @click.command()
 @click.option("-f", "--file", "path", required=True, metavar="FILE", help="A spec in YAML; - reads standard input.")
+@click.option("--rules", is_flag=True, help="Every rule's word, not only those that warn or refuse.")
 @output_option
-def plan(path: str, output: str) -> None:
+def plan(path: str, rules: bool, output: str) -> None:
     """Show what a spec would do and cost, and what forbids it.
 
     Nothing starts and no money is held. Exits with 3 when policy refuses the plan.
     """
     with connect() as client:
         plans = _planned(client, path)
-    render.show(plans, output, lambda: [view for made in plans for view in plan_views(made)])
+    render.show(plans, output, lambda: [view for made in plans for view in plan_views(made, rules=rules)])
     if refused := _refusals(plans):
         raise Refusal(refused)
     if output == "table":
@@ -78,8 +80,8 @@ def apply(plan_id: str | None, path: str | None, yes: bool, wait: bool, idempote
     return 0
 
 
-def plan_views(made: Plan) -> list[View]:
-    """A plan for people: what, where, how long, how much and by which sum, and every rule's word on it."""
+def plan_views(made: Plan, *, rules: bool = False) -> list[View]:
+    """A plan for people: what, where, how long, how much and by which sum, and what the rules say."""
     spec = made.job or made.endpoint
     assert spec is not None
     offer = made.offer
@@ -96,7 +98,8 @@ def plan_views(made: Plan) -> list[View]:
         f"  runs on     {where}",
         f"  price       {price}",
         f"  duration    at most {format_duration(made.max_duration_s)}, until {moment(spec.end_date)} at the latest",
-        f"  worst case  {format_usd(made.worst_case_microusd)}{f':  {made.arithmetic}' if made.arithmetic else ''}",
+        f"  worst case  {made.arithmetic or format_usd(made.worst_case_microusd)}",
+        f"  policy      {_policy(made.verdicts)}",
         f"  hash        {made.hash[:16]}",
     ]
     if made.alternatives:
@@ -109,8 +112,16 @@ def plan_views(made: Plan) -> list[View]:
         misfits = [(r.pool, r.node_type, "; ".join(str(reason) for reason in r.reasons)) for r in made.rejected]
         lines.append(Table(("POOL", "NODE TYPE", "REASON"), misfits, title="does not fit:"))
     rows = [_verdict_row(verdict) for verdict in made.verdicts]
-    lines.append(Table(("RULE", "SAYS", "WHY"), rows, empty="no rule applies"))
+    if spoken := [row for row in rows if rules or row[1] != "ok"]:
+        lines.append(Table(("RULE", "SAYS", "WHY"), spoken))
     return lines
+
+
+def _policy(verdicts: Sequence[Verdict]) -> str:
+    refused = sum(verdict.refused is not None for verdict in verdicts)
+    warned = sum(verdict.refused is None and bool(verdict.warning) for verdict in verdicts)
+    said = f"{len(verdicts) - refused - warned} of {len(verdicts)} rules ok"
+    return said + (f", {warned} warn" if warned else "") + (f", {refused} refuse" if refused else "")
 
 
 def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:

@@ -185,7 +185,9 @@ def _left_running(settings: Settings, stop_runs: bool) -> str:
         return f"whether runs keep running is not known: {error}"
     if not runs:
         return "no runs are left"
-    return f"{len(runs)} run{'s keep' if len(runs) > 1 else ' keeps'} running; the next ground up adopts them"
+    if len(runs) == 1:
+        return "1 run keeps running; the next ground up adopts it"
+    return f"{len(runs)} runs keep running; the next ground up adopts them"
 
 
 def _stop_everything(client: Any) -> str:

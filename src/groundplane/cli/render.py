@@ -12,7 +12,6 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from groundplane.errors import GroundError, Problem, Refused
@@ -81,17 +80,23 @@ def say(text: str) -> None:
 
 
 def error(failure: GroundError) -> None:
-    """`error:` one line, every problem or refusal under it, then `hint:` the way forward."""
-    _styled("error:", "bold red", failure.message)
+    """`error:` one line, every problem or refusal under it when there are several, then `hint:` the way forward."""
     source = str(failure.details.get("source", ""))
     problems: tuple[Problem, ...] = getattr(failure, "problems", ())
-    for problem in problems:
-        _problem(problem, source)
     refusals: tuple[Refused, ...] = getattr(failure, "refusals", ())
-    for refused in refusals if len(refusals) > 1 else ():
-        sys.stderr.write(f"  {clean(str(refused))}\n    {clean(refused.hint)}\n")
-    if failure.hint and len(refusals) <= 1:
-        _styled("hint:", "bold cyan", failure.hint)
+    lines = [(_where(problem, source), problem.hint) for problem in problems]
+    lines += [(str(refused), refused.hint) for refused in refusals]
+    if len(lines) == 1:
+        text, hint = lines[0]
+        _styled("error:", "bold red", text if problems else failure.message)
+        lines, hint = [], hint or failure.hint
+    else:
+        _styled("error:", "bold red", f"{source}: {failure.message}" if problems and source else failure.message)
+        hint = "" if lines else failure.hint
+    for text, way in lines:
+        sys.stderr.write(f"  {clean(text)}\n" + (f"    {clean(way)}\n" if way else ""))
+    if hint:
+        _styled("hint:", "bold cyan", hint)
     sys.stderr.flush()
 
 
@@ -148,13 +153,11 @@ def clean(text: str) -> str:
     )
 
 
-def _problem(problem: Problem, source: str) -> None:
-    where = f"{Path(source).name}:{problem.line}: " if source and problem.line else ""
-    text = f"{problem.field}: {problem.message}" if problem.field else problem.message
-    shown = f"{where}{text}" if where else str(problem)
-    sys.stderr.write(f"  {clean(shown)}\n")
-    if problem.hint:
-        sys.stderr.write(f"    {clean(problem.hint)}\n")
+def _where(problem: Problem, source: str) -> str:
+    """`job.yaml:7: spec.resources.gpus: unknown field`, as editors and compilers write it."""
+    if not (source and problem.line):
+        return str(problem)
+    return f"{source}:{problem.line}: " + (f"{problem.field}: {problem.message}" if problem.field else problem.message)
 
 
 def _styled(label: str, style: str, text: str) -> None:
