@@ -91,7 +91,11 @@ class Hardware:
             return True
         row = self.accelerator(offered)
         words = _words(offered) | (_row_words(row) if row is not None else frozenset())
-        return _within(_words(asked), words)
+        if _within(_words(asked), words):
+            return True
+        # A driver may not tell two boards of one chip apart: then either is taken for what was asked.
+        wanted = self.accelerator(asked)
+        return row is None and wanted is not None and wanted in self.accelerators_like(offered)
 
     def instance_type(self, name: str) -> InstanceType | None:
         return self._by_type.get(name.lower())
@@ -118,4 +122,4 @@ def _words(name: str) -> frozenset[str]:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    return re.sub(r"[^a-z0-9]|nvidia|tesla", "", name.lower())

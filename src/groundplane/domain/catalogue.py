@@ -1,0 +1,127 @@
+"""What the catalogue knows beyond hardware: prices of hosted models, storage, error messages, codes and thresholds.
+
+Every row says where its figures are from (`sources`), as of when, and which of them no source was read for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from groundplane.domain.hardware import Hardware
+from groundplane.domain.model_shape import ModelShape
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenListPrice:
+    """A hosted model's list price, in micro-dollars per million tokens. `batch_discount` is the share taken off."""
+
+    id: str
+    provider: str
+    mode: str
+    prompt_microusd_per_million: int
+    completion_microusd_per_million: int
+    cached_microusd_per_million: int | None
+    batch_discount: float
+    context: int | None
+    as_of: str
+    sources: tuple[str, ...]
+    estimated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StorageTier:
+    """Where data may lie. One of the two rates is set, or neither where the source gives none."""
+
+    id: str
+    cloud: str
+    name: str
+    kind: str
+    bytes_per_s: int | None
+    bytes_per_s_per_tib: int | None
+    scope: str
+    microusd_per_gib_month: int | None
+    shared: bool
+    durable: bool
+    use: str
+    as_of: str
+    sources: tuple[str, ...]
+    estimated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class XidCode:
+    """An NVIDIA driver error code. `retry` is yes, no or conditional; `same_node` and `other_node` say where."""
+
+    code: int
+    mnemonic: str
+    name: str
+    active: bool
+    category: str
+    severity: str
+    meaning: str
+    action: str
+    retry: str
+    same_node: bool
+    other_node: bool
+    notes: str
+    as_of: str
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """An error message: a regular expression searched in one log line, its cause, what to check, what mends it."""
+
+    id: str
+    category: str
+    severity: str
+    regex: str
+    example: str
+    cause: str
+    checks: tuple[str, ...]
+    fixes: tuple[str, ...]
+    retry: str
+    other_node: bool
+    advice: str
+    as_of: str
+    sources: tuple[str, ...]
+    estimated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threshold:
+    """When a signal is worth a warning or a page. None where a level is not used."""
+
+    id: str
+    signal: str
+    metric: str
+    unit: str
+    operator: str
+    warning: float | str | None
+    warning_for_s: int
+    critical: float | str | None
+    critical_for_s: int
+    priority: str
+    scope: str
+    meaning: str
+    as_of: str
+    sources: tuple[str, ...]
+    estimated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Catalogue:
+    """Everything, loaded and checked."""
+
+    hardware: Hardware
+    models: tuple[ModelShape, ...]
+    token_prices: tuple[TokenListPrice, ...]
+    storage: tuple[StorageTier, ...]
+    xids: tuple[XidCode, ...]
+    signatures: tuple[Signature, ...]
+    thresholds: tuple[Threshold, ...]
+
+    def model(self, name: str) -> ModelShape | None:
+        """A model by its catalogue name, its Hugging Face id or the last part of that; capitals don't matter."""
+        wanted = name.lower()
+        return next((m for m in self.models if wanted in (m.id, m.hf_id.lower(), m.hf_id.lower().split("/")[-1])), None)
