@@ -1,24 +1,50 @@
 """What all tests share: services that a machine may lack are asked for by name, `@pytest.mark.needs("postgresql")`.
 
 A test whose service is missing is skipped; where GROUND_REQUIRE names the service (as CI does), it fails instead.
+
+`store` is each of the three stores in turn; `postgresql_url` and `sqlite_url` are fresh, migrated databases. The
+PostgreSQL server is started on the first use, as an unprivileged user on a free loopback port, and dies with pytest.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import itertools
 import os
+import pwd
 import shutil
+import signal
+import socket
 import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 
+from groundplane.adapters.store.memory import MemoryStore
+from groundplane.adapters.store.sql import SqlStore
+from groundplane.adapters.system import RandomIds
+from groundplane.ports import Store
+
+_T = TypeVar("_T")
+
+
+def _postgresql_bin() -> Path | None:
+    """The folder of the server programs, which Debian keeps off the PATH."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    on_path = shutil.which("initdb")
+    return found[-1].parent if found else Path(on_path).resolve().parent if on_path else None
+
 
 def _has_postgresql() -> bool:
-    # Debian keeps the server programs off the PATH.
-    return shutil.which("initdb") is not None or any(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    return _postgresql_bin() is not None
 
 
 def _has_chromium() -> bool:
@@ -68,3 +94,187 @@ def pytest_configure(config: pytest.Config) -> None:
     unknown = {name for name in os.environ.get("GROUND_REQUIRE", "").split(",") if name} - set(SERVICES)
     if unknown:
         raise pytest.UsageError(f"GROUND_REQUIRE names {sorted(unknown)}; known are {sorted(SERVICES)}")
+
+
+# ---------------------------------------------------------------- PostgreSQL
+
+# Becomes the user (the interpreter itself may lie where that user can't reach), then the server, which gets SIGQUIT, an
+# immediate stop, when pytest dies, however it dies.
+_SERVER_OF_PYTEST = """
+import ctypes, os, signal, sys
+user, group, *command = sys.argv[1:]
+if os.geteuid() == 0:
+    os.setgroups([]), os.setgid(int(group)), os.setuid(int(user))
+ctypes.CDLL(None).prctl(1, signal.SIGQUIT)
+os.execv(command[0], command)
+"""
+_names = itertools.count()
+
+
+class PostgresqlServer:
+    """One throw-away server; `url(name)` addresses a database on it."""
+
+    def __init__(self, folder: Path) -> None:
+        programs = _postgresql_bin()
+        assert programs is not None, "mark the test with needs('postgresql')"
+        self._postgres, self._initdb = str(programs / "postgres"), str(programs / "initdb")
+        self._data = folder / "data"
+        self._log = folder / "log"
+        # The server refuses to run as root.
+        names = {entry.pw_name for entry in pwd.getpwall()}
+        self._user = pwd.getpwnam("postgres" if "postgres" in names else "nobody")
+        if os.geteuid() == 0:
+            os.chown(folder, self._user.pw_uid, self._user.pw_gid)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def url(self, name: str) -> str:
+        return f"postgresql://postgres@127.0.0.1:{self.port}/{name}"
+
+    def create(self) -> None:
+        command = [self._initdb, "-D", str(self._data), "-A", "trust", "-U", "postgres", "-N", "--locale=C.UTF-8"]
+        made = subprocess.run(self._of_pytest(command), capture_output=True, check=False, cwd="/")
+        assert made.returncode == 0, made.stderr.decode()
+
+    def start(self) -> None:
+        quick = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "shared_buffers=32MB")
+        here = ("listen_addresses=127.0.0.1", f"port={self.port}", "unix_socket_directories=", "max_connections=60")
+        options = [word for setting in (*quick, *here) for word in ("-c", setting)]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._of_pytest([self._postgres, "-D", str(self._data), *options]),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+            )
+        deadline = time.monotonic() + 30
+        while not self._answers():
+            assert self._process.poll() is None and time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.02)
+
+    def _of_pytest(self, command: list[str]) -> list[str]:
+        ids = (str(self._user.pw_uid), str(self._user.pw_gid))
+        return [sys.executable, "-c", _SERVER_OF_PYTEST, *ids, *command]
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(30)
+            self._process = None
+
+    def _answers(self) -> bool:
+        import asyncpg
+
+        async def ask() -> bool:
+            try:
+                connection = await asyncpg.connect(self.url("postgres"), timeout=5)
+            except (OSError, asyncpg.PostgresError):
+                return False
+            await connection.close()
+            return True
+
+        return _run(ask())
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgresqlServer]:
+    with tempfile.TemporaryDirectory(prefix="ground-postgresql-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        server = PostgresqlServer(Path(folder))
+        server.create()
+        server.start()
+        try:
+            _administer(server, "CREATE DATABASE ground_template")
+            _run(_make_template(server))
+            yield server
+        finally:
+            server.stop()
+
+
+async def _make_template(server: PostgresqlServer) -> None:
+    store = await SqlStore.open(server.url("ground_template"))
+    await store.close()
+
+
+def _administer(server: PostgresqlServer, statement: str) -> None:
+    import asyncpg
+
+    async def execute() -> None:
+        connection = await asyncpg.connect(server.url("postgres"))
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    _run(execute())
+
+
+def _run(work: Coroutine[Any, Any, _T]) -> _T:
+    """In a thread with a loop of its own: fixtures are also asked for while a test's loop is running."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
+@pytest.fixture
+def empty_postgresql_url(postgresql_server: PostgresqlServer) -> Iterator[str]:
+    """A database without any table."""
+    name = f"ground_empty_{next(_names)}"
+    _administer(postgresql_server, f"CREATE DATABASE {name}")
+    yield postgresql_server.url(name)
+    _administer(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: PostgresqlServer) -> Iterator[str]:
+    """A database at the newest schema."""
+    name = f"ground_{next(_names)}"
+    _administer(postgresql_server, f"CREATE DATABASE {name} TEMPLATE ground_template")
+    yield postgresql_server.url(name)
+    _administer(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'groundplane.db'}"
+
+
+# ---------------------------------------------------------------- what services stand on
+
+STORES = ("memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.needs("postgresql")))
+
+
+@pytest.fixture(params=STORES)
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """Each store in turn, empty."""
+    if request.param == "memory":
+        opened: Store = MemoryStore()
+    else:
+        opened = await SqlStore.open(request.getfixturevalue(f"{request.param}_url"))
+    yield opened
+    await opened.close()
+
+
+class ManualClock:
+    """A clock that tests set, also backwards."""
+
+    def __init__(self, now: datetime = datetime(2026, 11, 20, 12, tzinfo=UTC)) -> None:
+        self.time = now
+
+    def now(self) -> datetime:
+        return self.time
+
+    def advance(self, seconds: float) -> None:
+        self.time += timedelta(seconds=seconds)
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+def ids(clock: ManualClock) -> RandomIds:
+    return RandomIds(clock)
