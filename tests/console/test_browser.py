@@ -12,6 +12,7 @@ from tests.console.plane import HOSTILE, Plane
 from groundplane.domain.run import RunStatus
 
 pytestmark = pytest.mark.needs("chromium")
+expect.set_options(timeout=20_000)
 
 FLAGS = [
     "--no-sandbox",  # tests run as root in containers

@@ -49,6 +49,7 @@ function followLog(log) {
       if (answer.headers.get("X-Ground-Complete") === "true" && newest > attempt) {
         attempt += 1;
         offset = 0;
+        wait = LOG_PERIOD_MS;
         append(`\n──── attempt ${attempt} ────\n`);
         document.getElementById("log-attempt").textContent = String(attempt);
       } else if (answer.headers.get("X-Ground-Complete") === "true" && isOver()) {
