@@ -159,10 +159,12 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def leftovers(attempt_id: str, state: Document) -> list[int]:
+def leftovers(folder: Path, state: Document) -> list[int]:
     """Living processes that are provably this attempt's, never a stranger with a reused pid: by its mark in their
     environment, by the job's pid and start tick, by its cgroup; and the job's session when one is in it."""
-    mark = f"GROUND_ATTEMPT_ID={attempt_id}".encode()
+    if state.get("folder", str(folder)) != str(folder):
+        return []  # a copy of somebody's home: the processes belong to the original
+    marks = {f"GROUND_ATTEMPT_ID={folder.name}".encode(), f"GROUND_ATTEMPT_DIR={folder}".encode()}
     ours: set[int] = set()
     sessions: dict[int, int] = {}
     for pid in all_pids():
@@ -171,7 +173,7 @@ def leftovers(attempt_id: str, state: Document) -> list[int]:
             continue
         sessions[pid] = int(stat[3])
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):  # gone, or another user's
-            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if marks <= set(Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")):
                 ours.add(pid)
         if pid == state.get("pid") and int(stat[19]) == state.get("start_ticks"):
             ours.add(pid)
@@ -183,13 +185,13 @@ def leftovers(attempt_id: str, state: Document) -> list[int]:
     return sorted(ours)
 
 
-def kill_leftovers(attempt_id: str, state: Document, patience_s: float = 10.0) -> int:
+def kill_leftovers(folder: Path, state: Document, patience_s: float = 10.0) -> int:
     """Kills them all and waits until they are gone; how many there were. TimeoutError when one can't be killed."""
     seen: set[int] = set()
     deadline = time.monotonic() + patience_s
-    while ours := leftovers(attempt_id, state):
+    while ours := leftovers(folder, state):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"processes {ours} of {attempt_id} do not die")
+            raise TimeoutError(f"processes {ours} of {folder.name} do not die")
         seen |= set(ours)
         send(ours, signal.SIGKILL)
         time.sleep(0.02)
@@ -218,7 +220,7 @@ def look(folder: Path) -> Document:
 
 def bury(folder: Path, state: Document) -> Document:
     """Ends an attempt whose runner is dead. The caller holds its lock."""
-    killed = kill_leftovers(folder.name, state)
+    killed = kill_leftovers(folder, state)
     remove_cgroup(state.get("cgroup", ""))
     rebooted = state.get("boot_id", boot_id()) != boot_id()
     state.update(
@@ -526,6 +528,7 @@ def job_environment(order: Document, folder: Path, resume_from: str) -> dict[str
         GROUND_RUN_ID=order["run_id"],
         GROUND_ATTEMPT=str(order["number"]),
         GROUND_ATTEMPT_ID=folder.name,
+        GROUND_ATTEMPT_DIR=str(folder),
         GROUND_CHECKPOINT_DIR=order["checkpoint_dir"],
         GROUND_OUTPUT_DIR=order["output_dir"],
         GROUND_RESUME_FROM=resume_from,
@@ -593,7 +596,7 @@ class Runner:
         self.stop_reason = self.stop_message = ""
         self.kill_at = float("inf")
         self.cgroup = ""
-        self.oom_kills_before = 0
+        self.oom_kills_before = self.peak_bytes = 0
         accelerators = order.get("accelerator_indexes") or []
         self.sampler = Sampler(str(folder), accelerators, order.get("nvml_library") or NVML_LIBRARY)
         self.checkpoints = Checkpoints(Path(order["checkpoint_dir"]))
@@ -650,7 +653,7 @@ class Runner:
         self.found = [resume] if resume else []
         self.state["resumed_from_step"] = resume["step"] if resume else None
         if self.memory_bytes:
-            self.cgroup = make_cgroup(f"ground-{self.folder.name}", self.memory_bytes)
+            self.cgroup = make_cgroup(f"ground-{self.folder.name}-{os.getpid()}", self.memory_bytes)
         self.oom_kills_before = oom_kills(self.cgroup)
         env = job_environment(self.order, self.folder, resume["path"] if resume else "")
         problem = self.fork(env)
@@ -743,12 +746,13 @@ class Runner:
     def reap(self) -> None:
         while True:
             try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, os.WNOHANG)
             except ChildProcessError:
                 self.childless = True
                 return
             if pid == 0:
                 return
+            self.peak_bytes = max(self.peak_bytes, usage.ru_maxrss * 1024)
             if pid == self.pid:
                 self.status = status
 
@@ -799,12 +803,12 @@ class Runner:
         if max([sample["cpu_percent"], *busy]) >= (self.order.get("idle_percent") or 2.0):
             self.active_at = time.monotonic()
         self.state.update(sample=sample, heartbeat_at=now_text(), checkpoints=self.found[-REPORTED_CHECKPOINTS:])
-        write_document(self.folder / "state.json", self.state, durable=False)
         path = self.folder / "samples.jsonl"
         with path.open("ab") as file:
             file.write(json.dumps(sample).encode() + b"\n")
         if path.stat().st_size > SAMPLES_LIMIT_BYTES:
             path.replace(path.with_suffix(".jsonl.1"))
+        write_document(self.folder / "state.json", self.state, durable=False)
 
     # ---- end
 
@@ -856,9 +860,16 @@ class Runner:
             return self.stop_reason, code, self.stop_message
         if code == 0:
             return "succeeded", 0, ""
-        if oom_kills(self.cgroup) > self.oom_kills_before and (self.cgroup or signalled == signal.SIGKILL):
-            limit = f"its limit of {self.memory_bytes} bytes" if self.cgroup else "the node's memory"
-            return "out-of-memory", code, f"the kernel ended it at {limit}"
+        short_of_memory = oom_kills(self.cgroup) > self.oom_kills_before
+        if short_of_memory and self.cgroup:
+            return "out-of-memory", code, f"the kernel ended it at its limit of {self.memory_bytes} bytes"
+        # The node's count covers everybody: it means this job only when the job was a large part of the node.
+        if short_of_memory and signalled == signal.SIGKILL and self.peak_bytes > node_memory_bytes() / 4:
+            return (
+                "out-of-memory",
+                code,
+                f"the node ran out of memory; one process of the job held {self.peak_bytes} bytes",
+            )
         if any(words in self.log.tail for words in FULL_DISK_WORDS):
             return "disk-full", code, f"it exited with status {code} and said: No space left on device"
         if signalled:
@@ -902,15 +913,20 @@ def parse_time(text: str) -> float:
 # ---------------------------------------------------------------- the node
 
 
-def facts(folder: Path, nvml_library: str = NVML_LIBRARY) -> Document:
-    """What this node gives a process like us: CPUs, memory and free disk in bytes, accelerators by NVML index."""
-    cpus = float(len(os.sched_getaffinity(0)))
+def node_memory_bytes() -> int:
+    """What the machine has, or the least that a cgroup above us allows."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for here, version in own_cgroups("memory"):
         for parent in (here, *here.parents):
             limit = parent / ("memory.max" if version == 2 else "memory.limit_in_bytes")
             if limit.exists() and (text := limit.read_text().strip()) != "max":
                 memory = min(memory, int(text))
+    return memory
+
+
+def facts(folder: Path, nvml_library: str = NVML_LIBRARY) -> Document:
+    """What this node gives a process like us: CPUs, memory and free disk in bytes, accelerators by NVML index."""
+    cpus = float(len(os.sched_getaffinity(0)))
     for here, version in own_cgroups("cpu"):
         for parent in (here, *here.parents):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -931,7 +947,7 @@ def facts(folder: Path, nvml_library: str = NVML_LIBRARY) -> Document:
     return {
         "node": os.uname().nodename,
         "cpus": cpus,
-        "memory_bytes": memory,
+        "memory_bytes": node_memory_bytes(),
         "disk_free_bytes": free,
         "accelerators": cards,
     }
@@ -953,15 +969,17 @@ def attempt(folder: Path, on_record: Callable[[], object]) -> None:
         on_record()
         return
     state = {"attempt_id": folder.name, "state": "starting", "runner_pid": os.getpid(), "boot_id": boot_id()}
-    state.update(checkpoints=[], heartbeat_at=now_text())
+    state.update(folder=str(folder), checkpoints=[], heartbeat_at=now_text())
     write_document(folder / "state.json", state)
     on_record()
     try:
         runner = Runner(folder, read_document(folder / "order.json") or {}, state)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        full = isinstance(error, OSError) and error.errno in FULL_DISK
         state.update(
-            state="ended", ended_at=now_text(), end_reason="start-failed", message=f"unreadable order: {error!r}"
+            end_reason="disk-full" if full else "start-failed", message=f"its order can't be obeyed: {error!r}"
         )
+        state.update(state="ended", ended_at=now_text())
         write_ended(folder, state)
         return
     runner.run()
@@ -992,14 +1010,14 @@ def main(arguments: list[str]) -> int:
     elif arguments[:1] == ["--look"]:
         for folder in arguments[1:]:
             try:
-                found = look(Path(folder).absolute())
+                found = look(Path(folder).resolve())
             except (OSError, ValueError) as error:  # unreadable, or processes that don't die: not known, so not claimed
                 found = {"state": "unknown", "message": str(error)}
             sys.stdout.write(json.dumps(found) + "\n")
     elif arguments[:1] == ["--detach"] and len(arguments) == 2:
-        return detach(Path(arguments[1]).absolute())
+        return detach(Path(arguments[1]).resolve())
     elif len(arguments) == 1 and not arguments[0].startswith("-"):
-        attempt(Path(arguments[0]).absolute(), lambda: None)
+        attempt(Path(arguments[0]).resolve(), lambda: None)
     else:
         sys.stderr.write(f"error: can't read {arguments}\nhint: {(__doc__ or '').strip()}\n")
         return 2

@@ -95,7 +95,7 @@ class Node:
 
     def processes(self, attempt_id: str = "att-1") -> list[int]:
         """Living processes that carry the attempt's mark, the runner apart."""
-        mark = f"GROUND_ATTEMPT_ID={attempt_id}".encode()
+        mark = f"GROUND_ATTEMPT_DIR={self.folder(attempt_id).resolve()}".encode()
         return [pid for pid, env in environments() if mark in env.split(b"\0")]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -77,6 +78,16 @@ async def test_a_process_that_only_looks_like_the_jobs_is_spared(node: Any) -> N
         stranger.kill()
 
 
+async def test_a_copied_home_reports_its_attempts_lost_and_touches_nobodys_job(node: Any, node_with: Any) -> None:
+    await node.start("sleep 60")
+    await node.until(lambda seen: seen.state == "running")
+    copy = node_with(node.home.parent / "copy")
+    shutil.copytree(node.home, copy.home)
+    assert (await copy.ended()).end_reason is EndReason.RUNNER_LOST
+    assert (await node.see()).state == "running"
+    assert node.processes()
+
+
 async def test_a_restarted_node_has_lost_its_attempts(node: Any) -> None:
     await node.start("sleep 60")
     await node.until(lambda seen: seen.state == "running")
@@ -128,14 +139,15 @@ async def test_a_state_damaged_by_a_power_cut_is_a_lost_attempt(node: Any) -> No
 async def test_a_state_that_cannot_be_read_is_unknown_and_nothing_is_done(node: Any) -> None:
     await node.start("sleep 60")
     await node.until(lambda seen: seen.state == "running")
-    (node.folder() / "state.json").unlink()
-    (node.folder() / "state.json").mkdir()
+    runner, good = node.state()["runner_pid"], (node.folder() / "state.json").read_bytes()
+    os.kill(runner, signal.SIGSTOP)  # so that it does not repair the file meanwhile
+    (node.folder() / "state.json").write_bytes(b'{"state": "runn')
     seen = await node.see()
-    assert seen.state == "unknown"
+    assert (seen.state, seen.end_reason) == ("unknown", None)
     assert node.processes()
-    os.kill(max(node.processes()), signal.SIGKILL)
-    (node.folder() / "state.json").rmdir()
-    await node.ended()
+    (node.folder() / "state.json").write_bytes(good)
+    os.kill(runner, signal.SIGCONT)
+    assert (await node.see()).state == "running"
 
 
 async def test_a_runner_told_to_end_ends_its_job_first(node: Any) -> None:
