@@ -103,6 +103,7 @@ def number(minimum: float, maximum: float) -> Reader:
 
 
 def boolean(node: Node, _now: datetime) -> bool:
+    """Only `true` and `false`: YAML's yes and on are text here."""
     value = _plain(node, "true or false")
     if value.lower() not in {"true", "false"} or not node.tag.endswith(":bool"):
         raise _bad(node, f"{shown(value)} is not true or false", "write true or false")
