@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from groundplane.domain.spec_parse import parse
-from groundplane.domain.spec_yaml import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, MAX_DOCUMENTS
+from groundplane.domain.spec_yaml import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, MAX_DOCUMENTS, MAX_VALUES
 from groundplane.errors import InvalidInput
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
@@ -425,6 +425,9 @@ def test_size_depth_aliases_and_documents_are_bounded():
     assert said("[" * 200_000) == [f"line 1: nested deeper than {MAX_DEPTH} levels | no field of a spec is that deep"]
     assert said("a: &a x\nb: [" + "*a, " * (MAX_ALIASES + 1) + "]") == [
         f"line 2: more than {MAX_ALIASES} aliases | write the values out"
+    ]
+    assert said("a: [" + "1," * (MAX_VALUES + 1) + "]") == [
+        "line 1: more than 20,000 keys and values | move the data out of the spec"
     ]
     assert said("--- 1\n" * (MAX_DOCUMENTS + 1)) == [
         f"line {MAX_DOCUMENTS + 1}: more than {MAX_DOCUMENTS} documents | split it into several files"

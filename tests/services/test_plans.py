@@ -62,11 +62,26 @@ NODE = Offer(
     price_source="",
 )
 GPU_TYPE = InstanceType(
-    cloud="azure", name="Standard_NC24ads_A100_v4", region="eastus", accelerators=1,
-    accelerator="nvidia-a100-80gb-pcie", cpus=24, memory_bytes=220 * GIB, disk_bytes=None, network_gbps=20, rdma_gbps=None,
-    price_microusd_per_hour=3_673_000, spot_microusd_per_hour=None, price_as_of=date(2026, 11, 1),
-    quota_family="NCADSA100v4", status="current", retirement_date=None, as_of="2026-11-01", sources=("x",), estimated=False,
-)  # fmt: skip
+    cloud="azure",
+    name="Standard_NC24ads_A100_v4",
+    region="eastus",
+    accelerators=1,
+    accelerator="nvidia-a100-80gb-pcie",
+    cpus=24,
+    memory_bytes=220 * GIB,
+    disk_bytes=None,
+    network_gbps=20,
+    rdma_gbps=None,
+    price_microusd_per_hour=3_673_000,
+    spot_microusd_per_hour=None,
+    price_as_of=date(2026, 11, 1),
+    quota_family="NCADSA100v4",
+    status="current",
+    retirement_date=None,
+    as_of="2026-11-01",
+    sources=("x",),
+    estimated=False,
+)
 
 
 class SetClock:
@@ -265,6 +280,17 @@ async def test_a_node_without_a_price_is_rejected_for_that(world: World):
         "offer-fits": "offer-fits: needs a price, has price none on cloud/mystery"
         " | add it to the price book, with its date and source"
     }
+
+
+async def test_what_other_pools_lack_does_not_explain_this_one(world: World):
+    world.cloud.nodes = [replace(NODE, pool="cloud", node_type="mystery")]
+    plans = world.with_price(100_000, pools="local cloud")
+    (plan,) = await plans.plan(ANA, JOB.replace("cpus: 2", "cpus: 64"))
+    assert [item.pool for item in plan.rejected] == ["local", "cloud"]
+    assert refused(plan)["offer-fits"].startswith("offer-fits: needs 64 CPUs, has cpus 4 on local/this-machine")
+    world.local.nodes = []
+    (empty,) = await plans.plan(ANA, JOB)
+    assert refused(empty)["offer-fits"].startswith("offer-fits: needs an offer, has pool local has no nodes")
 
 
 async def test_a_stale_price_is_flagged_and_a_zero_price_too(world: World):

@@ -67,23 +67,30 @@ class Hardware:
     accelerators: tuple[Accelerator, ...] = ()
     instance_types: tuple[InstanceType, ...] = ()
     _by_type: dict[str, InstanceType] = field(init=False, repr=False, compare=False)
+    _by_name: dict[str, Accelerator] = field(init=False, repr=False, compare=False)
+    _named: tuple[tuple[frozenset[str], Accelerator], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        names: dict[str, Accelerator] = {}
+        for item in self.accelerators:
+            for name in (item.id, item.name, *item.aliases):
+                names.setdefault(_plain(name), item)
         object.__setattr__(self, "_by_type", {item.name.lower(): item for item in self.instance_types})
+        object.__setattr__(self, "_by_name", names)
+        object.__setattr__(self, "_named", tuple((_row_words(item), item) for item in self.accelerators))
 
     def accelerator(self, name: str) -> Accelerator | None:
         """The one accelerator a name means: its id, its full name, an alias, or words that fit only one."""
-        plain = _plain(name)
-        for item in self.accelerators:
-            if plain in {_plain(item.id), _plain(item.name), *map(_plain, item.aliases)}:
-                return item
+        known = self._by_name.get(_plain(name))
+        if known is not None:
+            return known
         fitting = self.accelerators_like(name)
         return fitting[0] if len(fitting) == 1 else None
 
     def accelerators_like(self, name: str) -> tuple[Accelerator, ...]:
         """Every accelerator a name may mean: `h100` is each H100, `h100-80gb` each with 80 GB."""
         words = _words(name)
-        return tuple(item for item in self.accelerators if words and _within(words, _row_words(item)))
+        return tuple(item for known, item in self._named if words and _within(words, known))
 
     def same_accelerator(self, asked: str, offered: str) -> bool:
         """Whether what a node has is what was asked for; a family name is met by each of its members."""

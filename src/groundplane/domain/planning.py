@@ -5,9 +5,10 @@ filter (`fit`) → rank and price (`rank`) → verdicts (`policy.judge`) → `se
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from enum import StrEnum
@@ -72,10 +73,12 @@ class RejectedOffer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """Offers for one spec: those that fit, cheapest first, and those that do not, nearest miss first."""
+    """Offers for one spec: the cheapest that fit, cheapest first, the nearest that do not, and how many of each."""
 
     quotes: tuple[Quote, ...]
     rejected: tuple[RejectedOffer, ...]
+    fitting_count: int
+    rejected_count: int
 
     @property
     def best(self) -> Quote | None:
@@ -120,29 +123,8 @@ class Plan:
 
 def fit(need: Resources, pool: str, offer: Offer, hardware: Hardware) -> tuple[Refused, ...]:
     """Every reason why an offer can't carry a spec; empty when it can. More of anything never adds a reason."""
-    if offer.pool != pool:
-        hint = f"set pool: {offer.pool} to use it"
-        return (Refused(rule="pool", need=f"pool {pool}", have=f"pool {offer.pool}", hint=hint),)
-    reasons: list[Refused] = []
-    if need.cpus > offer.cpus:
-        hint = f"lower resources.cpus to {offer.cpus:g}"
-        reasons.append(Refused(rule="cpus", need=f"{need.cpus:g} CPUs", have=f"{offer.cpus:g}", hint=hint))
-    if need.memory_bytes > offer.memory_bytes:
-        reasons.append(_too_small("memory", need.memory_bytes, offer.memory_bytes))
-    if need.disk_bytes > offer.disk_free_bytes:
-        reasons.append(_too_small("disk", need.disk_bytes, offer.disk_free_bytes))
-    if need.accelerators > offer.accelerators:
-        have = f"{offer.accelerators} × {offer.accelerator}" if offer.accelerators else "none"
-        wanted = f"{need.accelerators} × {need.accelerator or 'accelerator'}"
-        hint = "choose a pool with accelerators" if not offer.accelerators else "spread it over more nodes"
-        reasons.append(Refused(rule="accelerators", need=wanted, have=have, hint=hint))
-    elif need.accelerators and not hardware.same_accelerator(need.accelerator, offer.accelerator):
-        hint = f"set resources.accelerator: {offer.accelerator}, or leave it out to take any"
-        reasons.append(Refused(rule="accelerator", need=need.accelerator, have=offer.accelerator, hint=hint))
-    if need.nodes > offer.nodes:
-        hint = f"lower resources.nodes to {offer.nodes}"
-        reasons.append(Refused(rule="nodes", need=f"{need.nodes} nodes", have=str(offer.nodes), hint=hint))
-    return tuple(reasons)
+    misses = _misses(need, pool, offer, hardware.same_accelerator)
+    return tuple(_reason(rule, need, pool, offer) for rule in misses)
 
 
 def rank(
@@ -155,26 +137,80 @@ def rank(
 
     `unpriced` are offers that were rejected before, for want of a price.
     """
-    quotes: list[tuple[Offer, int]] = []
-    rejected = list(unpriced)
+    need = spec.resources
+    same = functools.cache(hardware.same_accelerator)  # ten thousand offers name a few dozen accelerators
+    fitting: list[tuple[int, Offer]] = []
+    missing: list[tuple[tuple[str, ...], Offer]] = []
     for offer in offers:
-        reasons = fit(spec.resources, spec.pool, offer, hardware)
-        if reasons:
-            rejected.append(RejectedOffer(pool=offer.pool, node_type=offer.node_type, reasons=reasons))
+        misses = _misses(need, spec.pool, offer, same)
+        if misses:
+            missing.append((misses, offer))
         else:
-            worst = cost_microusd(offer.price_microusd_per_hour, spec.max_duration_s, spec.resources.nodes)
-            quotes.append((offer, worst))
-    quotes.sort(key=lambda quote: (quote[1], *_size(quote[0])))
-    rejected.sort(key=lambda item: (item.reasons[0].rule == "pool", len(item.reasons), item.pool, item.node_type))
-    # Writing sums out is most of the work at ten thousand offers, and nobody reads the last of them.
-    shown = [
+            fitting.append((cost_microusd(offer.price_microusd_per_hour, spec.max_duration_s, need.nodes), offer))
+    fitting.sort(key=lambda pair: (pair[0], *_size(pair[1])))
+    missing.sort(key=lambda pair: (pair[0][0] == "pool", len(pair[0]), pair[1].pool, pair[1].node_type))
+    # Only what is shown is written out: that is most of the work, and nobody reads the last of ten thousand.
+    quotes = [
         Quote(offer=offer, worst_case_microusd=worst, arithmetic=arithmetic(spec, offer, worst))
-        for offer, worst in quotes[: 1 + MAX_ALTERNATIVES]
+        for worst, offer in fitting[: 1 + MAX_ALTERNATIVES]
     ]
-    rest = [
-        Quote(offer=offer, worst_case_microusd=worst, arithmetic="") for offer, worst in quotes[1 + MAX_ALTERNATIVES :]
+    rejected = [
+        RejectedOffer(
+            pool=offer.pool,
+            node_type=offer.node_type,
+            reasons=tuple(_reason(rule, need, spec.pool, offer) for rule in misses),
+        )
+        for misses, offer in missing[:MAX_REJECTED]
     ]
-    return Ranking(quotes=(*shown, *rest), rejected=tuple(rejected))
+    own = [item for item in unpriced if item.pool == spec.pool]
+    others = [item for item in unpriced if item.pool != spec.pool]
+    return Ranking(
+        quotes=tuple(quotes),
+        rejected=(*own, *rejected, *others)[:MAX_REJECTED],
+        fitting_count=len(fitting),
+        rejected_count=len(missing) + len(unpriced),
+    )
+
+
+def _misses(need: Resources, pool: str, offer: Offer, same: Callable[[str, str], bool]) -> tuple[str, ...]:
+    """The rules an offer fails, in the order they are told; those of another pool are told for that alone."""
+    if offer.pool != pool:
+        return ("pool",)
+    fails = (
+        ("cpus", need.cpus > offer.cpus),
+        ("memory", need.memory_bytes > offer.memory_bytes),
+        ("disk", need.disk_bytes > offer.disk_free_bytes),
+        ("accelerators", need.accelerators > offer.accelerators),
+        ("nodes", need.nodes > offer.nodes),
+    )
+    misses = tuple(rule for rule, failed in fails if failed)
+    if need.accelerators and "accelerators" not in misses and not same(need.accelerator, offer.accelerator):
+        return (*misses, "accelerator")
+    return misses
+
+
+def _reason(rule: str, need: Resources, pool: str, offer: Offer) -> Refused:
+    """A failed rule with its numbers and a way forward."""
+    if rule == "pool":
+        hint = f"set pool: {offer.pool} to use it"
+        return Refused(rule=rule, need=f"pool {pool}", have=f"pool {offer.pool}", hint=hint)
+    if rule == "cpus":
+        hint = f"lower resources.cpus to {offer.cpus:g}"
+        return Refused(rule=rule, need=f"{need.cpus:g} CPUs", have=f"{offer.cpus:g}", hint=hint)
+    if rule == "memory":
+        return _too_small(rule, need.memory_bytes, offer.memory_bytes)
+    if rule == "disk":
+        return _too_small(rule, need.disk_bytes, offer.disk_free_bytes)
+    if rule == "accelerators":
+        have = f"{offer.accelerators} × {offer.accelerator}" if offer.accelerators else "none"
+        wanted = f"{need.accelerators} × {need.accelerator or 'accelerator'}"
+        hint = "choose a pool with accelerators" if not offer.accelerators else "spread it over more nodes"
+        return Refused(rule=rule, need=wanted, have=have, hint=hint)
+    if rule == "nodes":
+        hint = f"lower resources.nodes to {offer.nodes}"
+        return Refused(rule=rule, need=f"{need.nodes} nodes", have=str(offer.nodes), hint=hint)
+    hint = f"set resources.accelerator: {offer.accelerator}, or leave it out to take any"
+    return Refused(rule="accelerator", need=need.accelerator, have=offer.accelerator, hint=hint)
 
 
 def arithmetic(spec: JobSpec | EndpointSpec, offer: Offer, worst_case_microusd: int) -> str:
@@ -248,8 +284,8 @@ def seal(
         hash=plan_hash(digest, offer, verdicts),
         created_by=created_by,
         created_at=now,
-        alternatives=ranking.quotes[1 : 1 + MAX_ALTERNATIVES],
-        rejected=ranking.rejected[:MAX_REJECTED],
+        alternatives=ranking.quotes[1:],
+        rejected=ranking.rejected,
     )
 
 
@@ -269,12 +305,15 @@ def plan_hash(digest: str, offer: Offer | None, verdicts: Sequence[Verdict]) -> 
 
 
 def changes(plan: Plan, ranking: Ranking, verdicts: Sequence[Verdict]) -> list[Refused]:
-    """What is no longer as it was planned: the node, its fit, its price, or a rule's answer. Empty: apply it."""
+    """What is no longer as it was planned: the node, its fit, its price, or a rule's answer. Empty: apply it.
+
+    `ranking` and `verdicts` are today's, over the offers of the planned pool and node type alone (`same_place`).
+    """
     if plan.offer is None:
         return []
     planned = plan.offer
     found: list[Refused] = []
-    now = next((quote.offer for quote in ranking.quotes if _same_place(quote.offer, planned)), None)
+    now = next((quote.offer for quote in ranking.quotes if same_place(quote.offer, planned)), None)
     if now is None:
         found.append(_gone(planned, ranking))
     else:
@@ -285,7 +324,7 @@ def changes(plan: Plan, ranking: Ranking, verdicts: Sequence[Verdict]) -> list[R
             have = f"{now.accelerators} × {now.accelerator or 'no accelerator'}"
             found.append(Refused(rule="node-unchanged", need=need, have=have, hint=_AGAIN))
     before = {verdict.rule for verdict in plan.verdicts if verdict.refused is not None}
-    # The ranking's own best offer may be another one by now: what it fails is no change of this plan.
+    # That it no longer fits, or costs more, is told above in better words.
     skipped = before | {"offer-fits", "max-cost"}
     found += [v.refused for v in verdicts if v.refused is not None and v.rule not in skipped]
     return found
@@ -326,7 +365,8 @@ def _size(offer: Offer) -> tuple[float | str, ...]:
     return (*small_first, offer.pool, offer.node_type, offer.accelerator, offer.nodes)
 
 
-def _same_place(one: Offer, other: Offer) -> bool:
+def same_place(one: Offer, other: Offer) -> bool:
+    """Whether two offers are the same pool's same node type."""
     return (one.pool, one.node_type) == (other.pool, other.node_type)
 
 

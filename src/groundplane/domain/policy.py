@@ -184,10 +184,11 @@ def _offer_fits(subject: Subject) -> Finding | None:
     if spec.pool in subject.silent_pools:
         have = f"pool {spec.pool} does not answer: {subject.silent_pools[spec.pool]}"
         return Finding(need="an offer", have=have, hint="try again, or choose another pool")
-    if not ranking.rejected:
+    own = [item for item in ranking.rejected if item.pool == spec.pool]
+    if not own:
         return Finding(need="an offer", have=f"pool {spec.pool} has no nodes", hint="choose another pool")
     # The nearest miss: the fewest reasons stand in its way.
-    miss = ranking.rejected[0]
+    miss = own[0]
     have = "; ".join(f"{reason.rule} {reason.have}" for reason in miss.reasons)
     need = "; ".join(reason.need for reason in miss.reasons)
     return Finding(need=need, have=f"{have} on {miss.pool}/{miss.node_type}", hint=miss.reasons[0].hint)

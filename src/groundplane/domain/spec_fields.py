@@ -268,9 +268,9 @@ def reference() -> str:
         "",
         "## Limits",
         "",
-        "A document has at most 1 MiB, 32 levels, 64 aliases; a file at most 64 documents. Merge keys (`<<`) and",
-        "custom tags are refused. A field written twice is refused. Values that YAML 1.1 would turn into something",
-        "else (`yes`, `1.10`, `2026-12-01`) must be quoted where text is expected; numbers in `command` are taken",
-        "as written.",
+        "A file has at most 1 MiB, 64 documents, 32 levels, 64 aliases and 20,000 keys and values. Merge keys",
+        "(`<<`) and custom tags are refused, and so is a field written twice. Values that YAML 1.1 would turn into",
+        "something else (`yes`, `1.10`, `2026-12-01`) must be quoted where text is expected; numbers in `command`",
+        "are taken as written.",
     ]
     return "\n".join(lines) + "\n"

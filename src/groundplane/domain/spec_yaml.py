@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 import yaml
-from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, DocumentStartEvent
+from yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, DocumentStartEvent, ScalarEvent
 from yaml.nodes import Node, ScalarNode
 
 from groundplane.errors import InvalidInput, Problem
@@ -19,6 +19,7 @@ MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_ALIASES = 64
 MAX_DOCUMENTS = 64
+MAX_VALUES = 20_000
 
 # libyaml reads ten times faster; the pure Python loader gives the same nodes where it is not compiled in.
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -77,13 +78,15 @@ def _check_characters(text: str) -> None:
 
 def _check_structure(text: str) -> None:
     """Depth and aliases are counted on the event stream: composing recurses, so it must come after."""
-    depth = aliases = documents = 0
+    depth = aliases = documents = values = 0
     for event in yaml.parse(text, Loader=_LOADER):
         line = 1 if event.start_mark is None else event.start_mark.line + 1
         if isinstance(event, CollectionStartEvent):
             depth += 1
         elif isinstance(event, CollectionEndEvent):
             depth -= 1
+        elif isinstance(event, ScalarEvent):
+            values += 1
         elif isinstance(event, AliasEvent):
             aliases += 1
         elif isinstance(event, DocumentStartEvent):
@@ -92,6 +95,8 @@ def _check_structure(text: str) -> None:
             raise _invalid(f"nested deeper than {MAX_DEPTH} levels", line, "no field of a spec is that deep")
         if aliases > MAX_ALIASES:
             raise _invalid(f"more than {MAX_ALIASES} aliases", line, "write the values out")
+        if values > MAX_VALUES:
+            raise _invalid(f"more than {MAX_VALUES:,} keys and values", line, "move the data out of the spec")
         if documents > MAX_DOCUMENTS:
             raise _invalid(f"more than {MAX_DOCUMENTS} documents", line, "split it into several files")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from groundplane.audit import EventDraft
 from groundplane.domain import planning, policy
@@ -106,8 +106,9 @@ class Plans:
             raise Unavailable(
                 f"pool {plan.offer.pool} does not answer: {market.silent[plan.offer.pool]}", "try again in a moment"
             )
+        place = tuple(offer for offer in market.offers if planning.same_place(offer, plan.offer))
         async with self._store.transaction() as tx:
-            subject = await self._subject(tx, None, spec, market)
+            subject = await self._subject(tx, None, spec, replace(market, offers=place))
         return planning.changes(plan, subject.ranking, policy.judge(subject, at_apply=True))
 
     # ------------------------------------------------------------ the parts of a plan
