@@ -20,7 +20,7 @@ _TRAILERS_MAX_BYTES = 4096
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _FIELD = _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n"
-_REQUEST = re.compile(rb"(" + _TOKEN + rb"++) ([\x21-\x7e]++) HTTP/(\d\.\d)\r\n((?:" + _FIELD + rb")*+)\r\n")
+_REQUEST = re.compile(rb"(" + _TOKEN + rb"++) (/[\x21-\x7e]*+) HTTP/(\d\.\d)\r\n((?:" + _FIELD + rb")*+)\r\n")
 _RESPONSE = re.compile(rb"HTTP/1\.[01] ([1-5]\d\d)(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n((?:" + _FIELD + rb")*+)\r\n")
 _PAIR = re.compile(rb"([^:]++):([^\r]*+)\r\n")
 _ONE_FIELD = re.compile(_FIELD)

@@ -32,7 +32,7 @@ class Fields(msgspec.Struct):
     max_completion_tokens: int | None = None
     n: int | None = None
     best_of: int | None = None
-    prompt: msgspec.Raw | None = None
+    prompt: msgspec.Raw = msgspec.Raw()
 
     @property
     def wants_usage(self) -> bool:
@@ -46,7 +46,7 @@ class Fields(msgspec.Struct):
 
     def _prompts(self) -> int:
         """How many prompts a completion request carries: a list of texts or of token lists is a batch."""
-        raw = bytes(self.prompt) if self.prompt is not None else b""
+        raw = bytes(self.prompt)
         if not raw.startswith(b"["):
             return 1
         prompts: list[Any] = msgspec.json.decode(raw, type=list[Any])
@@ -59,6 +59,8 @@ _DECODER = msgspec.json.Decoder(Fields)
 def read_fields(body: bytes) -> Fields:
     """Raises Fault 400 when the body is no JSON object or a routing field has the wrong type."""
     try:
+        if not body.isascii():
+            body.decode()  # the decoder looks at the routing fields only; JSON is UTF-8 throughout
         fields = _DECODER.decode(body)
     except msgspec.ValidationError as error:
         text = str(error)

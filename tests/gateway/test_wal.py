@@ -1,0 +1,294 @@
+"""The write-ahead log: what was answered is there once, whatever dies in between."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from groundplane.adapters.usage_log import FolderUsageLog
+from groundplane.domain.usage_records import Reserved, Settled
+from groundplane.errors import Conflict, IntegrityFailure, InvalidInput
+from groundplane.gateway.wal import LogUnavailable, WriteAheadLog
+
+
+def opened(folder: Path, gateway_id: str = "gw", **more: int) -> WriteAheadLog:
+    log = WriteAheadLog(folder, gateway_id, **{"free_min_bytes": 0, **more})
+    log.open()
+    return log
+
+
+def reserve(log: WriteAheadLog, name: str) -> None:
+    log.reserved(
+        Reserved(
+            seq=log.next_seq(),
+            id=name,
+            key_id="k",
+            project="vision",
+            model="tiny",
+            endpoint="tiny",
+            revision=1,
+            prompt_tokens=9,
+            if_cut_microusd=9,
+            started_at=100.0,
+        )  # fmt: skip
+    )
+
+
+def settle(log: WriteAheadLog, name: str, amount: int = 17, started_at: float = 100.0) -> None:
+    log.settled(
+        Settled(
+            seq=log.next_seq(),
+            id=name,
+            key_id="k",
+            project="vision",
+            model="tiny",
+            endpoint="tiny",
+            revision=1,
+            status=200,
+            prompt_tokens=7,
+            completion_tokens=5,
+            cached_tokens=0,
+            amount_microusd=amount,
+            estimated=False,
+            ttft_ms=1.0,
+            duration_ms=2.0,
+            started_at=started_at,
+        )  # fmt: skip
+    )
+
+
+def answer(log: WriteAheadLog, *names: str) -> None:
+    for name in names:
+        reserve(log, name)
+        settle(log, name)
+
+
+def abandon(log: WriteAheadLog) -> None:
+    """What `kill -9` leaves: files as they are, the lock gone."""
+    os.close(log._fd)
+    os.close(log._lock_fd)
+
+
+async def names(reader: FolderUsageLog, limit: int = 1000) -> list[str]:
+    return [record.id for record in await reader.read(limit)]
+
+
+async def test_settled_requests_are_read_in_order_until_acknowledged(tmp_path: Path) -> None:
+    log, reader = opened(tmp_path), FolderUsageLog(tmp_path)
+    answer(log, "a", "b", "c")
+    assert await names(reader, 2) == ["a", "b"]
+    assert await names(reader, 2) == ["a", "b"], "reading again returns the same"
+    await reader.acknowledge(1)
+    assert await names(reader) == ["b", "c"]
+    assert await names(FolderUsageLog(tmp_path)) == ["b", "c"], "a restarted reader goes on from the cursor"
+    await reader.acknowledge(2)
+    answer(log, "d")
+    assert await names(reader) == ["d"]
+    assert (await FolderUsageLog(tmp_path).ingested())["gw"] == 7
+    log.close()
+
+
+async def test_acknowledging_more_than_was_read_is_a_mistake(tmp_path: Path) -> None:
+    reader = FolderUsageLog(tmp_path)
+    assert await reader.read(10) == [] and await reader.ingested() == {}
+    with pytest.raises(ValueError, match="1 records are acknowledged, 0 were read"):
+        await reader.acknowledge(1)
+
+
+async def test_several_gateways_are_read_oldest_first(tmp_path: Path) -> None:
+    one, two, reader = opened(tmp_path, "gw-1"), opened(tmp_path, "gw-2"), FolderUsageLog(tmp_path)
+    settle(one, "a", started_at=1)
+    settle(two, "b", started_at=2)
+    settle(one, "c", started_at=3)
+    settle(two, "d", started_at=0)  # began first, finished last: its own log's order holds
+    assert await names(reader) == ["a", "b", "d", "c"]
+    await reader.acknowledge(3)
+    assert await names(reader) == ["c"]
+    assert await reader.ingested() == {"gw-1": 2, "gw-2": 3}
+    one.close()
+    two.close()
+
+
+async def test_a_request_that_died_unsettled_is_settled_as_estimated_once(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    answer(log, "a")
+    reserve(log, "cut")
+    abandon(log)
+    again = WriteAheadLog(tmp_path, "gw", free_min_bytes=0)
+    recovered = again.open()
+    assert recovered.orphans == 1
+    assert [(project, amount) for _, project, amount in recovered.settled] == [("vision", 17), ("vision", 9)]
+    abandon(again)
+    third = opened(tmp_path)
+    first, cut = await FolderUsageLog(tmp_path).read(10)
+    assert (first.id, cut.id) == ("a", "cut")
+    assert (cut.estimated, cut.prompt_tokens, cut.completion_tokens, cut.amount_microusd) == (True, 9, 0, 9)
+    third.close()
+
+
+async def test_sequence_numbers_grow_over_restarts(tmp_path: Path) -> None:
+    seen = []
+    for name in ("a", "b", "c"):
+        log = opened(tmp_path)
+        answer(log, name)
+        seen.append(log.seq)
+        abandon(log)
+    assert seen == sorted(set(seen))
+    assert await names(FolderUsageLog(tmp_path)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("cut_bytes", [1, 7, 8, 9, 100])
+async def test_a_torn_tail_is_ignored(tmp_path: Path, cut_bytes: int) -> None:
+    log = opened(tmp_path)
+    answer(log, "a", "b")
+    abandon(log)
+    segment = tmp_path / "gw-00000001.log"
+    segment.write_bytes(segment.read_bytes()[:-cut_bytes])
+    assert await names(FolderUsageLog(tmp_path)) == ["a"]
+    again = opened(tmp_path)
+    answer(again, "c")
+    # b was reserved and its settlement is torn: it never got its answer's end, and is settled as estimated.
+    assert await names(FolderUsageLog(tmp_path)) == ["a", "b", "c"]
+    again.close()
+
+
+async def test_zeros_after_a_power_cut_are_a_torn_tail(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    answer(log, "a")
+    abandon(log)
+    with (tmp_path / "gw-00000001.log").open("ab") as file:
+        file.write(bytes(4096))
+    assert await names(FolderUsageLog(tmp_path)) == ["a"]
+    opened(tmp_path).close()
+
+
+async def test_a_record_still_being_written_is_read_later(tmp_path: Path) -> None:
+    log, reader = opened(tmp_path), FolderUsageLog(tmp_path)
+    answer(log, "a", "b")
+    segment = tmp_path / "gw-00000001.log"
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[:-5])
+    assert await names(reader) == ["a"]
+    segment.write_bytes(whole)
+    assert await names(reader) == ["a", "b"]
+    log.close()
+
+
+async def test_damage_in_the_middle_is_named_not_skipped(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    answer(log, "a", "b")
+    abandon(log)
+    segment = tmp_path / "gw-00000001.log"
+    data = bytearray(segment.read_bytes())
+    data[200] ^= 1
+    segment.write_bytes(bytes(data))
+    with pytest.raises(IntegrityFailure, match="gw-00000001.log is damaged at byte"):
+        await FolderUsageLog(tmp_path).read(10)
+    with pytest.raises(IntegrityFailure, match="gw-00000001.log is damaged at byte"):
+        opened(tmp_path)
+
+
+async def test_segments_rotate_and_are_deleted_when_acknowledged(tmp_path: Path) -> None:
+    log = opened(tmp_path, segment_max_bytes=2_000)
+    reader = FolderUsageLog(tmp_path, keep_s=0)
+    reserve(log, "long")
+    expected = [f"r{number}" for number in range(50)]
+    answer(log, *expected)
+    assert len(list(tmp_path.glob("*.log"))) > 5
+    read: list[str] = []
+    while batch := await names(reader, 7):
+        read += batch
+        await reader.acknowledge(len(batch))
+    await reader.acknowledge(0)
+    assert read == expected
+    assert len(list(tmp_path.glob("*.log"))) == 1, "only the open segment is left"
+    abandon(log)
+    again = WriteAheadLog(tmp_path, "gw", free_min_bytes=0)
+    assert again.open().orphans == 1, "a reservation survives the deletion of the segment it was made in"
+    assert await names(reader) == ["long"]
+    assert again.seq > log.seq
+    again.close()
+
+
+async def test_an_acknowledged_segment_stays_for_a_while(tmp_path: Path) -> None:
+    log = opened(tmp_path, segment_max_bytes=2_000)
+    reader = FolderUsageLog(tmp_path, keep_s=3600)
+    answer(log, *(f"r{number}" for number in range(20)))
+    before = len(list(tmp_path.glob("*.log")))
+    await reader.acknowledge(len(await reader.read(100)))
+    assert len(list(tmp_path.glob("*.log"))) == before
+    log.close()
+
+
+async def test_large_logs_are_read_in_pieces(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    answer(log, *(f"r{number}" for number in range(5_000)))
+    reader, read = FolderUsageLog(tmp_path), []
+    while batch := await names(reader, 999):
+        read += batch
+        await reader.acknowledge(len(batch))
+    assert read == [f"r{number}" for number in range(5_000)]
+    log.close()
+
+
+async def test_a_damaged_cursor_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cursor.json").write_text("{")
+    with pytest.raises(IntegrityFailure, match=r"cursor.json can't be read"):
+        await FolderUsageLog(tmp_path).ingested()
+
+
+def test_one_gateway_id_has_one_writer(tmp_path: Path) -> None:
+    log = opened(tmp_path)
+    with pytest.raises(Conflict, match="gateway id gw is in use"):
+        opened(tmp_path)
+    log.close()
+    opened(tmp_path).close()
+
+
+def test_a_gateway_id_is_safe_in_a_file_name(tmp_path: Path) -> None:
+    for name in ("", "../x", "A", "x" * 50):
+        with pytest.raises(InvalidInput):
+            WriteAheadLog(tmp_path, name)
+
+
+async def test_a_write_that_fails_refuses_requests_and_loses_no_settlement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = opened(tmp_path)
+    answer(log, "a")
+    reserve(log, "b")
+    with monkeypatch.context() as patch:
+        # A disk that takes half of a record: the rest must not stay behind as damage.
+        real = os.write
+        patch.setattr(os, "write", lambda fd, data: real(fd, data[: len(data) // 2]))
+        with pytest.raises(LogUnavailable):
+            settle(log, "b")
+    with pytest.raises(LogUnavailable):
+        reserve(log, "c")
+    log.check_space()
+    assert log.trouble == ""
+    answer(log, "d")
+    assert await names(FolderUsageLog(tmp_path)) == ["a", "b", "d"]
+    log.close()
+
+
+def test_too_little_free_space_is_trouble_before_the_disk_is_full(tmp_path: Path) -> None:
+    log = opened(tmp_path, free_min_bytes=2**60)
+    log.check_space()
+    assert "bytes free and needs" in log.trouble
+    with pytest.raises(LogUnavailable):
+        reserve(log, "a")
+    log.close()
+
+
+async def test_other_files_are_left_alone(tmp_path: Path) -> None:
+    for name in ("notes.txt", "gw-x.log", "cursor.json.bak", "-1.log"):
+        (tmp_path / name).write_text("mine")
+    log = opened(tmp_path)
+    answer(log, "a")
+    assert await names(FolderUsageLog(tmp_path)) == ["a"]
+    log.close()
+    assert json.dumps(sorted(p.name for p in tmp_path.iterdir() if p.read_bytes() == b"mine"))
