@@ -1,4 +1,4 @@
-"""Keys and limits as callers meet them: nothing overshoots, and every refusal says which limit, by how much, and when."""
+"""Keys and limits as callers meet them: nothing overshoots, and every refusal says which limit, how much, and when."""
 
 from __future__ import annotations
 
@@ -195,12 +195,14 @@ async def test_nothing_is_taken_from_any_limit_when_one_refuses(tmp_path: Path, 
 
 async def test_the_client_raises_its_own_rate_limit_error(tmp_path: Path, upstream: MockUpstream) -> None:
     keys = (key(requests_per_minute=1),)
-    async with running(tmp_path, keys=keys, routes=(route("tiny", upstream.base_url),)) as bench:
-        async with openai.AsyncOpenAI(base_url=bench.base_url, api_key="gp-caller-secret", max_retries=0) as client:
+    async with (
+        running(tmp_path, keys=keys, routes=(route("tiny", upstream.base_url),)) as bench,
+        openai.AsyncOpenAI(base_url=bench.base_url, api_key="gp-caller-secret", max_retries=0) as client,
+    ):
+        await client.completions.create(model="tiny", prompt="hi")
+        with pytest.raises(openai.RateLimitError) as caught:
             await client.completions.create(model="tiny", prompt="hi")
-            with pytest.raises(openai.RateLimitError) as caught:
-                await client.completions.create(model="tiny", prompt="hi")
-            assert caught.value.code == "rate_limit_exceeded"
+        assert caught.value.code == "rate_limit_exceeded"
 
 
 async def test_a_batch_of_prompts_reserves_for_each(tmp_path: Path, upstream: MockUpstream) -> None:

@@ -347,9 +347,7 @@ async def test_a_stream_that_stalls_ends_in_an_error_event(tmp_path: Path, upstr
     assert not answer.whole and b"upstream_timeout" in answer.body
 
 
-async def test_usage_the_upstream_does_not_tell_is_estimated_and_says_so(
-    tmp_path: Path, upstream: MockUpstream
-) -> None:
+async def test_usage_the_upstream_keeps_to_itself_is_estimated(tmp_path: Path, upstream: MockUpstream) -> None:
     async def untold(exchange: Exchange) -> None:
         if not json.loads(exchange.seen.body)["stream"]:
             await exchange.json({"choices": [], "usage": None})

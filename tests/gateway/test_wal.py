@@ -33,7 +33,7 @@ def reserve(log: WriteAheadLog, name: str) -> None:
             prompt_tokens=9,
             if_cut_microusd=9,
             started_at=100.0,
-        )  # fmt: skip
+        )
     )
 
 
@@ -56,7 +56,7 @@ def settle(log: WriteAheadLog, name: str, amount: int = 17, started_at: float = 
             ttft_ms=1.0,
             duration_ms=2.0,
             started_at=started_at,
-        )  # fmt: skip
+        )
     )
 
 
@@ -185,9 +185,9 @@ async def test_damage_in_the_middle_is_named_not_skipped(tmp_path: Path) -> None
     data = bytearray(segment.read_bytes())
     data[200] ^= 1
     segment.write_bytes(bytes(data))
-    with pytest.raises(IntegrityFailure, match="gw-00000001.log is damaged at byte"):
+    with pytest.raises(IntegrityFailure, match=r"gw-00000001\.log is damaged at byte"):
         await FolderUsageLog(tmp_path).read(10)
-    with pytest.raises(IntegrityFailure, match="gw-00000001.log is damaged at byte"):
+    with pytest.raises(IntegrityFailure, match=r"gw-00000001\.log is damaged at byte"):
         opened(tmp_path)
 
 
