@@ -50,6 +50,7 @@ SLEEPING_TESTS = {
     "tests/adapters/test_store_conformance.py::test_a_task_cancelled_while_it_waits_takes_no_lock": (
         "nothing tells that a task waits for a database's lock; too short a pause makes it easier, not false"
     ),
+    "tests/adapters/test_store_databases.py::test_a_writer_of_another_process_is_waited_for": "shows that it waits",
     "tests/gateway/test_limits.py::test_an_expired_key_is_refused_although_the_snapshot_has_it": "the key's own time",
     "tests/gateway/test_limits.py::test_retry_after_is_the_truth": "waits as long as the answer told it to",
 }
