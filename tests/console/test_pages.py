@@ -225,5 +225,13 @@ def test_a_wrong_address_gets_a_page_that_says_what_is_wrong(plane: Plane, path:
     assert "Traceback" not in answer.text
 
 
+def test_a_slash_at_the_end_does_no_harm(plane: Plane) -> None:
+    assert plane.browser().get("/console/runs/").url.path == "/console/runs"
+
+
+def test_an_error_page_keeps_the_way_back(plane: Plane) -> None:
+    assert "Sign out" in plane.browser().get("/console/nowhere").text
+
+
 def test_pages_reload_by_themselves_without_a_script(plane: Plane) -> None:
     assert '<noscript><meta http-equiv="refresh"' in plane.browser().get("/console").text

@@ -17,8 +17,9 @@ from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import groundplane
+from groundplane.api.access import Requires
 from groundplane.console import words
-from groundplane.errors import GroundError, InvalidInput, Unauthenticated
+from groundplane.errors import AccessError, GroundError, InvalidInput, Unauthenticated
 from groundplane.identity import Actor, Permission
 
 HOME = "/console"
@@ -67,9 +68,9 @@ class PageRoute(APIRoute):
                 response = RedirectResponse(f"{LOGIN}?next={quote(_here(request))}", status_code=303)
             except RequestValidationError as error:
                 field = error.errors()[0]["loc"][-1]
-                response = error_page(request, InvalidInput(f"the address has a wrong value for {field!r}"))
+                response = await _error_page(request, InvalidInput(f"the address has a wrong value for {field!r}"))
             except GroundError as error:
-                response = error_page(request, error)
+                response = await _error_page(request, error)
             for name, value in HEADERS.items():
                 response.headers.setdefault(name, value)
             return response
@@ -97,11 +98,6 @@ def page(
     return HTMLResponse(html, status_code=http_status)
 
 
-def error_page(request: Request, error: GroundError) -> HTMLResponse:
-    """The error as a page, with the way forward; it shows nothing that the error itself doesn't say."""
-    return page(request, "error.html", http_status=error.http_status, error=error)
-
-
 def back(path: str) -> RedirectResponse:
     """After a change: a page that can be reloaded without changing anything again."""
     return RedirectResponse(path, status_code=303)
@@ -110,6 +106,15 @@ def back(path: str) -> RedirectResponse:
 def local(path: str) -> str:
     """The path if it is one of the console's own pages, else the overview: no redirect leads away from here."""
     return path if _OWN_PAGE.fullmatch(path) else HOME
+
+
+async def _error_page(request: Request, error: GroundError) -> HTMLResponse:
+    """The error as a page, with the way forward; it shows nothing that the error itself doesn't say."""
+    try:
+        actor = await Requires(None)(request, None)
+    except AccessError:
+        actor = None
+    return page(request, "error.html", actor, http_status=error.http_status, error=error)
 
 
 def _here(request: Request) -> str:
