@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ def _port(text: str) -> int:
     if not 1 <= number <= 65535:
         raise ValueError(f"{number} is no port; 1 to 65535")
     return number
+
+
+def _day(text: str) -> str:
+    return date.fromisoformat(text).isoformat()
 
 
 def _setting(variable: str, default: Any, meaning: str, parse: Any = str, *, secret: bool = False) -> Any:
@@ -69,6 +74,12 @@ class Settings:
         "Hourly price of this machine in dollars, used by the local pool.",
         parse_usd,
     )
+    local_price_as_of: str = _setting(
+        "GROUND_LOCAL_PRICE_AS_OF",
+        "",
+        "Day GROUND_LOCAL_PRICE is from, like 2026-11-20; plans flag an old one. Empty means the day of the start.",
+        _day,
+    )
     reconcile_period_s: int = _setting(
         "GROUND_RECONCILE_PERIOD", 2, "How often an active run or endpoint is looked at.", parse_duration_s
     )
@@ -96,6 +107,12 @@ class Settings:
     )
     drain_s: int = _setting(
         "GROUND_DRAIN", 15, "How long a stopping process may finish what it has begun.", parse_duration_s
+    )
+    exposure_check_s: int = _setting(
+        "GROUND_EXPOSURE_CHECK",
+        15,
+        "How often a server bound beyond loopback makes sure that it still may.",
+        parse_duration_s,
     )
     process_log_limit_bytes: int = _setting(
         "GROUND_PROCESS_LOG_LIMIT",

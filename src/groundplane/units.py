@@ -6,7 +6,7 @@ Money is an integer number of micro-dollars (1 USD = 1,000,000), so sums are exa
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 MICROUSD_PER_USD = 1_000_000
 
@@ -23,12 +23,12 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 def parse_usd(text: str | int | float) -> int:
     """`"$1,234.50"`, `"0.5"`, `12` → micro-dollars. ValueError when negative, too fine, or no number."""
     cleaned = str(text).strip().removeprefix("USD").strip().removeprefix("$").replace(",", "")
-    try:
-        micros = Decimal(cleaned) * MICROUSD_PER_USD
-    except InvalidOperation:
-        raise ValueError(f"{text!r} is no amount of dollars; write it like $12.50") from None
-    if not micros.is_finite() or micros < 0:
-        raise ValueError(f"{text!r} must be a finite amount of at least $0")
+    # Digits only: an exponent would let ten characters ask for a number of a thousand million digits.
+    if not re.fullmatch(r"-?(\d{1,15}(\.\d{0,15})?|\.\d{1,15})", cleaned, re.ASCII):
+        raise ValueError(f"{str(text)[:40]!r} is no amount of dollars; write it like $12.50")
+    micros = Decimal(cleaned) * MICROUSD_PER_USD
+    if micros < 0:
+        raise ValueError(f"{text!r} must be an amount of at least $0")
     if micros != micros.to_integral_value():
         raise ValueError(f"{text!r} is finer than a micro-dollar ($0.000001)")
     return int(micros)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 from groundplane.adapters.blobs import FolderBlobStore
+from groundplane.adapters.catalog_files import load_hardware
 from groundplane.adapters.executors.local import LocalExecutor, RunnerOptions
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.model_servers.embedded import EmbeddedModelServer
@@ -98,6 +99,7 @@ async def build(settings: Settings) -> App:
         gateway_slice_microusd=settings.gateway_slice_microusd,
         notify=LogNotifier(),
     )
+    hardware = load_hardware(home / "catalog")
     plans = Plans(
         store=store,
         clock=clock,
@@ -105,8 +107,10 @@ async def build(settings: Settings) -> App:
         executors=executors,
         prices=BookPriceBook(
             local_price_microusd_per_hour=settings.local_price_microusd_per_hour,
-            as_of=clock.now().date(),
+            as_of=date.fromisoformat(settings.local_price_as_of) if settings.local_price_as_of else clock.now().date(),
+            hardware=hardware,
         ),
+        hardware=hardware,
         gateway_addresses=(settings.gateway_host,),
     )
     runs = Runs(store=store, clock=clock, ids=ids, plans=plans, costs=costs, executors=executors, wake=wake)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -75,6 +76,12 @@ def test_seven_billion_parameters_in_fp16_with_adam_need_92_to_104_gb(catalogue:
         "a framework that keeps FP32 master weights needs 28.00 GB more: mixed precision is 16 B a parameter",
         "the shape is the usual one of its size; a config.json gives the exact one",
     )
+
+
+def test_the_guide_shows_this_very_sum():
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "planning.md"
+    sizing = training_memory(typical_shape(7 * GB), Training(precision=Precision.FP16))
+    assert "\n".join(sizing.explain()) in guide.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
