@@ -20,6 +20,7 @@ from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFoun
 from groundplane.ports import BlobStore, FoundFile
 
 FILES_MAX = 100_000
+_LOCK_PERIOD_S = 0.05
 
 
 class FolderModelFiles:
@@ -37,7 +38,7 @@ class FolderModelFiles:
     async def place(self, folder: Path, files: Sequence[ManifestFile], blobs: BlobStore) -> None:
         parent, name = folder.absolute().parent, folder.name
         parent.mkdir(parents=True, exist_ok=True)
-        lock = await asyncio.to_thread(_lock, parent / f".{name}.lock")
+        lock = await _lock(parent / f".{name}.lock")
         try:
             if not await self.problems(folder, files):
                 return
@@ -181,11 +182,23 @@ def _digest(path: Path) -> tuple[str, int]:
         return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
 
 
-def _lock(path: Path) -> int:
-    """Waits until nobody else places this folder, in this process or another; closing the descriptor lets go."""
+async def _lock(path: Path) -> int:
+    """Waits until nobody else places this folder, in this process or another; closing the descriptor lets go.
+
+    Asks again and again: threads that wait for the lock would be missing to the one that holds it.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return descriptor
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                await asyncio.sleep(_LOCK_PERIOD_S)
+            else:
+                return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def _swap(draft: Path, folder: Path) -> None:

@@ -195,8 +195,9 @@ class Models:
 
     async def _commit(self, actor: Actor, draft: _Draft) -> ModelVersion:
         """Takes the next number. Who loses it to a registration at the same time tries again with the one after."""
+        lost = 0
         for _ in range(NUMBER_TRIES):
-            taken = ""
+            number = 0
             try:
                 async with self._store.transaction() as tx:
                     newest = await _newest(tx, draft.name)
@@ -204,15 +205,17 @@ class Models:
                         raise _TakenName(draft.name)
                     if draft.run_id and (known := await _output(tx, draft.run_id, draft.name)) is not None:
                         return known
-                    version = self._certified(draft, 1 if newest is None else newest.number + 1)
-                    taken = version.id
+                    number = 1 if newest is None else newest.number + 1
+                    version = self._certified(draft, number)
                     await tx.insert(version)
                     await tx.append_event(self._registered(actor, version, draft.reason))
                     return version
-            except Conflict as conflict:
-                if isinstance(conflict, _TakenName):
+            except Conflict:
+                # Without a greater number since the last try, nobody took it: the conflict is about something else.
+                if number <= lost:
                     raise
-        raise Conflict(f"{taken} and {NUMBER_TRIES - 1} numbers before it went to others", "register again")
+                lost = number
+        raise Conflict(f"{draft.name}@{lost} and {NUMBER_TRIES - 1} numbers before it went to others", "try again")
 
     def _certified(self, draft: _Draft, number: int) -> ModelVersion:
         row = ModelVersion(

@@ -1,0 +1,607 @@
+"""Model versions through the whole service: registered, listed, verified, laid out, and never believed when touched."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import pickle
+import stat
+import subprocess
+import zipfile
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from groundplane.adapters.blobs import FolderBlobStore
+from groundplane.adapters.model_files import FolderModelFiles
+from groundplane.adapters.provenance import MachineProvenance
+from groundplane.adapters.signing import FileSigner
+from groundplane.adapters.store.memory import MemoryStore
+from groundplane.audit import check_chain
+from groundplane.domain.access import Project
+from groundplane.domain.certificate import Circumstances, DataFact, Facts
+from groundplane.domain.model import ManifestFile, ModelVersion
+from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatus
+from groundplane.domain.spec import DataSource, JobSpec, Metadata, ModelOutput, Resources
+from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Unavailable
+from groundplane.identity import SYSTEM, Actor, Role
+from groundplane.ports import Clock, Store
+from groundplane.services.models import Models, Verification
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+ADA = Actor(name="ada", role=Role.MEMBER, project="vision")
+EVE = Actor(name="eve", role=Role.MEMBER, project="speech")
+FACTS = Facts(
+    owner="ada",
+    license="Apache-2.0",
+    data=(DataFact(name="corpus", sha256="1" * 64),),
+    code_commit="2" * 40,
+    training_run="slurm-4711",
+    metrics={"f1": 0.93},
+    hardware="2 × A100",
+)
+WEIGHTS = save({"a": np.arange(600, dtype=np.float32)})
+
+
+class House:
+    """An installation with two projects, and a model's folder to register from."""
+
+    def __init__(self, store: Store, clock: Clock, home: Path, quota_bytes: int = 0) -> None:
+        self.store, self.home = store, home
+        self.blobs = FolderBlobStore(home / "store", quota_bytes)
+        self.signer = FileSigner(home / "keys")
+        self.models = Models(
+            store=store,
+            clock=clock,
+            blobs=self.blobs,
+            signer=self.signer,
+            files=FolderModelFiles(),
+            provenance=MachineProvenance(),
+        )
+        self.source = home / "source"
+        (self.source / "weights").mkdir(parents=True)
+        (self.source / "weights" / "model.safetensors").write_bytes(WEIGHTS)
+        (self.source / "config.json").write_bytes(b'{"layers": 2}')
+        (self.source / "日本語.txt").write_bytes("こんにちは".encode())
+        (self.source / "empty.txt").write_bytes(b"")
+
+    async def register(self, name: str = "tiny", facts: Facts = FACTS, actor: Actor = ADA) -> ModelVersion:
+        project = actor.project or "vision"
+        return await self.models.register(actor, name=name, project=project, source=self.source, facts=facts)
+
+    async def verify(self, ref: str = "tiny@1") -> Verification:
+        return await self.models.verify(ADA, ref)
+
+    async def tamper(self, **change: object) -> None:
+        async with self.store.transaction() as tx:
+            row = await tx.get(ModelVersion, "tiny@1")
+            assert row is not None
+            await tx.update(replace(row, **change))  # type: ignore[arg-type]
+
+    def blob(self, sha256: str) -> Path:
+        return self.home / "store" / "sha256" / sha256[:2] / sha256[2:]
+
+    async def actions(self) -> list[str]:
+        return [event.action async for event in self.store.events()]
+
+
+async def built(store: Store, clock: Clock, home: Path, quota_bytes: int = 0) -> House:
+    async with store.transaction() as tx:
+        for name in ("vision", "speech"):
+            await tx.insert(Project(id=name, owner="o", cost_center="c", created_at=NOW))
+    return House(store, clock, home, quota_bytes)
+
+
+@pytest.fixture
+async def house(clock: Clock, tmp_path: Path) -> House:
+    return await built(MemoryStore(), clock, tmp_path)
+
+
+@pytest.fixture
+async def every_house(store: Store, clock: Clock, tmp_path: Path) -> House:
+    """On each store in turn: for what depends on how rows are kept."""
+    return await built(store, clock, tmp_path)
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+
+
+def statement(version: ModelVersion) -> dict[str, object]:
+    body: dict[str, object] = json.loads(base64.b64decode(json.loads(version.certificate)["payload"]))["predicate"]
+    return body
+
+
+# ---------------------------------------------------------------- registering by hand
+
+
+async def test_a_folder_becomes_a_verified_signed_version(every_house: House, tmp_path: Path) -> None:
+    version = await every_house.register()
+    assert (version.id, version.number, version.created_by) == ("tiny@1", 1, "ada")
+    assert [file.path for file in version.files] == [
+        "config.json",
+        "empty.txt",
+        "weights/model.safetensors",
+        "日本語.txt",
+    ]
+    checked = await every_house.verify("tiny@latest")
+    assert checked == Verification(
+        ref="tiny@1",
+        ok=True,
+        checked_files=4,
+        checked_bytes=version.size_bytes,
+        key_id=every_house.signer.key_id,
+        problems=(),
+    )
+    target = await every_house.models.materialise("tiny@1", tmp_path / "models" / "tiny@1")
+    for file in version.files:
+        assert (target / file.path).read_bytes() == (every_house.source / file.path).read_bytes()
+    assert await every_house.actions() == ["model.register"]
+
+
+async def test_a_single_file_becomes_a_version_too(house: House) -> None:
+    source = house.source / "weights" / "model.safetensors"
+    version = await house.models.register(ADA, name="one", project="vision", source=source, facts=FACTS)
+    assert [file.path for file in version.files] == ["model.safetensors"]
+
+
+async def test_the_next_registration_gets_the_next_number_and_shares_the_bytes(house: House) -> None:
+    await house.register()
+    (house.source / "config.json").write_bytes(b'{"layers": 3}')
+    second = await house.register()
+    assert second.id == "tiny@2"
+    assert len([path for path in (house.home / "store" / "sha256").rglob("*") if path.is_file()]) == 5
+
+
+async def test_a_registration_without_facts_lists_every_missing_one_with_its_flag(house: House) -> None:
+    with pytest.raises(Refusal) as refusal:
+        await house.register(facts=Facts())
+    assert [refused.hint for refused in refusal.value.refusals] == [
+        "add --owner NAME",
+        "add --license SPDX-ID",
+        "add --data NAME=SHA256",
+        "add --code-commit COMMIT",
+        "add --training-run ID",
+        "add --metric NAME=VALUE",
+    ]
+    assert await house.actions() == []
+    assert not list((house.home / "store" / "sha256").iterdir())
+
+
+async def test_the_friday_checkpoint_is_refused_for_what_it_is_and_for_what_it_lacks(house: House) -> None:
+    path = house.home / "model_final_v2_FIXED.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model_final_v2_FIXED/data.pkl", pickle.dumps({"state": [1, 2]}, 2))
+        archive.writestr("model_final_v2_FIXED/data/0", b"\0" * 400)
+    with pytest.raises(Refusal) as refusal:
+        await house.models.register(ADA, name="churn", project="vision", source=path, facts=Facts(owner="ada"))
+    assert [refused.rule for refused in refusal.value.refusals] == ["no-pickles"] + ["birth-certificate"] * 5
+    assert "safetensors" in refusal.value.hint
+    assert not list((house.home / "store" / "sha256").iterdir())
+
+
+@pytest.mark.parametrize("name", ["weights/model.safetensors", "notes.md", "deep/er/x.bin"])
+async def test_one_pickle_anywhere_in_the_folder_is_enough(house: House, name: str) -> None:
+    (house.source / name).parent.mkdir(parents=True, exist_ok=True)
+    (house.source / name).write_bytes(pickle.dumps({"a": 1}, 4))
+    with pytest.raises(Refusal, match=name):
+        await house.register()
+
+
+async def test_links_pipes_and_empty_folders_are_refused(house: House) -> None:
+    (house.source / "link").symlink_to("/etc/hostname")
+    (house.source / "folder").symlink_to("/etc")
+    os.mkfifo(house.source / "pipe")
+    with pytest.raises(Refusal) as refusal:
+        await house.register()
+    assert sorted(refused.have for refused in refusal.value.refusals) == [
+        "'folder' is a symbolic link",
+        "'link' is a symbolic link",
+        "'pipe' is a pipe",
+    ]
+    (house.home / "void" / "inner").mkdir(parents=True)
+    (house.home / "void" / "zero").write_bytes(b"")
+    for source in (house.home / "void" / "inner", house.home / "void"):
+        with pytest.raises(Refusal, match="at least one file with content"):
+            await house.models.register(ADA, name="x", project="vision", source=source, facts=FACTS)
+    with pytest.raises(NotFound):
+        await house.models.register(ADA, name="x", project="vision", source=house.home / "absent", facts=FACTS)
+
+
+async def test_names_no_version_may_hold_are_refused(house: House) -> None:
+    (house.source / "a\\b").write_bytes(b"x")
+    (house.source / "line\nbreak").write_bytes(b"x")
+    (house.source / os.fsdecode(b"\xff.txt")).write_bytes(b"x")
+    with pytest.raises(Refusal) as refusal:
+        await house.register()
+    assert {refused.rule for refused in refusal.value.refusals} == {"file-path"}
+    assert len(refusal.value.refusals) == 3
+
+
+async def test_a_project_one_does_not_see_is_not_there(house: House) -> None:
+    with pytest.raises(NotFound, match="no project vision"):
+        await house.models.register(EVE, name="x", project="vision", source=house.source, facts=FACTS)
+    with pytest.raises(NotFound, match="no project absent"):
+        await house.models.register(SYSTEM, name="x", project="absent", source=house.source, facts=FACTS)
+
+
+async def test_a_name_belongs_to_the_project_that_took_it_first(house: House) -> None:
+    await house.register()
+    with pytest.raises(Conflict, match="another project"):
+        await house.register(actor=EVE)
+    with pytest.raises(InvalidInput):
+        await house.register(name="../tiny")
+
+
+async def test_registrations_at_the_same_time_get_different_numbers(every_house: House) -> None:
+    versions = await asyncio.gather(*(every_house.register() for _ in range(12)))
+    assert sorted(version.number for version in versions) == list(range(1, 13))
+    for version in versions:
+        assert (await every_house.verify(version.id)).ok
+    events = [event async for event in every_house.store.events()]
+    assert len(events) == 12
+    assert check_chain(events, 12, events[-1].hash) is None
+
+
+async def test_a_full_store_registers_nothing_and_loses_nothing(clock: Clock, tmp_path: Path) -> None:
+    house = await built(MemoryStore(), clock, tmp_path, quota_bytes=4000)
+    await house.register()
+    (house.source / "more.bin").write_bytes(b"\1\2\3\xff" * 900)
+    with pytest.raises(Unavailable, match="needs 3600 bytes"):
+        await house.register()
+    assert [version.id for version in await house.models.versions(ADA)] == ["tiny@1"]
+    assert (await house.verify()).ok
+    (house.source / "more.bin").unlink()
+    assert (await house.register()).number == 2
+
+
+async def test_what_was_not_stated_is_unknown_and_says_so(house: House) -> None:
+    (house.source / "model.bin").write_bytes(b"\6\0\0\0\x0fTransformerSpec\0\xff\xfe")
+    predicate = statement(await house.register())
+    assert predicate["origin"] == "stated"
+    assert predicate["hardware"] == {"stated": "2 × A100"}
+    unknown = {entry["fact"] for entry in predicate["unknown"]}  # type: ignore[attr-defined]
+    assert {"environment", "framework", "cost_microusd", "code.dirty", "files.model.bin.format"} <= unknown
+
+
+# ---------------------------------------------------------------- a run's output
+
+
+def job(workdir: Path, *data: DataSource) -> JobSpec:
+    return JobSpec(
+        metadata=Metadata(name="train", project="vision", owner="ada", cost_center="cc1"),
+        command=("python3", "train.py"),
+        resources=Resources(cpus=1, memory_bytes=2**30),
+        end_date=NOW + timedelta(days=1),
+        max_cost_microusd=1_000_000,
+        max_duration_s=600,
+        workdir=str(workdir),
+        data=data,
+    )
+
+
+def a_run(spec: JobSpec) -> Run:
+    return Run(
+        id="run-1",
+        name="train",
+        project="vision",
+        owner="ada",
+        cost_center="cc1",
+        spec=spec,
+        spec_digest="d" * 64,
+        plan_id="plan-1",
+        hold_id="hold-1",
+        pool="local",
+        price_microusd_per_hour=100_000,
+        status=RunStatus.RUNNING,
+        created_by="ada",
+        created_at=NOW,
+        started_at=NOW,
+        end_date=NOW + timedelta(days=1),
+        due_at=NOW,
+    )
+
+
+ATTEMPTS = (
+    Attempt(id="att-1", run_id="run-1", number=1, pool="local", node="n1", created_at=NOW, end_reason=EndReason.KILLED),
+    Attempt(id="att-2", run_id="run-1", number=2, pool="local", node="n1", created_at=NOW, resumed_from_step=40),
+)
+OUTPUT = ModelOutput(name="tiny", license="Apache-2.0", framework="jax")
+SEEN = Circumstances(observed="at the start")
+
+
+async def test_a_runs_output_becomes_a_version_that_tells_its_life(every_house: House, tmp_path: Path) -> None:
+    workdir = tmp_path / "work"
+    workdir.mkdir()
+    (workdir / "corpus.txt").write_text("text")
+    for command in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "x"]):
+        subprocess.run(["git", *command], cwd=workdir, check=True)
+    (workdir / "train.py").write_text("changed")
+    spec = job(workdir, DataSource(name="corpus", path="corpus.txt"), DataSource(name="web", path="s3://elsewhere"))
+    async with every_house.store.transaction() as tx:
+        await tx.insert(a_run(spec))
+        for step in (40, 80):
+            point = Checkpoint(
+                id=f"run-1:{step}", run_id="run-1", attempt_id="att-1", step=step, path="p", size_bytes=1, found_at=NOW
+            )
+            await tx.insert(point)
+    version = await every_house.models.register_run_output(
+        a_run(spec), ATTEMPTS, OUTPUT, every_house.source, {"loss": 1.5, "bad": float("nan")}, 4213
+    )
+    assert (version.run_id, version.created_by, version.metrics) == ("run-1", "ada", {"loss": 1.5})
+    predicate = statement(version)
+    assert predicate["origin"] == "run"
+    assert predicate["cost_microusd"] == 4213
+    run = predicate["run"]
+    assert isinstance(run, dict)
+    assert run["attempts"] == 2
+    assert run["end_reasons"] == ["killed"]
+    assert run["resumed_from_steps"] == [40]
+    assert (run["checkpoints"], run["last_step"], run["nodes"]) == (2, 80, ["n1"])
+    code = predicate["code"]
+    assert isinstance(code, dict)
+    assert code["dirty"] is True
+    assert len(code["commit"]) == 40
+    data = predicate["data"]
+    assert isinstance(data, list)
+    assert data[0]["how"] == "measured"
+    assert data[0]["size_bytes"] == 4
+    environment = predicate["environment"]
+    assert isinstance(environment, dict)
+    assert environment["of"] == "job"
+    assert predicate["hardware"]["memory_bytes"] > 0  # type: ignore[index]
+    unknown = {entry["fact"] for entry in predicate["unknown"]}  # type: ignore[attr-defined]
+    assert unknown == {"metrics.bad", "data.web.sha256"}
+    assert (await every_house.verify()).ok
+
+
+async def test_registering_an_output_twice_gives_the_same_version(house: House, tmp_path: Path) -> None:
+    arguments = (a_run(job(tmp_path)), ATTEMPTS, OUTPUT, house.source, {"loss": 1.5}, 4213)
+    first = await house.models.register_run_output(*arguments, circumstances=SEEN)
+    (house.source / "config.json").write_bytes(b"something else by now")
+    assert await house.models.register_run_output(*arguments, circumstances=SEEN) == first
+    assert await house.actions() == ["model.register"]
+
+
+async def test_registering_an_output_many_times_at_once_gives_one_version(every_house: House, tmp_path: Path) -> None:
+    await every_house.register()
+    arguments = (a_run(job(tmp_path)), ATTEMPTS, OUTPUT, every_house.source, {"loss": 1.5}, 4213)
+    versions = await asyncio.gather(
+        *(every_house.models.register_run_output(*arguments, circumstances=SEEN) for _ in range(8)),
+        every_house.register(),
+    )
+    assert len({version.id for version in versions[:8]}) == 1
+    assert {version.number for version in await every_house.models.versions(ADA, "tiny")} == {1, 2, 3}
+
+
+async def test_a_run_that_wrote_a_pickle_or_nothing_is_refused_with_the_reason(house: House, tmp_path: Path) -> None:
+    (house.source / "optimizer.pt").write_bytes(pickle.dumps([1], 3))
+    with pytest.raises(Refusal, match=r"optimizer\.pt"):
+        await house.models.register_run_output(
+            a_run(job(tmp_path)), ATTEMPTS, OUTPUT, house.source, {}, 0, circumstances=SEEN
+        )
+    with pytest.raises(NotFound):
+        await house.models.register_run_output(
+            a_run(job(tmp_path)), ATTEMPTS, OUTPUT, tmp_path / "none", {}, 0, circumstances=SEEN
+        )
+
+
+async def test_a_run_without_licence_or_metrics_is_registered_and_says_what_is_unknown(
+    house: House, tmp_path: Path
+) -> None:
+    version = await house.models.register_run_output(
+        a_run(job(tmp_path)), ATTEMPTS, ModelOutput(name="tiny"), house.source, {}, 0, circumstances=SEEN
+    )
+    unknown = {entry["fact"] for entry in statement(version)["unknown"]}  # type: ignore[attr-defined]
+    assert {"license", "framework", "metrics"} <= unknown
+
+
+# ---------------------------------------------------------------- reading
+
+
+async def test_a_wrong_name_or_number_gets_the_nearest_right_one(house: House) -> None:
+    await house.register()
+    with pytest.raises(NotFound) as refusal:
+        await house.models.get(ADA, "tinny@1")
+    assert "did you mean tiny?" in refusal.value.hint
+    with pytest.raises(NotFound) as refusal:
+        await house.models.get(ADA, "tiny@9")
+    assert "up to 1" in refusal.value.hint
+    with pytest.raises(InvalidInput) as bare:
+        await house.models.get(ADA, "tiny")
+    assert "tiny@latest" in bare.value.hint
+
+
+async def test_another_projects_models_are_not_there(house: House) -> None:
+    await house.register()
+    await house.register(name="ears", actor=EVE)
+    assert [version.id for version in await house.models.versions(EVE)] == ["ears@1"]
+    assert [version.id for version in await house.models.versions(SYSTEM)] == ["ears@1", "tiny@1"]
+    for call in (
+        house.models.get(EVE, "tiny@1"),
+        house.models.verify(EVE, "tiny@latest"),
+        house.models.certificate(EVE, "tiny@1"),
+        house.models.versions(EVE, "tiny"),
+    ):
+        with pytest.raises(NotFound) as refusal:
+            await call
+        assert "tiny" not in refusal.value.hint
+
+
+async def test_versions_come_newest_first(every_house: House) -> None:
+    for _ in range(11):
+        await every_house.register()
+    assert [version.number for version in await every_house.models.versions(ADA, "tiny")] == list(range(11, 0, -1))
+    assert (await every_house.models.get(ADA, "tiny@latest")).number == 11
+
+
+async def test_the_certificate_is_shown_with_its_meaning(house: House) -> None:
+    version = await house.register()
+    found = await house.models.certificate(ADA, "tiny@1")
+    assert found["key_id"] == house.signer.key_id
+    assert found["sha256"] == version.certificate_sha256
+    assert found["envelope"] == json.loads(version.certificate)
+    assert found["statement"]["predicateType"] == "https://groundplane.dev/birth-certificate/v1"  # type: ignore[index]
+
+
+# ---------------------------------------------------------------- damage
+
+
+async def test_a_flipped_bit_in_any_file_is_found_and_the_file_named(house: House) -> None:
+    version = await house.register()
+    for file in version.files:
+        if not file.size_bytes:
+            continue
+        flip(house.blob(file.sha256))
+        checked = await house.verify()
+        assert not checked.ok
+        assert [problem.field for problem in checked.problems] == [f"file {file.path}"]
+        with pytest.raises(IntegrityFailure, match=file.sha256):
+            await house.models.materialise("tiny@1", house.home / "out")
+        assert not (house.home / "out").exists()
+        flip(house.blob(file.sha256))
+    assert (await house.verify()).ok
+
+
+async def test_a_removed_blob_is_found_and_the_file_named(house: House) -> None:
+    version = await house.register()
+    house.blob(version.files[0].sha256).unlink()
+    checked = await house.verify()
+    assert [problem.field for problem in checked.problems] == [f"file {version.files[0].path}"]
+    with pytest.raises(NotFound):
+        await house.models.materialise("tiny@1", house.home / "out")
+    assert not (house.home / "out").exists()
+
+
+CHANGES: dict[str, object] = {
+    "owner": "eve",
+    "license": "MIT",
+    "run_id": "run-9",
+    "metrics": {"f1": 0.99},
+    "created_by": "eve",
+    "created_at": NOW + timedelta(microseconds=1),
+    "manifest_sha256": "0" * 64,
+    "size_bytes": 1,
+    "certificate_sha256": "0" * 64,
+}
+
+
+@pytest.mark.parametrize("column", list(CHANGES))
+async def test_a_changed_column_is_found_named_and_nothing_is_served(every_house: House, column: str) -> None:
+    await every_house.register()
+    await every_house.tamper(**{column: CHANGES[column]})
+    checked = await every_house.verify()
+    assert not checked.ok
+    assert any((column if column != "certificate_sha256" else "certificate") in p.field for p in checked.problems)
+    with pytest.raises(IntegrityFailure, match="not what was signed"):
+        await every_house.models.materialise("tiny@1", every_house.home / "out")
+    with pytest.raises(IntegrityFailure):
+        await every_house.models.certificate(ADA, "tiny@1")
+    assert not (every_house.home / "out").exists()
+
+
+async def test_a_swapped_file_is_found_even_when_its_blob_exists(every_house: House) -> None:
+    version = await every_house.register()
+    config, weights = version.files[0], version.files[2]
+    swapped = ManifestFile(path=weights.path, sha256=config.sha256, size_bytes=config.size_bytes)
+    await every_house.tamper(files=(config, version.files[1], swapped, version.files[3]))
+    fields = [problem.field for problem in (await every_house.verify()).problems]
+    assert "manifest" in fields
+    assert f"file {weights.path}" in fields
+
+
+async def test_a_manifest_cannot_be_made_to_write_outside_its_folder(house: House) -> None:
+    version = await house.register()
+    escaped = ManifestFile(path="../../escaped", sha256=version.files[0].sha256, size_bytes=version.files[0].size_bytes)
+    await house.tamper(files=(escaped,))
+    with pytest.raises(IntegrityFailure):
+        await house.models.materialise("tiny@1", house.home / "models" / "out")
+    assert not list(house.home.rglob("escaped"))
+
+
+async def test_a_flipped_bit_in_the_certificate_is_found(house: House) -> None:
+    version = await house.register()
+    for position in range(0, len(version.certificate), 97):
+        text = version.certificate
+        changed = text[:position] + chr(ord(text[position]) ^ 1) + text[position + 1 :]
+        await house.tamper(certificate=changed)
+        assert "certificate" in (await house.verify()).problems[0].field
+        await house.tamper(certificate=text)
+    assert (await house.verify()).ok
+
+
+async def test_without_trust_in_its_key_a_version_is_not_served(house: House) -> None:
+    await house.register()
+    old = house.signer.key_id
+    house.signer.rotate()
+    assert (await house.verify()).ok
+    (house.home / "keys" / "trusted" / f"{old}.pub").unlink()
+    assert [problem.field for problem in (await house.verify()).problems] == ["certificate signature"]
+    with pytest.raises(IntegrityFailure, match="no trusted key"):
+        await house.models.materialise("tiny@1", house.home / "out")
+
+
+# ---------------------------------------------------------------- laying out
+
+
+async def test_a_folder_that_is_already_right_is_kept(house: House) -> None:
+    await house.register()
+    target = await house.models.materialise("tiny@1", house.home / "out" / "tiny@1")
+    before = (target / "config.json").stat()
+    assert stat.S_IMODE(before.st_mode) == 0o444
+    await house.models.materialise("tiny@1", target)
+    assert (target / "config.json").stat().st_ino == before.st_ino
+
+
+@pytest.mark.parametrize("damage", ["flip", "remove", "add", "link", "empty"])
+async def test_a_folder_that_somebody_touched_is_laid_out_anew(house: House, damage: str) -> None:
+    await house.register()
+    target = await house.models.materialise("tiny@1", house.home / "out" / "tiny@1")
+    config = target / "config.json"
+    if damage == "flip":
+        flip(config)
+    elif damage == "remove":
+        config.unlink()
+    elif damage == "add":
+        (target / "sitecustomize.py").write_text("import os")
+    elif damage == "link":
+        content = config.read_bytes()
+        config.unlink()
+        (house.home / "elsewhere").write_bytes(content)
+        config.symlink_to(house.home / "elsewhere")
+    else:
+        config.chmod(0o644)
+        config.write_bytes(b"")
+    await house.models.materialise("tiny@1", target)
+    assert not config.is_symlink()
+    assert config.read_bytes() == b'{"layers": 2}'
+    assert sorted(path.name for path in target.iterdir()) == ["config.json", "empty.txt", "weights", "日本語.txt"]
+    assert sorted(path.name for path in target.parent.iterdir()) == [".tiny@1.lock", "tiny@1"]
+
+
+async def test_many_at_once_lay_out_one_whole_folder(house: House) -> None:
+    await house.register()
+    target = house.home / "out" / "tiny@1"
+    await asyncio.gather(*(house.models.materialise("tiny@1", target) for _ in range(8)))
+    assert await FolderModelFiles().problems(target, (await house.models.get(ADA, "tiny@1")).files) == ()
+
+
+async def test_what_a_crash_left_beside_the_folder_is_cleared_up(house: House) -> None:
+    await house.register()
+    stale = house.home / "out" / ".tiny@1.0123456789ab.part"
+    other = house.home / "out" / ".tiny@12.0123456789ab.part"
+    stale.mkdir(parents=True)
+    other.mkdir()
+    (stale / "half").write_bytes(b"x")
+    await house.models.materialise("tiny@1", house.home / "out" / "tiny@1")
+    assert not stale.exists()
+    assert other.exists()
