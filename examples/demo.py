@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class Stage:
             "NO_COLOR": "1",
         }
 
-    @property
+    @cached_property
     def client(self) -> Client:
         return Client(f"http://127.0.0.1:{self.port}", (self.home / "keys" / "admin").read_text().strip())
 
@@ -274,9 +275,8 @@ def follow(stage: Stage, run: str, doing: str, *, until: Callable[[RunDetail], b
         while time.monotonic() < deadline:
             time.sleep(0.25)
             try:
-                with stage.client as client:
-                    seen = client.run(run)
-                    log = b"".join(piece.data for piece in client.read_log(run)).decode(errors="replace")
+                seen = stage.client.run(run)
+                log = b"".join(piece.data for piece in stage.client.read_log(run)).decode(errors="replace")
             except Unavailable:
                 continue
             lines = [line for line in log.splitlines() if line.startswith("step ")]

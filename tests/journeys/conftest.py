@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import psutil
 import pytest
 
 from groundplane.client import Client
+from groundplane.errors import Unavailable
 
 REPOSITORY = Path(__file__).parents[2]
 GROUND = str(Path(sys.executable).parent / "ground")
@@ -55,6 +57,7 @@ class Installation:
             env=self.env,
             capture_output=True,
             text=True,
+            errors="replace",  # logs are the job's bytes, whatever they are
             check=False,
             stdin=subprocess.DEVNULL,
             timeout=120,
@@ -71,8 +74,9 @@ class Installation:
     def admin_key(self) -> str:
         return (self.home / "keys" / "admin").read_text().strip()
 
-    @property
+    @cached_property
     def client(self) -> Client:
+        """Safe to use from several threads."""
         return Client(f"http://127.0.0.1:{self.port}", self.admin_key)
 
     @property
@@ -116,19 +120,21 @@ class Installation:
 
     def submit(self, path: Path) -> str:
         applied = json.loads(self.ground("apply", "-f", str(path), "--yes", "-o", "json").stdout)
-        run_id: str = applied[0]["run"]["id"]
+        run_id: str = applied["runs"][0]["id"]
         return run_id
 
     def wait_run(self, run_id: str, *statuses: str, timeout_s: float = 60) -> Any:
-        return wait_for(
-            lambda: (detail := self.client.run(run_id)) and detail.run.status in statuses and detail,
-            f"{run_id} to be {statuses}",
-            timeout_s,
-        )
+        def reached() -> Any:
+            try:
+                detail = self.client.run(run_id)
+            except Unavailable:  # being restarted
+                return None
+            return detail if detail.run.status in statuses else None
+
+        return wait_for(reached, f"{run_id} to be {statuses}", timeout_s)
 
     def log(self, run_id: str, attempt: int | None = None) -> str:
-        with self.client as client:
-            return b"".join(piece.data for piece in client.read_log(run_id, attempt)).decode(errors="replace")
+        return b"".join(piece.data for piece in self.client.read_log(run_id, attempt)).decode(errors="replace")
 
 
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 30) -> Any:
@@ -176,7 +182,7 @@ def new_installation(tmp_path: Path) -> Iterator[Callable[..., Installation]]:
 
 @pytest.fixture
 def installation(new_installation: Callable[..., Installation]) -> Installation:
-    """An installation that is up, with project `research` and a budget of $1."""
+    """An installation that is up, with project `research` and a budget of $20."""
     return bring_up(new_installation())
 
 
@@ -191,11 +197,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
 
 def bring_up(installation: Installation) -> Installation:
     installation.ground("up", "--detach")
-    installation.ground("projects", "create", "research", "--owner", "ana", "--cost-center", "r1", "--budget", "$1")
+    installation.ground("projects", "create", "research", "--owner", "ana", "--cost-center", "r1", "--budget", "$20")
     return installation
 
 
 def shut_down(installation: Installation) -> None:
+    if "client" in installation.__dict__:
+        installation.client.close()
     installation.ground("down", "--stop-runs", expect=None)
     for process in installation.processes():
         process.kill()

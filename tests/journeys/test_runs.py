@@ -128,7 +128,7 @@ def test_killing_the_control_plane_neither_stops_nor_doubles_a_job(
     run_id = installation.submit(installation.job("adopt", ["python3", str(counter), "60", "0.1"]))
     wait(lambda: steps_of(installation.log(run_id))[-1:] > [3], "step 3")
     job = job_process(run_id)
-    control_plane = installation.process_running("groundplane.api")
+    control_plane = installation.process_running("groundplane.server")
     control_plane.kill()
     control_plane.wait(10)
     assert job.is_running()
@@ -156,9 +156,9 @@ def test_fifty_submissions_at_once_against_money_for_ten_admit_exactly_ten(insta
     text = path.read_text()
 
     def submit(_: int) -> str:
-        client = installation.client
         try:
-            return client.apply(text).runs[0].id
+            submitted: str = installation.client.apply(text).runs[0].id
+            return submitted
         except Refusal as refusal:
             assert "budget" in str(refusal)
             return ""

@@ -200,7 +200,7 @@ def test_a_spent_budget_refuses_requests_with_insufficient_quota(served: Any, wa
     wait(refused, "insufficient_quota", 30)
     after = served.data("budget", "show", "research")
     assert after["posted_microusd"] + after["held_microusd"] <= after["limit_microusd"]
-    served.ground("budget", "set", "research", "$1")
+    served.ground("budget", "set", "research", "$20")
 
 
 def test_a_stopped_endpoint_leaves_the_gateway_and_costs_no_more(
