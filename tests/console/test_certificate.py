@@ -19,10 +19,16 @@ def test_amounts_sizes_and_times_are_told_in_words() -> None:
     assert read(sealed({"hardware": {"memory_bytes": 2**30}})).sections[0][1] == (Fact("memory", "1.0 GiB"),)
 
 
+def test_counts_that_came_as_floats_are_told_as_counts() -> None:
+    facts = read(sealed({"metrics": {"eval_loss": 3.7402, "tokens": 256000.0}})).sections[0][1]
+    assert facts == (Fact("eval loss", "3.7402"), Fact("tokens", "256,000"))
+
+
 def test_what_nobody_knows_is_told_apart_from_what_there_is_none_of() -> None:
     facts = read(sealed({"hardware": {"accelerators": [], "cpu": None}})).sections[0][1]
     assert facts == (Fact("accelerators", "none"), Fact("cpu", "not stated", "quiet"))
     unknown = [{"fact": "code.commit", "why": "the folder is under no version control"}]
+    assert read(sealed({"unknown": []})).sections == ()
     assert read(sealed({"unknown": unknown})).unknown == (
         Fact("code.commit", "the folder is under no version control"),
     )

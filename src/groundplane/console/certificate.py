@@ -51,7 +51,8 @@ def read(certificate: str) -> Reading:
     predicate = opened.statement.get("predicate")
     if not isinstance(predicate, Mapping):
         return Reading(problem="the certificate states nothing")
-    general = [fact for name, value in predicate.items() if _is_single(value) for fact in _walk(name, value)]
+    single = {name: each for name, each in predicate.items() if _is_single(each) and name not in SHOWN_ELSEWHERE}
+    general = [fact for name, value in single.items() for fact in _walk(name, value)]
     sections = [("General", tuple(general))]
     # Signed text is sorted by name; people read who and how good first.
     for name in sorted(predicate, key=lambda each: (FIRST.index(each) if each in FIRST else len(FIRST), each)):
@@ -103,6 +104,8 @@ def _text(name: str, value: Any) -> str:
             return _moment(value)
         case bool():
             return "yes" if value else "no"
+        case float():
+            return f"{value:,.0f}" if value.is_integer() else f"{value:,.6g}"
         case int() if name.endswith("_microusd"):
             return format_usd(value)
         case int() if name.endswith("_bytes"):
