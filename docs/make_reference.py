@@ -175,7 +175,12 @@ def _commands(
     command: click.Command, path: str = "ground", parent: click.Context | None = None
 ) -> Iterator[tuple[str, click.Context]]:
     context = click.Context(
-        command, info_name=path.rpartition(" ")[2], parent=parent, max_content_width=100, terminal_width=100
+        command,
+        help_option_names=["-h", "--help"],
+        info_name=path.rpartition(" ")[2],
+        parent=parent,
+        max_content_width=100,
+        terminal_width=100,
     )
     yield path, context
     if isinstance(command, click.Group):

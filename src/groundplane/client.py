@@ -495,17 +495,22 @@ def error_from(response: httpx.Response) -> GroundError:
     """The error that the control plane sent, as the same class it raised there."""
     try:
         info = msgspec.json.decode(response.content, type=ErrorBody).error
-    except (msgspec.DecodeError, msgspec.ValidationError):
+    except msgspec.DecodeError:
         address = f"{response.request.url.host}:{response.request.url.port}"
         return Unavailable(
             f"{address} answered {response.status_code}, not as Groundplane does",
             "is GROUND_URL the address of a control plane?",
         )
-    return error_of(info)
+    if info.code in _kinds(GroundError):
+        return error_of(info)
+    # Another server's error in a like shape, or a newer version's code: the status still says what kind it is.
+    by_status = {kind.http_status: kind for kind in reversed(_kinds(GroundError).values()) if kind is not Refusal}
+    kind = by_status.get(response.status_code, GroundError)
+    return kind(info.message, info.hint or "is GROUND_URL the address of a control plane?")
 
 
 def error_of(info: ErrorInfo) -> GroundError:
-    """An error from its wire form; an unknown code (a newer server's) becomes the root."""
+    """An error from its wire form."""
     if info.code == InvalidInput.code:
         return InvalidInput(info.message, info.hint, info.problems)
     if info.code == Refusal.code and info.refusals:
@@ -524,7 +529,7 @@ def _kinds(root: type[GroundError]) -> dict[str, type[GroundError]]:
 def _decoded(response: httpx.Response, answer: type[Answer]) -> Answer:
     try:
         return msgspec.json.decode(response.content, type=answer)
-    except msgspec.ValidationError as error:
+    except msgspec.DecodeError as error:
         raise Unavailable(
             f"{response.request.url.path} answered in a shape that this version doesn't know: {error}",
             f"use the same version on both sides; this is {__version__}",

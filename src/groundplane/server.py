@@ -40,7 +40,6 @@ from groundplane.wiring import App, build
 
 log = logging.getLogger("groundplane.server")
 
-EXPOSURE_CHECK_S = 15.0
 _BACKLOG = 1024
 
 
@@ -223,7 +222,7 @@ async def _check_exposures(app: App, addresses: list[Bound]) -> None:
 async def _guard(app: App, addresses: list[Bound]) -> None:
     """Ends the process when an address it is bound to stops being permitted: what outlives its end is stopped."""
     while True:
-        await asyncio.sleep(EXPOSURE_CHECK_S)
+        await asyncio.sleep(app.settings.exposure_check_s)
         try:
             await _check_exposures(app, addresses)
         except Unavailable as error:

@@ -86,18 +86,16 @@ def error(failure: GroundError) -> None:
     refusals: tuple[Refused, ...] = getattr(failure, "refusals", ())
     lines = [(_where(problem, source), problem.hint) for problem in problems]
     lines += [(str(refused), refused.hint) for refused in refusals]
-    if len(lines) == 1:
-        text, hint = lines[0]
-        _styled("error:", "bold red", text if problems else failure.message)
-        lines, hint = [], hint or failure.hint
-    else:
-        _styled("error:", "bold red", f"{source}: {failure.message}" if problems and source else failure.message)
-        hint = "" if lines else failure.hint
-    for text, way in lines:
-        sys.stderr.write(f"  {clean(text)}\n" + (f"    {clean(way)}\n" if way else ""))
-    if hint:
-        _styled("hint:", "bold cyan", hint)
-    sys.stderr.flush()
+    if len(lines) > 1:
+        what = f"{source or 'the input'} has {len(lines)} problems" if problems else f"refused for {len(lines)} reasons"
+        _styled("error:", "bold red", what)
+        for text, way in lines:
+            sys.stderr.write(f"  {clean(text)}\n" + (f"    {clean(way)}\n" if way else ""))
+        return
+    text, hint = lines[0] if lines else (failure.message, failure.hint)
+    _styled("error:", "bold red", text)
+    if way := hint or failure.hint:
+        _styled("hint:", "bold cyan", way)
 
 
 def usage_error(message: str, command: str) -> None:
