@@ -99,7 +99,7 @@ def pytest_configure(config: pytest.Config) -> None:
 # ---------------------------------------------------------------- PostgreSQL
 
 # Becomes the user (the interpreter itself may lie where that user can't reach), then the server, which gets SIGQUIT, an
-# immediate stop, when pytest dies, however it dies.
+# immediate stop, when pytest dies, however it dies (or the thread that started it: start it in the main one).
 _SERVER_OF_PYTEST = """
 import ctypes, os, signal, sys
 user, group, *command = sys.argv[1:]
@@ -236,9 +236,24 @@ def postgresql_url(postgresql_server: PostgresqlServer) -> Iterator[str]:
     _administer(postgresql_server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
+@pytest.fixture(scope="session")
+def _migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("migrated") / "groundplane.db"
+
+    async def make() -> None:
+        store = await SqlStore.open(f"sqlite:///{path}")
+        await store.close()
+
+    _run(make())
+    return path
+
+
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'groundplane.db'}"
+def sqlite_url(tmp_path: Path, _migrated_sqlite: Path) -> str:
+    """A database file at the newest schema."""
+    path = tmp_path / "groundplane.db"
+    shutil.copy(_migrated_sqlite, path)
+    return f"sqlite:///{path}"
 
 
 # ---------------------------------------------------------------- what services stand on

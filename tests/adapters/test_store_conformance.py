@@ -558,7 +558,7 @@ async def test_money_and_events_are_append_only(store: Store) -> None:
         (a_project(monthly_limit_microusd=2**63), InvalidInput),
         (replace(USAGE, duration_ms=float("nan")), InvalidInput),
     ],
-    ids=repr,
+    ids=["money", "held", "zone", "nul", "surrogate", "64-bit", "nan"],
 )
 async def test_no_store_takes_what_one_could_not_hold(store: Store, row: Any, error: type[Exception]) -> None:
     async with store.transaction() as tx:
@@ -703,7 +703,7 @@ async def test_the_chain_holds_under_twenty_concurrent_transactions(store: Store
 
 async def test_events_are_streamed_while_more_are_written(store: Store) -> None:
     async with store.transaction() as tx:
-        for number in range(1500):
+        for number in range(1010):  # more than one page
             await tx.append_event(a_draft(number))
     seen = 0
     async for event in store.events():
@@ -712,7 +712,7 @@ async def test_events_are_streamed_while_more_are_written(store: Store) -> None:
         if seen == 10:
             async with store.transaction() as tx:
                 await tx.append_event(a_draft("meanwhile"))
-    assert seen >= 1500
+    assert seen >= 1010
 
 
 async def test_a_reader_may_leave_the_stream_early(store: Store) -> None:

@@ -50,7 +50,9 @@ def _sqlite(error: BaseException, cause: BaseException, path: Path) -> BaseExcep
             f"the database {path} can't be used: {cause}", "check that its folder exists and is yours to write"
         )
     if isinstance(cause, (OSError, PoolTimeoutError)):
-        return Unavailable(f"the database {path} can't be used: {cause}")
+        return Unavailable(
+            f"the database {path} can't be used: {cause}", "check that its folder exists and is yours to write"
+        )
     return error
 
 

@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, 
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -63,9 +62,9 @@ class SqlStore:
 
     async def upgrade(self) -> None:
         """Applies the numbered migrations that are missing. Twice is the same as once; two processes take turns."""
-        if self._is_sqlite:
-            _create_private_file(self.url)
         try:
+            if self._is_sqlite:
+                _create_private_file(self.url)
             async with self._engine.connect() as connection:
                 await connection.run_sync(migrate.upgrade)
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
@@ -97,13 +96,13 @@ class SqlStore:
         connection = self._engine.connect()
         try:
             await connection.start()
-            await connection.begin()
+            try:
+                await connection.begin()
+            except BaseException:
+                await _to_its_end(connection.close())
+                raise
         except (SQLAlchemyError, sqlite3.Error, OSError, TimeoutError) as error:
-            await _to_its_end(connection.close())
             raise translate(error, self.url) from error
-        except BaseException:
-            await _to_its_end(connection.close())
-            raise
         return connection
 
     async def _commit(self, connection: AsyncConnection) -> None:
@@ -190,13 +189,9 @@ class _SqlTx:
         if not rows:
             return frozenset()
         kind = type(rows[0])
-        columns = len(TABLES[kind].columns)
-        size = max(1, _BOUND_VALUES_MAX // columns)
-        added: set[str] = set()
-        for start in range(0, len(rows), size):
-            added |= await self._added(rows[start : start + size])
+        added = await self._added(rows)
         left = {_id(row) for row in rows} - added
-        if left and len(await self._present(kind, left, size)) < len(left):
+        if left and len(await self._present(kind, left)) < len(left):
             raise Conflict(f"{KINDS[kind].table}: what must be unique in {min(left)} is taken")
         return frozenset(added)
 
@@ -303,15 +298,15 @@ class _SqlTx:
         if len(rows) == 1:
             result = await self._execute(statements.insert, _values(rows[0]))
             return {_id(rows[0])} if result.rowcount == 1 else set()
-        several = statements.insert.values([_values(row) for row in rows])
-        table = TABLES[type(rows[0])]
-        return set((await self._execute(several.returning(table.c.id))).scalars())
+        # Sent in batches whose compiled form is cached, unlike that of one statement with many rows in it.
+        result = await self._execute(statements.insert_returning, [_values(row) for row in rows])
+        return set(result.scalars())
 
-    async def _present(self, kind: type, ids: Iterable[str], size: int) -> set[str]:
+    async def _present(self, kind: type, ids: Iterable[str]) -> set[str]:
         wanted, found = sorted(ids), set[str]()
         column = TABLES[kind].c.id
-        for start in range(0, len(wanted), size):
-            chunk = wanted[start : start + size]
+        for start in range(0, len(wanted), _BOUND_VALUES_MAX):
+            chunk = wanted[start : start + _BOUND_VALUES_MAX]
             found |= set((await self._execute(sa.select(column).where(column.in_(chunk)))).scalars())
         return found
 
@@ -323,7 +318,7 @@ class _SqlTx:
         return [kind(**dict(zip(names, row, strict=True))) for row in _decoded(kind, result.fetchall)]
 
     async def _execute(
-        self, statement: sa.Executable, values: Mapping[str, object] | None = None
+        self, statement: sa.Executable, values: Mapping[str, object] | list[dict[str, object]] | None = None
     ) -> sa.CursorResult[Any]:
         try:
             return cast("sa.CursorResult[Any]", await self._connection.execute(statement, values))
@@ -338,6 +333,7 @@ class _Statements:
     get: sa.Select[Any]
     get_locked: sa.Select[Any]
     insert: Any
+    insert_returning: Any
     update: sa.Update
 
 
@@ -353,7 +349,13 @@ def _statements(kind: type, dialect: str) -> _Statements:
         update = table.update().where(table.c.id == sa.bindparam("the_id"))
         if "version" in table.c:
             update = update.where(table.c.version == sa.bindparam("the_version"))
-        prepared = _Statements(get=get, get_locked=get.with_for_update(), insert=insert, update=update)
+        prepared = _Statements(
+            get=get,
+            get_locked=get.with_for_update(),
+            insert=insert,
+            insert_returning=insert.returning(table.c.id),
+            update=update,
+        )
         _PREPARED[kind, dialect] = prepared
     return prepared
 
@@ -448,10 +450,8 @@ def _parsed(url: str) -> URL:
 
 
 def _create_private_file(url: URL) -> None:
-    """The file holds key digests and prompts' metadata: readable by its owner only, from its first byte."""
-    path = Path(cast(str, url.database))
-    if path.parent.is_dir() and not path.exists():
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    """The file holds key digests and who called what: readable by its owner only, from its first byte."""
+    os.close(os.open(cast(str, url.database), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
 
 def _sqlite_engine(url: URL) -> AsyncEngine:
