@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from openai import APIStatusError, OpenAI
+from openai import APIError, APIStatusError, OpenAI
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.rule import Rule
 
 from groundplane.client import Client
-from groundplane.errors import Unavailable
+from groundplane.errors import GroundError, Unavailable
 from groundplane.wire import RunDetail
 
 EXAMPLE = Path(__file__).parent / "tiny-lm"
@@ -80,7 +80,8 @@ class Stage:
     def title(self, text: str) -> None:
         self.number += 1
         console.print()
-        console.print(Rule(f"[bold]{self.number}. {text}", align="left"))
+        console.print(f"[bold]{self.number}. {escape(text)}[/]", soft_wrap=True)
+        console.print(Rule())
 
     def ground(self, *args: str, expect: int = 0, show: bool = True) -> str:
         """Runs `ground …`, shows the command and its output, checks its exit code, returns its stdout."""
@@ -90,18 +91,20 @@ class Stage:
         done = subprocess.run(
             [str(Path(sys.executable).parent / "ground"), *args],
             env=self.env,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            # Shown, the two are one text in the order they were written; parsed, only stdout is data.
+            stderr=subprocess.STDOUT if show else subprocess.PIPE,
             text=True,
             check=False,
             stdin=subprocess.DEVNULL,
             timeout=120,
         )
         if show:
-            for line in (done.stdout + done.stderr).rstrip().splitlines():
+            for line in done.stdout.rstrip().splitlines():
                 console.print(f"  [dim]{escape(line)}[/]", soft_wrap=True)
         if done.returncode != expect:
             raise StepFailedError(
-                f"`ground {' '.join(args)}` exited with {done.returncode}, not {expect}\n{done.stdout}{done.stderr}"
+                f"`ground {' '.join(args)}` exited with {done.returncode}, not {expect}\n{done.stdout}{done.stderr or ''}"
             )
         return done.stdout
 
@@ -111,7 +114,7 @@ class Stage:
 
 
 def start(stage: Stage) -> None:
-    stage.title("One command starts the control plane, the gateway, the loops and a local pool")
+    stage.title("One command starts control plane, gateway, loops and a local pool")
     stage.ground("up", "--detach")
     stage.ground("projects", "create", "research", "--owner", "ana", "--cost-center", "ai-01", "--budget", "$2")
     stage.ground("status")
@@ -119,7 +122,7 @@ def start(stage: Stage) -> None:
 
 
 def refuse_early(stage: Stage) -> None:
-    stage.title("A plan says no early, with the number that broke the rule and the way forward")
+    stage.title("A plan says no early, with the number and the way forward")
     text = (EXAMPLE / "job.yaml").read_text()
     misspelt = stage.home.parent / "misspelt.yaml"
     misspelt.write_text(text.replace("max_cost:", "max_costs:"))
@@ -134,7 +137,7 @@ def refuse_early(stage: Stage) -> None:
 
 
 def plan_and_apply(stage: Stage) -> None:
-    stage.title("Plan, then apply: price, bound, worst case, policy; money is held before it is spent")
+    stage.title("Plan, then apply: money is held before it is spent")
     (plan,) = stage.data("plan", "-f", str(EXAMPLE / "job.yaml"))
     stage.ground("plan", "-f", str(EXAMPLE / "job.yaml"))
     stage.ground("apply", plan["id"], "--yes")
@@ -169,7 +172,7 @@ def crash_and_resume(stage: Stage) -> None:
 
 
 def register(stage: Stage) -> None:
-    stage.title("The output became an immutable model version with a signed birth certificate")
+    stage.title("The output is a model version with a signed birth certificate")
     stage.ground("models", "show", "tiny-lm@1")
     stage.ground("models", "verify", "tiny-lm@1")
     stray = stage.home.parent / "model_final_v2_FIXED.pt"
@@ -191,7 +194,7 @@ def flip_a_bit(stage: Stage) -> None:
 
 
 def serve(stage: Stage) -> None:
-    stage.title("Deploy privately; an unmodified OpenAI client talks to it through the gateway")
+    stage.title("Deploy privately; an unmodified OpenAI client talks to it")
     stage.ground("apply", "-f", str(EXAMPLE / "endpoint.yaml"), "--yes", "--wait")
     stage.ground("endpoints", "show", "tiny-lm")
     made = stage.data("keys", "create", "--name", "demo-app", "--project", "research", "--owner", "ana")
@@ -236,7 +239,7 @@ def meter(stage: Stage) -> None:
 
 
 def report(stage: Stage) -> None:
-    stage.title("Monday: who ran what, what it cost, what is held; on a trail that nobody can edit unseen")
+    stage.title("Monday: who ran what and what it cost, on a tamper-evident trail")
     stage.ground("stop", "tiny-lm", "--wait")
     stage.ground("report")
     stage.ground("audit", "verify")
@@ -354,7 +357,7 @@ def main() -> int:
     try:
         for step in STEPS:
             step(stage)
-    except StepFailedError as failure:
+    except (StepFailedError, GroundError, APIError) as failure:
         console.print(f"\n[bold red]error:[/] step {stage.number} did not hold: {escape(str(failure))}")
         for log in sorted((stage.home / "log").glob("*.log")):
             console.print(f"[dim]--- {log.name}\n{escape(log.read_text(errors='replace')[-2000:])}[/]")

@@ -1,7 +1,8 @@
 """The gateway's configuration: compiled from keys, ready endpoints and reserved money, published whole.
 
-The order in `refresh` keeps money exact: usage is taken into the ledger, then money is reserved ahead, then
-both are published with the sequence number they are true for.
+The order in `refresh` keeps money exact: keys and endpoints are read first, so that none is published before money
+is reserved for its project; usage is taken into the ledger, then money is reserved ahead, then both are published
+with the sequence number they are true for.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ class GatewayConfig:
         self._last: compiled.Snapshot | None = None
 
     async def refresh(self) -> None:
-        """Ingest, reserve, publish."""
+        """Read, ingest, reserve, publish."""
+        async with self._store.transaction() as tx:
+            keys = await tx.find(Key, {"revoked_at": None})
+            endpoints = await tx.find(Endpoint, {"status": EndpointStatus.READY})
         while await self._costs.ingest():
             pass
         await self._costs.top_up_gateway()
         now = self._clock.now()
         ingested = await self._usage_log.ingested()
         budgets = await self._costs.gateway_budgets()
-        async with self._store.transaction() as tx:
-            keys = await tx.find(Key, {"revoked_at": None})
-            endpoints = await tx.find(Endpoint, {"status": EndpointStatus.READY})
         version = int(now.timestamp() * 1000)
         if self._last is not None:
             version = max(version, self._last.version + 1)
