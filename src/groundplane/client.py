@@ -83,6 +83,8 @@ class Client:
             base_url=self.base_url,
             headers={"Authorization": f"Bearer {key}", "User-Agent": f"groundplane/{__version__}"},
             timeout=httpx.Timeout(timeout_s, connect=5.0),
+            # Given up well before the server does, so that a change never meets a connection being closed.
+            limits=httpx.Limits(keepalive_expiry=10.0),
             # A control plane is addressed directly: proxies from the environment would see its keys.
             trust_env=False,
         )

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import uvicorn
@@ -40,6 +41,8 @@ from groundplane.wiring import App, build
 
 log = logging.getLogger("groundplane.server")
 
+HEAD_LIMIT_BYTES = 64 * 1024
+KEEP_ALIVE_S = 30
 _BACKLOG = 1024
 
 
@@ -109,15 +112,7 @@ async def serve(settings: Settings, reporter: Reporter) -> None:
 
 async def _run(app: App, listener: socket.socket, addresses: list[Bound], reporter: Reporter) -> None:
     settings = app.settings
-    config = uvicorn.Config(
-        create_app(app, routers=(pages.router(),)),
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        backlog=_BACKLOG,
-        timeout_graceful_shutdown=settings.drain_s,
-    )
+    config = http_config(create_app(app, routers=(pages.router(),)), settings)
     stop = asyncio.Event()
     server = Server(config, on_started=lambda: _say_ready(settings, reporter))
     loop = asyncio.get_running_loop()
@@ -144,6 +139,23 @@ async def _run(app: App, listener: socket.socket, addresses: list[Bound], report
     for task in (serving, looping):
         if task.done() and not task.cancelled() and (error := task.exception()) is not None:
             raise error
+
+
+def http_config(api: Any, settings: Settings) -> uvicorn.Config:
+    """How HTTP is spoken: bounded heads, patient with idle connections, quick to drain."""
+    return uvicorn.Config(
+        api,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # The faster parser keeps headers of any size in memory; a caller without a key must not fill it.
+        http="h11",
+        h11_max_incomplete_event_size=HEAD_LIMIT_BYTES,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        backlog=_BACKLOG,
+        timeout_graceful_shutdown=settings.drain_s,
+    )
 
 
 def _say_ready(settings: Settings, reporter: Reporter) -> None:

@@ -152,7 +152,8 @@ class Supervisor:
         os.set_blocking(report_read, False)
         child.report, child.said = report_read, []
         child.began_at, child.restart_at = time.monotonic(), None
-        write_mark(self._pid_file(child.name), child.process.pid)
+        with self._surviving(f"the pid of the {child.name} can't be remembered"):
+            write_mark(self._pid_file(child.name), child.process.pid)
         log.info("started %s, pid %s", child.name, child.process.pid)
         self._remember()
 
@@ -210,10 +211,22 @@ class Supervisor:
                 self._look_at(child)
             if time.monotonic() >= next_rotation:
                 next_rotation = time.monotonic() + 5
-                for name in (*[c.name for c in self._children], "supervisor"):
-                    rotate(self._log_file(name), self._settings.process_log_limit_bytes)
+                self._rotate_logs()
             self._pause(_TICK_S)
         self._tell("stopping", because=self._stop_because)
+
+    def _rotate_logs(self) -> None:
+        for name in (*[child.name for child in self._children], "supervisor"):
+            with self._surviving(f"{name}.log can't be rotated"):
+                rotate(self._log_file(name), self._settings.process_log_limit_bytes)
+
+    @contextlib.contextmanager
+    def _surviving(self, what: str) -> Iterator[None]:
+        """A full disk must not take down what still runs: bookkeeping that can't be written is logged and left."""
+        try:
+            yield
+        except OSError as error:
+            log.warning("%s: %s", what, error)
 
     def _look_at(self, child: Child) -> None:
         now = time.monotonic()
@@ -323,8 +336,9 @@ class Supervisor:
         ]
         path = self._settings.home / "run" / "up.json"
         draft = path.with_suffix(".draft")
-        draft.write_text(json.dumps({"pid": os.getpid(), "version": __version__, "children": children}))
-        draft.replace(path)
+        with self._surviving("what runs can't be remembered"):
+            draft.write_text(json.dumps({"pid": os.getpid(), "version": __version__, "children": children}))
+            draft.replace(path)
 
     def _pid_file(self, name: str) -> Path:
         return self._settings.home / "run" / f"{name}.pid"

@@ -18,6 +18,7 @@ from groundplane.api.app import create_app
 from groundplane.client import Client
 from groundplane.identity import Role
 from groundplane.processes import make_home
+from groundplane.server import http_config
 from groundplane.settings import Settings
 from groundplane.wiring import build
 
@@ -63,8 +64,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     async def serve() -> None:
         app = await build(settings)
         secrets.append(await app.access.bootstrap() or "")
-        config = uvicorn.Config(create_app(app), lifespan="off", log_config=None, access_log=False)
-        servers.append(_Server(config, ready))
+        servers.append(_Server(http_config(create_app(app), settings), ready))
         await servers[0].serve(sockets=[listener])
         await app.close()
 

@@ -81,10 +81,24 @@ def run(status: RunStatus, attempt: int) -> bytes:
         max_duration_s=1,
     )
     found = Run(
-        id="run-1", name="a", project="p", owner="o", cost_center="c", spec=spec, spec_digest="", plan_id="",
-        hold_id="", pool="local", price_microusd_per_hour=1, status=status, attempt=attempt, created_by="o", created_at=NOW,
-        end_date=NOW, due_at=None,
-    )  # fmt: skip
+        id="run-1",
+        name="a",
+        project="p",
+        owner="o",
+        cost_center="c",
+        spec=spec,
+        spec_digest="",
+        plan_id="",
+        hold_id="",
+        pool="local",
+        price_microusd_per_hour=1,
+        status=status,
+        attempt=attempt,
+        created_by="o",
+        created_at=NOW,
+        end_date=NOW,
+        due_at=None,
+    )
     return msgspec.json.encode(RunDetail(run=found, attempts=(), checkpoints=()))
 
 

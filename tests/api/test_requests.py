@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import logging
+import socket
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -51,6 +52,15 @@ def test_the_answer_comes_before_the_body_has(served: Any) -> None:
     connection.send(b"x" * 1000)
     assert connection.getresponse().status == 413
     connection.close()
+
+
+def test_a_flood_of_headers_is_cut_off_before_it_fills_memory(served: Any) -> None:
+    address = urlsplit(served.url)
+    with socket.create_connection((str(address.hostname), address.port), timeout=10) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+        with pytest.raises(OSError):
+            for number in range(64):
+                connection.sendall(b"X-%d: " % number + b"y" * MEGABYTE + b"\r\n")
 
 
 def test_a_body_under_the_limit_passes(served: Any) -> None:

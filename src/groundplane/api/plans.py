@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header
 
 from groundplane.api.access import Ground, requires
 from groundplane.domain.endpoint import Endpoint
-from groundplane.domain.planning import Plan, PlanStatus
+from groundplane.domain.planning import Plan
 from groundplane.domain.run import Run
 from groundplane.errors import Forbidden, Refusal
 from groundplane.identity import Actor, Permission
@@ -45,7 +45,7 @@ async def apply_spec(
     """Plans and applies every document of a spec, in order. Nothing begins when any of them is refused at plan time."""
     plans: list[Plan] = await app.plans.plan(actor, body.spec)
     refused = [v.refused for plan in plans for v in plan.verdicts if v.refused is not None]
-    if refused or any(plan.status is PlanStatus.REFUSED for plan in plans):
+    if refused:
         raise Refusal(refused)
     runs: list[Run] = []
     endpoints: list[Endpoint] = []
