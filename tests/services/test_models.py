@@ -7,95 +7,24 @@ import base64
 import json
 import os
 import pickle
-import stat
 import subprocess
 import zipfile
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save
+from tests.services.model_house import ADA, EVE, FACTS, NOW, House, built
 
-from groundplane.adapters.blobs import FolderBlobStore
-from groundplane.adapters.model_files import FolderModelFiles
-from groundplane.adapters.provenance import MachineProvenance
-from groundplane.adapters.signing import FileSigner
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.audit import check_chain
-from groundplane.domain.access import Project
-from groundplane.domain.certificate import Circumstances, DataFact, Facts
-from groundplane.domain.model import ManifestFile, ModelVersion
+from groundplane.domain.certificate import Circumstances, Facts
+from groundplane.domain.model import ModelVersion
 from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatus
 from groundplane.domain.spec import DataSource, JobSpec, Metadata, ModelOutput, Resources
-from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Unavailable
-from groundplane.identity import SYSTEM, Actor, Role
+from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Unavailable
+from groundplane.identity import SYSTEM
 from groundplane.ports import Clock, Store
-from groundplane.services.models import Models, Verification
-
-NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-ADA = Actor(name="ada", role=Role.MEMBER, project="vision")
-EVE = Actor(name="eve", role=Role.MEMBER, project="speech")
-FACTS = Facts(
-    owner="ada",
-    license="Apache-2.0",
-    data=(DataFact(name="corpus", sha256="1" * 64),),
-    code_commit="2" * 40,
-    training_run="slurm-4711",
-    metrics={"f1": 0.93},
-    hardware="2 × A100",
-)
-WEIGHTS = save({"a": np.arange(600, dtype=np.float32)})
-
-
-class House:
-    """An installation with two projects, and a model's folder to register from."""
-
-    def __init__(self, store: Store, clock: Clock, home: Path, quota_bytes: int = 0) -> None:
-        self.store, self.home = store, home
-        self.blobs = FolderBlobStore(home / "store", quota_bytes)
-        self.signer = FileSigner(home / "keys")
-        self.models = Models(
-            store=store,
-            clock=clock,
-            blobs=self.blobs,
-            signer=self.signer,
-            files=FolderModelFiles(),
-            provenance=MachineProvenance(),
-        )
-        self.source = home / "source"
-        (self.source / "weights").mkdir(parents=True)
-        (self.source / "weights" / "model.safetensors").write_bytes(WEIGHTS)
-        (self.source / "config.json").write_bytes(b'{"layers": 2}')
-        (self.source / "日本語.txt").write_bytes("こんにちは".encode())
-        (self.source / "empty.txt").write_bytes(b"")
-
-    async def register(self, name: str = "tiny", facts: Facts = FACTS, actor: Actor = ADA) -> ModelVersion:
-        project = actor.project or "vision"
-        return await self.models.register(actor, name=name, project=project, source=self.source, facts=facts)
-
-    async def verify(self, ref: str = "tiny@1") -> Verification:
-        return await self.models.verify(ADA, ref)
-
-    async def tamper(self, **change: object) -> None:
-        async with self.store.transaction() as tx:
-            row = await tx.get(ModelVersion, "tiny@1")
-            assert row is not None
-            await tx.update(replace(row, **change))  # type: ignore[arg-type]
-
-    def blob(self, sha256: str) -> Path:
-        return self.home / "store" / "sha256" / sha256[:2] / sha256[2:]
-
-    async def actions(self) -> list[str]:
-        return [event.action async for event in self.store.events()]
-
-
-async def built(store: Store, clock: Clock, home: Path, quota_bytes: int = 0) -> House:
-    async with store.transaction() as tx:
-        for name in ("vision", "speech"):
-            await tx.insert(Project(id=name, owner="o", cost_center="c", created_at=NOW))
-    return House(store, clock, home, quota_bytes)
+from groundplane.services.models import Verification
 
 
 @pytest.fixture
@@ -107,13 +36,6 @@ async def house(clock: Clock, tmp_path: Path) -> House:
 async def every_house(store: Store, clock: Clock, tmp_path: Path) -> House:
     """On each store in turn: for what depends on how rows are kept."""
     return await built(store, clock, tmp_path)
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.chmod(0o644)
-    path.write_bytes(data)
 
 
 def statement(version: ModelVersion) -> dict[str, object]:
@@ -451,157 +373,3 @@ async def test_the_certificate_is_shown_with_its_meaning(house: House) -> None:
     assert found["sha256"] == version.certificate_sha256
     assert found["envelope"] == json.loads(version.certificate)
     assert found["statement"]["predicateType"] == "https://groundplane.dev/birth-certificate/v1"  # type: ignore[index]
-
-
-# ---------------------------------------------------------------- damage
-
-
-async def test_a_flipped_bit_in_any_file_is_found_and_the_file_named(house: House) -> None:
-    version = await house.register()
-    for file in version.files:
-        if not file.size_bytes:
-            continue
-        flip(house.blob(file.sha256))
-        checked = await house.verify()
-        assert not checked.ok
-        assert [problem.field for problem in checked.problems] == [f"file {file.path}"]
-        with pytest.raises(IntegrityFailure, match=file.sha256):
-            await house.models.materialise("tiny@1", house.home / "out")
-        assert not (house.home / "out").exists()
-        flip(house.blob(file.sha256))
-    assert (await house.verify()).ok
-
-
-async def test_a_removed_blob_is_found_and_the_file_named(house: House) -> None:
-    version = await house.register()
-    house.blob(version.files[0].sha256).unlink()
-    checked = await house.verify()
-    assert [problem.field for problem in checked.problems] == [f"file {version.files[0].path}"]
-    with pytest.raises(NotFound):
-        await house.models.materialise("tiny@1", house.home / "out")
-    assert not (house.home / "out").exists()
-
-
-CHANGES: dict[str, object] = {
-    "owner": "eve",
-    "license": "MIT",
-    "run_id": "run-9",
-    "metrics": {"f1": 0.99},
-    "created_by": "eve",
-    "created_at": NOW + timedelta(microseconds=1),
-    "manifest_sha256": "0" * 64,
-    "size_bytes": 1,
-    "certificate_sha256": "0" * 64,
-}
-
-
-@pytest.mark.parametrize("column", list(CHANGES))
-async def test_a_changed_column_is_found_named_and_nothing_is_served(every_house: House, column: str) -> None:
-    await every_house.register()
-    await every_house.tamper(**{column: CHANGES[column]})
-    checked = await every_house.verify()
-    assert not checked.ok
-    assert any((column if column != "certificate_sha256" else "certificate") in p.field for p in checked.problems)
-    with pytest.raises(IntegrityFailure, match="not what was signed"):
-        await every_house.models.materialise("tiny@1", every_house.home / "out")
-    with pytest.raises(IntegrityFailure):
-        await every_house.models.certificate(ADA, "tiny@1")
-    assert not (every_house.home / "out").exists()
-
-
-async def test_a_swapped_file_is_found_even_when_its_blob_exists(every_house: House) -> None:
-    version = await every_house.register()
-    config, weights = version.files[0], version.files[2]
-    swapped = ManifestFile(path=weights.path, sha256=config.sha256, size_bytes=config.size_bytes)
-    await every_house.tamper(files=(config, version.files[1], swapped, version.files[3]))
-    fields = [problem.field for problem in (await every_house.verify()).problems]
-    assert "manifest" in fields
-    assert f"file {weights.path}" in fields
-
-
-async def test_a_manifest_cannot_be_made_to_write_outside_its_folder(house: House) -> None:
-    version = await house.register()
-    escaped = ManifestFile(path="../../escaped", sha256=version.files[0].sha256, size_bytes=version.files[0].size_bytes)
-    await house.tamper(files=(escaped,))
-    with pytest.raises(IntegrityFailure):
-        await house.models.materialise("tiny@1", house.home / "models" / "out")
-    assert not list(house.home.rglob("escaped"))
-
-
-async def test_a_flipped_bit_in_the_certificate_is_found(house: House) -> None:
-    version = await house.register()
-    for position in range(0, len(version.certificate), 97):
-        text = version.certificate
-        changed = text[:position] + chr(ord(text[position]) ^ 1) + text[position + 1 :]
-        await house.tamper(certificate=changed)
-        assert "certificate" in (await house.verify()).problems[0].field
-        await house.tamper(certificate=text)
-    assert (await house.verify()).ok
-
-
-async def test_without_trust_in_its_key_a_version_is_not_served(house: House) -> None:
-    await house.register()
-    old = house.signer.key_id
-    house.signer.rotate()
-    assert (await house.verify()).ok
-    (house.home / "keys" / "trusted" / f"{old}.pub").unlink()
-    assert [problem.field for problem in (await house.verify()).problems] == ["certificate signature"]
-    with pytest.raises(IntegrityFailure, match="no trusted key"):
-        await house.models.materialise("tiny@1", house.home / "out")
-
-
-# ---------------------------------------------------------------- laying out
-
-
-async def test_a_folder_that_is_already_right_is_kept(house: House) -> None:
-    await house.register()
-    target = await house.models.materialise("tiny@1", house.home / "out" / "tiny@1")
-    before = (target / "config.json").stat()
-    assert stat.S_IMODE(before.st_mode) == 0o444
-    await house.models.materialise("tiny@1", target)
-    assert (target / "config.json").stat().st_ino == before.st_ino
-
-
-@pytest.mark.parametrize("damage", ["flip", "remove", "add", "link", "empty"])
-async def test_a_folder_that_somebody_touched_is_laid_out_anew(house: House, damage: str) -> None:
-    await house.register()
-    target = await house.models.materialise("tiny@1", house.home / "out" / "tiny@1")
-    config = target / "config.json"
-    if damage == "flip":
-        flip(config)
-    elif damage == "remove":
-        config.unlink()
-    elif damage == "add":
-        (target / "sitecustomize.py").write_text("import os")
-    elif damage == "link":
-        content = config.read_bytes()
-        config.unlink()
-        (house.home / "elsewhere").write_bytes(content)
-        config.symlink_to(house.home / "elsewhere")
-    else:
-        config.chmod(0o644)
-        config.write_bytes(b"")
-    await house.models.materialise("tiny@1", target)
-    assert not config.is_symlink()
-    assert config.read_bytes() == b'{"layers": 2}'
-    assert sorted(path.name for path in target.iterdir()) == ["config.json", "empty.txt", "weights", "日本語.txt"]
-    assert sorted(path.name for path in target.parent.iterdir()) == [".tiny@1.lock", "tiny@1"]
-
-
-async def test_many_at_once_lay_out_one_whole_folder(house: House) -> None:
-    await house.register()
-    target = house.home / "out" / "tiny@1"
-    await asyncio.gather(*(house.models.materialise("tiny@1", target) for _ in range(8)))
-    assert await FolderModelFiles().problems(target, (await house.models.get(ADA, "tiny@1")).files) == ()
-
-
-async def test_what_a_crash_left_beside_the_folder_is_cleared_up(house: House) -> None:
-    await house.register()
-    stale = house.home / "out" / ".tiny@1.0123456789ab.part"
-    other = house.home / "out" / ".tiny@12.0123456789ab.part"
-    stale.mkdir(parents=True)
-    other.mkdir()
-    (stale / "half").write_bytes(b"x")
-    await house.models.materialise("tiny@1", house.home / "out" / "tiny@1")
-    assert not stale.exists()
-    assert other.exists()

@@ -1,0 +1,92 @@
+"""An installation to register models in: what the tests of model versions stand on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+from groundplane.adapters.blobs import FolderBlobStore
+from groundplane.adapters.model_files import FolderModelFiles
+from groundplane.adapters.provenance import MachineProvenance
+from groundplane.adapters.signing import FileSigner
+from groundplane.domain.access import Project
+from groundplane.domain.certificate import DataFact, Facts
+from groundplane.domain.model import ModelVersion
+from groundplane.identity import Actor, Role
+from groundplane.ports import Clock, Store
+from groundplane.services.models import Models, Verification
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+ADA = Actor(name="ada", role=Role.MEMBER, project="vision")
+EVE = Actor(name="eve", role=Role.MEMBER, project="speech")
+FACTS = Facts(
+    owner="ada",
+    license="Apache-2.0",
+    data=(DataFact(name="corpus", sha256="1" * 64),),
+    code_commit="2" * 40,
+    training_run="slurm-4711",
+    metrics={"f1": 0.93},
+    hardware="2 × A100",
+)
+WEIGHTS = save({"a": np.arange(600, dtype=np.float32)})
+
+
+class House:
+    """An installation with two projects, and a model's folder to register from."""
+
+    def __init__(self, store: Store, clock: Clock, home: Path, quota_bytes: int = 0) -> None:
+        self.store, self.home = store, home
+        self.blobs = FolderBlobStore(home / "store", quota_bytes)
+        self.signer = FileSigner(home / "keys")
+        self.models = Models(
+            store=store,
+            clock=clock,
+            blobs=self.blobs,
+            signer=self.signer,
+            files=FolderModelFiles(),
+            provenance=MachineProvenance(),
+        )
+        self.source = home / "source"
+        (self.source / "weights").mkdir(parents=True)
+        (self.source / "weights" / "model.safetensors").write_bytes(WEIGHTS)
+        (self.source / "config.json").write_bytes(b'{"layers": 2}')
+        (self.source / "日本語.txt").write_bytes("こんにちは".encode())
+        (self.source / "empty.txt").write_bytes(b"")
+
+    async def register(self, name: str = "tiny", facts: Facts = FACTS, actor: Actor = ADA) -> ModelVersion:
+        project = actor.project or "vision"
+        return await self.models.register(actor, name=name, project=project, source=self.source, facts=facts)
+
+    async def verify(self, ref: str = "tiny@1") -> Verification:
+        return await self.models.verify(ADA, ref)
+
+    async def tamper(self, **change: object) -> None:
+        async with self.store.transaction() as tx:
+            row = await tx.get(ModelVersion, "tiny@1")
+            assert row is not None
+            await tx.update(replace(row, **change))  # type: ignore[arg-type]
+
+    def blob(self, sha256: str) -> Path:
+        return self.home / "store" / "sha256" / sha256[:2] / sha256[2:]
+
+    async def actions(self) -> list[str]:
+        return [event.action async for event in self.store.events()]
+
+
+async def built(store: Store, clock: Clock, home: Path, quota_bytes: int = 0) -> House:
+    async with store.transaction() as tx:
+        for name in ("vision", "speech"):
+            await tx.insert(Project(id=name, owner="o", cost_center="c", created_at=NOW))
+    return House(store, clock, home, quota_bytes)
+
+
+def flip(path: Path) -> None:
+    """Changes one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
