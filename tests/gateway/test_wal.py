@@ -6,11 +6,17 @@ import json
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
+from tests.gateway.harness import key, route
 
 from groundplane.adapters.usage_log import FolderUsageLog
+from groundplane.domain.snapshot import SnapshotKey, Target
+from groundplane.domain.spec import TokenPrice
+from groundplane.domain.usage import Usage
 from groundplane.domain.usage_records import Reserved, Settled
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput
+from groundplane.gateway.records import constant_members, reserved_members, settled_members
 from groundplane.gateway.wal import LogUnavailable, WriteAheadLog
 
 
@@ -20,44 +26,19 @@ def opened(folder: Path, gateway_id: str = "gw", **more: int) -> WriteAheadLog:
     return log
 
 
+KEY = key()
+TARGET = route("tiny", "http://127.0.0.1:1").targets[0]
+CONSTANT = constant_members(KEY, "tiny", TARGET)
+
+
 def reserve(log: WriteAheadLog, name: str) -> None:
-    log.reserved(
-        Reserved(
-            seq=log.next_seq(),
-            id=name,
-            key_id="k",
-            project="vision",
-            model="tiny",
-            endpoint="tiny",
-            revision=1,
-            prompt_tokens=9,
-            if_cut_microusd=9,
-            started_at=100.0,
-        )
-    )
+    log.reserved(name.encode(), reserved_members(name.encode(), CONSTANT, 9, 9, 100.0))
 
 
 def settle(log: WriteAheadLog, name: str, amount: int = 17, started_at: float = 100.0) -> None:
-    log.settled(
-        Settled(
-            seq=log.next_seq(),
-            id=name,
-            key_id="k",
-            project="vision",
-            model="tiny",
-            endpoint="tiny",
-            revision=1,
-            status=200,
-            prompt_tokens=7,
-            completion_tokens=5,
-            cached_tokens=0,
-            amount_microusd=amount,
-            estimated=False,
-            ttft_ms=1.0,
-            duration_ms=2.0,
-            started_at=started_at,
-        )
-    )
+    times = (1.0, 2.0, started_at)
+    members = settled_members(name.encode(), CONSTANT, 200, Usage(7, 5), amount, times)
+    log.settled(name.encode(), members, "vision", amount)
 
 
 def answer(log: WriteAheadLog, *names: str) -> None:
@@ -292,3 +273,44 @@ async def test_other_files_are_left_alone(tmp_path: Path) -> None:
     assert await names(FolderUsageLog(tmp_path)) == ["a"]
     log.close()
     assert json.dumps(sorted(p.name for p in tmp_path.iterdir() if p.read_bytes() == b"mine"))
+
+
+def test_records_put_together_as_text_are_what_their_types_say() -> None:
+    odd = 'a "quoted" \\ name\n\u00fc'
+    who = SnapshotKey(id=odd, secret_sha256="", project=odd, owner="", role="caller")
+    price = TokenPrice(prompt_microusd_per_million=1, completion_microusd_per_million=1)
+    target = Target(endpoint=odd, revision=3, base_url="", upstream_model="", price=price)
+    constant = constant_members(who, odd, target)
+    begun = b'{"seq":5,' + reserved_members(b"r1", constant, 7, 8, 1_700_000_000.25)
+    assert msgspec.json.decode(begun, type=Reserved, strict=True) == Reserved(
+        seq=5,
+        id="r1",
+        key_id=odd,
+        project=odd,
+        model=odd,
+        endpoint=odd,
+        revision=3,
+        prompt_tokens=7,
+        if_cut_microusd=8,
+        started_at=1_700_000_000.25,
+    )
+    for estimated, ttft_ms in ((True, None), (False, 1.5)):
+        done = settled_members(b"r1", constant, 200, Usage(1, 2, 1, estimated), 9, (ttft_ms, 2.25, 1_700_000_000.5))
+        assert msgspec.json.decode(b'{"seq":6,' + done, type=Settled, strict=True) == Settled(
+            seq=6,
+            id="r1",
+            key_id=odd,
+            project=odd,
+            model=odd,
+            endpoint=odd,
+            revision=3,
+            status=200,
+            prompt_tokens=1,
+            completion_tokens=2,
+            cached_tokens=1,
+            amount_microusd=9,
+            estimated=estimated,
+            ttft_ms=ttft_ms,
+            duration_ms=2.25,
+            started_at=1_700_000_000.5,
+        )

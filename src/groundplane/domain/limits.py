@@ -48,8 +48,10 @@ class Meter:
 
     def drain(self, now_ns: int) -> None:
         """Brings the level to now. A clock that stands or goes back drains nothing."""
-        if now_ns > self.at_ns:
-            self.level = max(0, self.level - (now_ns - self.at_ns) * self.limit)
+        passed_ns = now_ns - self.at_ns
+        if passed_ns > 0:
+            level = self.level - passed_ns * self.limit
+            self.level = level if level > 0 else 0
             self.at_ns = now_ns
 
     def wait_ns(self, units: int, now_ns: int) -> int | None:
@@ -76,14 +78,11 @@ class Meter:
         self.reserved -= reserved
         self.level += used * MINUTE_NS
 
-    def left(self, now_ns: int) -> int:
-        """Whole units that would fit now."""
+    def standing(self, now_ns: int) -> tuple[int, int]:
+        """Whole units that would fit now, and nanoseconds until the allowance is whole if reservations are used up."""
         self.drain(now_ns)
-        return max(0, self.limit - self.reserved - -(-self.level // MINUTE_NS))
-
-    def full_in_ns(self) -> int:
-        """From the last drain on, how long until the allowance is whole, if what is in flight uses what it reserved."""
-        return -(-(self.level + self.reserved * MINUTE_NS) // self.limit)
+        used = self.level + self.reserved * MINUTE_NS
+        return max(0, self.limit - -(-used // MINUTE_NS)), -(-used // self.limit)
 
     def change_limit(self, limit: int, now_ns: int) -> None:
         """A new limit counts from now on; what was used stays used."""
@@ -166,7 +165,7 @@ def admit(requests: Meter | None, tokens: Meter | None, purse: Purse, ask: Ask, 
         if wait_ns == 0:
             continue
         if binding is None or _longer(wait_ns, binding.retry_after_ns):
-            binding = Binding(limit, meter.limit, meter.left(now_ns), units, wait_ns)
+            binding = Binding(limit, meter.limit, meter.standing(now_ns)[0], units, wait_ns)
     if binding is not None:
         return binding
     if requests is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from groundplane.domain.limits import Ask, Binding, Limit, Meter, admit
 from groundplane.domain.usage import estimated_tokens, worst_case
 from groundplane.gateway.errors import Fault
@@ -38,14 +36,15 @@ def find_route(key: KeyState, model: str) -> RouteState:
 
 def ask_for(route: RouteState, fields: Fields, body_bytes: int, *, generates: bool) -> Ask:
     """Tokens estimated, dollars at worst, over every target that may answer. Embeddings generate nothing."""
-    targets = route.route.targets
-    longest = max((one.max_output_tokens for one in targets), default=0)
+    tokens = most = 0
     if generates:
-        tokens = fields.completion_tokens_max(min(_DEFAULT_COMPLETION_TOKENS, longest))
-        most = fields.completion_tokens_max(longest)
-    else:
-        tokens = most = 0
-    microusd = max((worst_case(body_bytes, most, one.price) for one in targets), default=0)
+        answers, limit = fields.answers(), fields.answer_tokens_max
+        longest = route.max_output_tokens
+        tokens = answers * (min(_DEFAULT_COMPLETION_TOKENS, longest) if limit is None else limit)
+        most = answers * (longest if limit is None else limit)
+    microusd = 0
+    for one in route.targets:
+        microusd = max(microusd, worst_case(body_bytes, most, one.target.price))
     return Ask(estimated_tokens(body_bytes) + tokens, microusd)
 
 
@@ -103,14 +102,14 @@ def limit_headers(key: KeyState, now_ns: int) -> bytes:
 
 
 def _meter_lines(unit: bytes, meter: Meter, now_ns: int) -> bytes:
-    left = meter.left(now_ns)
+    left, full_in_ns = meter.standing(now_ns)
     return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n" % (
         unit,
         meter.limit,
         unit,
         left,
         unit,
-        _span(meter.full_in_ns()),
+        _span(full_in_ns),
     )
 
 
@@ -120,8 +119,3 @@ def _span(nanoseconds: int) -> bytes:
         return b"%dms" % -(-nanoseconds // 1_000_000)
     seconds = -(-nanoseconds // _NANOSECONDS)
     return b"%ds" % seconds if seconds < 60 else b"%dm%ds" % divmod(seconds, 60)
-
-
-def now_ns() -> int:
-    """The clock meters live on: nanoseconds that only grow."""
-    return time.monotonic_ns()

@@ -24,7 +24,6 @@ from groundplane.gateway.state import GatewayState, KeyState
 _PIPELINE_MAX_BYTES = 65_536
 _DISCARD_MAX_BYTES = 65_536
 _FORWARDED_PATHS = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"})
-_PASSED = (b"accept", b"user-agent", b"traceparent", b"tracestate")
 _FOREVER = float("inf")
 
 
@@ -195,7 +194,10 @@ class ClientConnection(asyncio.Protocol):
         if head.expects_continue and not data:
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.deadline_s = self._state.now_s + self._state.options.body_timeout_s
-        self._take_body(data)
+        if len(data) == head.content_length and self._refusal is None:
+            self._dispatch(head, data)  # the usual case: head and body came together
+        else:
+            self._take_body(data)
 
     def _admit_head(self, head: RequestHead) -> KeyState | None:
         """Path, method, key, size. Raises Fault. None where no key is needed."""
@@ -301,7 +303,7 @@ class ClientConnection(asyncio.Protocol):
         """An error is the answer."""
         self._count_fault(fault)
         request_id = self._exchange.request_id if self._exchange is not None else self._state.new_request_id()
-        self.write(fault.answer(request_id.encode(), close=self.closes))
+        self.write(fault.answer(request_id, close=self.closes))
         self.finished()
 
     def finished(self) -> None:
@@ -340,14 +342,14 @@ class ClientConnection(asyncio.Protocol):
         self.closes = True
         self._phase = Phase.LINGER
         self.deadline_s = self._state.now_s + self._state.options.linger_s
-        self.write(fault.answer(self._state.new_request_id().encode(), close=True))
+        self.write(fault.answer(self._state.new_request_id(), close=True))
         if self._transport is not None and self._transport.can_write_eof():
             self._transport.write_eof()
 
     def _count_fault(self, fault: Fault) -> None:
         metrics = self._state.metrics
         if self._exchange is None:
-            metrics.requests[fault.status, ""] += 1
+            metrics.no_model.answered(fault.status)
         if fault.status == 429:
             metrics.limited[fault.type] += 1
 
@@ -359,6 +361,8 @@ def _too_large(size_bytes: int, limit_bytes: int) -> Fault:
 
 
 def _passed_headers(head: RequestHead) -> bytes:
-    """The caller's header fields an upstream may see; never its key."""
+    """The caller's header fields an upstream may see: W3C trace context, and never its key."""
     headers = head.headers
-    return b"".join(b"%b: %b\r\n" % (name, headers[name]) for name in _PASSED if name in headers)
+    parent, state = headers.get(b"traceparent"), headers.get(b"tracestate")
+    lines = b"" if parent is None else b"traceparent: %b\r\n" % parent
+    return lines if state is None else b"%btracestate: %b\r\n" % (lines, state)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import random
 import time
+from time import monotonic_ns
 from typing import Protocol
 
 from groundplane.domain.routing import Candidate, choose
 from groundplane.domain.usage import NOTHING, Usage, estimated_tokens, find_usage, rate
-from groundplane.domain.usage_records import Reserved, Settled
-from groundplane.gateway.admission import ask_for, find_route, limit_headers, now_ns, reserve
+from groundplane.gateway.admission import ask_for, find_route, limit_headers, reserve
 from groundplane.gateway.errors import REASONS, Fault, error_event, upstream_fault
 from groundplane.gateway.http1 import ResponseHead
-from groundplane.gateway.json_body import read_fields, splice
+from groundplane.gateway.json_body import read_fields, read_usage, splice
+from groundplane.gateway.records import reserved_members, settled_members
 from groundplane.gateway.sse import EventStream, FrameTooLarge
 from groundplane.gateway.state import GatewayState, KeyState, TargetState
 from groundplane.gateway.upstream import UpstreamConnection
@@ -27,10 +28,6 @@ _HOLD_MAX_BYTES = 2**20
 """A whole answer up to this size is held until it is complete: a cut one becomes a clean 502."""
 _TAIL_BYTES = 65_536
 _RETRIED = frozenset({502, 503, 504})
-_NOT_FORWARDED = frozenset(
-    b"connection keep-alive proxy-authenticate proxy-connection te trailer transfer-encoding upgrade "
-    b"content-length x-request-id set-cookie server alt-svc".split()
-)
 _GENERATING = frozenset({b"/v1/chat/completions", b"/v1/completions"})
 
 
@@ -79,7 +76,7 @@ class Exchange:
         "request_id",
         "settled",
         "started_at",
-    )  # fmt: skip
+    )
 
     def __init__(
         self, state: GatewayState, caller: Caller, key: KeyState, path: bytes, body: bytes, passed_headers: bytes
@@ -101,7 +98,7 @@ class Exchange:
         self.ask = ask_for(self._route, fields, len(body), generates=generates)
         self.request_id = state.new_request_id()
         self.started_at = time.time()
-        self._began_ns = now_ns()
+        self._began_ns = monotonic_ns()
         self._prompt_tokens = estimated_tokens(len(body))
         self._tried: set[int] = set()
         self._stale_retried = False
@@ -121,24 +118,13 @@ class Exchange:
         self._note_reserved()
 
     def _note_reserved(self) -> None:
-        target, key = self._target.target, self.key.key
-        price = target.price
-        record = Reserved(
-            seq=self._state.log.next_seq(),
-            id=self.request_id,
-            key_id=key.id,
-            project=key.project,
-            model=self._model,
-            endpoint=target.endpoint,
-            revision=target.revision,
-            prompt_tokens=self._prompt_tokens,
-            if_cut_microusd=rate(self._prompt_tokens, 0, 0, price),
-            started_at=self.started_at,
-        )
+        constant = self._target.record_members(self.key.key, self._model)
+        prompt, price = self._prompt_tokens, self._target.target.price
+        record = reserved_members(self.request_id, constant, prompt, rate(prompt, 0, 0, price), self.started_at)
         try:
-            self._state.log.reserved(record)
+            self._state.log.reserved(self.request_id, record)
         except LogUnavailable as error:
-            self._return_reservations(0, 0, record.seq)
+            self._return_reservations(0, 0, monotonic_ns())
             message = f"requests are refused while their usage can't be recorded: {error}"
             raise upstream_fault(503, message, "usage_log_unavailable", b"retry-after: 5\r\n") from error
 
@@ -150,7 +136,7 @@ class Exchange:
         if len(targets) == 1 and not self._tried and not targets[0].upstream.circuit.failures:
             self._tried.add(0)
             return targets[0]
-        now = now_ns()
+        now = monotonic_ns()
         candidates = [
             Candidate(one.target.weight, one.upstream.circuit.is_open(now), index in self._tried)
             for index, one in enumerate(targets)
@@ -195,7 +181,7 @@ class Exchange:
             )
         head = b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
             prefix,
-            self.request_id.encode(),
+            self.request_id,
             self._passed_headers,
             len(self._forward),
         )
@@ -204,7 +190,7 @@ class Exchange:
 
     def connect_failed(self, error: OSError) -> None:
         if not self._over:
-            self._target.upstream.circuit.failed(now_ns())
+            self._target.upstream.circuit.failed(monotonic_ns())
             self._try_another(upstream_fault(502, f"the upstream can't be reached: {error}", "upstream_unreachable"))
 
     def _try_another(self, fault: Fault) -> None:
@@ -226,7 +212,7 @@ class Exchange:
         assert self._connection is not None
         circuit = self._target.upstream.circuit
         if head.status in _RETRIED:
-            circuit.failed(now_ns())
+            circuit.failed(monotonic_ns())
             if len(self._tried) < len(self._route.targets):
                 self._connection.abort()
                 self._try_another(upstream_fault(head.status, "the upstream is not available", "upstream_unavailable"))
@@ -244,7 +230,7 @@ class Exchange:
         connection, head = self._connection, self._head
         assert connection is not None and head is not None
         if self._ttft_ms is None:
-            self._ttft_ms = (now_ns() - self._began_ns) / 1e6
+            self._ttft_ms = (monotonic_ns() - self._began_ns) / 1e6
         connection.deadline_s = self._state.now_s + self._state.options.idle_upstream_timeout_s
         self._content_bytes += len(data)
         if self._events is not None:
@@ -349,7 +335,7 @@ class Exchange:
             self._stale_retried = True
             self._send()
         elif self._head is None:
-            self._target.upstream.circuit.failed(now_ns())
+            self._target.upstream.circuit.failed(monotonic_ns())
             if late:
                 self._fail(fault)  # whoever let one caller wait this long is not asked to make it wait twice
             else:
@@ -359,7 +345,7 @@ class Exchange:
             self._caller.write(b"0\r\n\r\n")
             self._finish()
         elif not self._head_sent:
-            self._target.upstream.circuit.failed(now_ns())
+            self._target.upstream.circuit.failed(monotonic_ns())
             self._fail(fault)
         elif self._settle(fault.status):
             self._break_off(fault)
@@ -386,16 +372,15 @@ class Exchange:
 
     def _answer_head(self, head: ResponseHead, length: int | None) -> bytes:
         """The upstream's header fields as they came, without those that concern one connection only."""
-        lines = [b"HTTP/1.1 %d %b\r\n" % (head.status, REASONS.get(head.status, b""))]
-        for name, value in head.fields:
-            low = name.lower()
-            if low not in _NOT_FORWARDED and not low.startswith(b"x-ratelimit-"):
-                lines.append(b"%b:%b\r\n" % (name, value))
-        lines.append(b"x-request-id: %b\r\n" % self.request_id.encode())
-        lines.append(self._limit_lines)
-        lines.append(b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length)
-        lines.append(b"connection: close\r\n\r\n" if self._caller.closes or self._state.draining else b"\r\n")
-        return b"".join(lines)
+        return b"HTTP/1.1 %d %b\r\n%bx-request-id: %b\r\n%b%b%b" % (
+            head.status,
+            REASONS.get(head.status, b""),
+            head.passed,
+            self.request_id,
+            self._limit_lines,
+            b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length,
+            b"connection: close\r\n\r\n" if self._caller.closes or self._state.draining else b"\r\n",
+        )
 
     def _write(self, data: bytes) -> None:
         self._caller.write(data)
@@ -437,34 +422,18 @@ class Exchange:
     def _settle(self, status: int) -> bool:
         """Writes what the request came to. False when the log can't take it: the answer is then broken off."""
         usage = self._usage(status)
-        target, key = self._target.target, self.key.key
-        amount = rate(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, target.price)
-        seq = self._state.log.next_seq()
-        now = now_ns()
+        key = self.key.key
+        amount = rate(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, self._target.target.price)
+        now = monotonic_ns()
         self.settled = True
-        self._return_reservations(usage.prompt_tokens + usage.completion_tokens, amount, seq)
-        self._count(status, usage, amount)
-        record = Settled(
-            seq=seq,
-            id=self.request_id,
-            key_id=key.id,
-            project=key.project,
-            model=self._model,
-            endpoint=target.endpoint,
-            revision=target.revision,
-            status=status,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            cached_tokens=usage.cached_tokens,
-            amount_microusd=amount,
-            estimated=usage.estimated,
-            ttft_ms=self._ttft_ms,
-            duration_ms=(now - self._began_ns) / 1e6,
-            started_at=self.started_at,
-        )
+        self._route.counters.settled(status, usage, amount, self._ttft_ms)
+        constant = self._target.record_members(key, self._model)
+        times = (self._ttft_ms, (now - self._began_ns) / 1e6, self.started_at)
+        record = settled_members(self.request_id, constant, status, usage, amount, times)
         try:
-            self._state.log.settled(record)
+            self._state.log.settled(self.request_id, record, key.project, amount)
         except LogUnavailable:
+            self._return_reservations(usage.prompt_tokens + usage.completion_tokens, amount, now)
             # The log keeps the record and writes it as soon as it can; this answer must not look whole until then.
             if not self._over:
                 self._over = True
@@ -473,6 +442,7 @@ class Exchange:
                 self._finish(tell_caller=False)
                 caller.end_broken(b"")
             return False
+        self._return_reservations(usage.prompt_tokens + usage.completion_tokens, amount, now)
         return True
 
     def _usage(self, status: int) -> Usage:
@@ -488,31 +458,20 @@ class Exchange:
             # The upstream has read the prompt by now; nothing or little of the answer reached anybody.
             relayed = estimated_tokens(self._content_bytes) if self._head_sent else 0
             return Usage(self._prompt_tokens, relayed, 0, estimated=True)
-        if status >= 400 and not self._head_sent:
+        if self._head is None or self._head.status >= 400 or (status >= 400 and not self._head_sent):
             return NOTHING
-        found = find_usage(self._tail[-_TAIL_BYTES:])
+        found = find_usage(self._tail) if self._head_sent else read_usage(self._tail)
         if found is not None:
             return found
         completion = estimated_tokens(self._content_bytes) if self._path in _GENERATING else 0
         return Usage(self._prompt_tokens, completion, 0, estimated=True)
 
-    def _return_reservations(self, tokens: int, microusd: int, seq: int) -> None:
+    def _return_reservations(self, tokens: int, microusd: int, now_ns: int) -> None:
         key = self.key
         if key.tokens is not None:
-            key.tokens.settle(self.ask.tokens, tokens, now_ns())
-        key.purse.settle(self.ask.microusd, microusd, seq)
-
-    def _count(self, status: int, usage: Usage, amount: int) -> None:
-        metrics = self._state.metrics
-        label = metrics.label(self._model)
-        metrics.requests[status, label] += 1
-        metrics.tokens["prompt", label] += usage.prompt_tokens
-        metrics.tokens["completion", label] += usage.completion_tokens
-        if usage.cached_tokens:
-            metrics.tokens["cached", label] += usage.cached_tokens
-        metrics.microusd[label] += amount
-        if self._ttft_ms is not None:
-            metrics.first_byte(label, self._ttft_ms / 1000)
+            key.tokens.settle(self.ask.tokens, tokens, now_ns)
+        # The log's last number is this settlement's: the control plane has seen it once it has read that far.
+        key.purse.settle(self.ask.microusd, microusd, self._state.log.seq)
 
 
 def _looks_whole(body: bytes, head: ResponseHead) -> bool:

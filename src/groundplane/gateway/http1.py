@@ -26,6 +26,10 @@ _PAIR = re.compile(rb"([^:]++):([^\r]*+)\r\n")
 _ONE_FIELD = re.compile(_FIELD)
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
+_OWN_FIELDS = frozenset(
+    b"keep-alive proxy-authenticate proxy-connection te trailer upgrade x-request-id set-cookie server alt-svc".split()
+)
+"""What an upstream's answer says about its own connection or server, or what the gateway says itself."""
 _SINGLE = (b"host", b"content-length", b"transfer-encoding", b"authorization", b"expect", b"content-type")
 
 
@@ -46,10 +50,13 @@ class RequestHead:
 
 @dataclass(slots=True)
 class ResponseHead:
-    """An answer's head. `content_length` is None when the body is chunked or ends with the connection."""
+    """An answer's head. `content_length` is None when the body is chunked or ends with the connection.
+
+    `passed` are the header lines that go on to the caller, as they came.
+    """
 
     status: int
-    fields: list[tuple[bytes, bytes]]
+    passed: bytes
     content_length: int | None
     chunked: bool
     close: bool
@@ -121,29 +128,31 @@ def parse_response_head(data: bytes, end: int) -> ResponseHead:
     match = _RESPONSE.fullmatch(data, 0, end)
     if match is None:
         raise Malformed("the upstream's answer is no HTTP/1.1")
-    fields = _PAIR.findall(match[2])
     length: bytes | None = None
     chunked = close = False
-    content_type = b""
-    for raw_name, raw_value in fields:
+    content_type = passed = b""
+    for raw_name, raw_value in _PAIR.findall(match[2]):
         name = raw_name.lower()
         if name == b"content-length":
-            if length is not None and length != raw_value.strip(b" \t"):
+            value = raw_value.strip(b" \t")
+            if length is not None and length != value:
                 raise Malformed("the upstream's answer has two lengths")
-            length = raw_value.strip(b" \t")
+            length = value
         elif name == b"transfer-encoding":
             if chunked or raw_value.strip(b" \t").lower() != b"chunked":
                 raise Malformed("the upstream's answer has a transfer coding other than chunked")
             chunked = True
         elif name == b"connection":
             close = close or b"close" in _list(raw_value)
-        elif name == b"content-type":
-            content_type = raw_value.strip(b" \t").lower()
+        elif name not in _OWN_FIELDS and not name.startswith(b"x-ratelimit-"):
+            passed += b"%b:%b\r\n" % (raw_name, raw_value)
+            if name == b"content-type":
+                content_type = raw_value.strip(b" \t").lower()
     if length is not None and (chunked or not length.isdigit() or len(length) > 15):
         raise Malformed("the upstream's answer has no clear length")
     status = int(match[1])
     known = 0 if status in {204, 304} else None if length is None else int(length)
-    return ResponseHead(status, fields, known, chunked and known is None, close, content_type)
+    return ResponseHead(status, passed, known, chunked and known is None, close, content_type)
 
 
 def _list(value: bytes) -> list[bytes]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from groundplane.domain.usage import Usage
 from groundplane.gateway.errors import Fault, bad_request
 
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
@@ -38,22 +39,51 @@ class Fields(msgspec.Struct):
     def wants_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def completion_tokens_max(self, default: int) -> int:
-        """The most completion tokens the caller asked for; `default` per answer when no limit is named."""
+    @property
+    def answer_tokens_max(self) -> int | None:
+        """The most completion tokens of one answer that the caller asked for, if it named a limit."""
         limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        answers = max(self.n or 1, self.best_of or 1, 1)
-        return max(0, default if limit is None else limit) * answers * self._prompts()
+        return None if limit is None else max(0, limit)
 
-    def _prompts(self) -> int:
-        """How many prompts a completion request carries: a list of texts or of token lists is a batch."""
+    def answers(self) -> int:
+        """How many answers are asked for: choices times prompts. A list of texts or of token lists is a batch."""
+        choices = max(self.n or 1, self.best_of or 1, 1)
         raw = bytes(self.prompt)
-        if not raw.startswith(b"["):
-            return 1
+        return choices * self._prompts(raw) if raw.startswith(b"[") else choices
+
+    @staticmethod
+    def _prompts(raw: bytes) -> int:
         prompts: list[Any] = msgspec.json.decode(raw, type=list[Any])
         return 1 if not prompts or isinstance(prompts[0], int) else len(prompts)
 
 
 _DECODER = msgspec.json.Decoder(Fields)
+
+
+class _Used(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int = 0
+    prompt_tokens_details: dict[str, Any] | None = None
+
+
+class _Answer(msgspec.Struct):
+    usage: _Used | None = None
+
+
+_ANSWER_DECODER = msgspec.json.Decoder(_Answer)
+
+
+def read_usage(body: bytes) -> Usage | None:
+    """The usage of a whole answer, from its outermost object; None when it has none that can be understood."""
+    try:
+        used = _ANSWER_DECODER.decode(body).usage
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    if used is None or used.prompt_tokens < 0 or used.completion_tokens < 0:
+        return None
+    cached = used.prompt_tokens_details.get("cached_tokens") if used.prompt_tokens_details else None
+    known = cached if isinstance(cached, int) and 0 < cached <= used.prompt_tokens else 0
+    return Usage(used.prompt_tokens, used.completion_tokens, known)
 
 
 def read_fields(body: bytes) -> Fields:

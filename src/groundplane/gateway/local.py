@@ -37,8 +37,8 @@ def answer_locally(state: GatewayState, path: bytes, key: KeyState | None, *, cl
         if not key.may_call:
             raise Fault(403, f"keys of role {key.key.role} may not call models", "role_forbidden", "permission_error")
         body = _models(key) if path == b"/v1/models" else _model(key, path.removeprefix(b"/v1/models/"))
-    state.metrics.requests[200, ""] += 1
-    return answer(200, body, state.new_request_id().encode(), close=close, content_type=content_type)
+    state.metrics.no_model.answered(200)
+    return answer(200, body, state.new_request_id(), close=close, content_type=content_type)
 
 
 def _health(state: GatewayState) -> bytes:

@@ -6,20 +6,48 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
+from groundplane.domain.usage import Usage
+
 TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_TTFT_BUCKETS_MS = tuple(1000 * bound for bound in TTFT_BUCKETS_S)
 _MODELS_MAX = 200
 
 
-class Metrics:
-    """Counts as integers, touched only by the event loop."""
+class ModelCounters:
+    """What is counted per model."""
+
+    __slots__ = ("cached_tokens", "completion_tokens", "microusd", "prompt_tokens", "requests", "ttft", "ttft_sum_ms")
 
     def __init__(self) -> None:
-        self.requests: dict[tuple[int, str], int] = defaultdict(int)
-        self.tokens: dict[tuple[str, str], int] = defaultdict(int)
-        self.microusd: dict[str, int] = defaultdict(int)
+        self.requests: dict[int, int] = {}
+        self.prompt_tokens = 0
+        self.completion_tokens = 0
+        self.cached_tokens = 0
+        self.microusd = 0
+        self.ttft = [0] * (len(TTFT_BUCKETS_S) + 1)
+        self.ttft_sum_ms = 0.0
+
+    def answered(self, status: int) -> None:
+        self.requests[status] = self.requests.get(status, 0) + 1
+
+    def settled(self, status: int, usage: Usage, microusd: int, ttft_ms: float | None) -> None:
+        self.requests[status] = self.requests.get(status, 0) + 1
+        self.prompt_tokens += usage.prompt_tokens
+        self.completion_tokens += usage.completion_tokens
+        self.cached_tokens += usage.cached_tokens
+        self.microusd += microusd
+        if ttft_ms is not None:
+            self.ttft[bisect_left(_TTFT_BUCKETS_MS, ttft_ms)] += 1
+            self.ttft_sum_ms += ttft_ms
+
+
+class Metrics:
+    """Counts as integers, touched only by the event loop. `no_model` counts what never got as far as a model."""
+
+    def __init__(self) -> None:
+        self.no_model = ModelCounters()
+        self._models: dict[str, ModelCounters] = {}
         self.limited: dict[str, int] = defaultdict(int)
-        self.ttft: dict[str, list[int]] = {}
-        self.ttft_sum_s: dict[str, float] = defaultdict(float)
         self.in_flight = 0
         self.connections = 0
         self.upstream_retries = 0
@@ -27,42 +55,40 @@ class Metrics:
         self.snapshot_failures = 0
         self.log_seq = 0
         self.log_trouble = 0
-        self._models: set[str] = set()
 
-    def label(self, model: str) -> str:
-        """The model, or `other` once there have been 200 of them in this process's life."""
-        if model in self._models:
-            return model
-        if len(self._models) >= _MODELS_MAX:
-            return "other"
-        self._models.add(model)
-        return model
-
-    def first_byte(self, model: str, seconds: float) -> None:
-        counts = self.ttft.get(model)
-        if counts is None:
-            counts = self.ttft[model] = [0] * (len(TTFT_BUCKETS_S) + 1)
-        counts[bisect_left(TTFT_BUCKETS_S, seconds)] += 1
-        self.ttft_sum_s[model] += seconds
+    def model(self, name: str) -> ModelCounters:
+        """A model's counters; those of `other` once there have been 200 models in this process's life."""
+        if name not in self._models and len(self._models) >= _MODELS_MAX:
+            name = "other"
+        return self._models.setdefault(name, ModelCounters())
 
     def render(self) -> str:
         """The text exposition format, version 0.0.4."""
         lines: list[str] = []
+        models = {"": self.no_model, **self._models}
         _family(
             lines, "gateway_requests_total", "counter", "Requests answered, by status and model.",
-            (({"status": str(status), "model": model}, n) for (status, model), n in self.requests.items()),
+            (
+                ({"status": str(status), "model": name}, count)
+                for name, one in models.items()
+                for status, count in one.requests.items()
+            ),
         )  # fmt: skip
         _family(
-            lines, "gateway_tokens_total", "counter", "Tokens metered, by kind and model.",
-            (({"kind": kind, "model": model}, n) for (kind, model), n in self.tokens.items()),
+            lines, "gateway_tokens_total", "counter", "Tokens metered, by kind and model; prompt includes cached.",
+            (
+                ({"kind": kind, "model": name}, getattr(one, f"{kind}_tokens"))
+                for name, one in self._models.items()
+                for kind in ("prompt", "completion", "cached")
+            ),
         )  # fmt: skip
         _family(
             lines, "gateway_charged_microusd_total", "counter", "Micro-dollars charged, by model.",
-            (({"model": model}, n) for model, n in self.microusd.items()),
+            (({"model": name}, one.microusd) for name, one in self._models.items()),
         )  # fmt: skip
         _family(
             lines, "gateway_limited_total", "counter", "Requests answered 429, by the limit that bound.",
-            (({"limit": limit}, n) for limit, n in self.limited.items()),
+            (({"limit": limit}, count) for limit, count in self.limited.items()),
         )  # fmt: skip
         single = (
             ("gateway_in_flight", "gauge", "Requests being answered.", self.in_flight),
@@ -81,12 +107,12 @@ class Metrics:
     def _render_ttft(self, lines: list[str]) -> None:
         name = "groundplane_gateway_ttft_seconds"
         lines += [f"# HELP {name} Time from the request's last byte to the answer's first.", f"# TYPE {name} histogram"]
-        for model, counts in self.ttft.items():
+        for model, one in self._models.items():
             total = 0
-            for bound, count in zip((*TTFT_BUCKETS_S, "+Inf"), counts, strict=True):
+            for bound, count in zip((*TTFT_BUCKETS_S, "+Inf"), one.ttft, strict=True):
                 total += count
                 lines.append(f"{name}_bucket{_labels({'model': model, 'le': str(bound)})} {total}")
-            lines.append(f"{name}_sum{_labels({'model': model})} {self.ttft_sum_s[model]:.6f}")
+            lines.append(f"{name}_sum{_labels({'model': model})} {one.ttft_sum_ms / 1000:.6f}")
             lines.append(f"{name}_count{_labels({'model': model})} {total}")
 
 

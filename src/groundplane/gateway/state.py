@@ -18,7 +18,8 @@ from urllib.parse import urlsplit
 from groundplane.domain.limits import Meter, Purse
 from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, decode
 from groundplane.errors import IntegrityFailure
-from groundplane.gateway.metrics import Metrics
+from groundplane.gateway.metrics import Metrics, ModelCounters
+from groundplane.gateway.records import constant_members
 from groundplane.gateway.upstream import Upstream
 from groundplane.gateway.wal import WriteAheadLog
 from groundplane.identity import ROLE_PERMISSIONS, Permission, Role
@@ -47,17 +48,28 @@ class Options:
 
 @dataclass(slots=True)
 class TargetState:
-    """A target with its upstream and the request heads prepared for it, by path."""
+    """A target with its upstream, and what is prepared for it: request heads by path, record members by key."""
 
     target: Target
     upstream: Upstream
     heads: dict[bytes, bytes] = field(default_factory=dict)
+    records: dict[str, bytes] = field(default_factory=dict)
+
+    def record_members(self, key: SnapshotKey, model: str) -> bytes:
+        members = self.records.get(key.id)
+        if members is None:
+            members = self.records[key.id] = constant_members(key, model, self.target)
+        return members
 
 
 @dataclass(slots=True)
 class RouteState:
+    """A route with its targets' states, its counters, and the longest answer any target gives."""
+
     route: Route
     targets: tuple[TargetState, ...]
+    counters: ModelCounters
+    max_output_tokens: int
 
 
 @dataclass(slots=True)
@@ -106,11 +118,11 @@ class GatewayState:
         self._upstreams: dict[str, Upstream] = {}
         self._retired: list[Upstream] = []
         # A request id is unique over restarts and gateways: time, chance, counter.
-        self._id_prefix = f"req-{int(time.time()):08x}{os.urandom(4).hex()}-"
+        self._id_prefix = f"req-{int(time.time()):08x}{os.urandom(4).hex()}-".encode()
         self._id_counter = itertools.count(1)
 
-    def new_request_id(self) -> str:
-        return f"{self._id_prefix}{next(self._id_counter):06x}"
+    def new_request_id(self) -> bytes:
+        return b"%b%06x" % (self._id_prefix, next(self._id_counter))
 
     @property
     def upstreams(self) -> list[Upstream]:
@@ -159,7 +171,9 @@ class GatewayState:
         by_project: dict[str, dict[str, RouteState]] = {}
         for route in snapshot.routes:
             targets = tuple(TargetState(target, self._upstream(target.base_url)) for target in route.targets)
-            by_project.setdefault(route.project, {})[route.model] = RouteState(route, targets)
+            longest = max((target.max_output_tokens for target in route.targets), default=0)
+            state = RouteState(route, targets, self.metrics.model(route.model), longest)
+            by_project.setdefault(route.project, {})[route.model] = state
         meters: dict[tuple[str, str], Meter] = {}
         keys = {
             bytes.fromhex(key.secret_sha256): self._key_state(key, by_project.get(key.project, {}), meters)

@@ -11,7 +11,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -75,8 +75,8 @@ class WriteAheadLog:
         self._lock_fd = -1
         self._number = 0
         self._size = 0
-        self._open: dict[str, Reserved] = {}
-        self._late: list[Settled] = []
+        self._open: dict[bytes, bytes] = {}
+        self._late: list[tuple[str, int, bytes]] = []
         self._sealed_fds: list[int] = []
         self.seq = 0
         self.dirty = False
@@ -103,10 +103,11 @@ class WriteAheadLog:
                     open_requests[begun.id] = begun
                 else:
                     self.seq = max(self.seq, _decode_opened(text).seq)
-        self._late = [_settle_orphan(one, self._wall_clock()) for one in open_requests.values()]
-        orphans = len(self._late)
+        orphans = [_settle_orphan(one, self._wall_clock()) for one in open_requests.values()]
+        # Every record begins with its number, which is given when it is written.
+        self._late = [(one.project, one.amount_microusd, _encode(one).partition(b",")[2]) for one in orphans]
         self._start_segment(settled)
-        return Recovered(tuple(settled), orphans)
+        return Recovered(tuple(settled), len(orphans))
 
     def _lock(self) -> None:
         self._lock_fd = os.open(
@@ -145,16 +146,14 @@ class WriteAheadLog:
         seq = self.seq + 1
         opened = Opened(seq=seq, gateway_id=self._gateway_id, at=self._wall_clock())
         content = [frame(OPENED + _encode(opened))]
-        for done in self._late:
+        for project, microusd, members in self._late:
             seq += 1
-            content.append(frame(SETTLED + _encode(replace(done, seq=seq))))
+            content.append(frame(_payload(SETTLED, seq, members)))
             if settled is not None:
-                settled.append((seq, done.project, done.amount_microusd))
-        carried = {}
-        for begun in self._open.values():
+                settled.append((seq, project, microusd))
+        for members in self._open.values():
             seq += 1
-            carried[begun.id] = replace(begun, seq=seq)
-            content.append(frame(RESERVED + _encode(carried[begun.id])))
+            content.append(frame(_payload(RESERVED, seq, members)))
         data = b"".join(content)
         fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
@@ -168,29 +167,33 @@ class WriteAheadLog:
         if self._fd >= 0:
             self._sealed_fds.append(self._fd)
         self._fd, self._size, self._number = fd, len(data), self._number + 1
-        self.seq, self._open, self._late, self.dirty = seq, carried, [], True
+        self.seq, self._late, self.dirty = seq, [], True
 
-    def reserved(self, record: Reserved) -> None:
-        """Notes an admitted request. Raises LogUnavailable; then it must not be served."""
+    def reserved(self, request_id: bytes, members: bytes) -> None:
+        """Notes an admitted request. Raises LogUnavailable; then it must not be served.
+
+        `members` is the record as JSON from after `seq` on, closing brace included; `records` builds it.
+        """
         if self.trouble:
             raise LogUnavailable(self.trouble)
-        self._append(RESERVED + _encode(record))
-        self._open[record.id] = record
+        self._append(RESERVED, members)
+        self._open[request_id] = members
 
-    def settled(self, record: Settled) -> None:
+    def settled(self, request_id: bytes, members: bytes, project: str, microusd: int) -> None:
         """Notes what a request came to. Raises LogUnavailable; the record is then written as soon as it can be."""
-        self._open.pop(record.id, None)
+        self._open.pop(request_id, None)
         try:
-            self._append(SETTLED + _encode(record))
+            self._append(SETTLED, members)
         except LogUnavailable:
-            self._late.append(record)
+            self._late.append((project, microusd, members))
             raise
 
-    def _append(self, payload: bytes) -> None:
-        data = frame(payload)
+    def _append(self, kind: bytes, members: bytes) -> None:
         try:
-            if self._size + len(data) > self._segment_max_bytes:
+            if self._size + len(members) > self._segment_max_bytes:
                 self._start_segment()
+            self.seq += 1
+            data = frame(_payload(kind, self.seq, members))
             written = os.write(self._fd, data)
             if written != len(data):
                 os.ftruncate(self._fd, self._size)
@@ -200,10 +203,6 @@ class WriteAheadLog:
             raise LogUnavailable(self.trouble) from error
         self._size += len(data)
         self.dirty = True
-
-    def next_seq(self) -> int:
-        self.seq += 1
-        return self.seq
 
     def check_space(self) -> None:
         """Called every second: refuses new requests before the disk is full, takes them again when there is room."""
@@ -234,6 +233,10 @@ class WriteAheadLog:
             _sync_and_close([*self._sealed_fds, self._fd])
             os.close(self._lock_fd)
             self._fd, self._sealed_fds = -1, []
+
+
+def _payload(kind: bytes, seq: int, members: bytes) -> bytes:
+    return b'%b{"seq":%d,%b' % (kind, seq, members)
 
 
 def _sync_and_close(fds: list[int]) -> None:

