@@ -188,17 +188,18 @@ async def _lock(path: Path) -> int:
     Asks again and again: threads that wait for the lock would be missing to the one that holds it.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    held = False
     try:
-        while True:
+        while not held:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
             except BlockingIOError:
                 await asyncio.sleep(_LOCK_PERIOD_S)
-            else:
-                return descriptor
-    except BaseException:
-        os.close(descriptor)
-        raise
+    finally:
+        if not held:
+            os.close(descriptor)
+    return descriptor
 
 
 def _swap(draft: Path, folder: Path) -> None:
