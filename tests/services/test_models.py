@@ -21,7 +21,7 @@ from groundplane.domain.certificate import Circumstances, Facts
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatus
 from groundplane.domain.spec import DataSource, JobSpec, Metadata, ModelOutput, Resources
-from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Unavailable
+from groundplane.errors import InvalidInput, NotFound, Refusal, Unavailable
 from groundplane.identity import SYSTEM
 from groundplane.ports import Clock, Store
 from groundplane.services.models import Verification
@@ -158,7 +158,7 @@ async def test_a_project_one_does_not_see_is_not_there(house: House) -> None:
 
 async def test_a_name_belongs_to_the_project_that_took_it_first(house: House) -> None:
     await house.register()
-    with pytest.raises(Conflict, match="another project"):
+    with pytest.raises(Refusal, match="another project"):
         await house.register(actor=EVE)
     with pytest.raises(InvalidInput):
         await house.register(name="../tiny")

@@ -91,7 +91,7 @@ class Models:
         """Makes the next version of `name` from a file or folder the control plane may read, such as an upload.
 
         Raises Refusal with all that stands against it at once: files that may not enter, facts that are missing.
-        Nothing is stored then. NotFound for an unseen project, Conflict when the name belongs to another one.
+        Nothing is stored then. NotFound for an unseen project, Conflict when a file changes meanwhile.
         """
         check_name(name)
         await self._see_project(actor, project)
@@ -143,7 +143,8 @@ class Models:
         """Makes a version from what a run has written. Twice for one run and output gives the same version.
 
         `checkpoints` are read from the store unless given; `circumstances` seen at the run's start are better than
-        those looked up now. Facts nobody knows are stated as unknown. Raises Refusal when a file may not enter.
+        those looked up now. Facts nobody knows are stated as unknown. Raises Refusal when a file may not enter,
+        NotFound without the folder, Conflict when it is still written to.
         """
         known = await self._of_run(run.id, output.name)
         if known is not None:
@@ -202,7 +203,7 @@ class Models:
                 async with self._store.transaction() as tx:
                     newest = await _newest(tx, draft.name)
                     if newest is not None and newest.project != draft.project:
-                        raise _TakenName(draft.name)
+                        raise Refusal([_taken(draft.name)])
                     if draft.run_id and (known := await _output(tx, draft.run_id, draft.name)) is not None:
                         return known
                     number = 1 if newest is None else newest.number + 1
@@ -357,9 +358,9 @@ class Models:
             return await _output(tx, run_id, name)
 
 
-class _TakenName(Conflict):
-    def __init__(self, name: str) -> None:
-        super().__init__(f"the model name {name} belongs to another project", "choose another name")
+def _taken(name: str) -> Refused:
+    have, hint = f"{name}, which belongs to another project", "choose another name"
+    return Refused(rule="model-name", need="a name that is free or the project's own", have=have, hint=hint)
 
 
 async def _newest(tx: Tx, name: str) -> ModelVersion | None:
