@@ -72,8 +72,7 @@ async def on(url: str, work: Any) -> Any:
     """Runs `work(connection)` on a store's own kind of connection."""
     store = SqlStore(url)
     try:
-        async with store._engine.connect() as connection:
-            return await connection.run_sync(work)
+        return await store._engine.run(work)
     finally:
         await store.close()
 
@@ -205,10 +204,12 @@ async def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
 
 
 async def test_sqlite_is_durable_and_checks_references(sqlite_store: SqlStore) -> None:
-    async with sqlite_store._engine.connect() as connection:
-        wanted = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
-        for pragma, value in wanted.items():
-            assert (await connection.exec_driver_sql(f"PRAGMA {pragma}")).scalar_one() == value
+    wanted = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
+
+    def pragmas(connection: sa.Connection) -> dict[str, object]:
+        return {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in wanted}
+
+    assert await sqlite_store._engine.run(pragmas) == wanted
 
 
 # ---------------------------------------------------------------- damage
@@ -300,7 +301,7 @@ async def test_a_writer_of_another_process_is_waited_for(sqlite_url: str, sqlite
 
 
 async def test_a_writer_that_never_ends_makes_it_unavailable(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("groundplane.adapters.store.sql._BUSY_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("groundplane.adapters.store.engines._BUSY_TIMEOUT_S", 0.1)
     store = await SqlStore.open(sqlite_url)
     other = sqlite3.connect(path_of(sqlite_url), isolation_level=None)
     other.execute("BEGIN IMMEDIATE")

@@ -1,39 +1,32 @@
 """The store on SQLite (one machine) and PostgreSQL (beyond it): SQLAlchemy Core, no ORM.
 
-SQLite has a single writer: transactions queue in this process and `BEGIN IMMEDIATE` keeps other processes out.
-PostgreSQL runs them side by side at READ COMMITTED; whoever reads in order to write locks the row first.
+SQLite has a single writer, so its transactions queue. PostgreSQL runs them side by side at READ COMMITTED; whoever
+reads in order to write locks the row first.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from groundplane.adapters.store.faults import translate
+from groundplane.adapters.store.engines import Connection, Values, engine_for
 from groundplane.adapters.store.migrations import migrate
 from groundplane.adapters.store.tables import CHAIN_HEAD, KINDS, TABLES, check_row, scalar_column
 from groundplane.audit import Event, EventDraft, seal
-from groundplane.errors import Conflict, IntegrityFailure, InvalidInput
+from groundplane.errors import Conflict, IntegrityFailure
 from groundplane.ports import AtLeast, Below, Between, ChainHead, Row, Tx
 
-_BUSY_TIMEOUT_S = 10
 _PAGE_ROWS = 1000
-# SQLite ≥ 3.32 takes 32,766 bound values a statement, PostgreSQL 65,535 (asyncpg 32,767).
+# SQLite takes 32,766 bound values a statement, asyncpg 32,767.
 _BOUND_VALUES_MAX = 30_000
-_T = TypeVar("_T")
 
 
 class SqlStore:
@@ -44,10 +37,7 @@ class SqlStore:
     """
 
     def __init__(self, url: str) -> None:
-        self.url = _parsed(url)
-        self._is_sqlite = self.url.get_backend_name() == "sqlite"
-        self._engine = _sqlite_engine(self.url) if self._is_sqlite else _postgresql_engine(self.url)
-        self._writer = asyncio.Lock() if self._is_sqlite else None
+        self._engine = engine_for(url)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @classmethod
@@ -62,13 +52,7 @@ class SqlStore:
 
     async def upgrade(self) -> None:
         """Applies the numbered migrations that are missing. Twice is the same as once; two processes take turns."""
-        try:
-            if self._is_sqlite:
-                _create_private_file(self.url)
-            async with self._engine.connect() as connection:
-                await connection.run_sync(migrate.upgrade)
-        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
-            raise translate(error, self.url) from error
+        await self._engine.run(migrate.upgrade)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Tx]:
@@ -78,38 +62,16 @@ class SqlStore:
             raise RuntimeError("a transaction inside a transaction of the same task: pass `tx` along")
         self._tasks.add(task)
         try:
-            async with self._writer or nullcontext():
-                connection = await self._begin()
-                try:
-                    tx = _SqlTx(connection, self.url)
-                    yield tx
-                    await tx.flush()
-                    await _to_its_end(self._commit(connection))
-                finally:
-                    # Closing rolls back what was not committed. It runs to its end even when the task is cancelled:
-                    # an abandoned transaction would keep its locks.
-                    await _to_its_end(connection.close())
+            connection = await self._engine.begin()
+            try:
+                tx = _SqlTx(connection)
+                yield tx
+                await tx.flush()
+                await connection.commit()
+            finally:
+                await connection.close()
         finally:
             self._tasks.discard(task)
-
-    async def _begin(self) -> AsyncConnection:
-        connection = self._engine.connect()
-        try:
-            await connection.start()
-            try:
-                await connection.begin()
-            except BaseException:
-                await _to_its_end(connection.close())
-                raise
-        except (SQLAlchemyError, sqlite3.Error, OSError, TimeoutError) as error:
-            raise translate(error, self.url) from error
-        return connection
-
-    async def _commit(self, connection: AsyncConnection) -> None:
-        try:
-            await connection.commit()
-        except (SQLAlchemyError, OSError, TimeoutError) as error:
-            raise translate(error, self.url) from error
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """In short pages, each its own transaction: a slow reader holds nothing open. Rows are only ever appended."""
@@ -149,10 +111,9 @@ class SqlStore:
 class _SqlTx:
     """One open transaction."""
 
-    def __init__(self, connection: AsyncConnection, url: URL) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._url = url
-        self._dialect = connection.dialect.name
+        self._dialect = connection.dialect
         self._head: ChainHead | None = None
 
     async def get(self, kind: type[Row], id: str, *, lock: bool = False) -> Row | None:
@@ -176,7 +137,7 @@ class _SqlTx:
         ordering = column.desc().nulls_last() if order.startswith("-") else column.asc().nulls_first()
         statement = sa.select(TABLES[kind]).where(*_conditions(kind, where))
         statement = statement.order_by(ordering, TABLES[kind].c.id).limit(limit).offset(offset or None)
-        return await self._rows(kind, statement)
+        return await self._rows(kind, statement, long=True)
 
     async def insert(self, row: Row) -> None:
         if not await self._added([row]):
@@ -203,8 +164,8 @@ class _SqlTx:
         values["version"] = version + 1
         statement = _statements(kind, self._dialect).update
         values["the_id"], values["the_version"] = values.pop("id"), version
-        result = await self._execute(statement, values)
-        if result.rowcount != 1:
+        answer = await self._connection.execute(statement, values)
+        if answer.rowcount != 1:
             raise Conflict(
                 f"{KINDS[kind].table}: {_id(row)} was changed by somebody else meanwhile",
                 "read it again and repeat what you did",
@@ -215,8 +176,8 @@ class _SqlTx:
         if KINDS[kind].append_only:
             raise TypeError(f"{kind.__name__} rows are append-only")
         table = TABLES[kind]
-        result = await self._execute(table.delete().where(table.c.id == id))
-        return result.rowcount == 1
+        answer = await self._connection.execute(table.delete().where(table.c.id == id))
+        return answer.rowcount == 1
 
     async def claim(self, kind: type[Row], *, now: datetime, owner: str, lease_s: float, limit: int) -> list[Row]:
         table = TABLES[kind]
@@ -228,12 +189,13 @@ class _SqlTx:
             .limit(limit)
             .with_for_update(skip_locked=True)
         )
-        ids = list((await self._execute(due)).scalars())
+        ids = [row.id for row in (await self._connection.execute(due, long=True)).rows]
         if not ids:
             return []
         lease = {"lease_owner": owner, "lease_expires_at": now + timedelta(seconds=lease_s)}
-        await self._execute(table.update().where(table.c.id.in_(ids)).values(version=table.c.version + 1, **lease))
-        rows = await self._rows(kind, sa.select(table).where(table.c.id.in_(ids)))
+        taken = table.update().where(table.c.id.in_(ids)).values(version=table.c.version + 1, **lease)
+        await self._connection.execute(taken, long=True)
+        rows = await self._rows(kind, sa.select(table).where(table.c.id.in_(ids)), long=True)
         return sorted(rows, key=lambda row: ids.index(_id(row)))
 
     async def total(
@@ -256,7 +218,7 @@ class _SqlTx:
         groups = [table.c[name] for name in by]
         statement = sa.select(*groups, amount).select_from(table)
         statement = statement.where(*_conditions(kind, where)).group_by(*groups)
-        rows = _decoded(kind, (await self._execute(statement)).fetchall)
+        rows = await self._decoded(kind, statement, None, long=True)
         return {tuple(row[:-1]): int(row[-1]) for row in rows}
 
     async def append_event(self, draft: EventDraft) -> Event:
@@ -279,16 +241,16 @@ class _SqlTx:
         """Writes the chain head once, after the last event of this transaction."""
         if self._head is not None:
             values = {"event_id": self._head.id, "event_hash": self._head.hash}
-            await self._execute(CHAIN_HEAD.update().where(CHAIN_HEAD.c.id == 1), values)
+            await self._connection.execute(CHAIN_HEAD.update().where(CHAIN_HEAD.c.id == 1), values)
 
     async def _locked_head(self) -> ChainHead:
         return self._head or await self._read_head(sa.select(CHAIN_HEAD).with_for_update())
 
     async def _read_head(self, statement: sa.Select[Any]) -> ChainHead:
-        row = (await self._execute(statement)).one_or_none()
-        if row is None:
+        rows = (await self._connection.execute(statement)).rows
+        if not rows:
             raise IntegrityFailure("the head of the audit trail is missing", "restore the database from a backup")
-        return ChainHead(id=row.event_id, hash=row.event_hash)
+        return ChainHead(id=rows[0].event_id, hash=rows[0].event_hash)
 
     async def _added(self, rows: Sequence[object]) -> set[str]:
         """Inserts the rows that clash with nothing; the others don't break the transaction. Returns the new ids."""
@@ -296,34 +258,38 @@ class _SqlTx:
             check_row(row)
         statements = _statements(type(rows[0]), self._dialect)
         if len(rows) == 1:
-            result = await self._execute(statements.insert, _values(rows[0]))
-            return {_id(rows[0])} if result.rowcount == 1 else set()
+            answer = await self._connection.execute(statements.insert, _values(rows[0]))
+            return {_id(rows[0])} if answer.rowcount == 1 else set()
         # Sent in batches whose compiled form is cached, unlike that of one statement with many rows in it.
-        result = await self._execute(statements.insert_returning, [_values(row) for row in rows])
-        return set(result.scalars())
+        values = [_values(row) for row in rows]
+        answer = await self._connection.execute(statements.insert_returning, values, long=True)
+        return {row.id for row in answer.rows}
 
     async def _present(self, kind: type, ids: Iterable[str]) -> set[str]:
         wanted, found = sorted(ids), set[str]()
         column = TABLES[kind].c.id
         for start in range(0, len(wanted), _BOUND_VALUES_MAX):
             chunk = wanted[start : start + _BOUND_VALUES_MAX]
-            found |= set((await self._execute(sa.select(column).where(column.in_(chunk)))).scalars())
+            answer = await self._connection.execute(sa.select(column).where(column.in_(chunk)), long=True)
+            found |= {row.id for row in answer.rows}
         return found
 
     async def _rows(
-        self, kind: type[Row], statement: sa.Executable, values: Mapping[str, object] | None = None
+        self, kind: type[Row], statement: sa.Executable, values: Values = None, *, long: bool = False
     ) -> list[Row]:
-        result = await self._execute(statement, values)
         names = [item.name for item in fields(cast(Any, kind))]
-        return [kind(**dict(zip(names, row, strict=True))) for row in _decoded(kind, result.fetchall)]
+        rows = await self._decoded(kind, statement, values, long=long)
+        return [kind(**dict(zip(names, row, strict=True))) for row in rows]
 
-    async def _execute(
-        self, statement: sa.Executable, values: Mapping[str, object] | list[dict[str, object]] | None = None
-    ) -> sa.CursorResult[Any]:
+    async def _decoded(self, kind: type, statement: sa.Executable, values: Values, *, long: bool) -> Sequence[Any]:
+        """Rows as Python values; one that was tampered with into nonsense is damage, not a defect of the caller."""
         try:
-            return cast("sa.CursorResult[Any]", await self._connection.execute(statement, values))
-        except (DBAPIError, OSError, TimeoutError) as error:
-            raise translate(error, self._url) from error
+            return (await self._connection.execute(statement, values, long=long)).rows
+        except (ValueError, TypeError, msgspec.MsgspecError) as error:
+            raise IntegrityFailure(
+                f"a row of {KINDS[kind].table} can't be read: {error}",
+                "run `ground audit verify`, then restore the database from a backup",
+            ) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,17 +348,6 @@ def _conditions(kind: type, where: Mapping[str, object] | None) -> list[sa.Colum
     return found
 
 
-def _decoded(kind: type, fetch: Any) -> Sequence[Any]:
-    """Rows as Python values; one that was tampered with into nonsense is damage, not a defect of the caller."""
-    try:
-        return cast("Sequence[Any]", fetch())
-    except (ValueError, TypeError, msgspec.MsgspecError) as error:
-        raise IntegrityFailure(
-            f"a row of {KINDS[kind].table} can't be read: {error}",
-            "run `ground audit verify`, then restore the database from a backup",
-        ) from error
-
-
 def _values(row: object) -> dict[str, object]:
     return {item.name: getattr(row, item.name) for item in fields(cast(Any, row))}
 
@@ -410,88 +365,3 @@ def _changeable(row: object) -> type:
     if KINDS[kind].append_only:
         raise TypeError(f"{kind.__name__} rows are append-only")
     return kind
-
-
-async def _to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
-    """Runs to its end even when the caller is cancelled meanwhile; the cancellation follows afterwards."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        except BaseException:
-            break
-    if cancelled is not None and task.exception() is None:
-        raise cancelled
-    return task.result()
-
-
-# ---------------------------------------------------------------- engines
-
-
-def _parsed(url: str) -> URL:
-    hint = "write it like sqlite:////var/lib/groundplane.db or postgresql://user@host/groundplane"
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise InvalidInput("the database URL can't be read", hint) from None
-    backend = parsed.drivername.split("+")[0]
-    if backend == "sqlite":
-        if not parsed.database or parsed.database == ":memory:":
-            raise InvalidInput("a SQLite URL needs a file", hint)
-        return parsed.set(drivername="sqlite+aiosqlite")
-    if backend in ("postgresql", "postgres"):
-        return parsed.set(drivername="postgresql+asyncpg")
-    raise InvalidInput(f"{backend} is no database Groundplane runs on", hint)
-
-
-def _create_private_file(url: URL) -> None:
-    """The file holds key digests and who called what: readable by its owner only, from its first byte."""
-    os.close(os.open(cast(str, url.database), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
-
-
-def _sqlite_engine(url: URL) -> AsyncEngine:
-    engine = create_async_engine(url, pool_size=1, max_overflow=0, connect_args={"timeout": _BUSY_TIMEOUT_S})
-
-    @sa.event.listens_for(engine.sync_engine, "connect")
-    def configure(connection: Any, _: object) -> None:
-        # The driver would begin transactions by itself, late and deferred; `begin` below does it instead.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        # FULL: a commit survives a power cut, not only a crash of ours.
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "trusted_schema=OFF"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @sa.event.listens_for(engine.sync_engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        # IMMEDIATE takes the write lock now: a deferred one fails halfway when another writer came first.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _postgresql_engine(url: URL) -> AsyncEngine:
-    settings = {
-        "application_name": "groundplane",
-        "lock_timeout": "15s",
-        "idle_in_transaction_session_timeout": "60s",
-        "jit": "off",
-    }
-    try:
-        return create_async_engine(
-            url,
-            pool_size=10,
-            max_overflow=10,
-            pool_pre_ping=True,
-            isolation_level="READ COMMITTED",
-            connect_args={"timeout": 5, "command_timeout": 60, "server_settings": settings},
-        )
-    except ModuleNotFoundError as error:
-        raise InvalidInput(
-            f"PostgreSQL needs the package {error.name}", "pip install 'groundplane[postgres]'"
-        ) from error
