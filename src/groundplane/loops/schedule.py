@@ -100,12 +100,14 @@ async def end_orphans(app: App) -> None:
             continue
         async with app.store.transaction() as tx:
             rows = {row.id: row for row in await tx.find(Attempt, {"id": tuple(known)})}
+        # Rows are read after the pool was asked, and written before it is: what has none was ordered by nobody.
+        observed = await executor.observe(known)
         for attempt_id in known:
             row = rows.get(attempt_id)
-            if row is None:
+            if row is None and observed[attempt_id].state != "ended":
                 log.warning("pool %s runs %s, which nobody ordered: stopping it", pool, attempt_id)
                 await executor.stop(attempt_id, EndReason.STOPPED_BY_USER)
-            elif row.end_reason is not None:
+            elif row is None or row.end_reason is not None:
                 await executor.release(attempt_id)
 
 

@@ -1,0 +1,169 @@
+"""What happens by itself: steps are taken, failures outlived, orphans ended, a dead process's leases given back."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from groundplane.domain.run import Run, RunStatus
+from groundplane.errors import Unavailable
+from groundplane.identity import Actor, Role
+from groundplane.loops import schedule
+from groundplane.loops.worker import Loop, run_loop
+from groundplane.ports import Order
+from groundplane.settings import Settings
+from groundplane.wiring import App, build
+
+ADMIN = Actor(name="ops", role=Role.ADMIN)
+
+
+@pytest.fixture
+async def app(tmp_path: Path) -> AsyncIterator[App]:
+    """A control plane as `ground up` builds it, its loops not running."""
+    built = await build(Settings.from_env({"GROUND_HOME": str(tmp_path / "home")}))
+    yield built
+    await built.close()
+
+
+async def run_until(loop: Loop, condition: asyncio.Event) -> None:
+    stop = asyncio.Event()
+    running = asyncio.create_task(run_loop(loop, stop))
+    await asyncio.wait_for(condition.wait(), 10)
+    stop.set()
+    await asyncio.wait_for(running, 10)
+
+
+async def test_a_step_that_fails_is_recorded_and_taken_again() -> None:
+    done = asyncio.Event()
+    calls: list[float] = []
+
+    async def step() -> bool:
+        calls.append(time.monotonic())
+        if len(calls) < 3:
+            raise Unavailable("the database does not answer", "start it")
+        done.set()
+        return False
+
+    loop = Loop(name="test", period_s=0.02, step=step)
+    await run_until(loop, done)
+    assert loop.failures == 2
+    assert loop.failures_in_a_row == 0
+    assert loop.last_error == "the database does not answer"
+    assert calls[2] - calls[1] > calls[1] - calls[0], "each wait is longer than the one before"
+
+
+async def test_a_wake_up_ends_the_wait() -> None:
+    done = asyncio.Event()
+    first = asyncio.Event()
+    calls = 0
+
+    async def step() -> bool:
+        nonlocal calls
+        calls += 1
+        (first if calls == 1 else done).set()
+        return False
+
+    loop = Loop(name="test", period_s=3600, step=step, wakeable=True)
+    running = asyncio.create_task(run_until(loop, done))
+    await asyncio.wait_for(first.wait(), 10)
+    loop.wake.set()
+    await asyncio.wait_for(running, 10)
+
+
+async def test_more_work_is_done_at_once() -> None:
+    done = asyncio.Event()
+    calls = 0
+
+    async def step() -> bool:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            done.set()
+        return calls < 5
+
+    await run_until(Loop(name="test", period_s=3600, step=step), done)
+
+
+def an_order(tmp_path: Path, attempt_id: str) -> Order:
+    return Order(
+        attempt_id=attempt_id,
+        run_id=attempt_id.rsplit("-", 1)[0],
+        number=1,
+        command=(sys.executable, "-c", "import time; time.sleep(600)"),
+        workdir="",
+        env={},
+        checkpoint_dir=str(tmp_path / "c"),
+        output_dir=str(tmp_path / "o"),
+        cpus=1,
+        memory_bytes=2**28,
+        accelerators=0,
+        max_duration_s=600,
+        idle_limit_s=None,
+        control_plane_gone_limit_s=None,
+        stop_grace_s=1,
+        not_after=datetime.now(UTC) + timedelta(days=1),
+    )
+
+
+async def test_an_attempt_nobody_ordered_is_ended_and_forgotten(app: App, tmp_path: Path) -> None:
+    pool = app.executors["local"]
+    (tmp_path / "c").mkdir()
+    (tmp_path / "o").mkdir()
+    await pool.start(an_order(tmp_path, "run-stray-1"))
+    await schedule.end_orphans(app)
+    deadline = time.monotonic() + 20
+    while (await pool.observe(["run-stray-1"]))["run-stray-1"].state not in {"ended", "absent"}:
+        assert time.monotonic() < deadline, "the stray attempt must end"
+        await asyncio.sleep(0.1)
+    await schedule.end_orphans(app)
+    assert "run-stray-1" not in await pool.attempts()
+
+
+async def test_a_dead_process_gives_its_leases_back_to_the_next_one(app: App) -> None:
+    await app.access.create_project(
+        ADMIN,
+        name="vision",
+        owner="ana",
+        cost_center="r1",
+        monthly_limit_microusd=10_000_000,
+        thresholds_percent=(80,),
+        reason="",
+    )
+    spec = """
+apiVersion: groundplane/v1
+kind: Job
+metadata: {name: a, project: vision, owner: ana, cost_center: r1}
+spec: {command: ["true"], resources: {cpus: 1, memory: 64MiB}, end_date: 1d, max_cost: $1, max_duration: 1m}
+"""
+    (plan,) = await app.plans.plan(ADMIN, spec)
+    run = await app.runs.submit(ADMIN, plan.id)
+    async with app.store.transaction() as tx:
+        (claimed,) = await tx.claim(Run, now=app.clock.now(), owner=app.lease_owner, lease_s=3600, limit=1)
+    await schedule.release_own_leases(app)
+    async with app.store.transaction() as tx:
+        (again,) = await tx.claim(Run, now=app.clock.now(), owner="next", lease_s=3600, limit=1)
+    assert (claimed.id, again.id) == (run.id, run.id)
+
+
+async def test_the_loops_carry_a_submitted_run_to_its_end(app: App) -> None:
+    await test_a_dead_process_gives_its_leases_back_to_the_next_one(app)
+    async with app.store.transaction() as tx:
+        (run,) = await tx.find(Run)
+        await tx.update(replace(run, lease_owner="", lease_expires_at=None))
+    stop = asyncio.Event()
+    loops = asyncio.create_task(schedule.run_forever(app, stop))
+    deadline = time.monotonic() + 30
+    while not (run := await app.runs.get(ADMIN, run.id)).status.is_over:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    stop.set()
+    await asyncio.wait_for(loops, 20)
+    assert run.status is RunStatus.SUCCEEDED
+    assert {loop.failures for loop in app.loops} == {0}
