@@ -14,7 +14,8 @@ from groundplane import errors
 from groundplane.api.access import OPEN_ROUTES, requirement_of
 from groundplane.api.app import ROUTERS, create_app
 from groundplane.cli.following import UNSUCCESSFUL_CODE
-from groundplane.cli.root import COMMANDS, INTERRUPTED_CODE, ground
+from groundplane.cli.options import INTERRUPTED_CODE
+from groundplane.cli.root import COMMANDS, ground
 from groundplane.errors import GroundError
 from groundplane.identity import ROLE_PERMISSIONS, Permission, Role
 from groundplane.settings import Settings, shown

@@ -90,7 +90,7 @@ class Said:
         return json.loads(self.out)
 
 
-def poll(condition: Callable[[], Any], what: str, limit_s: float = 30) -> Any:
+def poll(condition: Callable[[], Any], what: str, limit_s: float = 60) -> Any:
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if found := condition():

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
+import pty
 import re
 import struct
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -80,6 +85,50 @@ def test_apply_without_a_terminal_wants_yes(up: Any, say: Any, tmp_path: Path) -
     )
 
 
+PROMPT = b"[y/N] "
+
+
+def at_a_terminal(up: Any, answer: bytes, *words: str, **extra: str) -> tuple[int, str]:
+    """Runs the command where it believes a person to be, and answers its question."""
+    ours, theirs = pty.openpty()
+    environment = {**up.env, "TERM": "xterm", "COLUMNS": "160", **extra}
+    command = [sys.executable, "-m", "groundplane.cli", *words]
+    with subprocess.Popen(command, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        said, deadline = b"", time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                piece = os.read(ours, 65536)
+            except OSError:  # Linux tells the end of a terminal this way.
+                break
+            said += piece
+            if not piece:
+                break
+            if said.endswith(PROMPT) and answer:
+                os.write(ours, answer)
+        code = process.wait(timeout=10)
+    os.close(ours)
+    return code, said.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize(("answer", "code", "words"), [(b"y\n", 0, "is pending"), (b"n\n", 130, "nothing was applied")])
+def test_at_a_terminal_apply_asks_first(up: Any, tmp_path: Path, answer: bytes, code: int, words: str) -> None:
+    path = job(tmp_path, f"asked-{code}", "true")
+    ended, said = at_a_terminal(up, answer, "apply", "-f", str(path), NO_COLOR="1")
+    assert ended == code, said
+    assert re.search(r"Apply plan-\w+, holding up to \$0\.008334\? \[y/N\]", said), said
+    assert words in said
+
+
+def test_colour_is_for_terminals_and_stays_away_where_it_is_not_wanted(up: Any) -> None:
+    assert "\x1b[" in at_a_terminal(up, b"", "projects", "list")[1]
+    assert "\x1b[" in at_a_terminal(up, b"", "logs", "run-none")[1]
+    assert "\x1b[" not in at_a_terminal(up, b"", "logs", "run-none", NO_COLOR="1")[1]
+    plain = at_a_terminal(up, b"", "projects", "list", NO_COLOR="1")[1]
+    assert "\x1b[3" not in plain
+    assert "research" in plain
+
+
 @pytest.mark.parametrize(
     ("command", "code", "words"), [("echo well; exit 0", 0, "succeeded"), ("echo ill; exit 3", 9, "exit")]
 )
@@ -116,9 +165,6 @@ def test_a_run_is_listed_explained_logged_and_stopped(up: Any, say: Any, tmp_pat
 
 
 def up_bytes(up: Any, *words: str) -> bytes:
-    import subprocess
-    import sys
-
     command = [sys.executable, "-m", "groundplane.cli", *words]
     return subprocess.run(command, env=up.env, capture_output=True, check=True, timeout=60).stdout
 

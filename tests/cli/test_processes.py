@@ -174,7 +174,7 @@ def test_an_exposure_in_force_permits_the_address_and_its_end_stops_it(home: Any
     assert address in home.ground("up", "--detach").stderr
     with home.client as client:
         client.withdraw_exposure(address, "over")
-    wait(lambda: not home.pid("supervisor"), "everything to stop", 40)
+    wait(lambda: not home.pid("supervisor"), "everything to stop")
     assert "exposure: needs" in home.log("supervisor")
 
 

@@ -15,6 +15,9 @@ from groundplane.units import parse_duration_s, parse_usd
 if TYPE_CHECKING:
     from groundplane.client import Client
 
+INTERRUPTED_CODE = 130
+"""What shells call the end by Ctrl-C; also that of a question answered with no."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 

@@ -12,7 +12,7 @@ import click
 
 from groundplane.cli import render
 from groundplane.cli.following import follow_applied
-from groundplane.cli.options import connect, output_option
+from groundplane.cli.options import INTERRUPTED_CODE, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import moment
 from groundplane.domain.planning import Plan, Verdict
@@ -67,7 +67,9 @@ def apply(plan_id: str | None, path: str | None, yes: bool, wait: bool, idempote
             raise Refusal(refused)
         if not yes:
             _show_plans(plans)
-            _confirm(plans)
+            if not _confirmed(plans):
+                render.say("nothing was applied")
+                return INTERRUPTED_CODE
         applied = _apply_each(client, plans, idempotency_key or str(uuid.uuid4()))
         if wait:
             return follow_applied(client, plans, applied, output)
@@ -171,13 +173,12 @@ def _show_plans(plans: tuple[Plan, ...]) -> None:
     render.views(*(view for made in plans for view in plan_views(made)))
 
 
-def _confirm(plans: tuple[Plan, ...]) -> None:
+def _confirmed(plans: tuple[Plan, ...]) -> bool:
     total = sum(made.worst_case_microusd for made in plans)
     if not render.is_terminal():
         raise InvalidInput("apply asks before it spends, and there is no terminal to ask on", "add --yes")
     what = plans[0].id if len(plans) == 1 else f"{len(plans)} plans"
-    if not render.ask(f"Apply {what}, holding up to {format_usd(total)}?"):
-        raise click.Abort
+    return render.ask(f"Apply {what}, holding up to {format_usd(total)}?")
 
 
 def _apply_each(client: Client, plans: tuple[Plan, ...], key: str) -> list[Applied]:

@@ -12,9 +12,8 @@ import click
 
 from groundplane import __version__
 from groundplane.cli import render
+from groundplane.cli.options import INTERRUPTED_CODE
 from groundplane.errors import GroundError
-
-INTERRUPTED_CODE = 130
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("processes", "Start the control plane and the gateway on this machine."),
