@@ -163,3 +163,9 @@ def test_a_long_absence_of_the_control_plane_is_kept_small_and_safe() -> None:
     assert 10**9 - 60_000 <= purse.left <= 10**9 - 50_000, "in doubt it counts twice, never not at all"
     purse.restate(10**9 - 50_000, 50_000)
     assert purse.left == 10**9 - 50_000
+
+
+def test_a_limit_of_zero_admits_nothing() -> None:
+    meter = Meter(0)
+    assert meter.wait_ns(1, MINUTE_NS) is None
+    assert meter.standing(2 * MINUTE_NS) == (0, MINUTE_NS)

@@ -118,3 +118,11 @@ def test_every_cut_is_refused() -> None:
     for end in range(len(data) - 1):
         with pytest.raises(IntegrityFailure):
             decode(data[:end])
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://x", "http://", "127.0.0.1:80", "http://x:99999", "http://ü.example", "http://x:0"]
+)
+def test_an_address_that_cannot_be_called_is_refused(url: str) -> None:
+    with pytest.raises(IntegrityFailure):
+        decode(encode(compiled(endpoints=(replace(ENDPOINT, base_url=url),))))

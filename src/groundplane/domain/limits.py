@@ -81,6 +81,8 @@ class Meter:
     def standing(self, now_ns: int) -> tuple[int, int]:
         """Whole units that would fit now, and nanoseconds until the allowance is whole if reservations are used up."""
         self.drain(now_ns)
+        if self.limit <= 0:
+            return 0, MINUTE_NS
         used = self.level + self.reserved * MINUTE_NS
         return max(0, self.limit - -(-used // MINUTE_NS)), -(-used // self.limit)
 

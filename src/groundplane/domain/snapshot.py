@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from urllib.parse import urlsplit
 
 from groundplane.domain.access import Key
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
@@ -181,4 +182,7 @@ def _snapshot_target(value: Mapping[str, object]) -> Target:
     raw = dict(value)
     price = raw.pop("price")
     assert isinstance(price, dict)
+    url = urlsplit(str(raw["base_url"]))
+    if url.scheme not in {"http", "https"} or not url.hostname or not url.netloc.isascii() or url.port == 0:
+        raise ValueError(f"{raw['base_url']!r} is no http or https address")
     return Target(**raw, price=TokenPrice(**price))  # type: ignore[arg-type]

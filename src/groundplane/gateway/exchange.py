@@ -63,6 +63,7 @@ class Exchange:
         "_prompt_tokens",
         "_request",
         "_route",
+        "_sent",
         "_stale_retried",
         "_state",
         "_streams",
@@ -102,6 +103,7 @@ class Exchange:
         self._prompt_tokens = estimated_tokens(len(body))
         self._tried: set[int] = set()
         self._stale_retried = False
+        self._sent = False
         self._target = self._choose()
         reserve(key, self.ask, self._began_ns)
         self._limit_lines = limit_headers(key, self._began_ns)
@@ -172,6 +174,7 @@ class Exchange:
             connection.keep(self._state.now_s + self._state.options.upstream_keep_alive_s)
             return
         self._connection = connection
+        self._sent = True
         prefix = self._target.heads.get(self._path)
         if prefix is None:
             upstream = self._target.upstream
@@ -191,7 +194,9 @@ class Exchange:
     def connect_failed(self, error: OSError) -> None:
         if not self._over:
             self._target.upstream.circuit.failed(monotonic_ns())
-            self._try_another(upstream_fault(502, f"the upstream can't be reached: {error}", "upstream_unreachable"))
+            # Its address is nothing the caller needs to know.
+            why = "no connection in time" if isinstance(error, TimeoutError) else "no connection"
+            self._try_another(upstream_fault(502, f"the upstream can't be reached: {why}", "upstream_unreachable"))
 
     def _try_another(self, fault: Fault) -> None:
         """Nothing has been relayed yet: another target may answer; otherwise the caller gets the fault."""
@@ -326,6 +331,8 @@ class Exchange:
 
     def cut(self, why: str) -> None:
         """The upstream is gone before its answer was complete."""
+        if self._over:
+            return
         connection, self._connection = self._connection, None
         late = connection is not None and connection.timed_out
         fault = upstream_fault(504 if late else 502, why, "upstream_timeout" if late else "upstream_cut")
@@ -454,6 +461,8 @@ class Exchange:
             if not self._head_sent and status != CLIENT_GONE:
                 return NOTHING if not events.done else Usage(self._prompt_tokens, events.frames, 0, estimated=True)
             return Usage(self._prompt_tokens, events.frames, 0, estimated=True)
+        if not self._sent:
+            return NOTHING
         if status == CLIENT_GONE:
             # The upstream has read the prompt by now; nothing or little of the answer reached anybody.
             relayed = estimated_tokens(self._content_bytes) if self._head_sent else 0
