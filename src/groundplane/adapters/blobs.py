@@ -24,8 +24,9 @@ from groundplane.units import format_bytes
 
 _T = TypeVar("_T")
 
-_PIECE_BYTES = 1 << 20
-_PIECES = 4
+# Small enough to stay in a core's cache between read, hash and write: measured faster than 1 and 4 MiB.
+_PIECE_BYTES = 256 << 10
+_PIECES = 8
 # Below this a second thread costs more than it hides.
 _PIPELINE_FROM_BYTES = 8 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
