@@ -103,9 +103,8 @@ class Stage:
             for line in done.stdout.rstrip().splitlines():
                 console.print(f"  [dim]{escape(line)}[/]", soft_wrap=True)
         if done.returncode != expect:
-            raise StepFailedError(
-                f"`ground {' '.join(args)}` exited with {done.returncode}, not {expect}\n{done.stdout}{done.stderr or ''}"
-            )
+            said = f"{done.stdout}{done.stderr or ''}"
+            raise StepFailedError(f"`ground {' '.join(args)}` exited with {done.returncode}, not {expect}\n{said}")
         return done.stdout
 
     def data(self, *args: str) -> Any:
