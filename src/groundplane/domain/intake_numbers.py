@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 
-NUMBER = (
-    r"(?<![\w.])(?<!\d,)\d{1,3}(?:,\d{3}){1,4}(?:\.\d{1,6})?(?![\d,])|(?<![\w.])(?<!\d,)\d{1,15}(?:\.\d{1,6})?(?!\d)"
-)
-NUMBER = f"(?:{NUMBER})"
+_DIGITS = r"(?:\d{1,3}(?:,\d{3}){1,4}(?:\.\d{1,6})?(?![\d,])|\d{1,15}(?:\.\d{1,6})?(?!\d))"
+NUMBER = rf"(?:(?<![\w.])(?<!\d,){_DIGITS})"
 WORD_NUMBERS = {
     "one": 1, "two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10,
     "eleven": 11, "twelve": 12, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17,
@@ -24,7 +22,8 @@ WORD_NUMBERS = {
 _LONGEST_FIRST = sorted(WORD_NUMBERS, key=lambda word: -len(word))
 _ARTICLES = ("a", "an", "a single", "single")
 COUNT_WORD = r"\b(?:" + "|".join(word for word in _LONGEST_FIRST if word not in _ARTICLES) + r")\b"
-COUNT = f"(?:{NUMBER}|{COUNT_WORD})"
+# One look behind rules out the middle of every word, for digits and words at once: most places of a text are there.
+COUNT = rf"(?:(?<![\w.])(?:(?<!\d,){_DIGITS}|{COUNT_WORD[2:]}))"
 APPROXIMATE = {"a couple of", "a couple", "couple of"}
 
 
@@ -80,7 +79,7 @@ _SIZE_UNITS = {
     "megabyte": 10**6, "gigabyte": 10**9, "terabyte": 10**12, "petabyte": 10**15, "gig": 10**9, "tera": 10**12,
 }  # fmt: skip
 _SIZE = rx(
-    rf"({NUMBER}|{COUNT_WORD}|\bhalf a)[ -]?(kib|mib|gib|tib|pib|kb|mb|gb|tb|pb|gi|ti|mi|gigabyte|terabyte|petabyte"
+    rf"({COUNT}|\bhalf a)[ -]?(kib|mib|gib|tib|pib|kb|mb|gb|tb|pb|gi|ti|mi|gigabyte|terabyte|petabyte"
     r"|megabyte|tera|gig)s?\b(?!~(?:/|per |p)~?s(?:ec)?)(?!ps)"
 )
 _NEAR = 48
@@ -213,14 +212,14 @@ _DAY = r"(?:/|per|a)~(?:day|d)\b|daily\b"
 _K = r"~(k|m|thousand|million)?"
 _REQUESTS = r"(?:requests?|reqs?|calls|queries|messages|prompts|inferences|predictions)"
 _RATES = (
-    (rx(rf"({NUMBER}|{COUNT_WORD}){_K}~-?tpm\b|({NUMBER}){_K}~tok(?:en)?s?~{_MINUTE}"), "tokens_per_minute", "tokens/min"),
+    (rx(rf"({COUNT}){_K}~-?tpm\b|({NUMBER}){_K}~tok(?:en)?s?~{_MINUTE}"), "tokens_per_minute", "tokens/min"),
     (rx(rf"\btpm(?:~(?:limit|quota|of|is|:|=|at)){{1,3}}~({NUMBER}){_K}\b()()"), "tokens_per_minute", "tokens/min"),
-    (rx(rf"({NUMBER}|{COUNT_WORD}){_K}~rpm\b|({NUMBER}|{COUNT_WORD}){_K}~{_REQUESTS}~{_MINUTE}"), "requests_per_minute", "requests/min"),
-    (rx(rf"({NUMBER}|{COUNT_WORD}){_K}~(?:rps|qps)\b|({NUMBER}|{COUNT_WORD}){_K}~{_REQUESTS}~{_SECOND}"), "requests_per_second", "requests/s"),
-    (rx(rf"({NUMBER}|{COUNT_WORD}){_K}~(?:{_REQUESTS})~(?:{_DAY})()()"), "requests_per_day", "requests/day"),
+    (rx(rf"({COUNT}){_K}~rpm\b|({COUNT}){_K}~{_REQUESTS}~{_MINUTE}"), "requests_per_minute", "requests/min"),
+    (rx(rf"({COUNT}){_K}~(?:rps|qps)\b|({COUNT}){_K}~{_REQUESTS}~{_SECOND}"), "requests_per_second", "requests/s"),
+    (rx(rf"({COUNT}){_K}~(?:{_REQUESTS})~(?:{_DAY})()()"), "requests_per_day", "requests/day"),
     (rx(rf"({NUMBER}){_K}~(?:tps\b|tok(?:en)?s?~{_SECOND})()()"), "tokens_per_second", "tokens/s"),
-    (rx(rf"({NUMBER}|{COUNT_WORD}){_K}~(?:concurrent|simultaneous|parallel) (?:users?|requests?|sessions?|connections?)()()"), "concurrency", "at once"),
-    (rx(rf"({NUMBER}|{COUNT_WORD}){_K}~(?:daily |active |internal |external |end )*users\b()()"), "users", "users"),
+    (rx(rf"({COUNT}){_K}~(?:concurrent|simultaneous|parallel) (?:users?|requests?|sessions?|connections?)()()"), "concurrency", "at once"),
+    (rx(rf"({COUNT}){_K}~(?:daily |active |internal |external |end )*users\b()()"), "users", "users"),
     (rx(rf"({NUMBER})%~(?:uptime|availability|sla|slo)()()()"), "availability", "%"),
     (rx(rf"\b(?:uptime|availability|sla|slo)~(?:of|is|:|at least)*~({NUMBER})%()()()"), "availability", "%"),
 )  # fmt: skip
@@ -311,7 +310,7 @@ def _parameters(low: str) -> Iterator[Found]:
 
 
 _THINGS = rx(
-    rf"({NUMBER}|{COUNT_WORD})~(k|m|b|bn|mio|million|billion|thousand)?~(?:labell?ed |annotated |training |medical |support |chat |x-ray |new |raw |text |product |customer |user |high-res |satellite |code )*"
+    rf"({COUNT})~(k|m|b|bn|mio|million|billion|thousand)?~(?:labell?ed |annotated |training |medical |support |chat |x-ray |new |raw |text |product |customer |user |high-res |satellite |code )*"
     r"(images?|documents?|docs|rows|records|samples|examples|videos?|tokens|pairs|conversations|tickets|pdfs?|pages|photos|scans|transcripts|sentences|reviews|articles|emails|hours of (?:audio|video|speech))\b"
     r"(?!~(?:/|per|a )~?(?:s|m|sec|min|day|hour)|~per )"
 )
