@@ -300,6 +300,24 @@ async def test_a_writer_of_another_process_is_waited_for(sqlite_url: str, sqlite
         await task
 
 
+async def test_who_is_cancelled_waiting_for_another_process_keeps_no_lock(
+    sqlite_url: str, sqlite_store: SqlStore
+) -> None:
+    other = sqlite3.connect(path_of(sqlite_url), isolation_level=None, timeout=0)
+    other.execute("BEGIN IMMEDIATE")
+    task = asyncio.create_task(_insert(sqlite_store))
+    await asyncio.sleep(0.1)
+    task.cancel()
+    other.execute("COMMIT")
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    other.execute("BEGIN IMMEDIATE")  # fails at once if the store still held it
+    other.execute("COMMIT")
+    other.close()
+    async with asyncio.timeout(5):
+        await _insert(sqlite_store)
+
+
 async def test_a_writer_that_never_ends_makes_it_unavailable(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("groundplane.adapters.store.engines._BUSY_TIMEOUT_S", 0.1)
     store = await SqlStore.open(sqlite_url)

@@ -1,8 +1,8 @@
 """Connections of the two databases, behind one small face: begin, execute, commit, close.
 
 SQLite is called directly. What touches a few rows by key takes tens of microseconds and runs where it stands; what can
-take longer (waiting for the write lock, searching, a commit with its fsync) runs in the store's one worker thread. A
-driver that hands every call to a thread spends most of an admission waiting for thread switches: 28 of them, not 2.
+take longer (waiting for another process, searching, a commit with its fsync) runs in the store's one worker thread. A
+driver that hands every call to a thread spends most of an admission waiting for thread switches: 28 of them, not 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from groundplane.adapters.store.faults import translate
-from groundplane.errors import InvalidInput
+from groundplane.errors import InvalidInput, Unavailable
 
 _BUSY_TIMEOUT_S = 10
 _FAULTS = (SQLAlchemyError, sqlite3.Error, OSError, TimeoutError)
@@ -104,7 +104,7 @@ class SqliteEngine:
             url,
             pool_size=1,
             max_overflow=0,
-            connect_args={"timeout": _BUSY_TIMEOUT_S, "check_same_thread": False},
+            connect_args={"timeout": 0, "check_same_thread": False},
         )
         sa.event.listen(self._engine, "connect", _configure)
         sa.event.listen(self._engine, "begin", _begin_immediate)
@@ -113,16 +113,39 @@ class SqliteEngine:
     async def begin(self) -> Connection:
         await self.turn.acquire()
         try:
-            return _SqliteConnection(self, await self.in_thread(self._begun))
+            try:
+                return _SqliteConnection(self, self._begun())
+            except _FAULTS as error:
+                fault = translate(error, self.url)
+                if not isinstance(fault, Unavailable):
+                    raise fault from error
+            # Another process is writing (or the file is gone, which the second try finds too): wait elsewhere.
+            return _SqliteConnection(self, await self._begun_elsewhere())
         except BaseException:
             self.turn.release()
             raise
 
-    def _begun(self) -> sa.Connection:
+    async def _begun_elsewhere(self) -> sa.Connection:
+        opened: list[sa.Connection] = []
+        try:
+            await self.in_thread(lambda: opened.append(self._begun(_BUSY_TIMEOUT_S)))
+        except BaseException:
+            for connection in opened:  # cancelled while it waited, and it got its turn all the same
+                connection.close()
+            raise
+        return opened[0]
+
+    def _begun(self, patience_s: float = 0) -> sa.Connection:
         connection = self._engine.connect()
         try:
+            raw = cast(sqlite3.Connection, connection.connection.dbapi_connection)
+            if patience_s:
+                raw.execute(f"PRAGMA busy_timeout={int(patience_s * 1000)}").close()
             connection.begin()
+            if patience_s:
+                raw.execute("PRAGMA busy_timeout=0").close()
         except BaseException:
+            connection.invalidate()
             connection.close()
             raise
         return connection
@@ -130,7 +153,10 @@ class SqliteEngine:
     async def run(self, work: Callable[[sa.Connection], _T]) -> _T:
         def connected() -> _T:
             _create_private_file(self.url)
-            with self._engine.connect() as connection:
+            patient = sa.create_engine(self.url, poolclass=sa.NullPool, connect_args={"timeout": _BUSY_TIMEOUT_S})
+            sa.event.listen(patient, "connect", _configure)
+            sa.event.listen(patient, "begin", _begin_immediate)
+            with patient.connect() as connection:
                 return work(connection)
 
         async with self.turn:

@@ -137,7 +137,7 @@ class _SqlTx:
         ordering = column.desc().nulls_last() if order.startswith("-") else column.asc().nulls_first()
         statement = sa.select(TABLES[kind]).where(*_conditions(kind, where))
         statement = statement.order_by(ordering, TABLES[kind].c.id).limit(limit).offset(offset or None)
-        return await self._rows(kind, statement, long=True)
+        return await self._rows(kind, statement, long=not _by_unique_column(kind, where))
 
     async def insert(self, row: Row) -> None:
         if not await self._added([row]):
@@ -346,6 +346,12 @@ def _conditions(kind: type, where: Mapping[str, object] | None) -> list[sa.Colum
             case _:
                 found.append(column == value)
     return found
+
+
+def _by_unique_column(kind: type, where: Mapping[str, object] | None) -> bool:
+    """Whether at most one row can match: a key is looked up by its hash with every request."""
+    alone = {names[0] for names in KINDS[kind].unique if len(names) == 1}
+    return any(name in alone and isinstance(value, str) for name, value in (where or {}).items())
 
 
 def _values(row: object) -> dict[str, object]:
