@@ -30,12 +30,16 @@ def must(name: str, read: Callable[[Any], Any], default: Any = None) -> Column:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One file. `key` columns together name a row; `check` looks at a whole row and says (column, what is wrong)."""
+    """One file. `key` columns together name a row; `check` looks at a whole row and says (column, what is wrong).
+
+    `apart` are columns that tell rows of one name apart, such as the region of a price.
+    """
 
     name: str
     key: tuple[str, ...]
     columns: tuple[Column, ...]
     check: Callable[[Row], tuple[str, str] | None] | None = None
+    apart: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------- readers
@@ -178,6 +182,10 @@ def _cached_below_prompt(row: Row) -> tuple[str, str] | None:
     return None
 
 
+def _low_to_high(row: Row) -> tuple[str, str] | None:
+    return ("high", f"{row['high']} is below low {row['low']}") if row["high"] < row["low"] else None
+
+
 def _matches_its_example(row: Row) -> tuple[str, str] | None:
     if not re.search(row["regex"], row["example"]):
         return "regex", "does not match its own example"
@@ -261,6 +269,7 @@ TABLES: dict[str, Table] = {
                 Column("retirement_announced", anything),
             ),
             _spot_below_list,
+            apart=("region",),
         ),
         Table(
             "models",
@@ -338,6 +347,17 @@ TABLES: dict[str, Table] = {
                 Column("usd_per_unit_month", USD),
                 Column("usd_per_unit_year", USD),
             ),
+        ),
+        Table(
+            "efficiency",
+            ("id",),
+            (
+                must("id", one_of("training-compute", "prefill-compute", "decode-bandwidth", "link")),
+                must("low", number(0.01, 1), 0.01),
+                must("high", number(0.01, 1), 1),
+                must("meaning", text),
+            ),
+            _low_to_high,
         ),
         Table(
             "storage_tiers",

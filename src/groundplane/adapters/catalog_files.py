@@ -35,6 +35,10 @@ def load_catalogue(overlay: Path | None = None) -> Catalogue:
         hardware=_hardware(tables),
         models=tuple(catalog_rows.model(row) for row in tables["models"]),
         token_prices=tuple(catalog_rows.token_price(row) for row in tables["token_prices"]),
+        provisioned_units=tuple(catalog_rows.provisioned_units(row) for row in tables["provisioned_units"]),
+        provisioned_prices=tuple(catalog_rows.provisioned_price(row) for row in tables["provisioned_prices"]),
+        efficiencies={row["id"]: catalog_rows.efficiency(row) for row in tables["efficiency"]},
+        links={link.id: link for link in map(catalog_rows.link, tables["network_links"]) if link is not None},
         storage=tuple(catalog_rows.storage_tier(row) for row in tables["storage_tiers"]),
         xids=tuple(catalog_rows.xid(row) for row in tables["xid"]),
         signatures=tuple(catalog_rows.signature(row) for row in tables["signatures"]),
@@ -48,19 +52,28 @@ def load_hardware(overlay: Path | None = None) -> Hardware:
 
 
 def load_table(name: str, overlay: Path | None = None) -> list[Row]:
-    """The checked rows of one table, the operator's in place of the shipped ones of the same key."""
+    """The checked rows of one table: the operator's first, then the shipped ones whose key the operator has not."""
     table = TABLES[name]
-    rows = {_key(table, row): row for row in _shipped(name)}
-    own = overlay / f"{name}.yaml" if overlay is not None else None
-    if own is not None and own.exists():
-        for row in read_table(own.name, _read(own), table):
-            rows[_key(table, row)] = row
+    rows = {row_key(table, row): row for row in own_rows(name, overlay)}
+    for row in _shipped(name):
+        rows.setdefault(row_key(table, row), row)
     return list(rows.values())
+
+
+def own_rows(name: str, overlay: Path | None) -> list[Row]:
+    """The checked rows of the operator's own file of a table; none when there is no such file."""
+    own = overlay / f"{name}.yaml" if overlay is not None else None
+    return read_table(own.name, read_text(own), TABLES[name]) if own is not None and own.exists() else []
+
+
+def shipped_text(name: str) -> str:
+    """A shipped file as it is: with its sources, which copied rows go on naming."""
+    return read_text(importlib.resources.files("groundplane.catalog") / f"{name}.yaml")
 
 
 def read_table(file: str, text: str, table: Table) -> list[Row]:
     """The rows of one file. Raises InvalidInput with every fault: file, row, column and what is wrong."""
-    document = _document(file, text)
+    document = read_document(file, text)
     problems: list[Problem] = []
     if document.get("table") != table.name:
         message = f"is {document.get('table')!r}, expected {table.name!r}"
@@ -77,9 +90,9 @@ def read_table(file: str, text: str, table: Table) -> list[Row]:
     seen: dict[str, int] = {}
     for number, raw in enumerate(rows, 1):
         row = _checked(file, number, raw, table, sources, problems)
-        first = seen.setdefault(_key(table, row), number) if row else number
+        first = seen.setdefault(row_key(table, row), number) if row else number
         if first != number:
-            where = f"{file}, row {_key(table, row)}"
+            where = f"{file}, row {row_key(table, row)}"
             problems.append(Problem(field=where, message=f"is row {number} and row {first}"))
         checked.append(row)
     if problems:
@@ -130,7 +143,7 @@ def _checked(
     return row
 
 
-def _document(file: str, text: str) -> dict[str, Any]:
+def read_document(file: str, text: str) -> dict[str, Any]:
     try:
         document = yaml.load(text, Loader=_LOADER)  # noqa: S506 - a safe loader
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -141,7 +154,7 @@ def _document(file: str, text: str) -> dict[str, Any]:
     return document
 
 
-def _read(path: Path | Traversable) -> str:
+def read_text(path: Path | Traversable) -> str:
     if isinstance(path, Path) and path.stat().st_size > MAX_FILE_BYTES:
         raise InvalidInput(f"{path}: has {path.stat().st_size:,} bytes; the limit is {MAX_FILE_BYTES:,}", "split it")
     try:
@@ -154,11 +167,13 @@ def _read(path: Path | Traversable) -> str:
 def _shipped(name: str) -> tuple[Row, ...]:
     """What the package brings does not change while the process runs: reading it once is enough."""
     file = importlib.resources.files("groundplane.catalog") / f"{name}.yaml"
-    return tuple(read_table(f"{name}.yaml", _read(file), TABLES[name]))
+    return tuple(read_table(f"{name}.yaml", read_text(file), TABLES[name]))
 
 
-def _key(table: Table, row: Mapping[str, Any]) -> str:
-    return " ".join(str(row.get(column)) for column in table.key)
+def row_key(table: Table, row: Mapping[str, Any]) -> str:
+    """What one row is called and no other: `azure Standard_NC24ads_A100_v4 eastus`."""
+    named = [str(row.get(column)) for column in table.key]
+    return " ".join(named + [str(row[column]) for column in table.apart if row.get(column)])
 
 
 def _hardware(tables: Mapping[str, Sequence[Row]]) -> Hardware:

@@ -5,9 +5,19 @@ from __future__ import annotations
 from decimal import Decimal
 
 from groundplane.adapters.catalog_columns import Row
-from groundplane.domain.catalogue import Signature, StorageTier, Threshold, TokenListPrice, XidCode
+from groundplane.domain.catalogue import (
+    ProvisionedPrice,
+    ProvisionedUnits,
+    Signature,
+    StorageTier,
+    Threshold,
+    TokenListPrice,
+    XidCode,
+)
 from groundplane.domain.hardware import Accelerator, InstanceType
 from groundplane.domain.model_shape import Experts, LatentAttention, ModelShape
+from groundplane.domain.parallelism import Link
+from groundplane.domain.roofline import Efficiency
 from groundplane.units import MICROUSD_PER_USD
 
 GIB, MIB, GB, MB = 2**30, 2**20, 10**9, 10**6
@@ -102,6 +112,45 @@ def token_price(row: Row) -> TokenListPrice:
         sources=row["sources"],
         estimated=bool(row["estimated"]),
     )
+
+
+def provisioned_units(row: Row) -> ProvisionedUnits:
+    return ProvisionedUnits(
+        model=row["model"],
+        prompt_tokens_per_minute=round(row["prompt_tpm_per_unit"]),
+        completion_weight=row["completion_weight"],
+        minimum={kind: int(count) for kind, count in row["minimum"].items()},
+        step={kind: int(count) for kind, count in row["step"].items()},
+        as_of=row["as_of"],
+        sources=row["sources"],
+        estimated=bool(row["estimated"]),
+    )
+
+
+def provisioned_price(row: Row) -> ProvisionedPrice:
+    return ProvisionedPrice(
+        deployment=row["deployment"],
+        microusd_per_unit_hour=_micros(row["usd_per_unit_hour"]) or 0,
+        microusd_per_unit_month=_micros(row["usd_per_unit_month"]),
+        microusd_per_unit_year=_micros(row["usd_per_unit_year"]),
+        as_of=row["as_of"],
+        sources=row["sources"],
+        estimated=bool(row["estimated"]),
+    )
+
+
+def efficiency(row: Row) -> Efficiency:
+    same = ("id", "low", "high", "meaning", "as_of", "sources")
+    return Efficiency(estimated=bool(row["estimated"]), **{name: row[name] for name in same})
+
+
+def link(row: Row) -> Link | None:
+    """A link with its rate in one direction; None for a row that is no link between cards."""
+    scale = {"Gb/s": 10**9 / 8, "GB/s": GB}.get(row["unit"])
+    if scale is None or not row["rate"]:
+        return None
+    one_way = row["rate"] * scale / (2 if row["direction"] == "both ways" else 1)
+    return Link(id=row["id"], name=row["name"], bytes_per_s=round(one_way), as_of=row["as_of"], sources=row["sources"])
 
 
 def storage_tier(row: Row) -> StorageTier:

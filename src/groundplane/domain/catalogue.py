@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.model_shape import ModelShape
+from groundplane.domain.parallelism import Link
+from groundplane.domain.roofline import Efficiency
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,36 @@ class TokenListPrice:
     cached_microusd_per_million: int | None
     batch_discount: float
     context: int | None
+    as_of: str
+    sources: tuple[str, ...]
+    estimated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProvisionedUnits:
+    """What one provisioned unit of a hosted model carries; None where the source gives no weight of completions.
+
+    `minimum` and `step` are units, by kind of deployment. Cached prompt tokens count nothing.
+    """
+
+    model: str
+    prompt_tokens_per_minute: int
+    completion_weight: float | None
+    minimum: dict[str, int]
+    step: dict[str, int]
+    as_of: str
+    sources: tuple[str, ...]
+    estimated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProvisionedPrice:
+    """What one unit costs in one kind of deployment: by the hour, or reserved for a month or a year."""
+
+    deployment: str
+    microusd_per_unit_hour: int
+    microusd_per_unit_month: int | None
+    microusd_per_unit_year: int | None
     as_of: str
     sources: tuple[str, ...]
     estimated: bool
@@ -116,6 +148,10 @@ class Catalogue:
     hardware: Hardware
     models: tuple[ModelShape, ...]
     token_prices: tuple[TokenListPrice, ...]
+    provisioned_units: tuple[ProvisionedUnits, ...]
+    provisioned_prices: tuple[ProvisionedPrice, ...]
+    efficiencies: dict[str, Efficiency]
+    links: dict[str, Link]
     storage: tuple[StorageTier, ...]
     xids: tuple[XidCode, ...]
     signatures: tuple[Signature, ...]
