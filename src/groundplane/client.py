@@ -87,6 +87,8 @@ class Client:
             limits=httpx.Limits(keepalive_expiry=10.0),
             # A control plane is addressed directly: proxies from the environment would see its keys.
             trust_env=False,
+            # Reading the system's certificates takes longer than a command does: not for an address without TLS.
+            verify=self.base_url.startswith("https://"),
         )
 
     @classmethod
