@@ -14,11 +14,13 @@ class SnapshotFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._lock = asyncio.Lock()
 
     async def publish(self, snapshot: bytes) -> None:
         """Raises Unavailable when the disk does not take it; the old snapshot then stays."""
         try:
-            await asyncio.to_thread(replace_durably, self._path, snapshot)
+            async with self._lock:  # in the order of the calls: the last one published is the one that stays
+                await asyncio.to_thread(replace_durably, self._path, snapshot)
         except OSError as error:
             raise Unavailable(
                 f"the gateway's snapshot {self._path} can't be written: {error.strerror}",
