@@ -124,6 +124,33 @@ def test_every_dependency_has_a_reason_and_a_licence() -> None:
     assert not set(rows) - dependencies(), f"no dependency any more: {sorted(set(rows) - dependencies())}"
 
 
+IMPORTED_AS = {"prometheus-client": "prometheus_client", "pyyaml": "yaml"}
+USED_THROUGH = {
+    "asyncpg": "SQLAlchemy's PostgreSQL URLs",
+    "editables": "hatchling",
+    "hatchling": "pip",
+    "import-linter": "make check",
+    "mypy": "make check",
+    "pytest-asyncio": "pytest",
+    "pytest-xdist": "pytest",
+    "python-multipart": "FastAPI's forms",
+    "ruff": "make check",
+    "types-psutil": "mypy",
+    "types-pyyaml": "mypy",
+}
+
+
+def test_every_dependency_is_used() -> None:
+    source = "\n".join(
+        path.read_text(encoding="utf-8")
+        for folder in ("src", "tests", "examples", "bench")
+        for path in (ROOT / folder).rglob("*.py")
+    )
+    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", source, re.MULTILINE))
+    unused = {name for name in dependencies() if IMPORTED_AS.get(name, name) not in imported}
+    assert not unused - set(USED_THROUGH), f"nobody imports {sorted(unused - set(USED_THROUGH))}"
+
+
 def test_every_dependency_is_locked_with_its_hash() -> None:
     lock = (ROOT / "requirements" / "dev.lock").read_text(encoding="utf-8")
     locked = set(re.findall(r"^([a-z0-9.-]+)==\S+.*\\$", lock, re.MULTILINE))
