@@ -105,8 +105,10 @@ class ChainCheck:
         if self.number < head_id:
             what = f"{head_id - self.number} event(s) after {self.number} are missing"
             return ChainBreak(event_id=self.number + 1, what=what)
-        what = f"the trail ends at event {self.number}, but its recorded head is {head_id}"
-        return ChainBreak(event_id=max(head_id, 0) + (self.number > head_id), what=what)
+        if self.number > head_id:
+            what = f"event {head_id + 1} was added behind the recorded end of the trail"
+            return ChainBreak(event_id=head_id + 1, what=what)
+        return ChainBreak(event_id=head_id, what=f"event {head_id} is not the one recorded as the newest")
 
 
 def check_chain(events: Iterable[Event], head_id: int, head_hash: str) -> ChainBreak | None:
