@@ -190,3 +190,20 @@ def test_every_change_is_on_a_trail_that_verifies(shared: Any) -> None:
     verdict = json.loads(shared.ground("audit", "verify", "-o", "json").stdout)
     assert verdict["broken"] is None
     assert verdict["events"] > 10
+
+
+@pytest.mark.needs("postgresql")
+def test_the_same_code_runs_on_postgresql(
+    new_installation: Callable[..., Any], empty_postgresql_url: str, counter: Path, wait: Callable[..., Any]
+) -> None:
+    on_postgresql = new_installation(GROUND_DATABASE_URL=empty_postgresql_url)
+    on_postgresql.ground("up", "--detach")
+    on_postgresql.ground("projects", "create", "research", "--owner", "ana", "--cost-center", "r1", "--budget", "$1")
+    assert on_postgresql.client.status().database == "postgresql"
+    run_id = on_postgresql.submit(on_postgresql.job("resume", ["python3", str(counter), "30", "0.05"]))
+    wait(lambda: steps_of(on_postgresql.log(run_id))[-1:] > [7], "step 7")
+    os.kill(job_process(run_id).pid, signal.SIGKILL)
+    detail = on_postgresql.wait_run(run_id, "succeeded")
+    assert detail.attempts[1].resumed_from_step >= 5
+    assert not (on_postgresql.home / "groundplane.db").exists()
+    assert on_postgresql.data("audit", "verify")["broken"] is None
