@@ -36,7 +36,9 @@ class Home:
 
     @property
     def env(self) -> dict[str, str]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("GROUND_")}
+        # Every command is a process of its own: compiling each time would be most of what it does.
+        left_out = ("GROUND_", "PYTHONDONTWRITEBYTECODE")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
         ours = {
             "GROUND_HOME": str(self.path),
             "GROUND_PORT": str(self.port),
