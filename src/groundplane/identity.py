@@ -37,6 +37,7 @@ class Permission(StrEnum):
     AUDIT_READ = "audit:read"
     SYSTEM_READ = "system:read"
     SYSTEM_WRITE = "system:write"
+    CATALOG_WRITE = "catalog:write"
     INFERENCE = "inference:call"
 
 

@@ -14,10 +14,14 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from groundplane.audit import Event, EventDraft
+from groundplane.domain.catalogue_changes import Proposal, TableView
 from groundplane.domain.certificate import Circumstances
+from groundplane.domain.hardware import Hardware
 from groundplane.domain.ledger import UsageRecord
 from groundplane.domain.model import ManifestFile
 from groundplane.domain.planning import Offer
+from groundplane.domain.price_lists import ListPrice
+from groundplane.domain.recon import CloudView, Machine
 from groundplane.domain.run import EndReason
 from groundplane.domain.run import FoundCheckpoint as FoundCheckpoint
 from groundplane.domain.run import Observation as Observation
@@ -469,4 +473,58 @@ class PriceBook(Protocol):
 
     def price(self, offer: Offer) -> Offer:
         """The offer with its hourly price, date and source filled in. NotFound when the book has no price for it."""
+        ...
+
+
+# ---------------------------------------------------------------- what there is to run on
+
+
+class MachineProbe(Protocol):
+    """The machine that the control plane runs on. Raises Unavailable when its driver does not answer in time."""
+
+    async def look(self) -> Machine:
+        """What it has, without speeds. Changes nothing."""
+        ...
+
+    async def measure(self) -> Machine:
+        """With the speed of its disks, through bounded temporary files that are gone afterwards, however it ends."""
+        ...
+
+
+class CloudSource(Protocol):
+    """One cloud, asked with the operator's own tools and credentials. It only reads."""
+
+    @property
+    def cloud(self) -> str:
+        """As the catalogue names it."""
+        ...
+
+    async def look(self, regions: Sequence[str]) -> list[CloudView]:
+        """One view per region. What did not answer is a gap in the view, with its reason; never an error or a guess."""
+        ...
+
+
+class CatalogBook(Protocol):
+    """The catalogue with the operator's rows laid over it. Raises InvalidInput for files of the operator's at fault."""
+
+    def hardware(self) -> Hardware:
+        """Accelerators and instance types as they stand now."""
+        ...
+
+    def tables(self) -> list[TableView]:
+        """Every table without its rows."""
+        ...
+
+    def table(self, name: str) -> TableView:
+        """One table with its rows. NotFound for a name that is no table."""
+        ...
+
+    def propose(
+        self, *, documents: Mapping[str, str], prices: Sequence[ListPrice], regions: Sequence[str], replace: bool
+    ) -> Proposal:
+        """The operator's files as they would be, checked whole. Writes nothing. Raises InvalidInput with all faults."""
+        ...
+
+    def write(self, proposal: Proposal) -> None:
+        """Puts the proposed files in place, each whole or not at all. Twice is the same as once."""
         ...

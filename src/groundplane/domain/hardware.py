@@ -75,7 +75,10 @@ class Hardware:
         for item in self.accelerators:
             for name in (item.id, item.name, *item.aliases):
                 names.setdefault(_plain(name), item)
-        object.__setattr__(self, "_by_type", {item.name.lower(): item for item in self.instance_types})
+        types: dict[str, InstanceType] = {}
+        for kind in self.instance_types:  # the first region of a type stands for it; the operator's rows come first
+            types.setdefault(kind.name.lower(), kind)
+        object.__setattr__(self, "_by_type", types)
         object.__setattr__(self, "_by_name", names)
         object.__setattr__(self, "_named", tuple((_row_words(item), item) for item in self.accelerators))
 

@@ -68,21 +68,22 @@ def price_format(file: str, head: str) -> PriceFormat | None:
 
 
 def read_prices(
-    kind: PriceFormat, file: str, text: str, *, shapes: Sequence[MachineShape] = (), today: date
+    kind: PriceFormat, file: str, text: str, *, shapes: Sequence[MachineShape] = (), as_of: date
 ) -> list[ListPrice]:
     """Every price of a list. Raises InvalidInput naming the file when it is not what its head promised.
 
-    `shapes` are Google's machine types to be priced; `today` dates a list that carries no date of its own.
+    `shapes` are Google's machine types to be priced; `as_of` dates the lists that don't say when they were published:
+    Azure's and Google's only say since when each price has held, which may be years.
     """
     try:
         if kind is PriceFormat.AWS_CSV:
             return list(_aws_csv(file, text.splitlines()))
         document = json.loads(text)
         if kind is PriceFormat.AZURE_JSON:
-            return azure_prices(document)
+            return azure_prices(document, as_of)
         if kind is PriceFormat.AWS_JSON:
             return _aws_offer(document)
-        return google_prices(document, shapes, today)
+        return google_prices(document, shapes, as_of)
     except InvalidInput:
         raise
     except RecursionError:
@@ -95,7 +96,7 @@ def read_prices(
 # ---------------------------------------------------------------- Azure
 
 
-def azure_prices(document: Mapping[str, Any]) -> list[ListPrice]:
+def azure_prices(document: Mapping[str, Any], as_of: date) -> list[ListPrice]:
     """Retail Prices API pages → prices. Windows, Low Priority, DevTest and reservations are left out.
 
     Source: learn.microsoft.com, Azure Retail Prices REST API; fields armSkuName, armRegionName, retailPrice, skuName.
@@ -122,7 +123,7 @@ def azure_prices(document: Mapping[str, Any]) -> list[ListPrice]:
             as_of=day,
         )
         found[key] = _joined(found.get(key), price)
-    return list(found.values())
+    return [replace(price, as_of=as_of) for price in found.values()]
 
 
 def _is_azure_machine(item: Mapping[str, Any]) -> bool:
@@ -232,7 +233,7 @@ _GPU = re.compile(r"^(?:Nvidia )?(?:Tesla )?(.+?) GPU (?:attached to Spot Preemp
 
 
 def google_prices(
-    document: Mapping[str, Any] | Sequence[Any], shapes: Sequence[MachineShape], today: date
+    document: Mapping[str, Any] | Sequence[Any], shapes: Sequence[MachineShape], as_of: date
 ) -> list[ListPrice]:
     """Cloud Billing Catalog SKUs of Compute Engine → machine prices: cores + memory + cards, as Google bills them.
 
@@ -240,7 +241,6 @@ def google_prices(
     """
     skus = document["skus"] if isinstance(document, Mapping) else document
     rates: dict[tuple[str, str, str, bool], Decimal] = {}
-    days: set[date] = set()
     for sku in skus:
         part, usage = _google_part(sku), sku["category"]["usageType"]
         if part is None or usage not in ("OnDemand", "Preemptible"):
@@ -249,14 +249,11 @@ def google_prices(
         tier = info["pricingExpression"]["tieredRates"][-1]["unitPrice"]
         if tier.get("currencyCode", "USD") != "USD":
             raise InvalidInput(f"the price of {sku['description']} is in {tier['currencyCode']}", "ask for it in USD")
-        if "effectiveTime" in info:
-            days.add(date.fromisoformat(info["effectiveTime"][:10]))
         for region in sku["serviceRegions"]:
             key = (*part, region, usage == "Preemptible")
             rates[key] = Decimal(str(tier.get("units", 0))) + Decimal(tier.get("nanos", 0)) / 10**9
-    day = max(days, default=today)
     regions = sorted({key[2] for key in rates})
-    made = (_google_machine(shape, region, rates, day) for shape in shapes for region in regions)
+    made = (_google_machine(shape, region, rates, as_of) for shape in shapes for region in regions)
     return [price for price in made if price is not None]
 
 

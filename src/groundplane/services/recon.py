@@ -1,0 +1,126 @@
+"""Reconnaissance: this machine, every pool's offers and the clouds, gathered for the decision that orders them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+
+from groundplane.audit import EventDraft
+from groundplane.domain import recon
+from groundplane.domain.hardware import Hardware
+from groundplane.domain.planning import Offer
+from groundplane.domain.recon import CloudView, Machine, Reconnaissance, SilentPool, Wanted
+from groundplane.errors import NotFound, Unavailable
+from groundplane.identity import Actor
+from groundplane.ports import CatalogBook, Clock, CloudSource, Executor, MachineProbe, PriceBook, Store
+
+LIVE_AGE_S = 300
+
+
+class Recon:
+    """Answers "what could we run, where, for how much". A cloud's answer is kept for `live_age_s` seconds."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        machine: MachineProbe,
+        executors: Mapping[str, Executor],
+        prices: PriceBook,
+        catalog: CatalogBook,
+        clouds: Sequence[CloudSource],
+        live_age_s: int = LIVE_AGE_S,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._machine = machine
+        self._executors = executors
+        self._prices = prices
+        self._catalog = catalog
+        self._clouds = clouds
+        self._live_age = timedelta(seconds=live_age_s)
+        self._kept: dict[tuple[str, tuple[str, ...]], tuple[datetime, list[CloudView]]] = {}
+        self._asking = asyncio.Lock()
+        self._measuring = asyncio.Lock()
+
+    async def recon(self, actor: Actor, wanted: Wanted, *, live: bool = False) -> Reconnaissance:
+        """Everything that fits the filters. `live` asks the clouds too; what does not answer is told as a gap.
+
+        Raises InvalidInput for a filter that names nothing known, with what looks like it.
+        """
+        hardware = await asyncio.to_thread(self._catalog.hardware)
+        if not live:
+            # A misspelt name is told at once; a region or SKU that only a cloud may know waits for its answer.
+            recon.survey(hardware, (), wanted, self._clock.now().date())
+        views = await self._views(hardware, wanted) if live else []
+        found = recon.survey(hardware, views, wanted, self._clock.now().date())
+        machine = await self._machine.look()
+        offers, silent = await self._offers()
+        answered = sorted({view.source for view in views if view.skus is not None or view.quotas is not None})
+        return Reconnaissance(
+            at=self._clock.now(),
+            machine=machine,
+            offers=tuple(offers),
+            silent=tuple(silent),
+            survey=found,
+            live=tuple(answered),
+            catalogue_as_of=recon.as_of(hardware.instance_types),
+        )
+
+    async def measure(self, actor: Actor) -> Machine:
+        """This machine with the speed of its disks. One measurement at a time: two would slow each other down."""
+        async with self._measuring:
+            machine = await self._machine.measure()
+        rates = {
+            disk.mount: {"write_bytes_per_s": disk.write_bytes_per_s, "read_bytes_per_s": disk.read_bytes_per_s}
+            for disk in machine.disks
+        }
+        async with self._store.transaction() as tx:
+            await tx.append_event(
+                EventDraft(
+                    at=self._clock.now(),
+                    actor=actor.name,
+                    action="machine.measure",
+                    object_kind="machine",
+                    object_id=machine.node,
+                    after=dict(rates),
+                )
+            )
+        return machine
+
+    async def _views(self, hardware: Hardware, wanted: Wanted) -> list[CloudView]:
+        async with self._asking:
+            answers = await asyncio.gather(*(self._ask(source, hardware, wanted) for source in self._clouds))
+        return [view for answer in answers for view in answer]
+
+    async def _ask(self, source: CloudSource, hardware: Hardware, wanted: Wanted) -> list[CloudView]:
+        regions = recon.regions_to_ask(hardware, source.cloud, wanted)
+        if not regions:
+            return []
+        key, now = (source.cloud, regions), self._clock.now()
+        kept = self._kept.get(key)
+        if kept is not None and timedelta() <= now - kept[0] < self._live_age:
+            return kept[1]
+        views = await source.look(regions)
+        # A gap may be mended any moment (somebody signs in): only whole answers are kept.
+        if not any(view.gaps for view in views):
+            self._kept[key] = (now, views)
+        return views
+
+    async def _offers(self) -> tuple[list[Offer], list[SilentPool]]:
+        offers: list[Offer] = []
+        silent: list[SilentPool] = []
+        for pool, executor in sorted(self._executors.items()):
+            try:
+                found = await executor.offers()
+            except Unavailable as error:
+                silent.append(SilentPool(pool=pool, why=error.message))
+                continue
+            for offer in found:
+                try:
+                    offers.append(self._prices.price(offer))
+                except NotFound as error:
+                    silent.append(SilentPool(pool=pool, why=error.message))
+        return offers, silent
