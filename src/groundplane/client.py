@@ -26,11 +26,13 @@ from groundplane.audit import Event
 from groundplane.domain.access import Exposure, Key, Project
 from groundplane.domain.budget import Budget, Hold
 from groundplane.domain.certificate import Facts
+from groundplane.domain.compare import Comparison
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.ledger import CostRow
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import Plan
 from groundplane.domain.run import Run
+from groundplane.domain.sizing_report import SizeReport
 from groundplane.errors import GroundError, InvalidInput, Refusal, Unauthenticated, Unavailable
 from groundplane.identity import Role
 from groundplane.ports import Sample
@@ -41,6 +43,7 @@ from groundplane.wire import (
     AuditVerdict,
     BudgetRequest,
     Certificate,
+    CompareRequest,
     ErrorBody,
     ErrorInfo,
     ExposureRequest,
@@ -56,6 +59,7 @@ from groundplane.wire import (
     Report,
     RunDetail,
     RunExplanation,
+    SizeRequest,
     SpecRequest,
     Status,
     Upload,
@@ -406,6 +410,16 @@ class Client:
     def report(self, *, since: datetime | None = None, until: datetime | None = None) -> Report:
         """The last seven days when no period is given."""
         return self._get("/v1/report", Report, params=_period(since, until))
+
+    # ------------------------------------------------------------ sizing
+
+    def size(self, request: SizeRequest) -> SizeReport:
+        """Memory, layout, time and remedies. Raises InvalidInput with near matches for names that are not known."""
+        return self._call("POST", "/v1/size", SizeReport, body=request)
+
+    def compare(self, request: CompareRequest) -> Comparison:
+        """A workload's options with their dollars a month, cheapest first."""
+        return self._call("POST", "/v1/compare", Comparison, body=request)
 
     # ------------------------------------------------------------ audit
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 
 from groundplane.adapters.blobs import FolderBlobStore
-from groundplane.adapters.catalog_files import load_hardware
+from groundplane.adapters.catalog_files import load_catalogue
 from groundplane.adapters.executors.local import LocalExecutor, RunnerOptions
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.model_servers.embedded import EmbeddedModelServer
@@ -31,6 +31,7 @@ from groundplane.services.models import Models
 from groundplane.services.plans import Plans
 from groundplane.services.reconcile import Reconcile
 from groundplane.services.runs import Runs
+from groundplane.services.sizing import Sizings
 from groundplane.settings import Settings
 
 
@@ -49,6 +50,7 @@ class App:
     runs: Runs
     endpoints: Endpoints
     models: Models
+    sizings: Sizings
     reconcile: Reconcile
     gateway_config: GatewayConfig
     lease_owner: str
@@ -99,7 +101,8 @@ async def build(settings: Settings) -> App:
         gateway_slice_microusd=settings.gateway_slice_microusd,
         notify=LogNotifier(),
     )
-    hardware = load_hardware(home / "catalog")
+    catalogue = load_catalogue(home / "catalog")
+    hardware = catalogue.hardware
     plans = Plans(
         store=store,
         clock=clock,
@@ -136,6 +139,7 @@ async def build(settings: Settings) -> App:
             wake=wake,
         ),
         models=models,
+        sizings=Sizings(catalogue=catalogue, clock=clock),
         reconcile=Reconcile(
             store=store,
             clock=clock,

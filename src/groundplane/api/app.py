@@ -7,7 +7,20 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 
 from groundplane import __version__
-from groundplane.api import audit, costs, endpoints, exposures, keys, models, plans, projects, runs, system, uploads
+from groundplane.api import (
+    audit,
+    costs,
+    endpoints,
+    exposures,
+    keys,
+    models,
+    plans,
+    projects,
+    runs,
+    sizing,
+    system,
+    uploads,
+)
 from groundplane.api.errors import install
 from groundplane.api.metrics import HttpMetrics
 from groundplane.api.middleware import BodyLimit, RequestScope
@@ -25,6 +38,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     keys.router,
     projects.router,
     costs.router,
+    sizing.router,
     audit.router,
     exposures.router,
 )

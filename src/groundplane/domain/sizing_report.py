@@ -79,6 +79,10 @@ class SizeReport:
     notes: tuple[str, ...]
     explain: tuple[str, ...]
 
+    def noting(self, more: tuple[str, ...]) -> SizeReport:
+        """The same with what was assumed on the way to it said first."""
+        return replace(self, notes=(*more, *self.notes))
+
 
 def cpu_memory(shape: ModelShape, precision: Precision) -> tuple[int, str]:
     """Main memory to load it: twice its weights, which are there as read and as they are handed over."""
