@@ -34,6 +34,8 @@ class Permission(StrEnum):
     KEYS_WRITE = "keys:write"
     PROJECTS_READ = "projects:read"
     PROJECTS_WRITE = "projects:write"
+    REQUESTS_READ = "requests:read"
+    REQUESTS_WRITE = "requests:write"
     AUDIT_READ = "audit:read"
     SYSTEM_READ = "system:read"
     SYSTEM_WRITE = "system:write"
@@ -42,8 +44,8 @@ class Permission(StrEnum):
 
 
 P = Permission
-_READ = {P.RUNS_READ, P.MODELS_READ, P.ENDPOINTS_READ, P.COSTS_READ, P.PROJECTS_READ, P.SYSTEM_READ}
-_MEMBER = _READ | {P.RUNS_WRITE, P.MODELS_WRITE, P.ENDPOINTS_WRITE, P.KEYS_READ, P.INFERENCE}
+_READ = {P.RUNS_READ, P.MODELS_READ, P.ENDPOINTS_READ, P.COSTS_READ, P.PROJECTS_READ, P.SYSTEM_READ, P.REQUESTS_READ}
+_MEMBER = _READ | {P.REQUESTS_WRITE, P.RUNS_WRITE, P.MODELS_WRITE, P.ENDPOINTS_WRITE, P.KEYS_READ, P.INFERENCE}
 
 ROLE_PERMISSIONS: dict[Role, frozenset[Permission]] = {
     Role.ADMIN: frozenset(Permission),

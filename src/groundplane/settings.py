@@ -121,6 +121,14 @@ class Settings:
         parse_bytes,
     )
 
+    request_llm_url: str = _setting(
+        "GROUND_REQUEST_LLM_URL",
+        "",
+        "OpenAI-compatible API that may suggest facts missing in a request; empty asks nobody.",
+    )
+    request_llm_model: str = _setting("GROUND_REQUEST_LLM_MODEL", "", "Model that is asked there.")
+    request_llm_key: str = _setting("GROUND_REQUEST_LLM_KEY", "", "Key that is sent there.", secret=True)
+
     @classmethod
     def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
         """Raises InvalidInput naming the variable whose value can't be read, or whose name is a misspelt setting."""

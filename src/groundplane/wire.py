@@ -16,6 +16,8 @@ from groundplane.domain.access import Key
 from groundplane.domain.budget import Budget
 from groundplane.domain.certificate import Facts
 from groundplane.domain.endpoint import Endpoint
+from groundplane.domain.intake import QuotaFact
+from groundplane.domain.intake_request import Missing, NextStep, SpecDraft
 from groundplane.domain.ledger import CostRow
 from groundplane.domain.planning import Plan
 from groundplane.domain.run import Attempt, Checkpoint, Run
@@ -380,6 +382,46 @@ class AuditVerdict:
 
     events: int
     broken: ChainBreak | None = None
+
+
+# ---------------------------------------------------------------- requests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageRequest:
+    """A pasted message, at most 64 KiB. `quotas` are limits that whoever pastes it knows of."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    message: str
+    project: str | None = None
+    quotas: tuple[QuotaFact, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_text(project=self.project or "")
+        if len(self.quotas) > 100:
+            raise ValueError(f"quotas has {len(self.quotas)} entries; 100 is the most")
+        for quota in self.quotas:
+            _check_text(cloud=quota.cloud, region=quota.region, family=quota.family, source=quota.source)
+            for name in ("limit", "used", "lead_time_low_h", "lead_time_high_h"):
+                _check_range(name, getattr(quota, name), 0, RATE_MAX)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswersRequest:
+    """Fact → answer. `owner` answers for every item, `2.model` for item 2; empty takes an earlier answer back."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    answers: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpecsBody:
+    """What a request comes to. `yaml` is every document in one text, for `ground plan -f -`."""
+
+    documents: tuple[SpecDraft, ...]
+    missing: tuple[Missing, ...]
+    steps: tuple[NextStep, ...]
+    yaml: str
 
 
 # ---------------------------------------------------------------- bounds

@@ -10,6 +10,8 @@ from datetime import UTC, date, datetime
 from groundplane.adapters.blobs import FolderBlobStore
 from groundplane.adapters.catalog_files import load_catalogue
 from groundplane.adapters.executors.local import LocalExecutor, RunnerOptions
+from groundplane.adapters.gap_filler import ChatGapFiller
+from groundplane.adapters.jargon import load_terms
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.model_servers.embedded import EmbeddedModelServer
 from groundplane.adapters.notify import LogNotifier
@@ -21,6 +23,7 @@ from groundplane.adapters.snapshot_file import SnapshotFile
 from groundplane.adapters.store.sql import SqlStore
 from groundplane.adapters.system import RandomIds, SystemClock
 from groundplane.adapters.usage_log import FolderUsageLog
+from groundplane.domain.intake_lexicon import lexicon_of
 from groundplane.ports import Clock, Executor, Store
 from groundplane.services.access import Access
 from groundplane.services.audit_trail import AuditTrail
@@ -30,6 +33,7 @@ from groundplane.services.gateway_config import GatewayConfig
 from groundplane.services.models import Models
 from groundplane.services.plans import Plans
 from groundplane.services.reconcile import Reconcile
+from groundplane.services.requests import Requests
 from groundplane.services.runs import Runs
 from groundplane.services.sizing import Sizings
 from groundplane.settings import Settings
@@ -46,6 +50,7 @@ class App:
     access: Access
     audit: AuditTrail
     costs: Costs
+    requests: Requests
     plans: Plans
     runs: Runs
     endpoints: Endpoints
@@ -125,6 +130,13 @@ async def build(settings: Settings) -> App:
         access=Access(store=store, clock=clock, ids=ids),
         audit=AuditTrail(store=store),
         costs=costs,
+        requests=Requests(
+            store=store,
+            clock=clock,
+            ids=ids,
+            lexicon=lexicon_of(catalogue.hardware, catalogue.models, load_terms(), clock.now().date()),
+            gap_filler=_gap_filler(settings),
+        ),
         plans=plans,
         runs=runs,
         endpoints=Endpoints(
@@ -159,3 +171,9 @@ async def build(settings: Settings) -> App:
         lease_owner=f"{socket.gethostname()}:{home}",
         wakers=wakers,
     )
+
+
+def _gap_filler(settings: Settings) -> ChatGapFiller | None:
+    if not settings.request_llm_url:
+        return None
+    return ChatGapFiller(url=settings.request_llm_url, model=settings.request_llm_model, key=settings.request_llm_key)

@@ -16,6 +16,7 @@ from groundplane.api import (
     models,
     plans,
     projects,
+    requests,
     runs,
     sizing,
     system,
@@ -30,6 +31,7 @@ from groundplane.wire import ErrorBody
 
 ROUTERS: tuple[APIRouter, ...] = (
     system.router,
+    requests.router,
     plans.router,
     runs.router,
     models.router,

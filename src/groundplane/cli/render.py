@@ -126,6 +126,13 @@ def ask(question: str) -> bool:
     return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
+def prompt(question: str) -> str:
+    """One line of text, asked for on standard error; empty when there is none."""
+    sys.stderr.write(f"{clean(question)}: ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip()
+
+
 @contextlib.contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, nothing elsewhere. Yields the function that adds to it."""

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("processes", "Start the control plane and the gateway on this machine."),
     "down": ("processes", "Stop the control plane and the gateway."),
     "status": ("processes", "Show processes, version, counts, money held and disk."),
+    "request": ("requests", "Turn a pasted message into work items, questions, risks and specs."),
     "plan": ("plans", "Show what a spec would do and cost, and what forbids it."),
     "apply": ("plans", "Carry out a spec (-f) or a plan made before (its id), after showing it and asking."),
     "ps": ("runs", "List runs, newest first."),

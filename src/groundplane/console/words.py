@@ -23,6 +23,8 @@ GOOD, BUSY, BAD, OFF = Tone("good", "●"), Tone("busy", "◐"), Tone("bad", "�
 
 TONES = {
     "pending": OFF,
+    "open": BUSY,
+    "closed": OFF,
     "starting": BUSY,
     "running": GOOD,
     "stopping": BUSY,

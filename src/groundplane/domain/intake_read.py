@@ -73,7 +73,7 @@ def read(message: str, lexicon: Lexicon, now: datetime, quotas: Sequence[QuotaFa
     drafts = [(group, _deduped(f for part in group.pieces for f in facts_of[id(part)])) for group in made]
     everywhere = _deduped((*shared, *(f for _, facts in drafts for f in facts if f.name in SHARED)))
     items = [
-        _item(number, group, facts, everywhere, shared, text, lexicon, now, tuple(quotas))
+        _item(number, group, facts, everywhere, text, lexicon, now, tuple(quotas))
         for number, (group, facts) in enumerate(drafts, start=1)
     ]
     if foreign or not items:
@@ -174,14 +174,12 @@ def _shared_only(everywhere: Sequence[Fact], loose: Sequence[Fact]) -> tuple[Fac
 
 
 def _item(
-    number: int, group: Group, facts: tuple[Fact, ...], everywhere: tuple[Fact, ...], loose: tuple[Fact, ...],
+    number: int, group: Group, facts: tuple[Fact, ...], everywhere: tuple[Fact, ...],
     text: Readable, lexicon: Lexicon, now: datetime, quotas: tuple[QuotaFact, ...],
 ) -> WorkItem:  # fmt: skip
     facts = tuple(fact for fact in facts if group.kind in _ONLY_FOR.get(fact.name, {group.kind}))
     own = {fact.name for fact in facts}
-    borrowed = tuple(
-        fact for fact in everywhere if fact.name not in own and (fact in loose or _lends(fact, group.kind))
-    )
+    borrowed = tuple(fact for fact in everywhere if fact.name not in own and _lends(fact, group.kind))
     known = (*facts, *borrowed)
     contradictions = _contradictions(facts) if group.kind in _DECIDED else ()
     about = Circumstances(group.kind, known, contradictions, quotas, lexicon, now)
@@ -195,6 +193,12 @@ def _item(
         risks=risks(about),
         contradictions=contradictions,
     )
+
+
+def lent(intake: Intake, item: WorkItem) -> tuple[Fact, ...]:
+    """What holds for the whole message and so for an item that says nothing of it itself."""
+    own = {fact.name for fact in item.facts}
+    return tuple(fact for fact in intake.shared if fact.name not in own and _lends(fact, item.kind))
 
 
 def _lends(fact: Fact, kind: ItemKind) -> bool:

@@ -25,13 +25,14 @@ from groundplane.audit import Event
 from groundplane.domain.access import Exposure, Key, Project
 from groundplane.domain.budget import Budget, Hold, HoldStatus
 from groundplane.domain.endpoint import Endpoint
+from groundplane.domain.intake_request import Request
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import Plan
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -115,6 +116,11 @@ KINDS: dict[type, Kind] = {
             unique=(("name", "number"),),
             indexes=(("project", "created_at"),),
             not_negative=("size_bytes",),
+        ),
+        Kind(
+            row=Request,
+            table="requests",
+            indexes=(("project", "created_at"), ("status", "created_at")),
         ),
         Kind(
             row=Event,

@@ -1,0 +1,243 @@
+"""Answers laid over what was read: what is still asked, and the specs that follow when nothing required is missing."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from decimal import Decimal
+
+import yaml
+
+from groundplane.domain.intake import SPEC_KINDS, Fact, Intake, ItemKind, QuotaFact, Span, WorkItem
+from groundplane.domain.intake_facts import FACTS, Value, known_fact
+from groundplane.domain.intake_lexicon import Lexicon
+from groundplane.domain.intake_questions import asked_of, questions
+from groundplane.domain.intake_read import lent
+from groundplane.domain.intake_request import Missing, NextStep, Request, SpecDraft, Specs, answer_for
+from groundplane.domain.intake_risks import Circumstances, risks
+from groundplane.domain.spec_fields import API_VERSION, ENDPOINT, JOB
+from groundplane.domain.spec_parse import parse
+from groundplane.errors import InvalidInput, Problem
+
+_OPTIONAL = frozenset({"name", "pool", "disk"})
+"""Never asked for, yet an answer is taken."""
+
+
+def checked(answers: Mapping[str, str], intake: Intake) -> dict[str, str]:
+    """Answers as they are stored. Raises InvalidInput with every one that names no fact or can't be read."""
+    problems: list[Problem] = []
+    good: dict[str, str] = {}
+    numbers = {str(item.number): item for item in intake.items}
+    for key, text in answers.items():
+        number, _, fact = key.rpartition(".")
+        name = fact.strip().replace("-", "_")
+        if (number and number not in numbers) or name not in FACTS:
+            problems.append(Problem(field=key, message=_unknown(number, name, numbers), hint=_did_you_mean(name)))
+            continue
+        try:
+            known_fact(name).read(text)
+        except ValueError as error:
+            problems.append(Problem(field=key, message=str(error), hint=f"write it like {known_fact(name).example}"))
+            continue
+        good[f"{number}.{name}" if number else name] = " ".join(text.split())
+    if problems:
+        count = f"{len(problems)} answer(s) can't be taken" if len(problems) > 1 else str(problems[0])
+        raise InvalidInput(count, problems[0].hint if len(problems) == 1 else "", problems)
+    return good
+
+
+def _unknown(number: str, name: str, numbers: Mapping[str, WorkItem]) -> str:
+    if number and number not in numbers:
+        return f"there is no item {number}; the request has {len(numbers)}"
+    return f"{name!r} is no fact that is asked for"
+
+
+def _did_you_mean(name: str) -> str:
+    near = difflib.get_close_matches(name, FACTS, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else "ground request show ID lists what is asked for"
+
+
+def answered(
+    intake: Intake, answers: Mapping[str, str], lexicon: Lexicon, now: datetime, quotas: tuple[QuotaFact, ...]
+) -> Intake:
+    """The intake with questions and risks as they stand after the answers. What was read stays as it was read."""
+    items = []
+    for item in intake.items:
+        facts = known(intake, item, answers)
+        disputes = tuple(c for c in item.contradictions if answer_for(answers, item.number, c.fact) is None)
+        about = Circumstances(item.kind, facts, disputes, quotas, lexicon, now)
+        asked = questions(item.kind, facts, disputes, lexicon)
+        items.append(replace(item, questions=asked, risks=risks(about)))
+    return replace(intake, items=tuple(items))
+
+
+def known(intake: Intake, item: WorkItem, answers: Mapping[str, str]) -> tuple[Fact, ...]:
+    """All facts of an item: answers first, then its own words, then what holds for the whole message."""
+    given = tuple(_given(item, answers))
+    names = {fact.name for fact in given}
+    read = tuple(fact for fact in (*item.facts, *lent(intake, item)) if fact.name not in names)
+    return (*given, *read)
+
+
+def _given(item: WorkItem, answers: Mapping[str, str]) -> Iterator[Fact]:
+    for name in FACTS:
+        text = answer_for(answers, item.number, name)
+        if text is not None and (name in asked_of(item.kind) or name in _OPTIONAL):
+            row = known_fact(name)
+            nowhere = Span(start=0, end=0)
+            yield Fact(name=name, value=row.read(text), text=text, span=nowhere, unit=row.unit, note="answered")
+
+
+# ---------------------------------------------------------------- specs
+
+
+def specs(request: Request, lexicon: Lexicon, now: datetime) -> Specs:
+    """Documents for the items that have everything, what is missing of the others, and steps for the rest."""
+    documents: list[SpecDraft] = []
+    missing: list[Missing] = []
+    steps: list[NextStep] = []
+    for item in request.intake.items:
+        if item.kind not in SPEC_KINDS:
+            steps.append(NextStep(item=item.number, kind=item.kind.value, what=_STEPS[item.kind]))
+            continue
+        wanted = [
+            Missing(item=item.number, fact=question.fact, why=question.why, how=f"{item.number}.{question.how}")
+            for question in item.questions
+            if question.required
+        ]
+        if not wanted:
+            draft, wanted = _draft(request, item, lexicon, now)
+            documents += [draft] if draft is not None else []
+        missing += wanted
+    return Specs(documents=tuple(documents), missing=tuple(missing), steps=tuple(steps))
+
+
+_STEPS = {
+    ItemKind.MONITORING: (
+        "tokens and requests are metered per key as soon as callers use the gateway: ground keys create "
+        "--tokens-per-minute N --requests-per-minute N, then ground cost --by key and GET /metrics"
+    ),
+    ItemKind.DATA: "name the data in spec.data of the job that reads it; moving it is done with the storage's own tool",
+    ItemKind.ACCESS: "one key per person: ground keys create --project PROJECT --role ROLE --owner PERSON",
+    ItemKind.INCIDENT: "ground explain RUN says where a run is and why; ground logs RUN shows what it wrote last",
+    ItemKind.COST: "ground cost --by project|model|run|key|owner|cost_center --since DATE; ground report for the week",
+    ItemKind.LIFECYCLE: "ground stop RUN|ENDPOINT --reason TEXT keeps the data; to extend, plan it with a later end",
+    ItemKind.UNCLEAR: "ask the sender what was meant, and paste the answer as a new request",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """An item's facts by name, and what the catalogue adds to them."""
+
+    facts: Mapping[str, Fact]
+    lexicon: Lexicon
+
+    def get(self, name: str) -> Value | None:
+        fact = self.facts.get(name)
+        return fact.value if fact is not None else None
+
+    def whole(self, name: str) -> int | None:
+        value = self.get(name)
+        return value if isinstance(value, int) else None
+
+
+def _draft(request: Request, item: WorkItem, lexicon: Lexicon, now: datetime) -> tuple[SpecDraft | None, list[Missing]]:
+    facts: dict[str, Fact] = {}
+    for fact in known(request.intake, item, request.answers):
+        facts.setdefault(fact.name, fact)
+    values = _Values(facts, lexicon)
+    name = str(values.get("name") or f"{request.id}-{item.number}")
+    kind = ENDPOINT if item.kind is ItemKind.ENDPOINT else JOB
+    resources, problems = _resources(item, values)
+    if problems:
+        return None, problems
+    spec: dict[str, object] = _serving(values) if kind == ENDPOINT else _working(values)
+    spec |= {
+        "resources": resources,
+        "end_date": str(values.get("end_date")),
+        "max_cost": _dollars(values.get("budget")),
+    }
+    if pool := values.get("pool"):
+        spec["pool"] = pool
+    metadata: dict[str, object] = {field: str(values.get(field)) for field in ("project", "owner", "cost_center")}
+    document = {
+        "apiVersion": API_VERSION,
+        "kind": kind,
+        "metadata": {"name": name, **metadata, "labels": _labels(request, values)},
+        "spec": spec,
+    }
+    text = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
+    try:
+        parse(text, now=now)
+    except InvalidInput as error:
+        return None, [_wrong(item, problem) for problem in error.problems]
+    return SpecDraft(item=item.number, kind=kind, name=name, yaml=text), []
+
+
+def _working(values: _Values) -> dict[str, object]:
+    return {"command": str(values.get("command")), "max_duration": f"{values.get('duration')}s"}
+
+
+def _serving(values: _Values) -> dict[str, object]:
+    price = {"prompt": _dollars(values.get("price_prompt")), "completion": _dollars(values.get("price_completion"))}
+    return {"model": str(values.get("model")), "public": values.get("visibility") == "public", "token_price": price}
+
+
+def _resources(item: WorkItem, values: _Values) -> tuple[dict[str, object], list[Missing]]:
+    """What each machine has. Counts given twice must agree: 16 GPUs on 3 machines are no whole number each."""
+    machine = values.lexicon.instance(str(values.get("instance_type") or ""))
+    total, each, machines = (
+        values.whole("accelerators"), values.whole("accelerators_per_machine"), values.whole("machines")
+    )  # fmt: skip
+    if each is None and machine is not None:
+        each = int(machine.accelerators)
+    if each is None and total is not None and machines:
+        each = -1 if total % machines else total // machines
+    if machines is None and total is not None and each:
+        machines = -1 if total % each else total // each
+    if each is None or machines is None or each < 0 or machines < 1 or (total is not None and total != each * machines):
+        why = f"{total} GPUs in all, {each if each != -1 else 'a fraction'} each and {machines} machine(s) do not agree"
+        how = f"{item.number}.machines=1"
+        return {}, [Missing(item=item.number, fact="machines", why=why, how=how)]
+    cpus = values.get("cpus") or (machine.cpus if machine else None)
+    memory = values.whole("memory") or (machine.memory_bytes if machine else None)
+    resources: dict[str, object] = {"cpus": cpus, "memory": f"{memory}B", "accelerators": each, "nodes": machines}
+    accelerator = values.get("accelerator") or (machine.accelerator if machine else None)
+    if each and accelerator and accelerator != "none":
+        resources["accelerator"] = str(accelerator)
+    if disk := values.whole("disk"):
+        resources["disk"] = f"{disk}B"
+    return resources, []
+
+
+def _labels(request: Request, values: _Values) -> dict[str, str]:
+    labels = {"request": request.id}
+    for name in ("team", "workload", "method", "deadline", "environment", "compliance"):
+        if (value := values.get(name)) is not None:
+            labels[name] = str(value)
+    if (model := values.facts.get("model")) is not None and "@" not in str(model.value):
+        labels["base-model"] = str(model.value)
+    return labels
+
+
+def _dollars(microusd: Value | None) -> str:
+    return f"${Decimal(str(microusd)) / 1_000_000:f}"
+
+
+_FIELD_FACTS = {
+    "max_duration": "duration", "max_cost": "budget", "prompt": "price_prompt", "completion": "price_completion",
+    "accelerators": "accelerators_per_machine", "nodes": "machines",
+}  # fmt: skip
+
+
+def _wrong(item: WorkItem, problem: Problem) -> Missing:
+    """A value that the dialect does not take, as the fact to answer anew."""
+    last = problem.field.rpartition(".")[2].partition("[")[0]
+    fact = _FIELD_FACTS.get(last, last)
+    example = known_fact(fact).example
+    return Missing(
+        item=item.number, fact=fact, why=f"{problem.field}: {problem.message}", how=f"{item.number}.{fact}={example}"
+    )
