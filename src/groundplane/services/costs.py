@@ -344,8 +344,8 @@ class Costs:
     async def top_up_gateway(self) -> None:
         """Keeps one pending hold `gateway/<project>` for each project whose keys reach models.
 
-        It is filled up to the slice, or by what is left of the month; a new month gets a new hold, and a project
-        whose last key ended gets its money back.
+        It is filled up to the slice, or to a share of what is left of the month; a new month gets a new hold, and
+        a project whose last key ended gets its money back.
         """
         now = self._clock.now()
         for purse in await self._purses(now):
@@ -393,8 +393,11 @@ class Costs:
             return hold is not None
         if hold is not None and hold.budget_id != money.budget_id(purse.project.id, now):
             return True
-        missing = self._slice_microusd - (hold.remaining_microusd if hold else 0)
-        return missing > 0 and (purse.budget is None or money.left_microusd(purse.budget) > 0)
+        return purse.budget is None or self._missing_microusd(purse.budget, hold) > 0
+
+    def _missing_microusd(self, budget: Budget, hold: Hold | None) -> int:
+        held = hold.remaining_microusd if hold is not None else 0
+        return money.slice_missing_microusd(budget, held, self._slice_microusd)
 
     async def _top_up(self, tx: Tx, purse: _Purse, now: datetime) -> None:
         name = purse.project.id
@@ -415,14 +418,14 @@ class Costs:
 
     async def _fill(self, tx: Tx, budget: Budget, hold: Hold | None, now: datetime, events: list[EventDraft]) -> None:
         if hold is not None and hold.status is HoldStatus.PENDING:
-            grown_budget, grown = money.grow(budget, hold, self._slice_microusd - hold.remaining_microusd)
+            grown_budget, grown = money.grow(budget, hold, self._missing_microusd(budget, hold))
             if grown != hold:
                 await tx.update(grown_budget)
                 await tx.update(grown)
             return
         if await tx.find(Hold, {"subject": _subject(budget.project), "status": HoldStatus.PENDING}, limit=1):
             return  # another process was first
-        amount = min(self._slice_microusd, money.left_microusd(budget))
+        amount = self._missing_microusd(budget, None)
         reserved = money.reserve(budget, amount)
         if amount == 0 or isinstance(reserved, Refused):
             return
