@@ -3,153 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.services.cost_office import ADMIN, DECEMBER, NOW, Office, a_request, an_entry
 
-from groundplane.adapters.notify import MemoryNotifier
 from groundplane.adapters.store.memory import MemoryStore
-from groundplane.adapters.system import RandomIds
 from groundplane.audit import Event, EventDraft
-from groundplane.domain.access import Key, Project
 from groundplane.domain.budget import Budget, Hold, HoldStatus
-from groundplane.domain.ledger import LedgerEntry, UsageRecord
 from groundplane.errors import InvalidInput, NotFound, Refused, Unavailable
 from groundplane.identity import Actor, Role
 from groundplane.ports import Notice, Store
 from groundplane.services.audit_trail import AuditTrail
-from groundplane.services.costs import Costs
 
-ADMIN = Actor(name="ops", role=Role.ADMIN)
 ANA = Actor(name="ana", role=Role.MEMBER, project="vision")
-NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-DECEMBER = datetime(2026, 12, 1, 0, 0, tzinfo=UTC)
-SLICE = 100
-
-
-class FixedClock:
-    def __init__(self) -> None:
-        self.time = NOW
-
-    def now(self) -> datetime:
-        return self.time
-
-
-class ListUsageLog:
-    """A usage log as the port describes it: what was read comes again until it is acknowledged."""
-
-    def __init__(self) -> None:
-        self.records: list[UsageRecord] = []
-        self.dies_before_acknowledging = False
-
-    async def read(self, limit: int) -> list[UsageRecord]:
-        return self.records[:limit]
-
-    async def acknowledge(self, count: int) -> None:
-        if self.dies_before_acknowledging:
-            raise ConnectionResetError
-        del self.records[:count]
-
-    async def ingested(self) -> dict[str, int]:
-        return {}
-
-
-class Office:
-    """The costs service with all it stands on."""
-
-    def __init__(self, store: Store) -> None:
-        self.store, self.clock, self.log, self.notify = store, FixedClock(), ListUsageLog(), MemoryNotifier()
-        self.ids = RandomIds(self.clock)
-        self.costs = self.fresh()
-
-    def fresh(self) -> Costs:
-        """The service as after a restart."""
-        return Costs(
-            store=self.store,
-            clock=self.clock,
-            ids=self.ids,
-            usage_log=self.log,
-            gateway_slice_microusd=SLICE,
-            notify=self.notify,
-        )
-
-    async def project(self, id: str = "vision", limit: int | None = 1000, key: bool = True) -> None:
-        await self.add(Project(id=id, owner="ana", cost_center="r&d", monthly_limit_microusd=limit, created_at=NOW))
-        if key:
-            await self.add(
-                Key(
-                    id=f"key-{id}",
-                    name="app",
-                    project=id,
-                    owner="bo",
-                    role=Role.CALLER,
-                    secret_sha256=id,
-                    created_at=NOW,
-                )
-            )
-
-    async def add(self, *rows: Any) -> None:
-        async with self.store.transaction() as tx:
-            for row in rows:
-                await tx.insert(row)
-
-    async def hold(self, amount: int, subject: str | None = None, project: str = "vision") -> Hold | Refused:
-        async with self.store.transaction() as tx:
-            return await self.costs.hold(
-                tx, project=project, subject=subject or self.ids.new("run"), amount_microusd=amount
-            )
-
-    async def held(self, amount: int) -> Hold:
-        hold = await self.hold(amount)
-        assert isinstance(hold, Hold)
-        return hold
-
-    async def post(self, entry: LedgerEntry) -> bool:
-        async with self.store.transaction() as tx:
-            return await self.costs.post(tx, entry)
-
-    async def close(self, hold: Hold) -> Hold:
-        async with self.store.transaction() as tx:
-            return await self.costs.close(tx, hold.id)
-
-    async def all(self, kind: type[Any]) -> list[Any]:
-        async with self.store.transaction() as tx:
-            return await tx.find(kind)
-
-    async def month(self, id: str = "vision:2026-11") -> tuple[int, int]:
-        """(held, posted)."""
-        async with self.store.transaction() as tx:
-            budget = await tx.get(Budget, id)
-        assert budget is not None
-        return budget.held_microusd, budget.posted_microusd
-
-    async def check_the_books(self) -> None:
-        """What must be true at any time: budgets are the sums of their holds and entries."""
-        holds = {hold.id: hold for hold in await self.all(Hold)}
-        entries: Sequence[LedgerEntry] = await self.all(LedgerEntry)
-        for budget in await self.all(Budget):
-            mine = [hold for hold in holds.values() if hold.budget_id == budget.id]
-            assert budget.held_microusd == sum(hold.remaining_microusd for hold in mine)
-            posted = sum(
-                entry.amount_microusd
-                for entry in entries
-                if (holds[entry.hold_id].budget_id if entry.hold_id else _budget_id(entry)) == budget.id
-            )
-            assert budget.posted_microusd == posted
-            for hold in mine:
-                assert hold.posted_microusd == sum(e.amount_microusd for e in entries if e.hold_id == hold.id)
-        assert sum(e.amount_microusd for e in entries if e.kind == "tokens") == sum(
-            record.amount_microusd for record in await self.all(UsageRecord)
-        )
-
-
-def _budget_id(entry: LedgerEntry) -> str:
-    return f"{entry.project}:{entry.occurred_at:%Y-%m}"
 
 
 @pytest.fixture
@@ -160,44 +30,6 @@ def office(store: Store) -> Office:
 @pytest.fixture
 def memory_office() -> Office:
     return Office(MemoryStore())
-
-
-def an_entry(id: str, amount: int, hold: Hold | None = None, **changes: Any) -> LedgerEntry:
-    entry = LedgerEntry(
-        id=id,
-        kind="compute",
-        project="vision",
-        owner="ana",
-        cost_center="r&d",
-        quantity=1,
-        amount_microusd=amount,
-        price="$1",
-        hold_id=hold.id if hold else "",
-        occurred_at=NOW,
-        posted_at=NOW,
-    )
-    return replace(entry, **changes)
-
-
-def a_request(id: str, amount: int = 7, **changes: Any) -> UsageRecord:
-    record = UsageRecord(
-        id=id,
-        key_id="key-vision",
-        project="vision",
-        model="tiny",
-        endpoint="tiny",
-        revision=1,
-        status=200,
-        prompt_tokens=10,
-        completion_tokens=5,
-        cached_tokens=2,
-        amount_microusd=amount,
-        estimated=False,
-        ttft_ms=1.0,
-        duration_ms=2.0,
-        started_at=NOW,
-    )
-    return replace(record, **changes)
 
 
 # ---------------------------------------------------------------- holds
@@ -455,145 +287,6 @@ async def test_a_notice_that_could_not_be_sent_is_sent_by_the_next_call(
         with pytest.raises(Unavailable):
             await office.costs.budget_actions()
     assert len(await office.costs.budget_actions()) == 3
-
-
-# ---------------------------------------------------------------- the gateway's money
-
-
-async def remaining(office: Office) -> int | None:
-    return (await office.costs.gateway_budgets()).get("vision")
-
-
-async def test_the_gateway_has_a_slice_while_there_is_money(office: Office) -> None:
-    await office.project(limit=250)
-    assert await remaining(office) == 0
-    await office.costs.top_up_gateway()
-    assert await remaining(office) == SLICE
-    assert await office.month() == (100, 0)
-    office.log.records = [a_request("r-1", 60)]
-    await office.costs.ingest()
-    assert await remaining(office) == 40
-    await office.costs.top_up_gateway()
-    assert (await remaining(office), await office.month()) == (SLICE, (100, 60))
-    for number in range(2, 5):
-        office.log.records = [a_request(f"r-{number}", 60)]
-        await office.costs.ingest()
-        await office.costs.top_up_gateway()
-        held, posted = await office.month()
-        assert held + posted <= 250
-        await office.check_the_books()
-    assert (await remaining(office), await office.month()) == (10, (10, 240))
-    (hold,) = await office.all(Hold)
-    assert (hold.subject, hold.amount_microusd) == ("gateway/vision", 250)
-
-
-async def test_top_up_writes_nothing_when_nothing_is_to_be_done(office: Office) -> None:
-    await office.project(limit=250)
-    await office.costs.top_up_gateway()
-    before = (await office.all(Hold), await office.all(Budget), await office.all(Event))
-    await office.costs.top_up_gateway()
-    assert (await office.all(Hold), await office.all(Budget), await office.all(Event)) == before
-
-
-async def test_runs_and_gateway_together_never_pass_the_limit(office: Office) -> None:
-    await office.project(limit=450)
-    await asyncio.gather(*(office.fresh().top_up_gateway() for _ in range(3)), *(office.hold(100) for _ in range(10)))
-    held, _ = await office.month()
-    assert held in (400, 450)
-    pending = [hold for hold in await office.all(Hold) if hold.subject == "gateway/vision"]
-    assert len(pending) <= 1
-    await office.check_the_books()
-
-
-async def test_only_projects_with_active_keys_and_a_budget_have_gateway_money(office: Office) -> None:
-    await office.project("no-key", limit=100, key=False)
-    await office.project("no-budget", limit=None)
-    await office.project("expired", limit=100)
-    async with office.store.transaction() as tx:
-        key = await tx.get(Key, "key-expired")
-        assert key is not None
-        await tx.update(replace(key, expires_at=NOW))
-    await office.costs.top_up_gateway()
-    assert await office.costs.gateway_budgets() == {}
-    assert await office.all(Hold) == []
-
-
-async def test_a_project_whose_last_key_ends_gets_its_money_back(office: Office) -> None:
-    await office.project(limit=100)
-    await office.costs.top_up_gateway()
-    async with office.store.transaction() as tx:
-        key = await tx.get(Key, "key-vision")
-        assert key is not None
-        await tx.update(replace(key, revoked_at=NOW))
-    await office.costs.top_up_gateway()
-    assert await office.month() == (0, 0)
-    assert await office.costs.gateway_budgets() == {}
-    assert [event.action for event in await office.all(Event)] == ["hold.open", "hold.close"]
-    office.log.records = [a_request("r-late", 9)]  # answered before the key ended, told afterwards
-    await office.costs.ingest()
-    assert await office.month() == (0, 9)
-    await office.check_the_books()
-
-
-async def test_a_new_month_gives_the_gateway_a_new_hold(office: Office) -> None:
-    await office.project(limit=250)
-    await office.costs.top_up_gateway()
-    office.clock.time = DECEMBER
-    await office.costs.top_up_gateway()
-    assert (await office.month(), await office.month("vision:2026-12")) == ((0, 0), (100, 0))
-    assert await remaining(office) == SLICE
-    office.log.records = [a_request("r-1", 9, started_at=NOW)]
-    await office.costs.ingest()
-    await office.check_the_books()
-
-
-async def test_a_request_is_charged_once_though_it_is_read_again(office: Office) -> None:
-    await office.project(limit=1000)
-    await office.costs.top_up_gateway()
-    office.log.records = [a_request(f"r-{number}") for number in range(5)]
-    office.log.dies_before_acknowledging = True
-    with pytest.raises(ConnectionResetError):
-        await office.costs.ingest()
-    office.log.dies_before_acknowledging = False
-    office.log.records += [a_request("r-2"), a_request("r-5"), a_request("r-5")]
-    while await office.fresh().ingest(limit=3):
-        pass
-    assert len(await office.all(UsageRecord)) == len(await office.all(LedgerEntry)) == 6
-    assert await office.month() == (100 - 42, 42)
-    await office.check_the_books()
-
-
-async def test_two_readers_of_one_log_charge_each_request_once(office: Office) -> None:
-    await office.project(limit=10_000)
-    office.log.records = [a_request(f"r-{number}") for number in range(40)]
-    copies = [Office(office.store) for _ in range(3)]
-    for copy in copies:
-        copy.log.records = list(office.log.records)
-    await asyncio.gather(*(copy.costs.ingest() for copy in copies))
-    assert await office.month() == (0, 280)
-    await office.check_the_books()
-
-
-async def test_failed_requests_are_known_and_cost_what_they_cost(office: Office) -> None:
-    await office.project(limit=1000)
-    office.log.records = [
-        a_request("r-1", 0, status=429, prompt_tokens=0, completion_tokens=0),
-        a_request("r-2", 3, status=502),
-        a_request("r-3", 0),
-    ]
-    assert await office.costs.ingest() == 3
-    assert [entry.id for entry in await office.all(LedgerEntry)] == ["tokens-r-2", "tokens-r-3"]
-    (row,) = await office.costs.report(ADMIN, by="project", since=NOW, until=DECEMBER)
-    assert (row.requests, row.tokens_microusd) == (1, 3)
-
-
-async def test_usage_of_an_unknown_key_is_charged_to_its_project(office: Office) -> None:
-    await office.project(limit=1000)
-    office.log.records = [a_request("r-1", key_id="key-gone"), a_request("r-2", project="gone", key_id="key-gone")]
-    await office.costs.ingest()
-    owners = {entry.project: (entry.owner, entry.cost_center) for entry in await office.all(LedgerEntry)}
-    assert owners == {"vision": ("ana", "r&d"), "gone": ("unknown", "unknown")}
-    await office.check_the_books()
 
 
 # ---------------------------------------------------------------- reports

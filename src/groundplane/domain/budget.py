@@ -146,6 +146,18 @@ def grow(budget: Budget, hold: Hold, amount_microusd: int) -> tuple[Budget, Hold
     return replace(budget, held_microusd=budget.held_microusd + added), grown
 
 
+def slice_missing_microusd(budget: Budget, held_microusd: int, slice_microusd: int) -> int:
+    """What a hold that is kept filled ahead of spending lacks, at most what is left.
+
+    It takes at most a quarter of what there is, so that runs find money too; of the last tenth of a slice it takes
+    all, so that a small rest can still be spent.
+    """
+    left = left_microusd(budget)
+    there = left + held_microusd
+    target = min(slice_microusd, max(there // 4, min(there, slice_microusd // 10)))
+    return min(left, max(0, target - held_microusd))
+
+
 def post(budget: Budget, hold: Hold | None, amount_microusd: int) -> Posting:
     """Turns held money into spent money. What the hold can't cover is taken from the budget, and said.
 
