@@ -47,7 +47,7 @@ def routes() -> APIRouter:
             request,
             "request.html",
             actor,
-            request=found,
+            asked=found,
             specs=await ground.requests.specs(actor, request_id),
             label=lambda name: known_fact(name).label,
             example=lambda name: known_fact(name).example,
