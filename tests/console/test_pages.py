@@ -133,6 +133,7 @@ def test_a_viewer_sees_what_a_viewer_may_and_no_more(plane: Plane) -> None:
         ("/console/models", "Models"),
         ("/console/endpoints", "Endpoints"),
         ("/console/costs", "Costs"),
+        ("/console/sizing", "Sizing"),
     ]
     refused = visitor.get("/console/audit")
     assert refused.status_code == 403

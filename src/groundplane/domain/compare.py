@@ -200,6 +200,8 @@ def provisioned_options(
     if units.completion_weight is None or price.deployment not in units.minimum:
         return ()
     per_request = load.prompt_tokens * (1 - load.cached_share) + load.completion_tokens * units.completion_weight
+    if per_request <= 0:
+        return ()  # prompts read from the cache whole and no completions: units would have nothing to carry
     most = _allowed(load.peak_requests_per_minute * per_request / units.prompt_tokens_per_minute, units, price)
     least, step = units.minimum[price.deployment], units.step[price.deployment]
     peak = _provisioned(load, units, price, standard, most)
@@ -224,7 +226,7 @@ def _provisioned(
 ) -> Option:
     weight = units.completion_weight or 0
     per_request = load.prompt_tokens * (1 - load.cached_share) + load.completion_tokens * weight
-    carried = count * units.prompt_tokens_per_minute / per_request if per_request else float("inf")
+    carried = count * units.prompt_tokens_per_minute / per_request
     spilled_share = sum(share * max(0.0, each - carried) for share, each in load.levels) / load.requests_per_minute
     spilled = min(load.requests, round(load.requests * spilled_share))
     hourly = round(price.microusd_per_unit_hour * HOURS_PER_MONTH)

@@ -158,21 +158,17 @@ class Sizings:
         if count is not None and not 1 <= count <= CARDS_MAX:
             raise InvalidInput(f"{count} cards: must be from 1 to {CARDS_MAX}", "write it like 8xa100-80gb")
         hardware = self._catalogue.hardware
-        card = hardware.accelerator(name)
-        if card is not None:
-            return card, count, ()
+        meant = hardware.accelerator(name)
         like = sorted(
             hardware.accelerators_like(name), key=lambda each: (each.memory_bytes, each.bandwidth_bytes_per_s)
         )
-        if not like:
-            near = hardware.near_accelerators(name)
-            raise _unknown("accelerator", name, near or self.accelerators, "")
-        others = ", ".join(each.id for each in like[1:])
-        return (
-            like[0],
-            count,
-            (f"{name} may be several: taken the smallest, {like[0].id}; name one of {others} for it",),
-        )
+        card = meant or (like[0] if like else None)
+        if card is None:
+            raise _unknown("accelerator", name, hardware.near_accelerators(name) or self.accelerators, "")
+        others = ", ".join(each.id for each in like if each != card)
+        if card.id == name.lower() or not others:
+            return card, count, ()
+        return card, count, (f"{name} may be several: taken {card.id}, not {others}",)
 
     def _fabric(self, card: Accelerator, request: SizeRequest) -> Fabric:
         return fabric_of(card, self._link("pcie4"), self._link(request.fabric), max(1, request.node_gpus))
