@@ -41,7 +41,7 @@ def test_more_than_is_left_is_refused_with_the_numbers_and_two_ways_on() -> None
         rule="budget",
         need="up to $214.40 for this run",
         have="$120.00 left this month in project vision ($200.00 limit, $50.00 spent, $30.00 held)",
-        hint="lower its cost to at most $120.00, or raise the budget: ground budget set vision --monthly $295",
+        hint="lower its cost to at most $120.00, or raise the budget: ground budget set vision 295",
     )
 
 
@@ -49,7 +49,7 @@ def test_the_budget_the_hint_names_is_enough() -> None:
     spent = replace(BUDGET, held_microusd=30 * USD + 1, posted_microusd=50 * USD)
     refused = money.reserve(spent, 200 * USD)
     assert isinstance(refused, Refused)
-    raised = replace(spent, limit_microusd=int(refused.hint.rsplit("$", 1)[1]) * USD)
+    raised = replace(spent, limit_microusd=int(refused.hint.rsplit(" ", 1)[1]) * USD)
     assert isinstance(money.reserve(raised, 200 * USD), Budget)
 
 

@@ -68,7 +68,7 @@ async def test_a_project_without_a_budget_is_admitted_nothing(office: Office) ->
     for project in ("vision", "nobody"):
         refused = await office.hold(0, project=project)
         assert isinstance(refused, Refused)
-        assert refused.hint == f"ground budget set {project} --monthly $100"
+        assert refused.hint == f"ground budget set {project} 100"
     with pytest.raises(NotFound, match="no budget"):
         await office.costs.budget(ADMIN, "vision")
 

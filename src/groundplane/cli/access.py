@@ -141,7 +141,7 @@ def create_project(
         )
     render.show(made, output, lambda: [_projects_table([made])])
     if budget is None and output == "table":
-        render.say(f"it has no budget yet: ground budget set {name} $100")
+        render.say(f"it has no budget yet: ground budget set {name} 100")
 
 
 @projects.command("list")

@@ -93,7 +93,7 @@ def _budgets_table(found: Sequence[Budget]) -> Table:
     ]
     columns = ("PROJECT", "MONTH", "LIMIT", "SPENT", "HELD", "LEFT", "USED")
     right = frozenset({"LIMIT", "SPENT", "HELD", "LEFT", "USED"})
-    return Table(columns, rows, right=right, empty="no budgets; ground budget set PROJECT $100")
+    return Table(columns, rows, right=right, empty="no budgets; ground budget set PROJECT 100")
 
 
 def _holds_table(found: Sequence[Hold]) -> Table:

@@ -97,7 +97,7 @@ def no_budget(project: str) -> Refused:
         rule="budget",
         need=f"a monthly budget for project {project}",
         have="none",
-        hint=f"ground budget set {project} --monthly $100",
+        hint=f"ground budget set {project} 100",
     )
 
 
@@ -127,7 +127,7 @@ def _over_budget(budget: Budget, amount_microusd: int, left: int, purpose: str) 
         ),
         hint=(
             f"lower its cost to at most {format_usd(left)}, or raise the budget: "
-            f"ground budget set {budget.project} --monthly ${enough}"
+            f"ground budget set {budget.project} {enough}"
         ),
     )
 

@@ -511,5 +511,5 @@ def _notice(budget: Budget, percent: int, now: datetime) -> Notice:
         project=budget.project,
         title=f"project {budget.project} has spent {percent}% of its budget for {budget.period}: {spent} of {limit}",
         text=f"{format_usd(money.left_microusd(budget))} is left; raise it with "
-        f"`ground budget set {budget.project} --monthly AMOUNT`, see where it went with `ground cost --by run`",
+        f"`ground budget set {budget.project} USD`, see where it went with `ground cost --by run`",
     )
