@@ -12,7 +12,7 @@ import click
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
-from groundplane.domain.catalogue_changes import CatalogueChange, PriceMove, TableView
+from groundplane.domain.catalogue_changes import PRICE_COLUMNS, CatalogueChange, PriceMove, TableView
 from groundplane.domain.price_lists import GOOGLE_CARDS, ListPrice, MachineShape, price_format, read_prices
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.units import format_bytes
@@ -25,6 +25,7 @@ LIST_MAX_BYTES = 512 * 2**20
 _HEAD_CHARACTERS = 8192
 _CELL_MAX = 48
 _CHANGES_SHOWN = 60
+_COLUMNS_SHOWN = 8
 
 
 @click.group()
@@ -211,7 +212,9 @@ def _name(view: TableView, row: dict[str, Any]) -> str:
 def _rows(view: TableView, rows: Sequence[dict[str, Any]]) -> Table:
     """The key, what fits on a line, and where it is from; -o json has every column."""
     plain = [name for name in _columns(rows) if name not in ("sources", "as_of", "notes", "conflict", "estimated")]
-    columns = [name for name in plain if not any(isinstance(row.get(name), list | dict) for row in rows)][:9]
+    flat = [name for name in plain if not any(isinstance(row.get(name), list | dict) for row in rows)]
+    telling = [*PRICE_COLUMNS.get(view.table, ()), "status", "retired_on"]
+    columns = [name for name in flat if name not in telling][:_COLUMNS_SHOWN] + [n for n in telling if n in flat]
     own = set(view.own)
     cells = [
         (

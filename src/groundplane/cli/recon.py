@@ -183,9 +183,9 @@ def _cloud_views(found: Reconnaissance, *, wide: bool) -> list[View]:
 
 def _sku_table(rows: Sequence[SkuRow], title: str, *, wide: bool) -> Table:
     narrow = ("CLOUD", "REGION", "SKU", "ACCELERATORS", "GPU MEM", "PRICE/H", "SPOT/H", "QUOTA", "LEAD TIME")
-    columns = (*narrow, "RESTRICTION", "RETIRES")
+    columns = (*narrow, "RESTRICTION", "RETIRES", "FROM")
     if wide:
-        columns = (*columns, "CPUS", "MEMORY", "STATUS", "PRICE FROM", "SOURCE")
+        columns = (*columns, "CPUS", "MEMORY", "STATUS", "PRICE FROM")
     right = frozenset({"GPU MEM", "PRICE/H", "SPOT/H", "CPUS", "MEMORY"})
     cells = [(*_sku_cells(row), *(_wide_cells(row) if wide else ())) for row in rows]
     return Table(columns, cells, right=right, title=title, empty="no SKU fits")
@@ -206,13 +206,14 @@ def _sku_cells(row: SkuRow) -> tuple[str, ...]:
         lead_time_words(row.lead_time_h),
         "unknown" if row.restriction is None else row.restriction or "none",
         str(row.retirement_date or "-"),
+        row.source,
     )
 
 
 def _wide_cells(row: SkuRow) -> tuple[str, ...]:
     cpus = "unknown" if row.cpus is None else f"{row.cpus:g}"
     memory = "unknown" if row.memory_bytes is None else format_bytes(row.memory_bytes)
-    return cpus, memory, row.status.replace("_", " "), row.price_source or "-", row.source
+    return cpus, memory, row.status.replace("_", " "), row.price_source or "-"
 
 
 def _money(amount: int | None) -> str:
