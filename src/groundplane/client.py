@@ -23,6 +23,7 @@ import msgspec
 
 from groundplane import __version__
 from groundplane.audit import Event
+from groundplane.client_recon import ReconCalls
 from groundplane.client_requests import RequestCalls
 from groundplane.domain.access import Exposure, Key, Project
 from groundplane.domain.budget import Budget, Hold
@@ -75,7 +76,7 @@ _FOLLOW_PAUSE_FIRST_S, _FOLLOW_PAUSE_MAX_S = 0.1, 1.0
 _UPLOAD_PIECE_BYTES = 1 << 20
 
 
-class Client(RequestCalls):
+class Client(ReconCalls, RequestCalls):
     """A connection to one control plane. Close it, or use it in a `with` block."""
 
     def __init__(self, base_url: str, key: str, *, timeout_s: float = 60.0) -> None:

@@ -9,9 +9,14 @@ from datetime import UTC, date, datetime
 
 from groundplane.adapters.blobs import FolderBlobStore
 from groundplane.adapters.catalog_files import load_catalogue
+from groundplane.adapters.catalog_overlay import OperatorCatalog
+from groundplane.adapters.clouds.aws import AwsCloud
+from groundplane.adapters.clouds.azure import AzureCloud
+from groundplane.adapters.clouds.gcp import GoogleCloud
 from groundplane.adapters.executors.local import LocalExecutor, RunnerOptions
 from groundplane.adapters.gap_filler import ChatGapFiller
 from groundplane.adapters.jargon import load_terms
+from groundplane.adapters.machine import ThisMachine
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.model_servers.embedded import EmbeddedModelServer
 from groundplane.adapters.notify import LogNotifier
@@ -27,11 +32,13 @@ from groundplane.domain.intake_lexicon import lexicon_of
 from groundplane.ports import Clock, Executor, Store
 from groundplane.services.access import Access
 from groundplane.services.audit_trail import AuditTrail
+from groundplane.services.catalog import Catalog
 from groundplane.services.costs import Costs
 from groundplane.services.endpoints import Endpoints
 from groundplane.services.gateway_config import GatewayConfig
 from groundplane.services.models import Models
 from groundplane.services.plans import Plans
+from groundplane.services.recon import Recon
 from groundplane.services.reconcile import Reconcile
 from groundplane.services.requests import Requests
 from groundplane.services.runs import Runs
@@ -55,6 +62,8 @@ class App:
     runs: Runs
     endpoints: Endpoints
     models: Models
+    recon: Recon
+    catalog: Catalog
     sizings: Sizings
     reconcile: Reconcile
     gateway_config: GatewayConfig
@@ -108,16 +117,18 @@ async def build(settings: Settings) -> App:
     )
     catalogue = load_catalogue(home / "catalog")
     hardware = catalogue.hardware
+    catalog_book = OperatorCatalog(home / "catalog")
+    prices = BookPriceBook(
+        local_price_microusd_per_hour=settings.local_price_microusd_per_hour,
+        as_of=date.fromisoformat(settings.local_price_as_of) if settings.local_price_as_of else clock.now().date(),
+        hardware=hardware,
+    )
     plans = Plans(
         store=store,
         clock=clock,
         ids=ids,
         executors=executors,
-        prices=BookPriceBook(
-            local_price_microusd_per_hour=settings.local_price_microusd_per_hour,
-            as_of=date.fromisoformat(settings.local_price_as_of) if settings.local_price_as_of else clock.now().date(),
-            hardware=hardware,
-        ),
+        prices=prices,
         hardware=hardware,
         gateway_addresses=(settings.gateway_host,),
     )
@@ -152,6 +163,16 @@ async def build(settings: Settings) -> App:
         ),
         models=models,
         sizings=Sizings(catalogue=catalogue, clock=clock),
+        recon=Recon(
+            store=store,
+            clock=clock,
+            machine=ThisMachine(home),
+            executors=executors,
+            prices=prices,
+            catalog=catalog_book,
+            clouds=(AzureCloud(clock), AwsCloud(clock), GoogleCloud(clock)),
+        ),
+        catalog=Catalog(store=store, clock=clock, book=catalog_book),
         reconcile=Reconcile(
             store=store,
             clock=clock,

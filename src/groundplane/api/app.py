@@ -16,6 +16,7 @@ from groundplane.api import (
     models,
     plans,
     projects,
+    recon,
     requests,
     runs,
     sizing,
@@ -43,6 +44,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     sizing.router,
     audit.router,
     exposures.router,
+    recon.router,
 )
 
 _DESCRIPTION = """The control plane of one installation.

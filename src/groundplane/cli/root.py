@@ -19,6 +19,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("processes", "Start the control plane and the gateway on this machine."),
     "down": ("processes", "Stop the control plane and the gateway."),
     "status": ("processes", "Show processes, version, counts, money held and disk."),
+    "recon": ("recon", "Show what could be run, where, for how much: this machine, every pool, and the clouds."),
+    "catalog": ("catalog", "Show the catalogue, and update it from one's own rows or a fresh price list."),
     "request": ("requests", "Turn a pasted message into work items, questions, risks and specs."),
     "plan": ("plans", "Show what a spec would do and cost, and what forbids it."),
     "apply": ("plans", "Carry out a spec (-f) or a plan made before (its id), after showing it and asking."),

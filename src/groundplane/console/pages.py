@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
 from groundplane.api.access import requires_any_key
-from groundplane.console import access, audit, costs, endpoints, models, overview, requests, runs, session, sizing
+from groundplane.console import access, audit, costs, endpoints, models, overview, recon, requests, runs, session, sizing
 from groundplane.console.web import HOME, PageRoute
 from groundplane.errors import NotFound
 from groundplane.identity import Actor
@@ -37,7 +37,7 @@ def router() -> APIRouter:
         # The pages ask for ?v=VERSION, so a new release is a new address.
         return FileResponse(path, media_type=STATIC[name], headers={"Cache-Control": "private, max-age=3600"})
 
-    for part in (session, overview, requests, runs, models, endpoints, costs, sizing, access, audit):
+    for part in (session, overview, recon, requests, runs, models, endpoints, costs, sizing, access, audit):
         pages.include_router(part.routes(), prefix=HOME)
 
     @pages.get(f"{HOME}/{{rest:path}}")
