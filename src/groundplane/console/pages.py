@@ -9,7 +9,19 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
 from groundplane.api.access import requires_any_key
-from groundplane.console import access, audit, costs, endpoints, models, overview, recon, requests, runs, session, sizing
+from groundplane.console import (
+    access,
+    audit,
+    costs,
+    endpoints,
+    models,
+    overview,
+    recon,
+    requests,
+    runs,
+    session,
+    sizing,
+)
 from groundplane.console.web import HOME, PageRoute
 from groundplane.errors import NotFound
 from groundplane.identity import Actor
