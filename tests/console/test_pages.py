@@ -129,6 +129,8 @@ def test_a_viewer_sees_what_a_viewer_may_and_no_more(plane: Plane) -> None:
         r'<a href="(/console/?\w*)"[^>]*>(\w+)</a>', visitor.get("/console").text.partition("</nav>")[0]
     ) == [
         ("/console", "Overview"),
+        ("/console/requests", "Requests"),
+        ("/console/recon", "Recon"),
         ("/console/runs", "Runs"),
         ("/console/models", "Models"),
         ("/console/endpoints", "Endpoints"),
