@@ -48,6 +48,7 @@ _PERIODS = rx(
 
 
 _SHORT = frozenset({"sat", "sun", "mon", "wed", "fri"})
+_TO = re.compile(r" ?(?:to|until|till|through|-) ?")
 _BEFORE_SHORT = re.compile(r"\b(?:by|on|before|until|till|due|eod|cob|from|and|or) $")
 
 
@@ -60,6 +61,8 @@ def dates(low: str, now: datetime) -> Iterator[Found]:
             continue
         taken.append((start, end))
         name, begins = _role(low, start, end)
+        if len(taken) > 1 and _TO.fullmatch(low, taken[-2][1], start):
+            name, begins = "end_date", start  # "from Dec 1 to Dec 21"
         if day < today:
             note = f"{note}; " * bool(note) + "in the past"
         yield Found(name, day.isoformat(), begins, end, "date", note)

@@ -131,7 +131,7 @@ def _patterns(family: str) -> dict[str, re.Pattern[str]]:
         ),
         "dashed": rx(rf"{many}~(?:x~)?(?P<each>\d{{1,3}})(?:[x-]|-?x-?)(?:{card}{size}|gpu)[ -](?:gpu )?{_MACHINE}\b"),
         "one_of": rx(rf"(?<![\w.])(?P<each>\d{{1,3}})(?:[x-]|-?x-?)(?:{card}{size}|gpu)[ -](?:gpu )?{_MACHINE}\b|\b(?:a|an|one|each) (?P<each2>\d{{1,3}})~x?~(?:{card.replace('card>', 'card2>')}|gpu) (?:gpu )?(?:node|vm|box|machine|server|instance|host)\b"),
-        "per": rx(rf"(?P<each>{NUMBER}|{COUNT}) {_LOOSE}{{0,2}}(?:{card}{size}(?: {_CARD})?|{_CARD})(?:~/~| (?:per|each|in each|on each|a)\b~)(?:{_MACHINE})?"),
+        "per": rx(rf"(?P<each>{COUNT})(?: |~x~){_LOOSE}{{0,2}}(?:{card}{size}(?: {_CARD})?|{_CARD})(?:~/~| (?:per|each|in each|on each|a)\b~)(?:{_MACHINE})?"),
         "machines": rx(rf"{many}~(?:x~)?{_LOOSE}{{0,4}}(?:{card}{size}~-?(?:gpu )?{_LOOSE}{{0,2}})?{_MACHINE}\b(?! ?(?:pending|stuck|crash))"),
         "cards": rx(rf"{many}~(?:x~|\*~|of the |of )?{_LOOSE}{{0,3}}{card}{size}(?: {_CARD})?(?![\w-]*\d)"),
         "cards_after": rx(rf"\b(?P<card>{family})s?{'' if not family else size}~(?:gpus?~)?(?:x|\*|:)~(?P<many>\d{{1,4}})\b(?!~(?:gb|k|%))"),

@@ -27,14 +27,14 @@ _CUES: tuple[tuple[ItemKind, int, str], ...] = (
     (K.LIFECYCLE, 6, r"\b(?:tear|shut|spin|scale|bring)(?:ing)? (?:\w+ ){0,4}down\b|\bteardown\b|\bshutdown\b|\bdecommission\w*|\bdeprovision\w*|\b(?:delete|terminate|remove|stop|release|kill|destroy) (?:\w+ ){0,4}(?:vms?|nodes?|cluster|instances?|machines?|endpoint|gpus?|deployment|workspace|notebooks?|resource group|environment|servers?|job|run)\b|\bswitch(?:ed)? off\b|\bturn(?:ed)? off\b|\b(?:no longer|don'?t) need (?:\w+ ){0,4}(?:vms?|nodes?|cluster|instances?|machines?|endpoint|gpus?)\b|\bfinished with the\b|\bdone with the\b"),
     (K.LIFECYCLE, 6, r"\bextend(?:ed|ing)? (?:\w+ ){0,6}(?:by|until|to|for|end|reservation|another|vms?|nodes?|cluster|gpus?|endpoint|run|job)\b|\bextension\b|\bprolong\b|\bkeep (?:\w+ ){1,5}(?:running|alive|until|up)\b|\b(?:for )?(?:another|\d+ more|one more|two more) (?:week|month|day)s?\b"),
     (K.ACCESS, 6, r"\baccess (?:to|for|on)\b|\b(?:get|grant|give|request|need|needs|have|has|got|getting|lost) (?:\w+ ){0,4}(?:access|permissions?|credentials|an account|accounts|api keys?|a key|keys)\b|\bonboard\w*|\bnew (?:joiners?|hires?|starters?|team members?|colleagues?|interns?)\b|\bssh\b|\b(?:add|invite) (?:\w+ ){0,4}(?:to the|to our) (?:\w+ ){0,2}(?:project|cluster|team|workspace|group)\b|\blog ?in to\b|\bpermissions? (?:to|for|on)\b|\brbac\b|\b(?:create|issue|rotate|revoke) (?:\w+ ){0,3}(?:keys?|accounts?|tokens?)\b"),
-    (K.COST, 6, r"\bhow much (?:\w+ ){0,4}(?:cost|costs|spend|spent|paying|pay|money|we|did|does|do|is|has|are|would|will)\b|\bcosts? (?:report|breakdown|overview|per|by|estimate|of|last|this)\b|\bwhat (?:\w+ ){0,4}(?:cost|costs|spend)\b|\bspend(?:ing)? (?:report|last|this|by|per)\b|\bspent (?:on|last|this|so far)\b|\binvoices?\b|\b(?:gpu|cloud|azure|aws|our|the|openai) bill\b|\bchargeback\b|\bshowback\b|\bcost report\b|\bcheaper\b|\bsave money\b|\bfinops\b|\bbudget (?:report|overview|status)\b|\bwho is (?:using|wasting|spending)\b|\b(?:ptu|provisioned throughput) (?:vs|versus|or)\b|\bestimate\b|\bquote for\b|\bprice (?:of|for)\b"),
+    (K.COST, 6, r"\bhow much (?:\w+ ){0,4}(?:cost|costs|spend|spent|paying|pay|money|we|did|does|do|is|has|are|would|will)\b|\bcosts? (?:report|breakdown|overview|per|by|estimate|of|last|this)\b|\bwhat (?:\w+ ){0,4}(?:cost|costs|spend)\b|\bspend(?:ing)? (?:report|last|this|by|per)\b|\bspent (?:on|last|this|so far)\b|\binvoices?\b|\b(?:gpu|cloud|azure|aws|our|the|openai) bill\b|\bchargeback\b|\bshowback\b|\bcost report\b|\bcheaper\b|\bsave money\b|\bfinops\b|\bbudget (?:report|overview|status)\b|\bwho is (?:using|wasting|spending)\b|\bhow many (?:\w+ ){0,5}(?:left|free|available|in use|idle)\b|\b(?:ptu|provisioned throughput) (?:vs|versus|or)\b|\bestimate\b|\bquote for\b|\bprice (?:of|for)\b"),
     (K.MONITORING, 6, r"\bmonitor(?:ing|ed|s)?\b|\bdashboards?\b|\balert(?:s|ing|ed)?\b|\bgrafana\b|\bprometheus\b|\bobservability\b|\b(?:track|measure|log|watch|see|view|visibility into|metrics (?:for|on|of)) (?:\w+ ){0,4}(?:tpm|rpm|tokens?|usage|latency|utili[sz]ation|gpu usage|requests|spend|cost|costs)\b|\bmetrics\b|\btelemetry\b|\bnotify (?:me|us)\b|\bget(?:s)? paged\b|\bslo\b|\btracking\b"),
     (K.ENDPOINT, 4, r"\bendpoints?\b|\binference (?:api|endpoint|service|server)\b|\bmodel (?:api|serving|server)\b|\b(?:serve|serving|host|hosting|expose|deploy|deploying)(?:s|ed)? (?:\w+[- .]?[\w.]* ){0,4}(?:model|llm|llama|mistral|mixtral|qwen|gemma|phi|whisper|chatbot|api|bert|endpoint|deepseek|sdxl|it|them)\b|\bto serve\b|\bserving\b|\b(?:openai|chat|completion|rest)[ -](?:compatible )?(?:api|url)\b|\bchatbot\b|\b(?:hosted|deployed) (?:behind|as|on|at)\b|\breal-?time inference\b|\bonline inference\b|\bdeploy(?:ed|ing|ment)?\b(?! (?:key|keys|pipeline))|\bgo(?:es|ing)? live\b"),
     (K.BATCH, 5, r"\bbatch[ -](?:inference|scoring|predictions?|transcri\w+|embedding|job to (?:score|transcribe|embed|classify))\b|\boffline inference\b|\b(?:score|transcribe|embed|classify|label|caption|translate|summari[sz]e|process|ocr) (?:all|the whole|every|our|these|those|the|about|around|roughly)? ?(?:\w+ ){0,2}(?:\d[\d,.]*|[a-z]+ million|million|thousands of|hundreds of) ?\w*|\b(?:nightly|weekly|overnight|bulk) (?:\w+ )?(?:inference|scoring|predictions?|embedding|job|run|transcription)\b|\bembeddings? for (?:all|our|the|\d)"),
-    (K.BATCH, 3, r"\bbatch\b(?![ -]?size)|\btranscri(?:be|bing|ption)\b|\bnightly\b"),
+    (K.BATCH, 3, r"\bbatch\b(?![ -]?size)|\btranscri(?:be|bing|ption)\b"),
     (K.DATA, 5, r"\b(?:upload|copy|move|transfer|migrate|sync|ingest|stage|mount|download|import|load|store|put|archive|back ?up)(?:ing|ed)? (?:\w+ ){0,6}(?:data|datasets?|files?|bucket|share|images?|volume|logs|corpus|tb|gb|documents|weights|archive|records|storage|pdfs?|videos?|scans)\b|\b(?:need|want|create|provision|more|extra|additional|set up|get|give us) (?:\w+ ){0,5}(?:storage|bucket|file share|nfs|lustre|volume|disk space|scratch space|data lake|feature store|vector (?:db|database|store)|database)\b|\bstorage (?:for|account|quota)\b|\bdisk(?: is)? full\b|\bdata (?:pipeline|transfer|migration|labell?ing)\b"),
-    (K.CAPACITY, 4, r"\bfine[ -]?tun(?:e|es|ed|ing)\b|\bfinetun\w+|\b(?:re-?|pre-?)?train(?:ing)?\b(?! (?:data|set|dataset|images|session|course|material|samples|the new|new))|\bq?lora\b|\bsft\b|\brlhf\b|\bdpo\b|\bhyper-?parameter (?:sweep|search)\b|\bdistill(?:ation|ing)?\b"),
-    (K.CAPACITY, 3, r"\b(?:need|want|require|get|provision(?:ed)?|spin up|set up|reserve|book|allocate|rent|order|give us|have|use|procure|request(?:ing)?|looking for|like|some)\b[^.;\n]{0,40}\b(?:gpus?|vms?|nodes?|machines?|cluster|compute|capacity|servers?|tpus?|instances?|accelerators?|notebooks?|workstations?)\b|\bgpu (?:capacity|cluster|vms?|nodes?|time|hours|quota|machines?|box(?:es)?|notebooks?)\b|\b(?:compute|training) (?:cluster|capacity|power|resources)\b|\bjupyter\w*|\bexperiments?\b"),
+    (K.CAPACITY, 4, r"\bfine[ -]?tun(?:e|es|ing)\b|\bfine[ -]?tuned\b(?! (?:model|llm|version|weights|checkpoint|adapter))|(?<![\w-])(?:re-?|pre-?)?train(?:ing)?\b(?!-| (?:data|set|dataset|images|session|course|material|samples|the new|new))|\bq?lora\b|\bsft\b|\brlhf\b|\bdpo\b|\bhyper-?parameter (?:sweep|search)\b|\bdistill(?:ation|ing)?\b"),
+    (K.CAPACITY, 3, r"\b(?:need|want|require|get|provision(?:ed)?|spin up|set up|reserve|book|allocate|rent|order|give us|have|use|procure|request(?:ing)?|looking for|like|some)\b[^.;\n]{0,40}\b(?:gpus?|vms?|nodes?|machines?|cluster|compute|capacity|servers?|tpus?|instances?|accelerators?|notebooks?|workstations?)\b|\bgpu (?:capacity|cluster|vms?|nodes?|time|hours|quota|machines?|box(?:es)?|notebooks?)\b|\b(?:compute|training) (?:cluster|capacity|power|resources)\b|\bquota (?:increase|for|to|from)\b|\b(?:increase|raise|bump|more) (?:\w+ ){0,3}quota\b|\bjupyter\w*|\bexperiments?\b"),
 )  # fmt: skip
 _CUE = tuple((kind, weight, re.compile(pattern)) for kind, weight, pattern in _CUES)
 _BEATS = (K.LIFECYCLE, K.BATCH, K.MONITORING, K.INCIDENT, K.COST, K.ENDPOINT, K.DATA, K.CAPACITY, K.ACCESS)
@@ -64,6 +64,11 @@ _PLEASANTRY = re.compile(
     r"what do you (?:think|need)(?: from us)?|when (?:can|could) (?:we|you|i) (?:start|begin|have (?:it|them))|what else do you need|we need (?:it|this|that|them|everything)(?: asap| urgently| soon)?|much|again|for|from|us|me|you|your|help|and|the|it|this|that|ok|okay|yes|no|fyi|btw|cc|re|fwd|subject|ps)\b)*$"
 )
 _MORE_THAN_ONE = re.compile(r"\b(?:another|second|third|separate(?:ly)?|additional(?:ly)?|different|one more)\b")
+
+
+_PLAINLY_ANOTHER = re.compile(
+    r"\b(?:another (?:\d|set|batch|team|group)|the other (?:team|project|group)|a second|separately)\b"
+)
 
 
 @dataclass(slots=True)
@@ -144,7 +149,7 @@ def groups(low: str, parts: Sequence[Piece], has_facts: Sequence[bool]) -> tuple
             group = next((other for other in made if other.kind is kind), None) if kind is not K.UNCLEAR else None
         if group is None and not part.entry:
             group = next((other for other in reversed(made) if other.kind is kind), None)
-        if group is not None and group is not current and _MORE_THAN_ONE.search(low, part.start, part.end):
+        if group is not None and _is_another(low, part, group is current):
             group = None
         if group is None:
             group = Group(kind)
@@ -153,6 +158,12 @@ def groups(low: str, parts: Sequence[Piece], has_facts: Sequence[bool]) -> tuple
         group.pieces.append(part)
         current = group
     return made, loose
+
+
+def _is_another(low: str, part: Piece, same: bool) -> bool:
+    """Whether a piece says that it is about one more of its kind; right after the first, only in plain words."""
+    pattern = _PLAINLY_ANOTHER if same else _MORE_THAN_ONE
+    return part.kind is not K.UNCLEAR and pattern.search(low, part.start, part.end) is not None
 
 
 def _cut(low: str, sentence: Sentence, number: int, hardware: Sequence[tuple[int, str]]) -> Iterator[Piece]:
@@ -171,11 +182,21 @@ def _cut(low: str, sentence: Sentence, number: int, hardware: Sequence[tuple[int
             kind = None
         if current is not None and not asks and _tells_more(current.kind, kind, bare, start, end, hardware):
             kind = None
-        if current is not None and bare and (current.kind is K.CAPACITY or _leans(low, start, hardware)):
+        another = kind is K.CAPACITY and _PLAINLY_ANOTHER.search(low, start, end) is not None
+        if (
+            current is not None
+            and bare
+            and not another
+            and (current.kind is K.CAPACITY or _leans(low, start, hardware))
+        ):
             kind = None
         if current is not None and current.kind is None and not (current.asks and asks):
             current.end, current.kind, current.asks, current.bare = end, kind, current.asks or asks, bare
-        elif current is None or (kind is not None and kind is not current.kind) or (kind is None and asks and joint):
+        elif (
+            current is None
+            or (kind is not None and (another or kind is not current.kind))
+            or (kind is None and asks and joint)
+        ):
             if current is not None:
                 yield current
             current = Piece(start, end, number, sentence.entry, kind, asks, bare)

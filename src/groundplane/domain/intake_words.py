@@ -119,12 +119,12 @@ def _own_models(low: str) -> Iterator[Found]:
 _TABLE: tuple[tuple[str, str, str], ...] = (
     ("method", "qlora", r"\bq-?lora\b"),
     ("method", "lora", r"\blora\b|\bpeft\b|\blow-rank\b"),
-    ("method", "full", r"\bfull[ -]?(?:parameter )?fine-?tun(?:e|ing)\b|\ball (?:the )?(?:weights|parameters)\b"),
+    ("method", "full", r"\bfull[ -]?(?:parameter )?fine[ -]?tun(?:e|ing)\b|\ball (?:the )?(?:weights|parameters)\b"),
     ("method", "dpo", r"\bdpo\b"),
     ("method", "rlhf", r"\brlhf\b|\bppo\b|\bgrpo\b"),
     ("method", "pretraining", r"\bpre-?train(?:ing)?\b(?! ed)|\bfrom scratch\b"),
-    ("workload", "fine-tuning", r"\bfine[ -]?tun(?:e|es|ed|ing)\b|\bfinetun(?:e|es|ed|ing)\b|\bsft\b|\bq?-?lora\b|\binstruction tuning\b"),
-    ("workload", "training", r"\b(?:re-?)?train(?:s|ing)?\b(?! (?:data|set|dataset|images|session|course|material|the new|new (?:hires|joiners)))|\bpre-?train(?:ing)?\b|\bhyper-?parameter (?:sweep|search)\b"),
+    ("workload", "fine-tuning", r"\bfine[ -]?tun(?:e|es|ing)\b|\bfine[ -]?tuned\b(?! (?:model|llm|version|weights|checkpoint|adapter))|\bsft\b|\bq?-?lora\b|\binstruction tuning\b"),
+    ("workload", "training", r"(?<![\w-])(?:re-?)?train(?:s|ing)?\b(?!-| (?:data|set|dataset|images|session|course|material|the new|new (?:hires|joiners)))|\bpre-?train(?:ing)?\b|\bhyper-?parameter (?:sweep|search)\b"),
     ("workload", "batch-inference", r"\bbatch[ -](?:inference|scoring|prediction|predictions|transcri\w+|embedding)\b|\boffline inference\b|\bscore (?:all|the whole|every)\b"),
     ("workload", "serving", r"\bserv(?:e|ing)\b|\bhost (?:a |the |our )?(?:model|llm|llama|mistral)\b|\breal-?time inference\b|\bonline inference\b"),
     ("precision", "fp32", r"\bfp32\b|\bfloat32\b|\bfull precision\b"),
@@ -198,6 +198,7 @@ def _listed(low: str) -> Iterator[Found]:
 _NAME = r"[a-z0-9][\w.@+'-]{0,60}"
 _NOBODY = frozenset(_NO_NAMES.split())
 _PEOPLE = (
+    ("owner", rx(rf"\bowner \(({_NAME})\)")),
     ("owner", rx(rf"\bowner(?:ship)?(?:~(?:is|will be|would be|:|=|-))+ ?({_NAME})")),
     ("owner", rx(rf"\b(?:owned by|on the hook is|point of contact is|poc is|contact~:|responsible~:|responsible is|ask for) ?({_NAME})")),
     ("owner", rx(rf"\b({_NAME}) (?:is the owner|owns (?:it|this|the)|will own|is responsible|is on the hook|will be the owner)")),
@@ -248,7 +249,13 @@ _STORE = re.compile(
 )
 
 
+_OBJECT = re.compile(r"(?<![\w/.-])(?:vm|run|node|gpu|job|host|req)-[a-z0-9][\w-]{1,60}\b")
+
+
 def _places(low: str, plain: str) -> Iterator[Found]:
+    for match in _OBJECT.finditer(low):
+        if any(character.isdigit() for character in match[0]):
+            yield Found("object", plain[match.start() : match.end()], match.start(), match.end())
     for match in _LOCATION.finditer(low):
         end = match.start() + len(match[0].rstrip(".,"))
         yield Found("data_location", plain[match.start() : end], match.start(), end)
@@ -298,7 +305,7 @@ def _reach(low: str) -> Iterator[Found]:
 
 
 _RULES = (
-    ("pii", r"\bpii\b|\bpersonal(?:ly identifiable)? (?:data|information)\b|\bcustomer data\b|\bgdpr\b"),
+    ("pii", r"(?<!\bno )(?<!\bnot )(?<!\bany )(?<!\bwithout )\bpii\b|(?<!\bno )(?<!\bwithout )\bpersonal(?:ly identifiable)? (?:data|information)\b|\bcustomer data\b|\bgdpr\b"),
     ("health", r"\bhipaa\b|\bpatient (?:data|records?|images?|notes?)\b|\bmedical records?\b|\bprotected health\b"),
     ("payment", r"\bpci(?:[ -]dss)?\b(?!e)|\bcard ?holder\b"),
     ("eu-residency", r"\b(?:stay|remain|keep|kept|stored?|hosted?|processed|only)\b[^.\n]{0,30}\b(?:in|inside|within) (?:the )?(?:eu|europe|eea|germany|france)\b|\beu (?:data|residency|only|region|regions|customers' data)\b|\bdata residency\b"),
