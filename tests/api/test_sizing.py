@@ -57,6 +57,8 @@ def test_a_family_of_cards_takes_one_and_says_which(served: Any, family: str, ta
         (replace(SEVEN_B, batch=0), "batch: must be at least 1, is 0", ""),
         (replace(SEVEN_B, params="7 apples"), "is no number of parameters", "7B"),
         (replace(SEVEN_B, epochs=-1.0), "no amount of data", ""),
+        (replace(SEVEN_B, epochs=1e300, dataset_tokens=5), "no amount of data", ""),
+        (replace(SEVEN_B, gpus="3xh100", purpose="serve"), "3 cards do not divide 32 heads", "choose 1, 2, 4"),
         (SizeRequest(), "no model is named", "--params"),
         (replace(SEVEN_B, model="llama-3.1-8b"), "named twice", "--params"),
         (SizeRequest(config={"a": 1}), "num_hidden_layers", "config.json"),

@@ -187,6 +187,18 @@ def test_a_precision_without_a_unit_says_what_is_multiplied_instead():
         peak_flops(replace(card("T4"), dense_tflops={}), Precision.BF16)
 
 
+def test_a_card_of_unknown_speed_still_gets_its_memory_sum():
+    report = trained(SEVEN_B, Training(), replace(card("H100"), dense_tflops={}))
+    assert report.estimate is None
+    assert report.fits is False
+    assert any(note.startswith("no time can be told") for note in report.notes)
+
+
+def test_three_cards_do_not_split_32_heads():
+    with pytest.raises(InvalidInput, match="3 cards do not divide 32 heads"):
+        served(SEVEN_B, Serving(), card("H100"), count=3)
+
+
 def test_no_data_is_no_run():
     with pytest.raises(InvalidInput, match="no amount of data"):
         estimate_training(SEVEN_B, Training(), card("H100"), fabric(card("H100")), SHARES, dataset_tokens=10, epochs=0)

@@ -53,6 +53,8 @@ class Efficiency:
         return f"{self.low:.0%} to {self.high:.0%} {self.meaning}"
 
 
+EPOCHS_MAX = 10**6
+
 _READ_ONLY = frozenset({"weights", "frozen weights", "frozen weights in 4 bits", "two gathered layers"})
 
 Efficiencies = Mapping[str, Efficiency]
@@ -110,14 +112,19 @@ class Estimate:
     notes: tuple[str, ...] = ()
 
 
+def has_peak(card: Accelerator) -> bool:
+    """Whether the catalogue says how fast the card multiplies in 16 bits: without that there is no time to tell."""
+    return bool(card.dense_tflops.get("bf16") or card.dense_tflops.get("fp16"))
+
+
 def peak_flops(card: Accelerator, precision: Precision) -> tuple[float, str]:
     """Dense operations a second in that precision, and a note where the card has no such unit.
 
     Raises InvalidInput when the catalogue has no figure to start from.
     """
     rates = card.dense_tflops
-    half = rates.get("bf16") or rates.get("fp16")
-    if not half:
+    half = rates.get("bf16") or rates.get("fp16") or 0.0
+    if not has_peak(card):
         raise InvalidInput(
             f"{card.name} has no dense_tflops in the catalogue",
             f"add it to {card.id} in $GROUND_HOME/catalog/accelerators.yaml",
@@ -167,7 +174,7 @@ def estimate_training(
 
     At best the traffic between cards hides behind the work; in the worst case it does not overlap at all.
     """
-    if dataset_tokens < 0 or epochs <= 0:
+    if dataset_tokens < 0 or not 0 < epochs <= EPOCHS_MAX:
         raise InvalidInput(f"{dataset_tokens:,} tokens × {epochs:g} epochs is no amount of data", "give both above 0")
     compute, link = efficiencies["training-compute"], efficiencies["link"]
     bandwidth = efficiencies["decode-bandwidth"]

@@ -20,7 +20,14 @@ from groundplane.domain.parallelism import (
     training_traffic,
     training_words,
 )
-from groundplane.domain.roofline import Efficiencies, Estimate, estimate_serving, estimate_training, words
+from groundplane.domain.roofline import (
+    Efficiencies,
+    Estimate,
+    estimate_serving,
+    estimate_training,
+    has_peak,
+    words,
+)
 from groundplane.domain.sizing import (
     BYTES_PER_WEIGHT,
     CONTEXT_RESERVE,
@@ -37,6 +44,7 @@ from groundplane.domain.sizing import (
     training_memory,
     usable_bytes,
 )
+from groundplane.errors import InvalidInput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,10 +129,11 @@ def size_training(
         found = training_layout(shape, training, card, fabric)
         smallest = layout_of(found[1], training_words(found[0]), fabric) if found else None
         timed = asked if fits or found is None else found[0]
-        estimate = estimate_training(
-            shape, timed, card, fabric, efficiencies, dataset_tokens=dataset_tokens, epochs=epochs
-        )
-        advice = advise(training_traffic(shape, timed), fabric, estimate.step.expected_s)
+        if has_peak(card):
+            estimate = estimate_training(
+                shape, timed, card, fabric, efficiencies, dataset_tokens=dataset_tokens, epochs=epochs
+            )
+            advice = advise(training_traffic(shape, timed), fabric, estimate.step.expected_s)
         if not fits:
             fixes = _training_fixes(shape, asked, card, cards, sizing, fabric)
     precision = Precision.INT4 if training.method is Method.QLORA else training.precision
@@ -148,6 +157,11 @@ def size_serving(
 ) -> SizeReport:
     """The report for one replica that serves. Raises InvalidInput for what can't be served."""
     asked = replace(serving, tensor_parallel=count) if count and serving.tensor_parallel == 1 else serving
+    if shape.heads % asked.tensor_parallel:
+        divisors = [str(each) for each in (1, 2, 4, 8, 16) if shape.heads % each == 0]
+        raise InvalidInput(
+            f"{asked.tensor_parallel} cards do not divide {shape.heads} heads", f"choose {', '.join(divisors)}"
+        )
     sizing = serving_memory(shape, asked)
     smallest = estimate = None
     advice: tuple[Advice, ...] = ()
@@ -157,9 +171,10 @@ def size_serving(
         found = serving_layout(shape, serving, card, fabric)
         smallest = layout_of(found[1], _serving_words(found[0]), fabric) if found else None
         timed = asked if fits or found is None else found[0]
-        estimate = estimate_serving(shape, timed, card, fabric, efficiencies, prompt_tokens=prompt_tokens)
-        traffic = serving_traffic(shape, timed, timed.batch)
-        advice = advise((traffic,) if traffic else (), fabric, estimate.step.expected_s)
+        if has_peak(card):
+            estimate = estimate_serving(shape, timed, card, fabric, efficiencies, prompt_tokens=prompt_tokens)
+            traffic = serving_traffic(shape, timed, timed.batch)
+            advice = advise((traffic,) if traffic else (), fabric, estimate.step.expected_s)
         if not fits:
             fixes = _serving_fixes(shape, asked, card, cards, sizing, fabric)
     way = f"{serving.precision}, {serving.batch} sequences of {serving.context:,} tokens"
@@ -187,6 +202,8 @@ def _report(
     notes = [*sizing.notes, *(estimate.notes if estimate else ())]
     if card is not None and fits is False and smallest is not None:
         notes.append(f"time and links are those of the smallest layout that fits: {smallest.words}")
+    if card is not None and estimate is None:
+        notes.append(f"no time can be told: the catalogue has no dense_tflops of {card.name}")
     if card is not None and card.estimated:
         notes.append(f"some figures of {card.name} are estimated in the catalogue (as of {card.as_of})")
     explain = [*map(str, sizing.lines), f"total on each card: {gb(sizing.total_bytes)}"]

@@ -15,6 +15,7 @@ from groundplane.domain.compare import Comparison, Option, Workload
 from groundplane.domain.hardware import Accelerator, InstanceType
 from groundplane.domain.model_shape import ModelShape, shape_from_config, typical_shape
 from groundplane.domain.parallelism import CARDS_MAX, Fabric, Link, fabric_of
+from groundplane.domain.roofline import has_peak
 from groundplane.domain.sizing import Checkpointing, Method, Optimizer, Precision, Serving, Training, parse_params
 from groundplane.domain.sizing_report import SizeReport, size_serving, size_training
 from groundplane.errors import InvalidInput, Problem
@@ -244,7 +245,7 @@ class Sizings:
     ) -> Option | None:
         """The cheapest instance type with this card, or why there is none."""
         machines = [each for each in on_sale if each.accelerator == card.id]
-        if not machines or not card.dense_tflops:
+        if not machines or not has_peak(card):
             return None
         size = int(max(each.accelerators for each in machines))
         fabric = fabric_of(card, self._link("pcie4"), self._link("ib-ndr"), size)
