@@ -163,6 +163,19 @@ esac"""
     assert [gap.what for gap in view.gaps] == ["quota"] and "AuthorizationFailed" in view.gaps[0].why
 
 
+async def test_machines_that_may_not_be_listed_leave_sizes_and_quota_standing(
+    tmp_path: Path, clock: ManualClock
+) -> None:
+    body = f"""case "$*" in
+*list-skus*) cat {FILES}/az_list_skus.json;;
+*list-usage*) cat {FILES}/az_list_usage.json;;
+*) echo "ERROR: (AuthorizationFailed) no access to virtualMachines" >&2; exit 3;;
+esac"""
+    (view,) = await AzureCloud(clock, command=tool(tmp_path, "az", body)).look(["eastus"])
+    assert view.skus and view.quotas
+    assert [gap.what for gap in view.gaps] == ["stopped machines"]
+
+
 # ---------------------------------------------------------------- AWS, on a server
 
 

@@ -273,7 +273,7 @@ def survey(hardware: Hardware, views: Sequence[CloudView], wanted: Wanted, today
         notes.append(f"the quota of {unknown} of {len(kept)} rows is unknown: no live source answered for it")
     if not kept:
         notes.append("nothing fits these filters; " + _loosen(wanted))
-    gaps = tuple(gap for view in views for gap in view.gaps)
+    gaps = tuple(dict.fromkeys(gap for view in views for gap in view.gaps))
     halted = tuple(machine for view in views for machine in view.halted)
     return Survey(rows=tuple(sorted(kept, key=_order)), halted=halted, gaps=gaps, notes=tuple(notes))
 

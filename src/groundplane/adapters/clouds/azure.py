@@ -36,14 +36,19 @@ class AzureCloud:
 
     async def look(self, regions: Sequence[str]) -> list[CloudView]:
         """One view per region. A tool that is missing or not signed in is one gap, not one per region."""
+        machines: list[HaltedMachine] = []
+        unlisted: list[Gap] = []
         try:
             machines = await self._ask(["vm", "list", "-d"], parse_halted)
         except Unavailable as error:
-            return [self._silent(error)]
-        return list(await asyncio.gather(*(self._region(region, machines) for region in regions)))
+            if "not installed" in error.message or SIGN_IN in error.message:
+                return [self._silent(error)]
+            # Whoever may not list machines may still see sizes and quota.
+            unlisted = [Gap(cloud="azure", region="", what="stopped machines", why=error.message, hint=error.hint)]
+        return list(await asyncio.gather(*(self._region(region, machines, unlisted) for region in regions)))
 
-    async def _region(self, region: str, machines: list[HaltedMachine]) -> CloudView:
-        gaps: list[Gap] = []
+    async def _region(self, region: str, machines: list[HaltedMachine], unlisted: list[Gap]) -> CloudView:
+        gaps = list(unlisted)
         skus = quotas = None
         here = ["--location", region]
         try:
