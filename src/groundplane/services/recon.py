@@ -51,9 +51,6 @@ class Recon:
         Raises InvalidInput for a filter that names nothing known, with what looks like it.
         """
         hardware = await asyncio.to_thread(self._catalog.hardware)
-        if not live:
-            # A misspelt name is told at once; a region or SKU that only a cloud may know waits for its answer.
-            recon.survey(hardware, (), wanted, self._clock.now().date())
         views = await self._views(hardware, wanted) if live else []
         found = recon.survey(hardware, views, wanted, self._clock.now().date())
         machine = await self._machine.look()
