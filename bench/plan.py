@@ -22,8 +22,8 @@ from groundplane.domain import planning, policy
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.planning import Offer
 from groundplane.domain.spec import JobSpec, Metadata, Resources
-from groundplane.domain.spec_parse import parse
-from groundplane.domain.spec_yaml import MAX_BYTES
+from groundplane.domain.spec.parse import parse
+from groundplane.domain.spec.yaml_nodes import MAX_BYTES
 from groundplane.errors import InvalidInput
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)

@@ -17,8 +17,8 @@ from datetime import UTC, date, datetime
 
 from groundplane.adapters.catalog_files import load_catalogue
 from groundplane.adapters.jargon import load_terms
-from groundplane.domain.intake_lexicon import Lexicon, lexicon_of
-from groundplane.domain.intake_read import read
+from groundplane.domain.intake.lexicon import Lexicon, lexicon_of
+from groundplane.domain.intake.read import read
 
 NOW = datetime(2026, 11, 23, 9, tzinfo=UTC)
 TYPICAL_MS_MAX = 50.0

@@ -29,7 +29,7 @@ LONG_FILES = {
 }
 
 LONG_FUNCTIONS = {
-    "src/groundplane/domain/spec_fields.py::_job": "a table of fields, one a row",
+    "src/groundplane/domain/spec/fields.py::_job": "a table of fields, one a row",
     "src/groundplane/wiring.py::build": "what is plugged in where, written out by hand",
 }
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from groundplane.domain.intake import QuotaFact
-from groundplane.domain.intake_request import Request
+from groundplane.domain.intake.request import Request
 from groundplane.errors import InvalidInput
 from groundplane.wire import AnswersRequest, MessageRequest, ReasonRequest, SpecsBody
 

@@ -18,7 +18,7 @@ from groundplane.domain.catalogue_changes import CatalogueChange
 from groundplane.domain.certificate import Facts
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.intake import QuotaFact
-from groundplane.domain.intake_request import Missing, NextStep, SpecDraft
+from groundplane.domain.intake.request import Missing, NextStep, SpecDraft
 from groundplane.domain.ledger import CostRow
 from groundplane.domain.planning import Plan
 from groundplane.domain.price_lists import ListPrice

@@ -28,7 +28,7 @@ from groundplane.adapters.snapshot_file import SnapshotFile
 from groundplane.adapters.store.sql import SqlStore
 from groundplane.adapters.system import RandomIds, SystemClock
 from groundplane.adapters.usage_log import FolderUsageLog
-from groundplane.domain.intake_lexicon import lexicon_of
+from groundplane.domain.intake.lexicon import lexicon_of
 from groundplane.ports import Clock, Executor, Store
 from groundplane.services.access import Access
 from groundplane.services.audit_trail import AuditTrail

@@ -26,7 +26,7 @@ HEAVY = (
     "fastapi",
     "sqlalchemy",
     "groundplane.client",
-    "groundplane.domain.spec_parse",
+    "groundplane.domain.spec.parse",
 )
 READING = re.compile(
     r" (list|show|status|ps|plan|explain|cost|report|verify|log|holds|whoami|settings|exposures|models)$"

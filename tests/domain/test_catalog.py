@@ -45,7 +45,7 @@ def test_every_shipped_table_passes_its_own_checks(name: str):
 def test_every_shipped_file_is_a_table_and_speaks_of_the_project_alone():
     folder = Path(__file__).parents[2] / "src" / "groundplane" / "catalog"
     files = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.yaml")}
-    assert set(files) == set(TABLES)
+    assert set(files) == {*TABLES, "jargon"}, "jargon is words, read by adapters.jargon; all else is tables"
     for text in files.values():
         assert not re.search(r"/(work|root|home|opt|tmp)/", text)
 

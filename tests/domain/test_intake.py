@@ -11,8 +11,8 @@ from tests.domain.intake_messages import MESSAGES, MONDAY, Message
 from groundplane.adapters.catalog_files import load_catalogue
 from groundplane.adapters.jargon import load_terms
 from groundplane.domain.intake import Fact, Intake, ItemKind, QuotaFact
-from groundplane.domain.intake_lexicon import Lexicon, lexicon_of
-from groundplane.domain.intake_read import read
+from groundplane.domain.intake.lexicon import Lexicon, lexicon_of
+from groundplane.domain.intake.read import read
 
 NOW = datetime(2026, 11, 23, 9, tzinfo=UTC)
 """A Monday."""

@@ -8,8 +8,8 @@ from tests.domain.intake_messages import MESSAGES
 from tests.domain.test_intake import NOW, every_fact, intake, lexicon
 
 from groundplane.domain.intake import Fact, Intake, ItemKind
-from groundplane.domain.intake_read import read
-from groundplane.domain.intake_text import readable
+from groundplane.domain.intake.read import read
+from groundplane.domain.intake.text import readable
 
 PIECES = st.sampled_from(
     [message.text for message in MESSAGES]

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from groundplane.domain.spec_parse import parse
-from groundplane.domain.spec_yaml import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, MAX_DOCUMENTS, MAX_VALUES
+from groundplane.domain.spec.parse import parse
+from groundplane.domain.spec.yaml_nodes import MAX_ALIASES, MAX_BYTES, MAX_DEPTH, MAX_DOCUMENTS, MAX_VALUES
 from groundplane.errors import InvalidInput
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundplane.domain import spec_fields
 from groundplane.domain.spec import (
     DataSource,
     EndpointSpec,
@@ -21,8 +20,9 @@ from groundplane.domain.spec import (
     TokenPrice,
     spec_digest,
 )
-from groundplane.domain.spec_parse import dump, parse, parse_one, with_absolute_paths
-from groundplane.domain.spec_yaml import decode
+from groundplane.domain.spec import fields as spec_fields
+from groundplane.domain.spec.parse import dump, parse, parse_one, with_absolute_paths
+from groundplane.domain.spec.yaml_nodes import decode
 from groundplane.errors import InvalidInput
 
 NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)

@@ -19,9 +19,9 @@ from groundplane.adapters.store.sql import SqlStore
 from groundplane.adapters.system import RandomIds
 from groundplane.audit import Event
 from groundplane.domain.access import Project
-from groundplane.domain.intake_request import Request, RequestStatus
+from groundplane.domain.intake.request import Request, RequestStatus
 from groundplane.domain.spec import EndpointSpec, JobSpec
-from groundplane.domain.spec_parse import parse
+from groundplane.domain.spec.parse import parse
 from groundplane.errors import Conflict, InvalidInput, NotFound, TooLarge
 from groundplane.identity import Actor, Role
 from groundplane.services.requests import Requests

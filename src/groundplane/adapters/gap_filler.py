@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from groundplane.domain.intake_facts import FACTS
-from groundplane.domain.intake_request import Suggestion
+from groundplane.domain.intake.facts import FACTS
+from groundplane.domain.intake.request import Suggestion
 from groundplane.errors import Unavailable
 
 _TASK = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from groundplane.domain.intake_lexicon import Sense, Term
+from groundplane.domain.intake.lexicon import Sense, Term
 from groundplane.errors import InvalidInput, Problem
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)

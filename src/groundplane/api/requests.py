@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from groundplane.api.access import Ground, requires
-from groundplane.domain.intake_request import Request, RequestStatus
+from groundplane.domain.intake.request import Request, RequestStatus
 from groundplane.identity import Actor, Permission
 from groundplane.wire import AnswersRequest, MessageRequest, ReasonRequest, SpecsBody
 

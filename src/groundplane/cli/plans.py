@@ -16,7 +16,7 @@ from groundplane.cli.options import INTERRUPTED_CODE, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import moment
 from groundplane.domain.planning import Plan, Verdict
-from groundplane.domain.spec_parse import with_absolute_paths
+from groundplane.domain.spec.parse import with_absolute_paths
 from groundplane.errors import GroundError, InvalidInput, NotFound, Refusal, Refused
 from groundplane.units import format_bytes, format_duration, format_usd
 

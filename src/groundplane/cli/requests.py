@@ -15,8 +15,8 @@ from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import age, moment
 from groundplane.domain.intake import MESSAGE_MAX_BYTES, SPEC_KINDS, QuotaFact, WorkItem
-from groundplane.domain.intake_facts import known_fact, shown
-from groundplane.domain.intake_request import Request, RequestStatus, Specs
+from groundplane.domain.intake.facts import known_fact, shown
+from groundplane.domain.intake.request import Request, RequestStatus, Specs
 from groundplane.errors import InvalidInput, NotFound, TooLarge
 from groundplane.units import format_bytes
 

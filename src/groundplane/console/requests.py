@@ -8,8 +8,8 @@ from fastapi import APIRouter, Form, Request, Response
 
 from groundplane.api.access import Ground, requires
 from groundplane.console.web import HOME, PageRoute, back, page
-from groundplane.domain.intake_facts import known_fact, shown
-from groundplane.domain.intake_request import RequestStatus
+from groundplane.domain.intake.facts import known_fact, shown
+from groundplane.domain.intake.request import RequestStatus
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor, Permission
 

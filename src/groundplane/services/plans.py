@@ -16,7 +16,7 @@ from groundplane.domain.hardware import Hardware
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import Offer, Plan, PlanStatus, Ranking, RejectedOffer
 from groundplane.domain.spec import EndpointSpec, JobSpec
-from groundplane.domain.spec_parse import parse
+from groundplane.domain.spec.parse import parse
 from groundplane.errors import NotFound, Refused, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Executor, Ids, PriceBook, Store, Tx

@@ -10,10 +10,10 @@ from typing import Protocol
 from groundplane.audit import EventDraft
 from groundplane.domain.access import Project
 from groundplane.domain.intake import MESSAGE_MAX_BYTES, SPEC_KINDS, Intake, QuotaFact
-from groundplane.domain.intake_answers import answered, checked, specs
-from groundplane.domain.intake_lexicon import Lexicon
-from groundplane.domain.intake_read import read
-from groundplane.domain.intake_request import Request, RequestStatus, Specs, Suggestion
+from groundplane.domain.intake.answers import answered, checked, specs
+from groundplane.domain.intake.lexicon import Lexicon
+from groundplane.domain.intake.read import read
+from groundplane.domain.intake.request import Request, RequestStatus, Specs, Suggestion
 from groundplane.errors import Conflict, InvalidInput, NotFound, TooLarge, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Ids, Store, Tx

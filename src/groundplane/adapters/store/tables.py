@@ -25,7 +25,7 @@ from groundplane.audit import Event
 from groundplane.domain.access import Exposure, Key, Project
 from groundplane.domain.budget import Budget, Hold, HoldStatus
 from groundplane.domain.endpoint import Endpoint
-from groundplane.domain.intake_request import Request
+from groundplane.domain.intake.request import Request
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import Plan

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 
-from groundplane.domain.intake_numbers import COUNT, Found, number, rx
+from groundplane.domain.intake.numbers import COUNT, Found, number, rx
 
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _DAY_WORDS = {name: at for at, name in enumerate(_DAYS)} | {

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from groundplane.domain.intake import Contradiction, Fact, ItemKind, Question
-from groundplane.domain.intake_facts import known_fact, shown
-from groundplane.domain.intake_lexicon import Lexicon
+from groundplane.domain.intake.facts import known_fact, shown
+from groundplane.domain.intake.lexicon import Lexicon
 
 K = ItemKind
 

@@ -1,6 +1,6 @@
 """The YAML dialect: what a Job and an Endpoint spec say, parsed strictly.
 
-`spec_parse.parse(text)` returns specs or raises InvalidInput with every problem and its line.
+`parse.parse(text)` returns specs or raises InvalidInput with every problem and its line.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from groundplane.domain.intake import Correction, Span
-from groundplane.domain.intake_spelling import near_word
+from groundplane.domain.intake.spelling import near_word
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Text → specs, or every fault in it with its line.
 
-parse = compose nodes (spec_yaml) → walk them along the table of fields (spec_fields) → build the frozen specs
+parse = compose nodes (yaml_nodes) → walk them along the table of fields (fields) → build the frozen specs
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from groundplane.domain.spec import (
     Retry,
     TokenPrice,
 )
-from groundplane.domain.spec_fields import API_VERSION, ENDPOINT, JOB, KINDS, Field, fields_of, sections_of
-from groundplane.domain.spec_values import Fault, Unreadable, entries, kind_of, shown
-from groundplane.domain.spec_yaml import compose_documents, is_null, line_of
+from groundplane.domain.spec.fields import API_VERSION, ENDPOINT, JOB, KINDS, Field, fields_of, sections_of
+from groundplane.domain.spec.values import Fault, Unreadable, entries, kind_of, shown
+from groundplane.domain.spec.yaml_nodes import compose_documents, is_null, line_of
 from groundplane.errors import InvalidInput, Problem
 
 __all__ = ["dump", "parse", "parse_one", "with_absolute_paths"]

@@ -10,7 +10,7 @@ from datetime import datetime
 from decimal import Decimal, InvalidOperation
 
 from groundplane.domain.intake import Fact
-from groundplane.domain.intake_numbers import plain_number
+from groundplane.domain.intake.numbers import plain_number
 from groundplane.units import format_bytes, format_duration, format_usd, parse_bytes, parse_duration_s, parse_usd
 
 Value = int | float | str

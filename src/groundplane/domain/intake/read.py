@@ -11,18 +11,18 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from groundplane.domain.intake import SPEC_KINDS, Contradiction, Fact, Intake, ItemKind, QuotaFact, Span, WorkItem
-from groundplane.domain.intake_dates import dates
-from groundplane.domain.intake_facts import shown
-from groundplane.domain.intake_hardware import hardware
-from groundplane.domain.intake_jargon import explained
-from groundplane.domain.intake_kinds import Group, Piece, groups, pieces
-from groundplane.domain.intake_language import is_understood
-from groundplane.domain.intake_lexicon import Lexicon
-from groundplane.domain.intake_numbers import Found, quantities
-from groundplane.domain.intake_questions import questions
-from groundplane.domain.intake_risks import Circumstances, message_risks, risks
-from groundplane.domain.intake_text import Readable, Sentence, readable
-from groundplane.domain.intake_words import names
+from groundplane.domain.intake.dates import dates
+from groundplane.domain.intake.facts import shown
+from groundplane.domain.intake.hardware import hardware
+from groundplane.domain.intake.jargon import explained
+from groundplane.domain.intake.kinds import Group, Piece, groups, pieces
+from groundplane.domain.intake.language import is_understood
+from groundplane.domain.intake.lexicon import Lexicon
+from groundplane.domain.intake.numbers import Found, quantities
+from groundplane.domain.intake.questions import questions
+from groundplane.domain.intake.risks import Circumstances, message_risks, risks
+from groundplane.domain.intake.text import Readable, Sentence, readable
+from groundplane.domain.intake.words import names
 
 _SHARED_NAMES = """
     owner team project cost_center cloud region environment compliance budget end_date model parameters

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from groundplane.domain import spec_values as v
-from groundplane.domain.spec_values import Reader
+from groundplane.domain.spec import values as v
+from groundplane.domain.spec.values import Reader
 
 API_VERSION = "groundplane/v1"
 JOB, ENDPOINT = "Job", "Endpoint"
@@ -255,7 +255,7 @@ def reference() -> str:
     lines = [
         "# Spec reference",
         "",
-        "Generated from the parser's own table (`src/groundplane/domain/spec_fields.py`); a test keeps them equal.",
+        "Generated from the parser's own table (`src/groundplane/domain/spec/fields.py`); a test keeps them equal.",
         "A file holds one or more YAML documents, separated by `---`. Sizes are written like `512MB` or `16GiB`,",
         "durations like `90s`, `30m`, `1h30m` or `2d`, money like `$12.50`.",
     ]

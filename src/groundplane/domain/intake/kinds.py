@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from groundplane.domain.intake import ItemKind
-from groundplane.domain.intake_text import Sentence
+from groundplane.domain.intake.text import Sentence
 
 K = ItemKind
 _ENOUGH = 2

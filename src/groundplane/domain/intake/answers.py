@@ -11,14 +11,14 @@ from decimal import Decimal
 import yaml
 
 from groundplane.domain.intake import SPEC_KINDS, Fact, Intake, ItemKind, QuotaFact, Span, WorkItem
-from groundplane.domain.intake_facts import FACTS, Value, known_fact
-from groundplane.domain.intake_lexicon import Lexicon
-from groundplane.domain.intake_questions import asked_of, questions
-from groundplane.domain.intake_read import lent
-from groundplane.domain.intake_request import Missing, NextStep, Request, SpecDraft, Specs, answer_for
-from groundplane.domain.intake_risks import Circumstances, risks
-from groundplane.domain.spec_fields import API_VERSION, ENDPOINT, JOB
-from groundplane.domain.spec_parse import parse
+from groundplane.domain.intake.facts import FACTS, Value, known_fact
+from groundplane.domain.intake.lexicon import Lexicon
+from groundplane.domain.intake.questions import asked_of, questions
+from groundplane.domain.intake.read import lent
+from groundplane.domain.intake.request import Missing, NextStep, Request, SpecDraft, Specs, answer_for
+from groundplane.domain.intake.risks import Circumstances, risks
+from groundplane.domain.spec.fields import API_VERSION, ENDPOINT, JOB
+from groundplane.domain.spec.parse import parse
 from groundplane.errors import InvalidInput, Problem
 
 _OPTIONAL = frozenset({"name", "pool", "disk"})

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from groundplane.domain.intake_lexicon import InstanceName, Lexicon
-from groundplane.domain.intake_numbers import APPROXIMATE, COUNT, NUMBER, Found, number, plain_number, rx
+from groundplane.domain.intake.lexicon import InstanceName, Lexicon
+from groundplane.domain.intake.numbers import APPROXIMATE, COUNT, NUMBER, Found, number, plain_number, rx
 
 _MACHINE = (
     r"(?:nodes?|vms?|vm's|machines?|servers?|instances?|boxes|box|hosts?|virtual machines?|workstations?|pods?|slices?)"

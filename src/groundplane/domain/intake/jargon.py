@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from groundplane.domain.intake import Explained
-from groundplane.domain.intake_lexicon import Lexicon, Sense, Term
-from groundplane.domain.intake_text import Readable
+from groundplane.domain.intake.lexicon import Lexicon, Sense, Term
+from groundplane.domain.intake.text import Readable
 
 _AROUND = 90
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from groundplane.domain.intake_lexicon import Lexicon, squeezed
-from groundplane.domain.intake_numbers import Found, rx
+from groundplane.domain.intake.lexicon import Lexicon, squeezed
+from groundplane.domain.intake.numbers import Found, rx
 
 _NO_NAMES = """
     tbd unknown none me us we you i nobody someone somebody the a an is not to be unclear open anyone who

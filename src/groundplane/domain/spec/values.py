@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from groundplane.domain.spec_yaml import is_null, line_of
+from groundplane.domain.spec.yaml_nodes import is_null, line_of
 from groundplane.units import format_bytes, format_duration, format_usd, parse_bytes, parse_duration_s, parse_usd
 
 MAX_TEXT = 65_536

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from groundplane.domain.intake import Contradiction, Fact, ItemKind, QuotaFact, Risk, Span
-from groundplane.domain.intake_facts import shown, shown_value
-from groundplane.domain.intake_hardware import is_accelerated, near_instances
-from groundplane.domain.intake_lexicon import InstanceName, Lexicon
+from groundplane.domain.intake.facts import shown, shown_value
+from groundplane.domain.intake.hardware import is_accelerated, near_instances
+from groundplane.domain.intake.lexicon import InstanceName, Lexicon
 from groundplane.units import cost_microusd, format_usd
 
 K = ItemKind
