@@ -23,8 +23,8 @@ import msgspec
 
 from groundplane import __version__
 from groundplane.audit import Event
-from groundplane.client_recon import ReconCalls
-from groundplane.client_requests import RequestCalls
+from groundplane.client.recon import ReconCalls
+from groundplane.client.requests import RequestCalls
 from groundplane.domain.access import Exposure, Key, Project
 from groundplane.domain.budget import Budget, Hold
 from groundplane.domain.certificate import Facts
