@@ -207,3 +207,13 @@ def test_the_same_code_runs_on_postgresql(
     assert detail.attempts[1].resumed_from_step >= 5
     assert not (on_postgresql.home / "groundplane.db").exists()
     assert on_postgresql.data("audit", "verify")["broken"] is None
+
+
+def test_metrics_tell_what_runs_what_it_may_cost_and_how_the_loops_fare(shared: Any) -> None:
+    run_id = shared.submit(shared.job("measured", ["sleep", "60"]))
+    shared.wait_run(run_id, "running")
+    text = shared.client.metrics()
+    shared.ground("stop", run_id, "--wait")
+    assert 'ground_runs{project="research",status="running"} 1.0' in text
+    assert 'ground_budget_dollars{part="limit",project="research"} 20.0' in text
+    assert 'ground_loop_failures{loop="runs"} 0.0' in text

@@ -1,12 +1,19 @@
-"""What the API counts about itself, in Prometheus' terms."""
+"""What the API counts about itself, and what the installation is doing, in Prometheus' terms."""
 
 from __future__ import annotations
+
+from collections import Counter as Tally
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from groundplane import __version__
+from groundplane.errors import NotFound
+from groundplane.identity import Actor
+from groundplane.units import MICROUSD_PER_USD
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_ACTIVE_RUNS_MAX = 10_000
 _BUCKETS_S = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -35,3 +42,35 @@ class HttpMetrics:
     def render(self) -> bytes:
         """The exposition text of this registry."""
         return generate_latest(self.registry)
+
+
+async def plane_metrics(app: Any, actor: Actor) -> bytes:
+    """Runs, endpoints, money and loops as they stand now; of the projects that the caller sees."""
+    registry = CollectorRegistry()
+    runs = Gauge("ground_runs", "Runs that are not over.", ("project", "status"), registry=registry)
+    active = await app.runs.runs(actor, project=None, status="active", limit=_ACTIVE_RUNS_MAX)
+    for (project, status), count in Tally((run.project, run.status.value) for run in active).items():
+        runs.labels(project, status).set(count)
+    endpoints = Gauge("ground_endpoints", "Endpoints.", ("project", "status"), registry=registry)
+    for (project, status), count in Tally(
+        (e.project, e.status.value) for e in await app.endpoints.endpoints(actor)
+    ).items():
+        endpoints.labels(project, status).set(count)
+    budget = Gauge(
+        "ground_budget_dollars", "This month's limit, held and posted.", ("project", "part"), registry=registry
+    )
+    for project in await app.access.projects(actor):
+        try:
+            month = await app.costs.budget(actor, project.id)
+        except NotFound:
+            continue  # a project without a budget has no money to show
+        for part in ("limit", "held", "posted"):
+            budget.labels(project.id, part).set(getattr(month, f"{part}_microusd") / MICROUSD_PER_USD)
+    steps = Gauge("ground_loop_steps", "Steps a loop has taken.", ("loop",), registry=registry)
+    failures = Gauge("ground_loop_failures", "Steps of a loop that failed.", ("loop",), registry=registry)
+    seconds = Gauge("ground_loop_last_step_seconds", "How long a loop's last step took.", ("loop",), registry=registry)
+    for loop in app.loops:
+        steps.labels(loop.name).set(loop.steps)
+        failures.labels(loop.name).set(loop.failures)
+        seconds.labels(loop.name).set(loop.last_step_s)
+    return generate_latest(registry)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from groundplane import __version__
 from groundplane.api.access import Ground, requires, requires_any_key
-from groundplane.api.metrics import CONTENT_TYPE
+from groundplane.api.metrics import CONTENT_TYPE, plane_metrics
 from groundplane.domain.budget import HoldStatus
 from groundplane.identity import ROLE_PERMISSIONS, Actor, Permission
 from groundplane.wire import Health, Status, Whoami
@@ -35,9 +35,10 @@ async def readyz(app: Ground) -> Health:
 
 
 @router.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
-async def metrics(request: Request, actor: Annotated[Actor, requires(Permission.SYSTEM_READ)]) -> Response:
+async def metrics(request: Request, app: Ground, actor: Annotated[Actor, requires(Permission.SYSTEM_READ)]) -> Response:
     """Prometheus' text format. A scraper sends a viewer key: `authorization: {credentials_file: …}`."""
-    return Response(request.app.state.metrics.render(), media_type=CONTENT_TYPE)
+    text = request.app.state.metrics.render() + await plane_metrics(app, actor)
+    return Response(text, media_type=CONTENT_TYPE)
 
 
 @router.get("/v1/whoami")
