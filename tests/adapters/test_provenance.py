@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -165,11 +164,11 @@ int nvmlDeviceGetMemoryInfo(void *handle, unsigned long long *memory) {
 """
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler to stand in for a driver")
+@pytest.mark.needs("compiler")
 def test_cards_are_read_through_the_drivers_library(tmp_path: Path) -> None:
     (tmp_path / "nvml.c").write_text(_TWO_CARDS)
     library = tmp_path / "libnvidia-ml.so.1"
-    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, tmp_path / "nvml.c"], check=True)
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "nvml.c"], check=True)
     program = "from groundplane.adapters.provenance import machine; print(machine().accelerators)"
     environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
     answer = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
