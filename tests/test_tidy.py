@@ -24,7 +24,6 @@ FUNCTION_LINES_MAX = 70
 JUNK_DRAWERS = {"utils", "util", "helpers", "helper", "common", "misc", "tools", "lib"}
 
 LONG_FILES = {
-    "src/groundplane/runner.py": "copied to nodes alone: what it needs stands in it",
     "tests/adapters/test_store_conformance.py": "one port's whole contract, read from top to bottom",
 }
 
@@ -43,7 +42,7 @@ BROAD_CATCHES = {
 
 PRINTING = {
     "src/groundplane/cli/render.py": "the one module that prints to people",
-    "src/groundplane/runner.py": "runs beside the job, where nobody else reports",
+    "src/groundplane/runner/__main__.py": "runs beside the job, where nobody else reports",
 }
 
 SLEEPING_TESTS = {
@@ -245,15 +244,13 @@ def test_no_path_of_somebodys_machine_is_left() -> None:
 
 
 def test_the_runner_needs_the_standard_library_alone() -> None:
-    runner = PACKAGE / "runner.py"
     foreign = set()
-    for node in ast.walk(ast.parse(runner.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            foreign |= {alias.name.partition(".")[0] for alias in node.names} - sys.stdlib_module_names
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "the runner is copied alone: nothing stands beside it"
-            foreign |= {str(node.module).partition(".")[0]} - sys.stdlib_module_names
-    assert not foreign
+    for path in python_files("src/groundplane/runner"):
+        for node in ast.walk(tree(path)):
+            named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            named += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            foreign |= {name for name in named if not name.startswith("groundplane.runner.")}
+    assert not {name.partition(".")[0] for name in foreign} - sys.stdlib_module_names
 
 
 def test_the_mind_names_paths_and_opens_none() -> None:

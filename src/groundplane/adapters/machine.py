@@ -85,7 +85,7 @@ class ThisMachine:
         return replace(machine, disks=tuple(measured))
 
     def _facts(self) -> dict[str, Any]:
-        program = str(resources.files("groundplane") / "runner.py")
+        program = str(resources.files("groundplane") / "runner")
         words = [self._nvml_library] if self._nvml_library else []
         try:
             done = subprocess.run(

@@ -27,7 +27,7 @@ from groundplane.domain.run import EndReason, FoundCheckpoint, Observation
 from groundplane.errors import Conflict, InvalidInput, Unavailable
 from groundplane.ports import Clock, LogChunk, Order, Sample
 
-RUNNER = Path(__file__).resolve().parents[2] / "runner.py"
+RUNNER = Path(__file__).resolve().parents[2] / "runner"
 RUNNER_ENV = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 START_PATIENCE_S = 60.0
 FACTS_AGE_S = 60.0

@@ -1,0 +1,77 @@
+"""What an attempt's folder holds: documents replaced whole, and one lock."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+
+TYPE_CHECKING = False  # as type checkers know it; importing typing would add a tenth to every job's start
+if TYPE_CHECKING:
+    from typing import Any
+
+    Document = dict[str, Any]
+
+
+def now_text(at: float | None = None) -> str:
+    return datetime.fromtimestamp(time.time() if at is None else at, timezone.utc).isoformat()
+
+
+def read_document(path: Path) -> Document | None:
+    """The JSON object in the file; None when there is no file. ValueError when it is something else."""
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return document
+
+
+def write_document(path: Path, document: Document, durable: bool = True) -> None:
+    """Replaces the file whole: a reader sees the old or the new one. `durable` survives a power cut."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
+    try:
+        with fresh.open("wb") as file:
+            file.write(json.dumps(document).encode())
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    if durable:
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def take_lock(folder: Path, patience_s: float) -> int | None:
+    """The descriptor that holds the attempt's lock; None when another process keeps it longer than `patience_s`."""
+    lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                os.close(lock)
+                return None
+            time.sleep(0.02)
+        else:
+            return lock
+
+
+def boot_s() -> float:
+    """Seconds since boot, suspended time included; nobody can set it back."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def parse_time(text: str) -> float:
+    return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()

@@ -1,0 +1,97 @@
+"""What the job uses: CPU, memory, disk, accelerators."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import time
+from pathlib import Path
+
+from groundplane.runner.files import now_text
+from groundplane.runner.processes import descendants, process_stat
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from groundplane.runner.files import Document
+
+NVML_LIBRARY = "libnvidia-ml.so.1"
+
+
+class Nvml:
+    """NVIDIA's management library by ctypes. OSError when the node has none or no driver answers.
+
+    Source: NVML API reference, nvmlDeviceGetUtilizationRates, nvmlDeviceGetMemoryInfo, nvmlDeviceGetTemperature.
+    """
+
+    def __init__(self, library: str = NVML_LIBRARY) -> None:
+        self._nvml = ctypes.CDLL(library)
+        if status := self._nvml.nvmlInit_v2():
+            raise OSError(f"{library} does not start: NVML status {status}")
+
+    def count(self) -> int:
+        number = ctypes.c_uint()
+        return 0 if self._nvml.nvmlDeviceGetCount_v2(ctypes.byref(number)) else number.value
+
+    def name(self, index: int) -> str:
+        buffer = ctypes.create_string_buffer(96)
+        failed = self._nvml.nvmlDeviceGetName(self._handle(index), buffer, 96)
+        return "" if failed else buffer.value.decode(errors="replace")
+
+    def measure(self, index: int) -> dict[str, float]:
+        """Utilisation in percent, memory in bytes, temperature in °C; a figure the card does not give is left out."""
+        handle, found = self._handle(index), {"index": float(index)}
+        rates, memory, celsius = (ctypes.c_uint * 2)(), (ctypes.c_ulonglong * 3)(), ctypes.c_uint()
+        if not self._nvml.nvmlDeviceGetUtilizationRates(handle, rates):
+            found["utilization_percent"] = float(rates[0])
+        if not self._nvml.nvmlDeviceGetMemoryInfo(handle, memory):
+            found["memory_total_bytes"], found["memory_used_bytes"] = float(memory[0]), float(memory[2])
+        if not self._nvml.nvmlDeviceGetTemperature(handle, 0, ctypes.byref(celsius)):
+            found["temperature_celsius"] = float(celsius.value)
+        return found
+
+    def _handle(self, index: int) -> ctypes.c_void_p:
+        handle = ctypes.c_void_p()
+        self._nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle))
+        return handle
+
+
+class Sampler:
+    """Measures the whole tree of processes below this one, the disk and the assigned accelerators."""
+
+    def __init__(self, disk: str, accelerators: list[int], nvml_library: str) -> None:
+        self._disk, self._accelerators = disk, accelerators
+        self._nvml = None
+        if accelerators:
+            with contextlib.suppress(OSError):  # no library on this node: samples go without
+                self._nvml = Nvml(nvml_library)
+        self._tick_s, self._page_bytes = 1 / os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
+        self._cpu_s, self._at = 0.0, time.monotonic()
+
+    def take(self) -> Document:
+        stats = [stat for stat in map(process_stat, descendants(os.getpid())) if stat is not None]
+        times = os.times()
+        # Time of children already reaped counts with their parent (fields 13, 14), ours included: nothing gets lost.
+        cpu_s = sum(int(ticks) for stat in stats for ticks in stat[11:15]) * self._tick_s
+        cpu_s += times.children_user + times.children_system
+        now = time.monotonic()
+        percent = 100 * max(0.0, cpu_s - self._cpu_s) / max(now - self._at, 0.001)
+        self._cpu_s, self._at = cpu_s, now
+        disk = os.statvfs(self._disk)
+        return {
+            "at": now_text(),
+            "cpu_percent": round(percent, 1),
+            "memory_bytes": sum(int(stat[21]) for stat in stats) * self._page_bytes,
+            "disk_free_bytes": disk.f_bavail * disk.f_frsize,
+            "accelerators": [self._nvml.measure(index) for index in self._accelerators] if self._nvml else [],
+        }
+
+
+def private_bytes(pids: list[int]) -> int:
+    """Memory of the processes with shared pages counted once in sum (PSS): what a limit may fairly be held against."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            total += sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    return total
