@@ -26,6 +26,7 @@ ROOMS = {
     "console": "A door: the browser",
     "gateway": "The data plane",
     "adapters": "The outside world",
+    "runner": "Beside the job",
     "catalog": "Data",
 }
 

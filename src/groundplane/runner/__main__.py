@@ -1,4 +1,4 @@
-"""The program beside a job.
+"""The program beside a job, as nodes start it.
 
 python runner ATTEMPT_DIR            run the attempt in the foreground
 python runner --detach ATTEMPT_DIR   the same in a session of its own; returns once the attempt is on record
