@@ -45,12 +45,16 @@ class Offer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One policy rule's answer on one spec. `refused` is None when nothing stands in the way; a `warning` does not."""
+    """One policy rule's answer on one spec. `refused` is None when nothing stands in the way; a `warning` does not.
+
+    `approval` is why somebody else must agree before it is applied, with its number; empty when nobody need.
+    """
 
     rule: str
     why: str
     refused: Refused | None
     warning: str = ""
+    approval: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +91,10 @@ class Ranking:
 
 class PlanStatus(StrEnum):
     READY = "ready"
+    NEEDS_APPROVAL = "needs-approval"
+    APPROVED = "approved"
+    REJECTED = "rejected"
+    EXPIRED = "expired"
     REFUSED = "refused"
     APPLIED = "applied"
 
@@ -262,11 +270,13 @@ def seal(
     created_by: str,
     now: datetime,
 ) -> Plan:
-    """The plan: refused when any verdict refuses, else ready; hashed."""
+    """The plan, hashed: refused when any verdict refuses, else in need of approval when any asks for it, else ready."""
     best, digest = ranking.best, spec_digest(spec)
     offer = best.offer if best else None
     is_job = isinstance(spec, JobSpec)
-    refused = any(verdict.refused is not None for verdict in verdicts)
+    status = PlanStatus.NEEDS_APPROVAL if any(verdict.approval for verdict in verdicts) else PlanStatus.READY
+    if best is None or any(verdict.refused is not None for verdict in verdicts):
+        status = PlanStatus.REFUSED
     return Plan(
         id=id,
         project=spec.metadata.project,
@@ -280,7 +290,7 @@ def seal(
         worst_case_microusd=best.worst_case_microusd if best else 0,
         arithmetic=best.arithmetic if best else "",
         verdicts=verdicts,
-        status=PlanStatus.REFUSED if refused or best is None else PlanStatus.READY,
+        status=status,
         hash=plan_hash(digest, offer, verdicts),
         created_by=created_by,
         created_at=now,
@@ -298,7 +308,10 @@ def plan_hash(digest: str, offer: Offer | None, verdicts: Sequence[Verdict]) -> 
     body = {
         "spec": digest,
         "offer": place,
-        "verdicts": [[v.rule, None if v.refused is None else asdict(v.refused), v.warning] for v in verdicts],
+        "verdicts": [
+            [v.rule, None if v.refused is None else asdict(v.refused), v.warning, *filter(None, (v.approval,))]
+            for v in verdicts
+        ],
     }
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_iso)
     return hashlib.sha256(canonical.encode()).hexdigest()
@@ -306,6 +319,8 @@ def plan_hash(digest: str, offer: Offer | None, verdicts: Sequence[Verdict]) -> 
 
 def changes(plan: Plan, ranking: Ranking, verdicts: Sequence[Verdict]) -> list[Refused]:
     """What is no longer as it was planned: the node, its fit, its price, or a rule's answer. Empty: apply it.
+
+    A rule that asks for approval now and did not when the plan was made is a change, too.
 
     `ranking` and `verdicts` are today's, over the offers of the planned pool and node type alone (`same_place`).
     """
@@ -327,6 +342,12 @@ def changes(plan: Plan, ranking: Ranking, verdicts: Sequence[Verdict]) -> list[R
     # That it no longer fits, or costs more, is told above in better words.
     skipped = before | {"offer-fits", "max-cost"}
     found += [v.refused for v in verdicts if v.refused is not None and v.rule not in skipped]
+    asked = {verdict.rule for verdict in plan.verdicts if verdict.approval}
+    found += [
+        Refused(rule=v.rule, need="a plan that asked for this approval", have=v.approval, hint=_AGAIN)
+        for v in verdicts
+        if v.approval and v.rule not in asked
+    ]
     return found
 
 
