@@ -14,6 +14,7 @@ from datetime import date, datetime
 from enum import StrEnum
 
 from groundplane.domain.hardware import Hardware
+from groundplane.domain.outlook import Outlook
 from groundplane.domain.spec import EndpointSpec, JobSpec, Resources, spec_digest
 from groundplane.errors import Refused
 from groundplane.units import MICROUSD_PER_USD, cost_microusd, format_bytes
@@ -126,6 +127,7 @@ class Plan:
     applied_to: str = ""
     alternatives: tuple[Quote, ...] = ()
     rejected: tuple[RejectedOffer, ...] = ()
+    outlook: Outlook | None = None
     version: int = 0
 
 
