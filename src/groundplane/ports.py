@@ -19,12 +19,16 @@ from groundplane.domain.certificate import Circumstances
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.ledger import UsageRecord
 from groundplane.domain.model import ManifestFile
+from groundplane.domain.node import Node as Node
+from groundplane.domain.node import Placement as Placement
 from groundplane.domain.planning import Offer
 from groundplane.domain.price_lists import ListPrice
 from groundplane.domain.recon import CloudView, Machine
 from groundplane.domain.run import EndReason
 from groundplane.domain.run import FoundCheckpoint as FoundCheckpoint
 from groundplane.domain.run import Observation as Observation
+from groundplane.domain.scheduling.state import Node as Node
+from groundplane.domain.scheduling.state import Slot as Slot
 from groundplane.domain.spec import JobSpec
 from groundplane.errors import Problem, Refused
 
@@ -186,7 +190,9 @@ class Store(Protocol):
 class Order:
     """Everything a node needs to run one attempt. `attempt_id` makes starting it idempotent.
 
-    `checkpoint_dir` is shared by all attempts of a run; `output_dir` too. Accelerators are chosen by the executor.
+    `checkpoint_dir` is shared by all attempts of a run; `output_dir` too. `cpus`, `memory_bytes` and `accelerators` are
+    per node. `placements` names the nodes, one per member in order of rank; without it the executor chooses `nodes` of
+    them, none named in `avoid`.
     """
 
     attempt_id: str
@@ -205,6 +211,9 @@ class Order:
     control_plane_gone_limit_s: float | None
     stop_grace_s: float
     not_after: datetime
+    nodes: int = 1
+    placements: tuple[Placement, ...] = ()
+    avoid: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,6 +242,17 @@ class Executor(Protocol):
 
     async def offers(self) -> Sequence[Offer]:
         """What this pool's nodes are, with free disk; prices are filled in by the price book, 0 here."""
+        ...
+
+    async def nodes(self) -> Sequence[Node]:
+        """Every node of the pool, also those that do not answer, which say so. Asking changes nothing."""
+        ...
+
+    async def nodes(self) -> Sequence[Node]:
+        """Every node of the pool with what it has in all, used or not; one that must take nothing is cordoned, with why.
+
+        Raises Unavailable when the pool does not answer; nodes that alone don't answer are cordoned.
+        """
         ...
 
     async def start(self, order: Order) -> None:

@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from groundplane.domain.node import Node, NodeAccelerator, NodeHealth
 from groundplane.domain.planning import Offer
 from groundplane.domain.run import EndReason, FoundCheckpoint, Observation
 from groundplane.errors import Conflict, InvalidInput, Unavailable
-from groundplane.ports import Clock, LogChunk, Order, Sample
+from groundplane.ports import Clock, LogChunk, Node, Order, Sample
 
 NODE = "memory-0"
 
@@ -69,7 +70,8 @@ class _Playing:
 class MemoryExecutor:
     """ports.Executor in memory. `play` gives each order its script; the default succeeds at once.
 
-    `reachable = False` makes it a pool behind a cut cable: orders raise Unavailable, observations are unknown.
+    `nodes` are what the scheduler places on, its offers' nodes when left out; `machines` may be changed meanwhile, to
+    cordon one. `reachable = False` makes it a pool behind a cut cable: orders raise Unavailable, observations are unknown.
     """
 
     def __init__(
@@ -79,11 +81,13 @@ class MemoryExecutor:
         play: Callable[[Order], Script] = lambda _: Script(),
         offers: Sequence[Offer] = (),
         pool: str = "memory",
+        nodes: Sequence[Node] = (),
     ) -> None:
         self._clock = clock
         self._play = play
         self._pool = pool
         self._offers = tuple(replace(offer, simulated=True) for offer in offers) or (self._default_offer(),)
+        self.machines = tuple(nodes) or self._default_nodes()
         self._playing: dict[str, _Playing] = {}
         self._called_off: dict[str, EndReason] = {}
         self.reachable = True
@@ -93,6 +97,31 @@ class MemoryExecutor:
 
     async def offers(self) -> Sequence[Offer]:
         return self._offers
+
+    async def nodes(self) -> Sequence[Node]:
+        """As many as the first offer has: memory-0 and on."""
+        offer = self._offers[0]
+        health = NodeHealth.READY if self.reachable else NodeHealth.SILENT
+        return [
+            Node(
+                name=f"{self._pool}-{index}",
+                pool=self._pool,
+                cpus=offer.cpus,
+                memory_bytes=offer.memory_bytes,
+                disk_free_bytes=offer.disk_free_bytes,
+                accelerators=tuple(
+                    NodeAccelerator(index=card, model=offer.accelerator, memory_bytes=0)
+                    for card in range(offer.accelerators)
+                ),
+                health=health,
+                reason="" if self.reachable else f"pool {self._pool} does not answer",
+            )
+            for index in range(offer.nodes)
+        ]
+
+    async def nodes(self) -> Sequence[Node]:
+        self._reach()
+        return self.machines
 
     async def start(self, order: Order) -> None:
         self._reach()
@@ -197,7 +226,7 @@ class MemoryExecutor:
         seen = Observation(
             attempt_id=attempt_id,
             state="running",
-            node=NODE,
+            node=playing.order.placement[0].node if playing.order.placement else NODE,
             started_at=playing.started_at,
             last_log_at=None if heard_s is None else playing.started_at + timedelta(seconds=heard_s),
             checkpoints=tuple(found for at_s, found in script.checkpoints if at_s <= until_s),
@@ -212,6 +241,20 @@ class MemoryExecutor:
             end_reason=over.reason,
             exit_code=over.exit_code,
             message=over.message,
+        )
+
+    def _default_nodes(self) -> tuple[Node, ...]:
+        """As many as the offers say, named in order."""
+        return tuple(
+            Node(
+                name=f"{self._pool}-{number}",
+                kind=offer.node_type,
+                cpus=offer.cpus,
+                memory_bytes=offer.memory_bytes,
+                accelerators=tuple(range(offer.accelerators)),
+                accelerator=offer.accelerator,
+            )
+            for number, offer in enumerate(offer for offer in self._offers for _ in range(offer.nodes))
         )
 
     def _default_offer(self) -> Offer:
