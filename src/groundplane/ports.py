@@ -27,8 +27,6 @@ from groundplane.domain.recon import CloudView, Machine
 from groundplane.domain.run import EndReason
 from groundplane.domain.run import FoundCheckpoint as FoundCheckpoint
 from groundplane.domain.run import Observation as Observation
-from groundplane.domain.scheduling.state import Node as Node
-from groundplane.domain.scheduling.state import Slot as Slot
 from groundplane.domain.spec import JobSpec
 from groundplane.errors import Problem, Refused
 
@@ -246,13 +244,6 @@ class Executor(Protocol):
 
     async def nodes(self) -> Sequence[Node]:
         """Every node of the pool, also those that do not answer, which say so. Asking changes nothing."""
-        ...
-
-    async def nodes(self) -> Sequence[Node]:
-        """Every node of the pool with what it has in all, used or not; one that must take nothing is cordoned, with why.
-
-        Raises Unavailable when the pool does not answer; nodes that alone don't answer are cordoned.
-        """
         ...
 
     async def start(self, order: Order) -> None:

@@ -26,7 +26,7 @@ from groundplane.domain.node import Node, NodeAccelerator
 from groundplane.domain.planning import Offer
 from groundplane.domain.run import EndReason, FoundCheckpoint, Observation
 from groundplane.errors import Conflict, InvalidInput, Unavailable
-from groundplane.ports import Clock, LogChunk, Node, Order, Sample
+from groundplane.ports import Clock, LogChunk, Order, Sample
 
 RUNNER = Path(__file__).resolve().parents[2] / "runner"
 RUNNER_ENV = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
@@ -117,21 +117,6 @@ class LocalExecutor:
             )
         ]
 
-    async def nodes(self) -> Sequence[Node]:
-        """This machine, alone."""
-        facts = await asyncio.to_thread(self._node_facts)
-        cards = facts["accelerators"]
-        return [
-            Node(
-                name=self._node,
-                kind="local",
-                cpus=facts["cpus"],
-                memory_bytes=facts["memory_bytes"],
-                accelerators=tuple(card["index"] for card in cards),
-                accelerator=accelerator_name(cards[0]["name"], cards[0]["memory_bytes"]) if cards else "",
-            )
-        ]
-
     async def start(self, order: Order) -> None:
         try:
             await asyncio.to_thread(self._start, order)
@@ -175,8 +160,6 @@ class LocalExecutor:
             indexes: tuple[int, ...] = ()
             if order.accelerators:
                 present = [card["index"] for card in self._node_facts()["accelerators"]]
-                if order.placement:
-                    present = [index for index in order.placement[0].accelerators if index in present]
                 indexes = self._reservations.take(
                     order.attempt_id, order.accelerators, present=present, is_over=self._is_over
                 )

@@ -13,7 +13,7 @@ from groundplane.domain.node import Node, NodeAccelerator, NodeHealth
 from groundplane.domain.planning import Offer
 from groundplane.domain.run import EndReason, FoundCheckpoint, Observation
 from groundplane.errors import Conflict, InvalidInput, Unavailable
-from groundplane.ports import Clock, LogChunk, Node, Order, Sample
+from groundplane.ports import Clock, LogChunk, Order, Sample
 
 NODE = "memory-0"
 
@@ -70,8 +70,7 @@ class _Playing:
 class MemoryExecutor:
     """ports.Executor in memory. `play` gives each order its script; the default succeeds at once.
 
-    `nodes` are what the scheduler places on, its offers' nodes when left out; `machines` may be changed meanwhile, to
-    cordon one. `reachable = False` makes it a pool behind a cut cable: orders raise Unavailable, observations are unknown.
+    `reachable = False` makes it a pool behind a cut cable: orders raise Unavailable, observations are unknown.
     """
 
     def __init__(
@@ -81,13 +80,11 @@ class MemoryExecutor:
         play: Callable[[Order], Script] = lambda _: Script(),
         offers: Sequence[Offer] = (),
         pool: str = "memory",
-        nodes: Sequence[Node] = (),
     ) -> None:
         self._clock = clock
         self._play = play
         self._pool = pool
         self._offers = tuple(replace(offer, simulated=True) for offer in offers) or (self._default_offer(),)
-        self.machines = tuple(nodes) or self._default_nodes()
         self._playing: dict[str, _Playing] = {}
         self._called_off: dict[str, EndReason] = {}
         self.reachable = True
@@ -118,10 +115,6 @@ class MemoryExecutor:
             )
             for index in range(offer.nodes)
         ]
-
-    async def nodes(self) -> Sequence[Node]:
-        self._reach()
-        return self.machines
 
     async def start(self, order: Order) -> None:
         self._reach()
@@ -226,7 +219,7 @@ class MemoryExecutor:
         seen = Observation(
             attempt_id=attempt_id,
             state="running",
-            node=playing.order.placement[0].node if playing.order.placement else NODE,
+            node=playing.order.placements[0].node if playing.order.placements else NODE,
             started_at=playing.started_at,
             last_log_at=None if heard_s is None else playing.started_at + timedelta(seconds=heard_s),
             checkpoints=tuple(found for at_s, found in script.checkpoints if at_s <= until_s),
@@ -241,20 +234,6 @@ class MemoryExecutor:
             end_reason=over.reason,
             exit_code=over.exit_code,
             message=over.message,
-        )
-
-    def _default_nodes(self) -> tuple[Node, ...]:
-        """As many as the offers say, named in order."""
-        return tuple(
-            Node(
-                name=f"{self._pool}-{number}",
-                kind=offer.node_type,
-                cpus=offer.cpus,
-                memory_bytes=offer.memory_bytes,
-                accelerators=tuple(range(offer.accelerators)),
-                accelerator=offer.accelerator,
-            )
-            for number, offer in enumerate(offer for offer in self._offers for _ in range(offer.nodes))
         )
 
     def _default_offer(self) -> Offer:
