@@ -5,10 +5,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field
 from datetime import UTC, datetime
+from typing import Any
+
+_LATER: Mapping[str, bool] = {"later": True}
+"""Marks fields that came after the first release: left out of the digest while unset, so that specs keep theirs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +30,10 @@ class Metadata:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
-    """Per node. `accelerator` is a catalogue name such as `h100-80gb`; empty when count is 0."""
+    """Per node. `accelerator` is a catalogue name such as `h100-80gb`; empty when count is 0.
+
+    `instance_type`, `cloud` and `region` name a cloud's machine instead of a pool's; `purchase` how it is paid for.
+    """
 
     cpus: float
     memory_bytes: int
@@ -32,6 +41,15 @@ class Resources:
     accelerators: int = 0
     accelerator: str = ""
     nodes: int = 1
+    instance_type: str = field(default="", metadata=_LATER)
+    cloud: str = field(default="", metadata=_LATER)
+    region: str = field(default="", metadata=_LATER)
+    purchase: str = field(default="", metadata=_LATER)
+
+    @property
+    def names_cloud(self) -> bool:
+        """Whether the work is meant for a cloud, by an instance type, a cloud or a region."""
+        return bool(self.instance_type or self.cloud or self.region)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,11 +70,49 @@ class ModelOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSource:
-    """An input: `path` on the node, its name and (when known) its digest."""
+    """An input: `path` on the node, its name and (when known) its digest.
+
+    `size_bytes` is read `passes` times from the storage tier `tier`, or at `bytes_per_s` where that was measured.
+    """
 
     name: str
     path: str
     sha256: str = ""
+    size_bytes: int = field(default=0, metadata=_LATER)
+    passes: int = field(default=1, metadata=_LATER)
+    tier: str = field(default="", metadata=_LATER)
+    bytes_per_s: int = field(default=0, metadata=_LATER)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingNeed:
+    """What is trained and how: from it a plan sums up memory and hours. `model` is a catalogue name, or `params`.
+
+    `tokens` × `epochs` is the amount of work; 0 when it is not known.
+    """
+
+    model: str = ""
+    params: int = 0
+    method: str = "full"
+    precision: str = "bf16"
+    optimizer: str = "adam"
+    batch: int = 1
+    sequence: int = 2_048
+    gradient_checkpointing: bool = False
+    zero: int = 0
+    tokens: int = 0
+    epochs: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServingNeed:
+    """What is served: from it a plan sums up memory. `model` is a catalogue name, or `params`."""
+
+    model: str = ""
+    params: int = 0
+    precision: str = "bf16"
+    context: int = 4_096
+    batch: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +134,10 @@ class JobSpec:
     stop_grace_s: int = 10
     data: tuple[DataSource, ...] = ()
     outputs: tuple[ModelOutput, ...] = ()
+    deadline: datetime | None = field(default=None, metadata=_LATER)
+    training: TrainingNeed | None = field(default=None, metadata=_LATER)
+    checkpoint_every_s: int | None = field(default=None, metadata=_LATER)
+    interruptions_per_day: float | None = field(default=None, metadata=_LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +164,8 @@ class EndpointSpec:
     engine: str = "embedded"
     public: bool = False
     ready_timeout_s: int = 120
+    deadline: datetime | None = field(default=None, metadata=_LATER)
+    serving: ServingNeed | None = field(default=None, metadata=_LATER)
 
 
 def spec_digest(spec: JobSpec | EndpointSpec) -> str:
@@ -114,6 +176,26 @@ def spec_digest(spec: JobSpec | EndpointSpec) -> str:
             return value.astimezone(UTC).isoformat(timespec="microseconds")
         raise TypeError(f"{type(value).__name__} has no canonical form")
 
-    body = {"kind": type(spec).__name__, **asdict(spec)}
+    body = {"kind": type(spec).__name__, **_kept(spec)}
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=plain)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _kept(value: Any) -> dict[str, object]:
+    """A record's fields, without later ones that are unset."""
+    plain: dict[str, object] = {}
+    for each in dataclasses.fields(value):
+        item = getattr(value, each.name)
+        if each.metadata.get("later") and each.default is not MISSING and item == each.default:
+            continue
+        if isinstance(item, Resources):
+            plain[each.name] = _kept(item)
+        elif each.name == "data":
+            plain[each.name] = [_kept(source) for source in item]
+        elif hasattr(item, "__dataclass_fields__"):
+            plain[each.name] = asdict(item)
+        elif isinstance(item, tuple):
+            plain[each.name] = [asdict(one) if hasattr(one, "__dataclass_fields__") else one for one in item]
+        else:
+            plain[each.name] = item
+    return plain

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from groundplane.domain.sizing import Method, Optimizer, Precision
 from groundplane.domain.spec import values as v
 from groundplane.domain.spec.values import Reader
 
@@ -21,6 +22,9 @@ _MODEL = r"[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?"
 _MODEL_MEANING = "a model name (lowercase letters, digits, . _ and -, at most 128)"
 _PATH_INSIDE = r"(?!/)(?!(.*/)?\.\.(/|$))[^\0]+"
 _PERSON = r"[^\s\x00-\x1f][^\x00-\x1f]{0,127}"
+_SKU = r"[A-Za-z0-9][A-Za-z0-9._-]{1,79}"
+_TIER = r"[a-z0-9][a-z0-9-]{0,63}"
+_ARCHITECTURE = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}"
 _ONE_LINE = r"[^\x00-\x1f]{0,256}"
 
 
@@ -110,6 +114,27 @@ def _resources() -> Iterable[Field]:
         meaning="Nodes; all of them start or none does.",
     )  # fmt: skip
     yield Field(
+        path="spec.resources.instance_type", read=v.text(_SKU, "an instance type", example="Standard_D64s_v5"),
+        takes="a cloud's instance type", default="any",
+        meaning="The very machine that is wanted, as its cloud calls it.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.resources.cloud", read=v.choice("azure", "aws", "gcp"), takes="`azure`, `aws` or `gcp`",
+        default="none: a pool", meaning="The cloud it is meant for, instead of a pool.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.resources.region", read=v.text(_LABEL, _LABEL_MEANING, example="eastus"), takes="a cloud's region",
+        default="any", meaning="The region it must be in.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.resources.purchase", read=v.choice("on-demand", "spot", "reserved"),
+        takes="`on-demand`, `spot` or `reserved`", default="on-demand", meaning="How a cloud's machine is paid for.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.deadline", read=v.end_date, takes="date, RFC 3339 time, or duration from now",
+        default="`end_date`", meaning="When the result is needed: lead times and hours are held against it.",
+    )  # fmt: skip
+    yield Field(
         path="spec.end_date", read=v.end_date, takes="date, RFC 3339 time, or duration from now", required=True,
         example="7d",
         meaning="When it is stopped at the latest. A plain date means through the end of that day, UTC.",
@@ -195,6 +220,100 @@ def _job() -> Iterable[Field]:
     )  # fmt: skip
 
 
+def _training() -> Iterable[Field]:
+    job = (JOB,)
+    yield from _model_named("spec.training", job, "trained")
+    yield Field(
+        path="spec.training.method", kinds=job, read=v.choice(*Method), takes="`full`, `lora` or `qlora`",
+        default="full", meaning="Whether all weights are trained, or adapters beside them.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.training.precision", kinds=job, read=v.choice(*Precision), takes="a number format",
+        default="bf16", meaning=f"How weights are kept: {', '.join(Precision)}.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.training.optimizer", kinds=job, read=v.choice(*Optimizer), takes="an optimizer", default="adam",
+        meaning=f"What steps: {', '.join(Optimizer)}.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.training.batch", kinds=job, read=v.integer(1, 65_536), takes="whole number ≥ 1", default="1",
+        meaning="Sequences on each accelerator and step.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.training.sequence", kinds=job, read=v.integer(1, 10**7), takes="whole number ≥ 1",
+        default="2048", meaning="Tokens of a sequence.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.training.gradient_checkpointing", kinds=job, read=v.boolean, takes="true or false",
+        default="false", meaning="Activations are computed again instead of kept.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.training.zero", kinds=job, read=v.integer(0, 3), takes="0 to 3", default="0",
+        meaning="What accelerators share of the states: nothing, or as ZeRO says; 3 is FSDP.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.training.tokens", kinds=job, read=v.count(1), takes="number such as `2B`", default="unknown",
+        meaning="Tokens of the data set: with them a plan tells hours.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.training.epochs", kinds=job, read=v.number(0.001, 10_000), takes="number > 0", default="1",
+        meaning="How often the data set is gone through.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.checkpoint_every", kinds=job, read=v.duration(), takes="duration ≥ 1s", default="30m assumed",
+        meaning="Time between checkpoints: what an interruption costs at most, before it goes on.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.interruptions_per_day", kinds=job, read=v.number(0, 10_000), takes="number ≥ 0",
+        default="the catalogue's", meaning="How often a spot machine is taken away, each, in a day.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.data[].size", kinds=job, read=v.size(0), takes="size", default="unknown",
+        meaning="How much is read in one pass.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.data[].passes", kinds=job, read=v.integer(1, 10_000), takes="whole number ≥ 1", default="1",
+        meaning="How often it is read from there.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.data[].tier", kinds=job, read=v.text(_TIER, "a storage tier of the catalogue", example="az-blob-hot"),
+        takes="catalogue name", default="unknown", meaning="Where it lies: `ground catalog show storage_tiers`.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.data[].throughput", kinds=job, read=v.rate, takes="rate such as `60MB/s`",
+        default="the tier's", meaning="How fast it can be read, where that was measured.",
+    )  # fmt: skip
+
+
+def _serving() -> Iterable[Field]:
+    endpoint = (ENDPOINT,)
+    yield from _model_named("spec.serving", endpoint, "served")
+    yield Field(
+        path="spec.serving.precision", kinds=endpoint, read=v.choice(*Precision), takes="a number format",
+        default="bf16", meaning=f"How weights are kept: {', '.join(Precision)}.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.serving.context", kinds=endpoint, read=v.integer(1, 10**8), takes="whole number ≥ 1",
+        default="4096", meaning="Tokens of a sequence, prompt and answer together.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.serving.batch", kinds=endpoint, read=v.integer(1, 65_536), takes="whole number ≥ 1",
+        default="1", meaning="Sequences at once.",
+    )  # fmt: skip
+
+
+def _model_named(section: str, kinds: tuple[str, ...], what: str) -> Iterable[Field]:
+    yield Field(
+        path=f"{section}.model", kinds=kinds,
+        read=v.text(_ARCHITECTURE, "a model of the catalogue", example="llama-3.1-8b"), takes="catalogue name",
+        default="none", meaning=f"The model that is {what}, by its shape; or give `params`.",
+    )  # fmt: skip
+    yield Field(
+        path=f"{section}.params", kinds=kinds, read=v.count(1), takes="number such as `7B`", default="none",
+        meaning="Its parameters, when its exact shape does not matter.",
+    )  # fmt: skip
+
+
 def _endpoint() -> Iterable[Field]:
     endpoint = (ENDPOINT,)
     yield Field(
@@ -232,7 +351,7 @@ def _endpoint() -> Iterable[Field]:
     )  # fmt: skip
 
 
-FIELDS: tuple[Field, ...] = (*_common(), *_job(), *_endpoint(), *_resources())
+FIELDS: tuple[Field, ...] = (*_common(), *_job(), *_training(), *_endpoint(), *_serving(), *_resources())
 
 
 def fields_of(kind: str) -> dict[str, Field]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -22,7 +22,9 @@ from groundplane.domain.spec import (
     ModelOutput,
     Resources,
     Retry,
+    ServingNeed,
     TokenPrice,
+    TrainingNeed,
 )
 from groundplane.domain.spec.fields import API_VERSION, ENDPOINT, JOB, KINDS, Field, fields_of, sections_of
 from groundplane.domain.spec.values import Fault, Unreadable, entries, kind_of, shown
@@ -38,9 +40,10 @@ _COMMON_NAMES = {
     "gpu": "accelerators", "gpus": "accelerators", "gpu_count": "accelerators", "num_gpus": "accelerators",
     "gpu_type": "accelerator", "gpu_model": "accelerator", "ram": "memory", "mem": "memory", "storage": "disk",
     "cwd": "workdir", "working_dir": "workdir", "environment": "env", "timeout": "max_duration",
-    "time_limit": "max_duration", "deadline": "end_date", "expires": "end_date", "budget": "max_cost",
+    "time_limit": "max_duration", "due": "deadline", "expires": "end_date", "budget": "max_cost",
     "queue": "pool", "partition": "pool", "args": "command", "entrypoint": "command", "team": "project",
-    "namespace": "project", "price": "token_price", "replicas": "nodes",
+    "namespace": "project", "price": "token_price", "replicas": "nodes", "sku": "instance_type",
+    "vm_size": "instance_type", "machine_type": "instance_type", "location": "region",
 }  # fmt: skip
 """What other dialects call our fields."""
 
@@ -270,7 +273,9 @@ def _invalid(problems: list[Problem]) -> InvalidInput:
 def _job(values: Mapping[str, Any]) -> JobSpec:
     spec = values["spec"]
     optional = {"workdir": "workdir", "env": "env", "pool": "pool", "idle_limit": "idle_limit_s",
-                "control_plane_gone_limit": "control_plane_gone_limit_s", "stop_grace": "stop_grace_s"}  # fmt: skip
+                "control_plane_gone_limit": "control_plane_gone_limit_s", "stop_grace": "stop_grace_s",
+                "deadline": "deadline", "checkpoint_every": "checkpoint_every_s",
+                "interruptions_per_day": "interruptions_per_day"}  # fmt: skip
     return JobSpec(
         metadata=Metadata(**values["metadata"]),
         command=spec["command"],
@@ -279,7 +284,8 @@ def _job(values: Mapping[str, Any]) -> JobSpec:
         max_cost_microusd=spec["max_cost"],
         max_duration_s=spec["max_duration"],
         retry=Retry(**_renamed(spec.get("retry", {}), {"max_attempts": "max_attempts", "backoff": "backoff_s"})),
-        data=tuple(DataSource(**item) for item in spec.get("data", ())),
+        data=tuple(DataSource(**_spelled(item, _DATA)) for item in spec.get("data", ())),
+        training=TrainingNeed(**spec["training"]) if "training" in spec else None,
         outputs=tuple(ModelOutput(**item) for item in spec.get("outputs", {}).get("models", ())),
         **_renamed(spec, optional),
     )
@@ -287,7 +293,8 @@ def _job(values: Mapping[str, Any]) -> JobSpec:
 
 def _endpoint(values: Mapping[str, Any], now: datetime) -> EndpointSpec:
     spec = values["spec"]
-    optional = {"pool": "pool", "engine": "engine", "public": "public", "ready_timeout": "ready_timeout_s"}
+    optional = {"pool": "pool", "engine": "engine", "public": "public", "ready_timeout": "ready_timeout_s",
+                "deadline": "deadline"}  # fmt: skip
     until_end_s = max(1, int((spec["end_date"] - now).total_seconds()))
     price = {name: f"{name}_microusd_per_million" for name in ("prompt", "completion", "cached")}
     return EndpointSpec(
@@ -298,13 +305,21 @@ def _endpoint(values: Mapping[str, Any], now: datetime) -> EndpointSpec:
         max_cost_microusd=spec["max_cost"],
         max_duration_s=spec.get("max_duration", until_end_s),
         token_price=TokenPrice(**_renamed(spec["token_price"], price)),
+        serving=ServingNeed(**spec["serving"]) if "serving" in spec else None,
         **_renamed(spec, optional),
     )
 
 
 def _resources(values: Mapping[str, Any]) -> Resources:
-    renamed = {"memory": "memory_bytes", "disk": "disk_bytes"}
-    return Resources(**{renamed.get(name, name): value for name, value in values.items()})
+    return Resources(**_spelled(values, {"memory": "memory_bytes", "disk": "disk_bytes"}))
+
+
+_DATA = {"size": "size_bytes", "throughput": "bytes_per_s"}
+
+
+def _spelled(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Every value, under our name where ours is another."""
+    return {names.get(name, name): value for name, value in values.items()}
 
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -342,7 +357,13 @@ def _job_body(spec: JobSpec) -> dict[str, Any]:
     body["stop_grace"] = f"{spec.stop_grace_s}s"
     body["retry"] = {"max_attempts": spec.retry.max_attempts, "backoff": f"{spec.retry.backoff_s}s"}
     if spec.data:
-        body["data"] = [_without_empty(name=d.name, path=d.path, sha256=d.sha256) for d in spec.data]
+        body["data"] = [_data_body(each) for each in spec.data]
+    if spec.training is not None:
+        body["training"] = _need_body(spec.training)
+    if spec.checkpoint_every_s is not None:
+        body["checkpoint_every"] = f"{spec.checkpoint_every_s}s"
+    if spec.interruptions_per_day is not None:
+        body["interruptions_per_day"] = spec.interruptions_per_day
     if spec.outputs:
         models = [
             _without_empty(name=o.name, path=o.path, license=o.license, framework=o.framework) for o in spec.outputs
@@ -351,9 +372,25 @@ def _job_body(spec: JobSpec) -> dict[str, Any]:
     return body
 
 
+def _data_body(source: DataSource) -> dict[str, Any]:
+    body: dict[str, Any] = _without_empty(
+        name=source.name, path=source.path, sha256=source.sha256, tier=source.tier,
+        size=f"{source.size_bytes}B" if source.size_bytes else "",
+        throughput=f"{source.bytes_per_s}B/s" if source.bytes_per_s else "",
+    )  # fmt: skip
+    return body if source.passes == 1 else {**body, "passes": source.passes}
+
+
+def _need_body(need: TrainingNeed | ServingNeed) -> dict[str, Any]:
+    """Without what is unset: no model, no number of parameters or tokens."""
+    return {name: value for name, value in asdict(need).items() if value not in ("", 0) or value is False}
+
+
 def _endpoint_body(spec: EndpointSpec) -> dict[str, Any]:
     price = spec.token_price
+    body = {} if spec.serving is None else {"serving": _need_body(spec.serving)}
     return {
+        **body,
         "model": spec.model,
         **_shared_body(spec),
         "token_price": {
@@ -376,9 +413,11 @@ def _shared_body(spec: Spec) -> dict[str, Any]:
         "accelerators": need.accelerators,
         "nodes": need.nodes,
     }
-    if need.accelerator:
-        resources["accelerator"] = need.accelerator
+    named = ("accelerator", "instance_type", "cloud", "region", "purchase")
+    resources |= _without_empty(**{name: getattr(need, name) for name in named})
+    deadline = {} if spec.deadline is None else {"deadline": spec.deadline.isoformat(timespec="microseconds")}
     return {
+        **deadline,
         "pool": spec.pool,
         "resources": resources,
         "end_date": spec.end_date.isoformat(timespec="microseconds"),

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -140,6 +141,35 @@ def size(minimum: int) -> Reader:
             raise _bad(node, f"{value} has no unit, so it means {value} bytes", f"write {value}GiB or {value}MiB")
         _bounds(node, count, minimum, MAX_BYTES, format_bytes)
         return count
+
+    return read
+
+
+def rate(node: Node, _now: datetime) -> int:
+    """Bytes a second: `60MB/s`."""
+    value = _plain(node, "a rate").removesuffix("/s").strip()
+    hint = "write it like 60MB/s"
+    if value.startswith("-") or value.isdigit():
+        raise _bad(node, f"{value} has no unit" if value.isdigit() else f"{shown(value)} is below 0", hint)
+    count = _unit(node, parse_bytes, value)
+    if count == 0:
+        raise _bad(node, "must be more than 0", hint)
+    _bounds(node, count, 1, MAX_BYTES, format_bytes)
+    return count
+
+
+def count(minimum: int) -> Reader:
+    """A large number as people write it: `7B`, `350M`, `2000000`."""
+    scale = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+
+    def read(node: Node, _now: datetime) -> int:
+        value = _plain(node, "a number")
+        match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*([KMBT]?)", value.upper().replace(",", ""), re.ASCII)
+        if match is None:
+            raise _bad(node, f"{shown(value)} is no number", "write it like 7B or 350M")
+        amount = round(Decimal(match[1]) * scale[match[2]])
+        _bounds(node, amount, minimum, 10**18, lambda bound: f"{bound:,}")
+        return amount
 
     return read
 
