@@ -3,6 +3,7 @@
     GroundError
     ├── InvalidInput      what was sent can't be understood         exit 2   HTTP 422
     ├── Refusal           understood, and the answer is no          exit 3   HTTP 409
+    │   └── ApprovalNeeded    somebody else must agree first        exit 10  HTTP 409
     ├── NotFound          no such object                            exit 4   HTTP 404
     ├── Conflict          the world changed, or it exists already   exit 5   HTTP 409
     ├── AlreadyUp         a second `ground up` on one home          exit 1
@@ -87,6 +88,12 @@ class Refusal(GroundError):
         first = refusals[0]
         super().__init__(str(first), first.hint)
         self.refusals = tuple(refusals)
+
+
+class ApprovalNeeded(Refusal):
+    """Nothing is wrong with the plan, but somebody else must agree before it is applied."""
+
+    code, exit_code = "approval-needed", 10
 
 
 class NotFound(GroundError):

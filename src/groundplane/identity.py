@@ -12,6 +12,7 @@ from enum import StrEnum
 class Role(StrEnum):
     ADMIN = "admin"
     OPERATOR = "operator"
+    LEAD = "lead"
     MEMBER = "member"
     FINANCE = "finance"
     SECURITY = "security"
@@ -24,6 +25,7 @@ class Permission(StrEnum):
 
     RUNS_READ = "runs:read"
     RUNS_WRITE = "runs:write"
+    PLANS_APPROVE = "plans:approve"
     MODELS_READ = "models:read"
     MODELS_WRITE = "models:write"
     ENDPOINTS_READ = "endpoints:read"
@@ -50,6 +52,7 @@ _MEMBER = _READ | {P.REQUESTS_WRITE, P.RUNS_WRITE, P.MODELS_WRITE, P.ENDPOINTS_W
 ROLE_PERMISSIONS: dict[Role, frozenset[Permission]] = {
     Role.ADMIN: frozenset(Permission),
     Role.OPERATOR: frozenset(set(Permission) - {P.SYSTEM_WRITE}),
+    Role.LEAD: frozenset(_MEMBER | {P.PLANS_APPROVE}),
     Role.MEMBER: frozenset(_MEMBER),
     Role.FINANCE: frozenset(_READ | {P.BUDGETS_WRITE}),
     Role.SECURITY: frozenset(_READ | {P.AUDIT_READ, P.KEYS_READ, P.KEYS_WRITE}),

@@ -12,6 +12,7 @@ import pytest
 
 from groundplane.audit import EventDraft, check_chain
 from groundplane.domain.access import Exposure, Key, Project
+from groundplane.domain.approval import Approval, Vote
 from groundplane.domain.budget import Budget, Hold, HoldStatus
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
@@ -158,6 +159,24 @@ EVERY_KIND: Sequence[Any] = (
         hash="h",
         created_by="ana",
         created_at=NOW,
+    ),
+    Approval(
+        id="plan-1",
+        project="vision",
+        kind="job",
+        name="tiny",
+        owner="ana",
+        created_by="bo",
+        plan_hash="h",
+        worst_case_microusd=7,
+        reasons=("self-service-plan: much",),
+        needed=2,
+        four_eyes=True,
+        validity_s=60,
+        votes=(Vote(by="lea", role=Role.LEAD, key_id="key-1", plan_hash="h", comment="", at=NOW),),
+        requested_at=NOW,
+        expires_at=NOW + timedelta(seconds=60),
+        due_at=NOW,
     ),
     a_run(stop_requested=EndReason.BUDGET_SPENT, started_at=NOW, due_at=None),
     Attempt(id="attempt-1", run_id="run-1", number=1, pool="local", started=True, created_at=NOW, exit_code=-9),

@@ -8,9 +8,28 @@ from datetime import datetime
 
 from groundplane.errors import InvalidInput
 from groundplane.identity import CROSS_PROJECT, ROLE_PERMISSIONS, Actor, Permission, Role
+from groundplane.units import MICROUSD_PER_USD, format_usd
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _TEXT_CHARACTERS_MAX = 500
+_MONEY_MAX_MICROUSD = 1_000_000_000 * MICROUSD_PER_USD
+_ACCELERATORS_MAX = 1_000_000
+_APPROVALS_MAX = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfService:
+    """What a project may begin without asking. A plan beyond it needs approval.
+
+    `month_max_microusd` limits what is held, spent and waiting in one calendar month; None sets no limit. A plan above
+    `second_threshold_microusd` needs `second_approvals` people to agree; None: one is always enough.
+    """
+
+    accelerators_max: int = 4
+    plan_max_microusd: int = 500 * MICROUSD_PER_USD
+    month_max_microusd: int | None = None
+    second_threshold_microusd: int | None = None
+    second_approvals: int = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +41,7 @@ class Project:
     cost_center: str
     monthly_limit_microusd: int | None = None
     thresholds_percent: tuple[int, ...] = (50, 80, 100)
+    self_service: SelfService = SelfService()
     created_at: datetime
     version: int = 0
 
@@ -104,3 +124,20 @@ def checked_text(text: str, what: str) -> str:
     if len(cleaned) > _TEXT_CHARACTERS_MAX or not cleaned.isprintable():
         raise InvalidInput(f"{what} must be one line of at most {_TEXT_CHARACTERS_MAX} characters")
     return cleaned
+
+
+def checked_self_service(limits: SelfService) -> SelfService:
+    """The limits, when they can be kept: money of $0 to $1,000,000,000, 1 to 10 approvals. Raises InvalidInput."""
+    money = (
+        ("dollars a plan", limits.plan_max_microusd),
+        ("dollars a month", limits.month_max_microusd),
+        ("the threshold of further approvals", limits.second_threshold_microusd),
+    )
+    for what, amount in money:
+        if amount is not None and not 0 <= amount <= _MONEY_MAX_MICROUSD:
+            raise InvalidInput(f"{what}: $0 to {format_usd(_MONEY_MAX_MICROUSD)}, not {format_usd(amount)}")
+    if not 0 <= limits.accelerators_max <= _ACCELERATORS_MAX:
+        raise InvalidInput(f"accelerators: 0 to {_ACCELERATORS_MAX:,}, not {limits.accelerators_max}")
+    if not 1 <= limits.second_approvals <= _APPROVALS_MAX:
+        raise InvalidInput(f"approvals: 1 to {_APPROVALS_MAX}, not {limits.second_approvals}")
+    return limits

@@ -23,6 +23,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from groundplane.audit import Event
 from groundplane.domain.access import Exposure, Key, Project
+from groundplane.domain.approval import Approval
 from groundplane.domain.budget import Budget, Hold, HoldStatus
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.intake.request import Request
@@ -32,7 +33,7 @@ from groundplane.domain.planning import Plan
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -94,6 +95,13 @@ KINDS: dict[type, Kind] = {
             table="plans",
             indexes=(("project", "created_at"),),
             not_negative=("worst_case_microusd",),
+        ),
+        Kind(
+            row=Approval,
+            table="approvals",
+            indexes=(("due_at",), ("project", "requested_at"), ("status", "requested_at")),
+            not_negative=("worst_case_microusd", "waited_s"),
+            references={"id": Plan},
         ),
         Kind(
             row=Run,
