@@ -79,13 +79,13 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "field of the other kind": (
         _swapped("  end_date", "  model: tiny@1\n  end_date"),
-        ["line 8: spec.model: unknown field | only kind Endpoint has it"],
+        ["line 8: spec.model: unknown field | it belongs to spec.training: spec.training.model"],
     ),
     "field of nothing": (
         _swapped("cpus: 2", "cpus: 2, zzz: 1"),
         [
             "line 7: spec.resources.zzz: unknown field | "
-            "known here: accelerator, accelerators, cpus, disk, memory, nodes"
+            "known here: accelerator, accelerators, cloud, cpus, disk, instance_type, memory, nodes, purchase, region"
         ],
     ),
     "field written twice": (

@@ -276,7 +276,8 @@ def _training() -> Iterable[Field]:
         meaning="How often it is read from there.",
     )  # fmt: skip
     yield Field(
-        path="spec.data[].tier", kinds=job, read=v.text(_TIER, "a storage tier of the catalogue", example="az-blob-hot"),
+        path="spec.data[].tier", kinds=job,
+        read=v.text(_TIER, "a storage tier of the catalogue", example="az-blob-hot"),
         takes="catalogue name", default="unknown", meaning="Where it lies: `ground catalog show storage_tiers`.",
     )  # fmt: skip
     yield Field(
