@@ -49,6 +49,7 @@ class Verdict:
     """One policy rule's answer on one spec. `refused` is None when nothing stands in the way; a `warning` does not.
 
     `approval` is why somebody else must agree before it is applied, with its number; empty when nobody need.
+    `exception` says until when and by whom a rule that would speak is lifted.
     """
 
     rule: str
@@ -56,6 +57,7 @@ class Verdict:
     refused: Refused | None
     warning: str = ""
     approval: str = ""
+    exception: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,10 +30,11 @@ from groundplane.domain.intake.request import Request
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import Plan
+from groundplane.domain.policy.exceptions import PolicyException
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0005"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -103,6 +104,7 @@ KINDS: dict[type, Kind] = {
             not_negative=("worst_case_microusd", "waited_s"),
             references={"id": Plan},
         ),
+        Kind(row=PolicyException, table="policy_exceptions", indexes=(("project", "expires_at"),)),
         Kind(
             row=Run,
             table="runs",
