@@ -32,6 +32,20 @@ def _day(text: str) -> str:
     return date.fromisoformat(text).isoformat()
 
 
+def _positive_duration_s(text: str) -> int:
+    seconds = parse_duration_s(text)
+    if seconds < 1:
+        raise ValueError("at least 1s")
+    return seconds
+
+
+def _switch(text: str) -> bool:
+    try:
+        return {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}[text.strip().lower()]
+    except KeyError:
+        raise ValueError("neither on nor off") from None
+
+
 def _setting(variable: str, default: Any, meaning: str, parse: Any = str, *, secret: bool = False) -> Any:
     return field(default=default, metadata={"variable": variable, "meaning": meaning, "parse": parse, "secret": secret})
 
@@ -104,6 +118,18 @@ class Settings:
     )
     upload_limit_bytes: int = _setting(
         "GROUND_UPLOAD_LIMIT", 64 * 2**30, "Most bytes one model upload may bring.", parse_bytes
+    )
+    approval_expiry_s: int = _setting(
+        "GROUND_APPROVAL_EXPIRY",
+        72 * 3600,
+        "How long a plan waits for approval, and how long an approval may be used.",
+        _positive_duration_s,
+    )
+    approval_four_eyes: bool = _setting(
+        "GROUND_APPROVAL_FOUR_EYES",
+        True,
+        "Whether who made a plan or owns its work is kept from approving it; off for an installation of one person.",
+        _switch,
     )
     drain_s: int = _setting(
         "GROUND_DRAIN", 15, "How long a stopping process may finish what it has begun.", parse_duration_s
@@ -180,6 +206,8 @@ def shown(name: str, value: object) -> str:
         return format_bytes(value)
     if isinstance(value, int) and name.endswith("_s"):
         return format_duration(value)
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return str(value)
 
 

@@ -31,6 +31,7 @@ from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.domain.intake.lexicon import lexicon_of
 from groundplane.ports import Clock, Executor, Store
 from groundplane.services.access import Access
+from groundplane.services.approvals import Approvals
 from groundplane.services.audit_trail import AuditTrail
 from groundplane.services.catalog import Catalog
 from groundplane.services.costs import Costs
@@ -59,6 +60,7 @@ class App:
     costs: Costs
     requests: Requests
     plans: Plans
+    approvals: Approvals
     runs: Runs
     endpoints: Endpoints
     models: Models
@@ -107,13 +109,14 @@ async def build(settings: Settings) -> App:
         files=FolderModelFiles(),
         provenance=MachineProvenance(),
     )
+    notifier = LogNotifier()
     costs = Costs(
         store=store,
         clock=clock,
         ids=ids,
         usage_log=usage_log,
         gateway_slice_microusd=settings.gateway_slice_microusd,
-        notify=LogNotifier(),
+        notify=notifier,
     )
     catalogue = load_catalogue(home / "catalog")
     hardware = catalogue.hardware
@@ -123,16 +126,26 @@ async def build(settings: Settings) -> App:
         as_of=date.fromisoformat(settings.local_price_as_of) if settings.local_price_as_of else clock.now().date(),
         hardware=hardware,
     )
+    approvals = Approvals(
+        store=store,
+        clock=clock,
+        notify=notifier,
+        validity_s=settings.approval_expiry_s,
+        four_eyes=settings.approval_four_eyes,
+    )
     plans = Plans(
         store=store,
         clock=clock,
         ids=ids,
         executors=executors,
         prices=prices,
+        approvals=approvals,
         hardware=hardware,
         gateway_addresses=(settings.gateway_host,),
     )
-    runs = Runs(store=store, clock=clock, ids=ids, plans=plans, costs=costs, executors=executors, wake=wake)
+    runs = Runs(
+        store=store, clock=clock, ids=ids, plans=plans, approvals=approvals, costs=costs, executors=executors, wake=wake
+    )
     return App(
         settings=settings,
         store=store,
@@ -149,11 +162,13 @@ async def build(settings: Settings) -> App:
             gap_filler=_gap_filler(settings),
         ),
         plans=plans,
+        approvals=approvals,
         runs=runs,
         endpoints=Endpoints(
             store=store,
             clock=clock,
             plans=plans,
+            approvals=approvals,
             runs=runs,
             models=models,
             engines={"embedded": EmbeddedModelServer()},

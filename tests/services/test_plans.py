@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 
 from groundplane.adapters.executors.memory import MemoryExecutor
+from groundplane.adapters.notify import MemoryNotifier
 from groundplane.adapters.prices import BookPriceBook
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds
@@ -19,6 +20,7 @@ from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import Offer, Plan, PlanStatus
 from groundplane.errors import InvalidInput, NotFound, Unavailable
 from groundplane.identity import Actor, Role
+from groundplane.services.approvals import Approvals
 from groundplane.services.plans import Plans
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -120,9 +122,12 @@ class World:
         book = BookPriceBook(local_price_microusd_per_hour=microusd, as_of=as_of, hardware=hardware)
         known = {"local": self.local, "cloud": self.cloud}
         executors = {name: known[name] for name in pools.split()}
+        approvals = Approvals(
+            store=self.store, clock=self.clock, notify=MemoryNotifier(), validity_s=3600, four_eyes=True
+        )
         return Plans(
             store=self.store, clock=self.clock, ids=RandomIds(self.clock), executors=executors, prices=book,
-            hardware=hardware, gateway_addresses=("10.0.0.4:4710",),
+            approvals=approvals, hardware=hardware, gateway_addresses=("10.0.0.4:4710",),
         )  # fmt: skip
 
     async def add(self, row: object) -> None:

@@ -30,6 +30,7 @@ from groundplane.errors import Conflict, Refusal
 from groundplane.identity import Actor, Role
 from groundplane.ports import Order, Tx
 from groundplane.services.access import Access
+from groundplane.services.approvals import Approvals
 from groundplane.services.costs import Costs
 from groundplane.services.models import Models
 from groundplane.services.plans import Plans
@@ -162,10 +163,13 @@ async def a_plane(folder: Path, play: Callable[[Order], Script]) -> Plane:
         gateway_slice_microusd=1,
         notify=MemoryNotifier(),
     )
-    plans = Plans(store=store, clock=clock, ids=ids, executors={"local": executor}, prices=prices)
+    approvals = Approvals(store=store, clock=clock, notify=MemoryNotifier(), validity_s=3600, four_eyes=True)
+    pools = {"local": executor}
+    plans = Plans(store=store, clock=clock, ids=ids, executors=pools, prices=prices, approvals=approvals)
     runs = Runs(
-        store=store, clock=clock, ids=ids, plans=plans, costs=costs, executors={"local": executor}, wake=lambda: None
-    )
+        store=store, clock=clock, ids=ids, plans=plans, approvals=approvals, costs=costs, executors=pools,
+        wake=lambda: None,
+    )  # fmt: skip
     models = Models(
         store=store,
         clock=clock,

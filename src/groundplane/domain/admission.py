@@ -11,7 +11,10 @@ from groundplane.errors import Refused
 
 
 def refusals(plan: Plan, changes: tuple[Refused, ...]) -> tuple[Refused, ...]:
-    """Why this plan can't be applied now: its own refusals, that it was applied before, or that the world changed."""
+    """Why this plan can't be applied now: its own refusals, that it was applied before, or that the world changed.
+
+    What was approved is this plan in the world it was made in: in another one, the approval is of no use.
+    """
     refused = [verdict.refused for verdict in plan.verdicts if verdict.refused is not None]
     if plan.status is PlanStatus.APPLIED:
         refused.append(
@@ -22,6 +25,14 @@ def refusals(plan: Plan, changes: tuple[Refused, ...]) -> tuple[Refused, ...]:
                 hint="make a new plan: ground plan -f SPEC",
             )
         )
+    if changes and plan.status is PlanStatus.APPROVED:
+        carried = Refused(
+            rule="approval-carries-over",
+            need=f"the world that was approved with {plan.id}",
+            have="the changes above",
+            hint="plan again: ground plan -f SPEC; the new plan needs approval anew",
+        )
+        return (*refused, *changes, carried)
     return (*refused, *changes)
 
 

@@ -6,6 +6,7 @@
 | endpoints | 0.25 s | claims due endpoints and asks whether they answer                    |
 | gateway   | 0.5 s  | takes usage into the ledger, reserves money ahead, publishes config  |
 | budgets   | 5 s    | fires the thresholds that spending crossed                           |
+| approvals | 1 s    | ends what waited too long, tells people of what waits and was decided  |
 | beat      | 5 s    | tells runners that the control plane lives                           |
 | sweep     | 60 s   | ends attempts that a pool knows and the database does not            |
 """
@@ -17,6 +18,7 @@ import logging
 from dataclasses import replace
 from typing import TypeVar
 
+from groundplane.domain.approval import Approval
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.run import Attempt, EndReason, Run
 from groundplane.errors import Conflict
@@ -25,7 +27,7 @@ from groundplane.wiring import App
 
 log = logging.getLogger(__name__)
 CLAIM_LIMIT = 64
-Claimed = TypeVar("Claimed", Run, Endpoint)
+Claimed = TypeVar("Claimed", Run, Endpoint, Approval)
 
 
 def schedule(app: App) -> tuple[Loop, ...]:
@@ -53,6 +55,14 @@ def schedule(app: App) -> tuple[Loop, ...]:
         await app.costs.budget_actions()
         return False
 
+    async def approvals() -> bool:
+        for approval in await _claim(app, Approval):
+            try:
+                await app.approvals.step(approval)
+            except Conflict:
+                log.info("approval %s changed while it was looked at", approval.id)
+        return False
+
     async def beat() -> bool:
         for executor in app.executors.values():
             await executor.beat()
@@ -67,6 +77,7 @@ def schedule(app: App) -> tuple[Loop, ...]:
         Loop(name="endpoints", period_s=0.25, step=endpoints, wakeable=True),
         Loop(name="gateway", period_s=0.5, step=gateway, wakeable=True),
         Loop(name="budgets", period_s=5.0, step=budgets),
+        Loop(name="approvals", period_s=1.0, step=approvals),
         Loop(name="beat", period_s=5.0, step=beat),
         Loop(name="sweep", period_s=60.0, step=sweep),
     )
@@ -86,7 +97,7 @@ async def release_own_leases(app: App) -> None:
 
     Only one control plane runs on a home, so nobody else can hold a lease under its name.
     """
-    for kind in (Run, Endpoint):
+    for kind in (Run, Endpoint, Approval):
         async with app.store.transaction() as tx:
             for row in await tx.find(kind, {"lease_owner": app.lease_owner}):
                 await tx.update(replace(row, lease_owner="", lease_expires_at=None))

@@ -18,6 +18,7 @@ from groundplane.domain.spec import EndpointSpec, JobSpec, Retry
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Unavailable
 from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import Clock, ModelServer, RunFiles, Store, Tx
+from groundplane.services.approvals import Approvals
 from groundplane.services.models import Models
 from groundplane.services.plans import Plans
 from groundplane.services.runs import Runs
@@ -36,6 +37,7 @@ class Endpoints:
         store: Store,
         clock: Clock,
         plans: Plans,
+        approvals: Approvals,
         runs: Runs,
         models: Models,
         engines: Mapping[str, ModelServer],
@@ -46,6 +48,7 @@ class Endpoints:
         self._store = store
         self._clock = clock
         self._plans = plans
+        self._approvals = approvals
         self._runs = runs
         self._models = models
         self._engines = engines
@@ -63,6 +66,7 @@ class Endpoints:
             raise InvalidInput(f"{plan_id} plans a job, not an endpoint", "ground apply runs it")
         spec = plan.endpoint
         engine = self._engine(spec)
+        await self._approvals.require(plan)  # before gigabytes are verified and laid out; `admit` asks again
         changes = tuple(await self._plans.recheck(plan))
         version = await self._models.get(actor, spec.model)
         checked = await self._models.verify(actor, version.id)

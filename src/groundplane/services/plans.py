@@ -20,6 +20,7 @@ from groundplane.domain.spec.parse import parse
 from groundplane.errors import NotFound, Refused, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Executor, Ids, PriceBook, Store, Tx
+from groundplane.services.approvals import Approvals
 
 MAX_LISTED = 1_000
 
@@ -44,6 +45,7 @@ class Plans:
         ids: Ids,
         executors: Mapping[str, Executor],
         prices: PriceBook,
+        approvals: Approvals,
         hardware: Hardware | None = None,
         gateway_addresses: tuple[str, ...] = (),
         price_stale_days: int = 30,
@@ -53,6 +55,7 @@ class Plans:
         self._ids = ids
         self._executors = executors
         self._prices = prices
+        self._approvals = approvals
         self._hardware = hardware or Hardware()
         self._gateway_addresses = gateway_addresses
         self._price_stale_days = price_stale_days
@@ -72,6 +75,7 @@ class Plans:
             for spec in specs:
                 plan = await self._draw_up(tx, actor, spec, market)
                 await tx.insert(plan)
+                await self._approvals.ask(tx, plan)
                 await tx.append_event(_event(plan))
                 plans.append(plan)
         return plans
@@ -115,10 +119,13 @@ class Plans:
 
     async def _draw_up(self, tx: Tx, actor: Actor, spec: JobSpec | EndpointSpec, market: _Market) -> Plan:
         subject = await self._subject(tx, actor, spec, market)
+        verdicts = policy.judge(subject)
+        if subject.ranking.best is not None:
+            verdicts += await self._approvals.verdicts(tx, spec, subject.ranking.best.worst_case_microusd)
         return planning.seal(
             spec,
             subject.ranking,
-            policy.judge(subject),
+            verdicts,
             id=self._ids.new("plan"),
             created_by=actor.name,
             now=subject.now,
@@ -215,6 +222,8 @@ def _event(plan: Plan) -> EventDraft:
     }
     if plan.status is PlanStatus.REFUSED:
         after["refused"] = refused
+    if plan.status is PlanStatus.NEEDS_APPROVAL:
+        after["approval"] = [verdict.rule for verdict in plan.verdicts if verdict.approval]
     return EventDraft(
         at=plan.created_at,
         actor=plan.created_by,

@@ -15,6 +15,7 @@ from groundplane.domain.spec import JobSpec
 from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Executor, Ids, LogChunk, Sample, Store, Tx
+from groundplane.services.approvals import Approvals, refusal
 from groundplane.services.costs import Costs
 from groundplane.services.plans import Plans
 
@@ -29,6 +30,7 @@ class Runs:
         clock: Clock,
         ids: Ids,
         plans: Plans,
+        approvals: Approvals,
         costs: Costs,
         executors: Mapping[str, Executor],
         wake: Callable[[], None],
@@ -37,12 +39,13 @@ class Runs:
         self._clock = clock
         self._ids = ids
         self._plans = plans
+        self._approvals = approvals
         self._costs = costs
         self._executors = executors
         self._wake = wake
 
     async def submit(self, actor: Actor, plan_id: str, *, idempotency_key: str = "") -> Run:
-        """Admits a job plan: hold and run in one transaction. Raises Refusal, NotFound, InvalidInput.
+        """Admits a job plan: hold and run in one transaction. Raises Refusal, ApprovalNeeded, NotFound, InvalidInput.
 
         The same idempotency key from the same project gives the run it gave the first time.
         """
@@ -72,8 +75,8 @@ class Runs:
         locked = await tx.get(Plan, plan.id, lock=True)
         if locked is None:
             raise NotFound(f"plan {plan.id} is gone", "make a new one: ground plan -f SPEC")
-        if refused := admission.refusals(locked, changes):
-            raise Refusal(refused)
+        if refused := (*admission.refusals(locked, changes), *await self._approvals.refusals(tx, locked)):
+            raise refusal(refused)
         now = self._clock.now()
         run_id = self._ids.new("run")
         hold = await self._costs.hold(
@@ -93,6 +96,7 @@ class Runs:
         )
         await tx.insert(run)
         await tx.update(replace(locked, status=PlanStatus.APPLIED, applied_to=endpoint or run_id))
+        await self._approvals.used(tx, locked)
         await tx.append_event(
             EventDraft(
                 at=now,

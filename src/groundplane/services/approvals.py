@@ -1,0 +1,285 @@
+"""Approvals: asked for when a plan is beyond what its project may begin alone, given or refused by people, and told of.
+
+Every change is made with the plan's row locked, so that a yes, a no, the end of its time and applying never overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+
+from groundplane.audit import EventDraft
+from groundplane.domain import approval as rules
+from groundplane.domain.access import Key, Project, SelfService, checked_self_service, checked_text
+from groundplane.domain.approval import Approval, ApprovalStatus
+from groundplane.domain.budget import Budget, budget_id
+from groundplane.domain.planning import Plan, PlanStatus, Verdict
+from groundplane.domain.spec import EndpointSpec, JobSpec
+from groundplane.errors import ApprovalNeeded, InvalidInput, NotFound, Refusal, Refused
+from groundplane.identity import CROSS_PROJECT, SYSTEM, Actor
+from groundplane.ports import Clock, Notice, Notifier, Store, Tx
+from groundplane.services.access import visible_project
+
+MAX_LISTED = 1_000
+OPEN = (ApprovalStatus.WAITING, ApprovalStatus.APPROVED)
+_PLAN_STATUS = {
+    ApprovalStatus.WAITING: PlanStatus.NEEDS_APPROVAL,
+    ApprovalStatus.APPROVED: PlanStatus.APPROVED,
+    ApprovalStatus.REJECTED: PlanStatus.REJECTED,
+    ApprovalStatus.EXPIRED: PlanStatus.EXPIRED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """What metrics tell of one project: questions by status, and how long it took on average until one was approved."""
+
+    by_status: Mapping[str, int]
+    approved_after_s: float | None
+
+
+class Approvals:
+    """Use cases over approvals, the gate that admission asks, and the step their loop takes."""
+
+    def __init__(self, *, store: Store, clock: Clock, notify: Notifier, validity_s: int, four_eyes: bool) -> None:
+        self._store = store
+        self._clock = clock
+        self._notify = notify
+        self._validity_s = validity_s
+        self._four_eyes = four_eyes
+
+    # ------------------------------------------------------------ inside a caller's transaction
+
+    async def verdicts(
+        self, tx: Tx, spec: JobSpec | EndpointSpec, worst_case_microusd: int, *, lock: bool = False
+    ) -> tuple[Verdict, ...]:
+        """One verdict per self-service limit that this work is beyond. `lock` keeps the month's sum from moving."""
+        name = spec.metadata.project
+        project = await tx.get(Project, name)
+        limits = project.self_service if project is not None else SelfService()
+        taken = 0
+        if limits.month_max_microusd is not None:
+            month = await tx.get(Budget, budget_id(name, self._clock.now()), lock=lock)
+            waiting = await tx.total(Approval, "worst_case_microusd", where={"project": name, "status": OPEN})
+            taken = waiting[()] + (month.held_microusd + month.posted_microusd if month is not None else 0)
+        return rules.beyond(spec, worst_case_microusd, limits, taken)
+
+    async def ask(self, tx: Tx, plan: Plan) -> None:
+        """Writes the question down when the plan needs approval; nothing otherwise."""
+        if plan.status is not PlanStatus.NEEDS_APPROVAL:
+            return
+        project = await tx.get(Project, plan.project)
+        limits = project.self_service if project is not None else SelfService()
+        await tx.insert(rules.ask(plan, limits, four_eyes=self._four_eyes, validity_s=self._validity_s))
+
+    async def refusals(self, tx: Tx, plan: Plan) -> tuple[Refused, ...]:
+        """Why a plan (its row locked) may not be applied for want of approval; empty when it may."""
+        spec = plan.job or plan.endpoint
+        if plan.status in {PlanStatus.REFUSED, PlanStatus.APPLIED}:
+            return ()  # said by admission
+        if not rules.reasons(plan):
+            # It was within the limits when it was planned; they or the month may have moved since.
+            over = () if spec is None else await self.verdicts(tx, spec, plan.worst_case_microusd, lock=True)
+            hint = "plan again and have it approved: ground plan -f SPEC"
+            return tuple(Refused(rule=v.rule, need="approval", have=v.approval, hint=hint) for v in over)
+        approval = await tx.get(Approval, plan.id, lock=True)
+        names = await self._approvers(tx, approval) if approval is not None else ()
+        found = rules.blocked(plan, approval, names, self._clock.now())
+        return (found,) if found is not None else ()
+
+    async def used(self, tx: Tx, plan: Plan) -> None:
+        """The plan is applied: its approval, if it needed one, serves nothing else."""
+        approval = await tx.get(Approval, plan.id, lock=True)
+        if approval is not None:
+            await tx.update(replace(approval, status=ApprovalStatus.APPLIED, due_at=None, lease_owner=""))
+
+    # ------------------------------------------------------------ people's use cases
+
+    async def approve(self, actor: Actor, plan_id: str, *, comment: str = "", seen_hash: str = "") -> Approval:
+        """This person's yes. Twice is the same as once. Raises NotFound, Refusal (four eyes, over, another hash)."""
+        now = self._clock.now()
+        async with self._store.transaction() as tx:
+            plan, before = await self._locked(tx, actor, plan_id)
+            after = rules.approve(before, plan, actor, now, comment=_comment(comment), seen_hash=seen_hash)
+            if isinstance(after, Refused):
+                raise Refusal([after])
+            if after == before:
+                return before
+            facts: dict[str, object] = {
+                "hash": plan.hash,
+                "approvals": f"{len(rules.counted(after, plan.hash))} of {after.needed}",
+            }
+            return await self._write(tx, plan, after, "plan.approve", actor.name, comment, facts)
+
+    async def reject(self, actor: Actor, plan_id: str, reason: str) -> Approval:
+        """A no, final for this plan, also when it was approved and not applied yet. Raises NotFound, Refusal."""
+        said = checked_text(reason, "reason")
+        now = self._clock.now()
+        async with self._store.transaction() as tx:
+            plan, before = await self._locked(tx, actor, plan_id)
+            after = rules.reject(before, actor, now, said)
+            if isinstance(after, Refused):
+                raise Refusal([after])
+            if after == before:
+                return before
+            return await self._write(tx, plan, after, "plan.reject", actor.name, said, {"hash": plan.hash})
+
+    async def approvals(
+        self, actor: Actor, *, project: str | None = None, status: str | None = None, limit: int = 100
+    ) -> list[Approval]:
+        """Newest first; only those of projects the actor sees. `status` is an ApprovalStatus, or `open`."""
+        where: dict[str, object] = {}
+        if project is not None or actor.role not in CROSS_PROJECT:
+            where["project"] = project if project is not None else (actor.project or "")
+        if status == "open":
+            where["status"] = OPEN
+        elif status is not None:
+            if status not in set(ApprovalStatus):
+                known = ", ".join(["open", *ApprovalStatus])
+                raise InvalidInput(f"unknown approval status {status[:40]!r}", f"one of: {known}")
+            where["status"] = ApprovalStatus(status)
+        now = self._clock.now()
+        async with self._store.transaction() as tx:
+            found = await tx.find(Approval, where, order="-requested_at", limit=min(limit, MAX_LISTED))
+        seen = [rules.expire(approval, now) for approval in found if actor.sees(approval.project)]
+        return [a for a in seen if status is None or status == a.status or (status == "open" and a.status.is_open)]
+
+    async def get(self, actor: Actor, plan_id: str) -> tuple[Approval, tuple[str, ...]]:
+        """The question about a plan, and who may still agree. NotFound for a plan that needs none or is not seen."""
+        async with self._store.transaction() as tx:
+            approval = await tx.get(Approval, plan_id)
+            if approval is None or not actor.sees(approval.project):
+                raise _not_found(plan_id)
+            return rules.expire(approval, self._clock.now()), await self._approvers(tx, approval)
+
+    async def require(self, plan: Plan) -> None:
+        """Raises as admission would when the plan waits for approval: for callers with costly work before admission."""
+        async with self._store.transaction() as tx:
+            refused = await self.refusals(tx, plan)
+        if refused:
+            raise refusal(refused)
+
+    async def set_limits(self, actor: Actor, name: str, limits: SelfService, reason: str = "") -> Project:
+        """What the project may begin without asking, from the next plan on. Plans that wait go on waiting."""
+        wanted = checked_self_service(limits)
+        async with self._store.transaction() as tx:
+            before = await visible_project(tx, actor, name, lock=True)
+            if before.self_service == wanted:
+                return before
+            changed = await tx.update(replace(before, self_service=wanted))
+            await tx.append_event(
+                EventDraft(
+                    at=self._clock.now(),
+                    actor=actor.name,
+                    action="project.set",
+                    object_kind="project",
+                    object_id=name,
+                    project=name,
+                    before=asdict(before.self_service),
+                    after=asdict(wanted),
+                    reason=reason,
+                )
+            )
+        return changed
+
+    async def tallies(self, actor: Actor) -> dict[str, Tally]:
+        """Per project that the actor sees."""
+        passed = (ApprovalStatus.APPROVED, ApprovalStatus.APPLIED)
+        async with self._store.transaction() as tx:
+            counts = await tx.total(Approval, "*", by=("project", "status"))
+            waits = await tx.total(Approval, "waited_s", by=("project",), where={"status": passed})
+        found: dict[str, dict[str, int]] = {}
+        for (project, status), number in counts.items():
+            if actor.sees(str(project)):
+                found.setdefault(str(project), {})[str(status)] = number
+        tallies: dict[str, Tally] = {}
+        for project, by_status in found.items():
+            number = sum(by_status.get(status, 0) for status in passed)
+            mean_s = waits.get((project,), 0) / number if number else None
+            tallies[project] = Tally(by_status=by_status, approved_after_s=mean_s)
+        return tallies
+
+    # ------------------------------------------------------------ what happens by itself
+
+    async def step(self, claimed: Approval) -> None:
+        """One look at one claimed question: end it when its time is over, tell people what they don't know yet.
+
+        A notice that could not be sent raises Unavailable and is sent again when the lease is over; one may come twice.
+        """
+        now = self._clock.now()
+        approval = claimed
+        if claimed.status.is_open and rules.is_expired(claimed, now):
+            ended = await self._expire(claimed)
+            if ended is None:
+                return
+            approval = ended
+        what = rules.untold(approval, now)
+        if what:
+            async with self._store.transaction() as tx:
+                names = await self._approvers(tx, approval)
+            title, text = rules.headline(approval, what, names)
+            kind = f"approval.{what.partition('-')[0]}"
+            await self._notify.send(Notice(at=now, kind=kind, project=approval.project, title=title, text=text))
+        async with self._store.transaction() as tx:
+            await tx.update(rules.told(approval, what))
+
+    async def _expire(self, claimed: Approval) -> Approval | None:
+        async with self._store.transaction() as tx:
+            plan = await tx.get(Plan, claimed.id, lock=True)
+            before = await tx.get(Approval, claimed.id, lock=True)
+            if plan is None or before is None or before.version != claimed.version:
+                return None  # somebody was faster: it is due again
+            after = rules.expire(before, self._clock.now())
+            return await self._write(tx, plan, after, "plan.expire", SYSTEM.name, "", {"hash": plan.hash})
+
+    # ------------------------------------------------------------ parts
+
+    async def _locked(self, tx: Tx, actor: Actor, plan_id: str) -> tuple[Plan, Approval]:
+        plan = await tx.get(Plan, plan_id, lock=True)
+        if plan is None or not actor.sees(plan.project):
+            raise NotFound(f"no plan {plan_id[:80]}", "ground approvals lists what waits")
+        approval = await tx.get(Approval, plan_id, lock=True)
+        if approval is None:
+            need = "a plan that needs approval"
+            hint = f"ground apply {plan_id}" if plan.status is PlanStatus.READY else "plan again: ground plan -f SPEC"
+            raise Refusal([Refused(rule="approval-open", need=need, have=f"{plan_id} is {plan.status}", hint=hint)])
+        return plan, approval
+
+    async def _write(
+        self, tx: Tx, plan: Plan, after: Approval, action: str, by: str, reason: str, facts: dict[str, object]
+    ) -> Approval:
+        written = await tx.update(after)
+        if plan.status is not _PLAN_STATUS[after.status]:
+            await tx.update(replace(plan, status=_PLAN_STATUS[after.status]))
+        await tx.append_event(
+            EventDraft(
+                at=self._clock.now(),
+                actor=by,
+                action=action,
+                object_kind="plan",
+                object_id=plan.id,
+                project=plan.project,
+                before={"status": str(plan.status)},
+                after={"status": str(_PLAN_STATUS[after.status]), **facts},
+                reason=reason,
+            )
+        )
+        return written
+
+    async def _approvers(self, tx: Tx, approval: Approval) -> tuple[str, ...]:
+        keys = await tx.find(Key, {"role": rules.APPROVING_ROLES, "revoked_at": None})
+        return rules.approvers(keys, approval, self._clock.now())
+
+
+def refusal(refused: tuple[Refused, ...]) -> Refusal:
+    """ApprovalNeeded when nothing but somebody's yes is missing, Refusal otherwise."""
+    alone = all(reason.rule == rules.RULE for reason in refused)
+    return ApprovalNeeded(refused) if alone else Refusal(refused)
+
+
+def _comment(text: str) -> str:
+    return checked_text(text, "comment") if text.strip() else ""
+
+
+def _not_found(plan_id: str) -> NotFound:
+    return NotFound(f"no approval of {plan_id[:80]}", "ground approvals lists what waits")
