@@ -27,7 +27,8 @@ MAX_REJECTED = 50
 class Offer:
     """A place to run: a pool's node type with its price. `price_source` says where the number is from, and when.
 
-    `nodes` is how many such nodes the pool has.
+    `nodes` is how many such nodes the pool has. A cloud's offer names its `cloud`, `region` and `purchase`; an hour
+    of it may cost `ceiling_microusd_per_hour` where that is more, and `term_hours` are paid whether used or not.
     """
 
     pool: str
@@ -42,6 +43,11 @@ class Offer:
     price_source: str
     simulated: bool = False
     nodes: int = 1
+    cloud: str = ""
+    region: str = ""
+    purchase: str = ""
+    ceiling_microusd_per_hour: int = 0
+    term_hours: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,28 +145,36 @@ def fit(need: Resources, pool: str, offer: Offer, hardware: Hardware) -> tuple[R
     return tuple(_reason(rule, need, pool, offer) for rule in misses)
 
 
+def fit_anywhere(need: Resources, offer: Offer, hardware: Hardware) -> tuple[Refused, ...]:
+    """`fit` for what an offer has, wherever it is: another pool, type or cloud than the one asked for is no reason."""
+    return tuple(_reason(rule, need, offer.pool, offer) for rule in _lacks(need, offer, hardware.same_accelerator))
+
+
 def rank(
     spec: JobSpec | EndpointSpec,
     offers: Sequence[Offer],
     hardware: Hardware,
     unpriced: Sequence[RejectedOffer] = (),
+    also: Callable[[Offer], tuple[Refused, ...]] | None = None,
 ) -> Ranking:
     """Filters, prices and ranks. Cheapest worst case first; among equals the smallest node, then by name.
 
-    `unpriced` are offers that were rejected before, for want of a price.
+    `unpriced` are offers that were rejected before, for want of a price; `also` finds reasons beyond `resources`.
     """
     need = spec.resources
     same = functools.cache(hardware.same_accelerator)  # ten thousand offers name a few dozen accelerators
     fitting: list[tuple[int, Offer]] = []
-    missing: list[tuple[tuple[str, ...], Offer]] = []
+    missing: list[tuple[tuple[str, ...], Offer, tuple[Refused, ...]]] = []
     for offer in offers:
         misses = _misses(need, spec.pool, offer, same)
-        if misses:
-            missing.append((misses, offer))
+        elsewhere = bool(misses) and misses[0] in _PLACE
+        more = also(offer) if also is not None and not elsewhere else ()
+        if misses or more:
+            missing.append((misses, offer, more))
         else:
-            fitting.append((cost_microusd(offer.price_microusd_per_hour, spec.max_duration_s, need.nodes), offer))
+            fitting.append((worst_case(spec, offer), offer))
     fitting.sort(key=lambda pair: (pair[0], *_size(pair[1])))
-    missing.sort(key=lambda pair: (pair[0][0] == "pool", len(pair[0]), pair[1].pool, pair[1].node_type))
+    missing.sort(key=_nearness)
     # Only what is shown is written out: that is most of the work, and nobody reads the last of ten thousand.
     quotes = [
         Quote(offer=offer, worst_case_microusd=worst, arithmetic=arithmetic(spec, offer, worst))
@@ -170,9 +184,9 @@ def rank(
         RejectedOffer(
             pool=offer.pool,
             node_type=offer.node_type,
-            reasons=tuple(_reason(rule, need, spec.pool, offer) for rule in misses),
+            reasons=(*(_reason(rule, need, spec.pool, offer) for rule in misses), *more),
         )
-        for misses, offer in missing[:MAX_REJECTED]
+        for misses, offer, more in missing[:MAX_REJECTED]
     ]
     own = [item for item in unpriced if item.pool == spec.pool]
     others = [item for item in unpriced if item.pool != spec.pool]
@@ -185,9 +199,49 @@ def rank(
 
 
 def _misses(need: Resources, pool: str, offer: Offer, same: Callable[[str, str], bool]) -> tuple[str, ...]:
-    """The rules an offer fails, in the order they are told; those of another pool are told for that alone."""
-    if offer.pool != pool:
-        return ("pool",)
+    """The rules an offer fails, in the order they are told; those of another place are told for that alone."""
+    elsewhere = _elsewhere(need, pool, offer)
+    return (elsewhere,) if elsewhere else _lacks(need, offer, same)
+
+
+_PLACE = frozenset({"pool", "instance-type", "cloud", "region", "purchase"})
+"""Rules that an offer fails for where it is, not for what it has."""
+
+
+def _nearness(miss: tuple[tuple[str, ...], Offer, tuple[Refused, ...]]) -> tuple[bool, int, str, str]:
+    """The fewest reasons first; what is elsewhere comes last."""
+    rules, offer, more = miss
+    elsewhere = bool(rules) and rules[0] in _PLACE
+    return elsewhere, len(rules) + len(more), offer.pool, offer.node_type
+
+
+def _elsewhere(need: Resources, pool: str, offer: Offer) -> str:
+    """Why an offer is in the wrong place; empty when it is in the right one."""
+    named = not need.instance_type or same_sku(offer.node_type, need.instance_type)
+    if not offer.cloud:
+        if offer.pool != pool:
+            return "pool"
+        if not named:
+            return "instance-type"
+        return "cloud" if need.names_cloud and not need.instance_type else ""
+    if not need.names_cloud:
+        return "pool"
+    if not named:
+        return "instance-type"
+    if need.cloud not in ("", offer.cloud):
+        return "cloud"
+    if need.region not in ("", offer.region):
+        return "region"
+    return "" if (need.purchase or "on-demand") == offer.purchase else "purchase"
+
+
+def same_sku(name: str, asked: str) -> bool:
+    """Azure's own tools write `Standard_NC24ads_A100_v4`, people write it without the first word."""
+    return name.lower().removeprefix("standard_") == asked.lower().removeprefix("standard_")
+
+
+def _lacks(need: Resources, offer: Offer, same: Callable[[str, str], bool]) -> tuple[str, ...]:
+    """What an offer has too little of."""
     fails = (
         ("cpus", need.cpus > offer.cpus),
         ("memory", need.memory_bytes > offer.memory_bytes),
@@ -205,7 +259,16 @@ def _reason(rule: str, need: Resources, pool: str, offer: Offer) -> Refused:
     """A failed rule with its numbers and a way forward."""
     if rule == "pool":
         hint = f"set pool: {offer.pool} to use it"
+        if offer.cloud:
+            hint = f"set resources.cloud: {offer.cloud} and resources.region: {offer.region} to plan it there"
         return Refused(rule=rule, need=f"pool {pool}", have=f"pool {offer.pool}", hint=hint)
+    if rule == "instance-type":
+        hint = f"leave out resources.instance_type, or name {offer.node_type}"
+        return Refused(rule=rule, need=need.instance_type, have=offer.node_type, hint=hint)
+    if rule in ("cloud", "region", "purchase"):
+        asked = getattr(need, rule) or ("on-demand" if rule == "purchase" else f"no {rule}")
+        have = getattr(offer, rule) or f"pool {offer.pool}"
+        return Refused(rule=rule, need=asked, have=have, hint=f"set resources.{rule} to use it")
     if rule == "cpus":
         hint = f"lower resources.cpus to {offer.cpus:g}"
         return Refused(rule=rule, need=f"{need.cpus:g} CPUs", have=f"{offer.cpus:g}", hint=hint)
@@ -225,13 +288,26 @@ def _reason(rule: str, need: Resources, pool: str, offer: Offer) -> Refused:
     return Refused(rule="accelerator", need=need.accelerator, have=offer.accelerator, hint=hint)
 
 
+def worst_case(spec: JobSpec | EndpointSpec, offer: Offer, nodes: int | None = None) -> int:
+    """What an offer may cost for a spec at most: until its max duration, at the highest price; a term is paid whole."""
+    seconds = offer.term_hours * 3600 or spec.max_duration_s
+    highest = max(offer.price_microusd_per_hour, offer.ceiling_microusd_per_hour)
+    return cost_microusd(highest, seconds, spec.resources.nodes if nodes is None else nodes)
+
+
 def arithmetic(spec: JobSpec | EndpointSpec, offer: Offer, worst_case_microusd: int) -> str:
     """`$0.10/h × 1 node × 0.50 h = $0.05`: every figure exact, so that anyone can do the sum again."""
-    nodes, seconds = spec.resources.nodes, spec.max_duration_s
-    hours = f"{seconds / 3600:.2f} h" if seconds % 36 == 0 else f"{seconds:,} s ÷ 3,600 s/h"
+    seconds = offer.term_hours * 3600 or spec.max_duration_s
+    highest = max(offer.price_microusd_per_hour, offer.ceiling_microusd_per_hour)
+    return written_out(highest, spec.resources.nodes, seconds, worst_case_microusd)
+
+
+def written_out(price_microusd_per_hour: int, nodes: int, seconds: int, amount_microusd: int) -> str:
+    """The sum behind an amount."""
+    hours = f"{seconds / 3600:,.2f} h" if seconds % 36 == 0 else f"{seconds:,} s ÷ 3,600 s/h"
     return (
-        f"{exact_usd(offer.price_microusd_per_hour)}/h × {nodes} node{'s' if nodes > 1 else ''} × {hours}"
-        f" = {exact_usd(worst_case_microusd)}"
+        f"{exact_usd(price_microusd_per_hour)}/h × {nodes} node{'s' if nodes > 1 else ''} × {hours}"
+        f" = {exact_usd(amount_microusd)}"
     )
 
 
@@ -244,7 +320,10 @@ def exact_usd(microusd: int) -> str:
 
 def longest_s(spec: JobSpec | EndpointSpec, offer: Offer) -> int:
     """The longest duration whose worst case stays within the spec's max cost, in whole seconds; 0 when none does."""
-    per_hour = offer.price_microusd_per_hour * spec.resources.nodes
+    highest = max(offer.price_microusd_per_hour, offer.ceiling_microusd_per_hour)
+    if offer.term_hours:
+        return 0  # a term is paid whole, however short the work
+    per_hour = highest * spec.resources.nodes
     if per_hour == 0:
         return spec.max_duration_s
     return min(spec.max_duration_s, spec.max_cost_microusd * 3600 // per_hour)
@@ -391,8 +470,8 @@ def _size(offer: Offer) -> tuple[float | str, ...]:
 
 
 def same_place(one: Offer, other: Offer) -> bool:
-    """Whether two offers are the same pool's same node type."""
-    return (one.pool, one.node_type) == (other.pool, other.node_type)
+    """Whether two offers are the same pool's same node type, bought in the same way."""
+    return (one.pool, one.node_type, one.purchase) == (other.pool, other.node_type, other.purchase)
 
 
 def _iso(value: object) -> str:
