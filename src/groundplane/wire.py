@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from groundplane.audit import ChainBreak
 from groundplane.domain.access import Key
+from groundplane.domain.approval import Approval
 from groundplane.domain.budget import Budget
 from groundplane.domain.catalogue_changes import CatalogueChange
 from groundplane.domain.certificate import Facts
@@ -147,6 +148,46 @@ class ReasonRequest:
 
     def __post_init__(self) -> None:
         _check_text(reason=self.reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApproveRequest:
+    """A yes. `hash` is that of the plan as it was seen, or its beginning; empty trusts the plan's id alone."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    comment: str = ""
+    hash: str = ""
+
+    def __post_init__(self) -> None:
+        _check_text(comment=self.comment, hash=self.hash)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApprovalView:
+    """The question whether a plan may be applied, and the names of those who may still agree."""
+
+    approval: Approval
+    approvers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfServiceRequest:
+    """What a project may begin without asking, all of it anew."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    accelerators_max: int
+    plan_max_microusd: int
+    month_max_microusd: int | None = None
+    second_threshold_microusd: int | None = None
+    second_approvals: int = 2
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        _check_text(reason=self.reason)
+        for name in ("plan_max_microusd", "month_max_microusd", "second_threshold_microusd"):
+            _check_range(name, getattr(self, name), 0, MONEY_MAX_MICROUSD)
+        _check_range("accelerators_max", self.accelerators_max, 0, RATE_MAX)
+        _check_range("second_approvals", self.second_approvals, 1, RATE_MAX)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

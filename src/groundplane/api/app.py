@@ -8,6 +8,7 @@ from fastapi import APIRouter, FastAPI
 
 from groundplane import __version__
 from groundplane.api import (
+    approvals,
     audit,
     costs,
     endpoints,
@@ -34,6 +35,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     system.router,
     requests.router,
     plans.router,
+    approvals.router,
     runs.router,
     models.router,
     uploads.router,

@@ -42,11 +42,13 @@ async def apply_plan(plan_id: str, app: Ground, actor: Planner, idempotency_key:
 async def apply_spec(
     body: SpecRequest, app: Ground, actor: Planner, idempotency_key: IdempotencyKey = ""
 ) -> AppliedAll:
-    """Plans and applies every document of a spec, in order. Nothing begins when any of them is refused at plan time."""
+    """Plans and applies every document of a spec, in order. Nothing begins when any is refused or needs approval."""
     plans: list[Plan] = await app.plans.plan(actor, body.spec)
     refused = [v.refused for plan in plans for v in plan.verdicts if v.refused is not None]
     if refused:
         raise Refusal(refused)
+    for plan in plans:
+        await app.approvals.require(plan)
     runs: list[Run] = []
     endpoints: list[Endpoint] = []
     for number, plan in enumerate(plans):

@@ -23,6 +23,7 @@ import msgspec
 
 from groundplane import __version__
 from groundplane.audit import Event
+from groundplane.client.approvals import ApprovalCalls
 from groundplane.client.recon import ReconCalls
 from groundplane.client.requests import RequestCalls
 from groundplane.domain.access import Exposure, Key, Project
@@ -76,7 +77,7 @@ _FOLLOW_PAUSE_FIRST_S, _FOLLOW_PAUSE_MAX_S = 0.1, 1.0
 _UPLOAD_PIECE_BYTES = 1 << 20
 
 
-class Client(ReconCalls, RequestCalls):
+class Client(ApprovalCalls, ReconCalls, RequestCalls):
     """A connection to one control plane. Close it, or use it in a `with` block."""
 
     def __init__(self, base_url: str, key: str, *, timeout_s: float = 60.0) -> None:
@@ -521,10 +522,11 @@ def error_from(response: httpx.Response) -> GroundError:
             f"{address} answered {response.status_code}, not as Groundplane does",
             "is GROUND_URL the address of a control plane?",
         )
-    if info.code in _kinds(GroundError):
+    known = _kinds(GroundError)
+    if info.code in known:
         return error_of(info)
     # Another server's error in a like shape, or a newer version's code: the status still says what kind it is.
-    by_status = {kind.http_status: kind for kind in reversed(_kinds(GroundError).values()) if kind is not Refusal}
+    by_status = {kind.http_status: kind for kind in reversed(known.values()) if not issubclass(kind, Refusal)}
     kind = by_status.get(response.status_code, GroundError)
     return kind(info.message, info.hint or "is GROUND_URL the address of a control plane?")
 
@@ -533,9 +535,9 @@ def error_of(info: ErrorInfo) -> GroundError:
     """An error from its wire form."""
     if info.code == InvalidInput.code:
         return InvalidInput(info.message, info.hint, info.problems)
-    if info.code == Refusal.code and info.refusals:
-        return Refusal(info.refusals)
     kind = _kinds(GroundError).get(info.code, GroundError)
+    if issubclass(kind, Refusal) and info.refusals:
+        return kind(info.refusals)
     return kind(info.message, info.hint)
 
 
