@@ -16,7 +16,16 @@ from groundplane.api.errors import error_response
 from groundplane.client import Client, error_of
 from groundplane.domain.run import Run, RunStatus
 from groundplane.domain.spec import JobSpec, Metadata, Resources
-from groundplane.errors import GroundError, IntegrityFailure, InvalidInput, Problem, Refusal, Refused, Unavailable
+from groundplane.errors import (
+    ApprovalNeeded,
+    GroundError,
+    IntegrityFailure,
+    InvalidInput,
+    Problem,
+    Refusal,
+    Refused,
+    Unavailable,
+)
 from groundplane.wire import ErrorBody, RunDetail
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
@@ -110,11 +119,12 @@ def every_error() -> list[GroundError]:
     special: list[GroundError] = [
         InvalidInput("m", "h", [Problem(field="f", message="x", line=3, hint="y")]),
         Refusal([refused, refused]),
+        ApprovalNeeded([refused]),
     ]
     plain = [
         kind("a message", "a hint")
         for kind in vars(errors).values()
-        if isinstance(kind, type) and issubclass(kind, GroundError) and kind not in {InvalidInput, Refusal}
+        if isinstance(kind, type) and issubclass(kind, GroundError) and kind not in {type(error) for error in special}
     ]
     return [*special, *plain]
 

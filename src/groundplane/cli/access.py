@@ -10,7 +10,7 @@ from groundplane.cli import render
 from groundplane.cli.options import Moment, Money, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
-from groundplane.domain.access import Exposure, Key, Project
+from groundplane.domain.access import Exposure, Key, Project, SelfService
 from groundplane.identity import Role
 from groundplane.units import format_usd
 
@@ -144,6 +144,67 @@ def create_project(
         render.say(f"it has no budget yet: ground budget set {name} 100")
 
 
+@projects.command("set")
+@click.argument("name")
+@click.option("--accelerators", type=click.IntRange(0), help="Most accelerators of one run without approval.")
+@click.option("--per-plan", type=Money(), metavar="USD", help="Most that one plan may cost without approval.")
+@click.option("--per-month", metavar="USD|none", help="Most held, spent and waiting in a month without approval.")
+@click.option("--several-above", metavar="USD|none", help="Above this worst case several people must agree.")
+@click.option("--several", type=click.IntRange(1, 10), help="How many people that is.")
+@click.option("--reason", default="", help="Why: written to the audit trail.")
+@output_option
+def set_project(
+    name: str,
+    accelerators: int | None,
+    per_plan: int | None,
+    per_month: str | None,
+    several_above: str | None,
+    several: int | None,
+    reason: str,
+    output: str,
+) -> None:
+    """Set what a project may begin without approval, from the next plan on.
+
+    What is not given stays as it is.
+    """
+    if all(value is None for value in (accelerators, per_plan, per_month, several_above, several)):
+        raise click.UsageError("Give at least one limit, such as --accelerators 8.")
+    with connect() as client:
+        now = client.project(name).self_service
+        changed = client.set_self_service(
+            name,
+            SelfService(
+                accelerators_max=now.accelerators_max if accelerators is None else accelerators,
+                plan_max_microusd=now.plan_max_microusd if per_plan is None else per_plan,
+                month_max_microusd=_or_none(per_month, now.month_max_microusd),
+                second_threshold_microusd=_or_none(several_above, now.second_threshold_microusd),
+                second_approvals=several or now.second_approvals,
+            ),
+            reason,
+        )
+    render.show(changed, output, lambda: [f"project {name} takes {self_service_words(changed.self_service)}"])
+
+
+def _or_none(text: str | None, now: int | None) -> int | None:
+    """An amount, or `none` for no limit; what is not given stays."""
+    if text is None:
+        return now
+    amount: int | None = None if text.lower() == "none" else Money().convert(text, None, None)
+    return amount
+
+
+def self_service_words(limits: SelfService) -> str:
+    """What a project may begin without approval, in one line."""
+    month = "" if limits.month_max_microusd is None else f" and {format_usd(limits.month_max_microusd)} a month"
+    words = (
+        f"{limits.accelerators_max} accelerators a run and {format_usd(limits.plan_max_microusd)} a plan{month}"
+        " without approval"
+    )
+    if limits.second_threshold_microusd is not None:
+        words += f"; {limits.second_approvals} people above {format_usd(limits.second_threshold_microusd)}"
+    return words
+
+
 @projects.command("list")
 @output_option
 def list_projects(output: str) -> None:
@@ -169,11 +230,12 @@ def _projects_table(found: list[Project]) -> Table:
             project.cost_center,
             format_usd(project.monthly_limit_microusd) if project.monthly_limit_microusd is not None else "none",
             ",".join(f"{percent}%" for percent in project.thresholds_percent),
+            f"{project.self_service.accelerators_max} acc, {format_usd(project.self_service.plan_max_microusd)}",
             moment(project.created_at),
         )
         for project in found
     ]
-    columns = ("PROJECT", "OWNER", "COST CENTRE", "MONTHLY LIMIT", "NOTIFIES AT", "CREATED")
+    columns = ("PROJECT", "OWNER", "COST CENTRE", "MONTHLY LIMIT", "NOTIFIES AT", "ALONE UP TO", "CREATED")
     return Table(columns, rows, right=frozenset({"MONTHLY LIMIT"}))
 
 

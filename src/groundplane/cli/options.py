@@ -56,6 +56,20 @@ class Money(click.ParamType[int]):
             self.fail(str(error), param, ctx)
 
 
+class Duration(click.ParamType[int]):
+    """`90s`, `1h30m`, `2d` → seconds."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_duration_s(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 class Moment(click.ParamType[datetime]):
     """A date (its first second), an RFC 3339 time with zone, or a duration counted from now: ahead, or back."""
 

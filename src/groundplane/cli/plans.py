@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import click
 
 from groundplane.cli import render
+from groundplane.cli.approvals import await_approvals, require_approvals, say_next
 from groundplane.cli.following import follow_applied
-from groundplane.cli.options import INTERRUPTED_CODE, connect, output_option
+from groundplane.cli.options import INTERRUPTED_CODE, Duration, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import moment
-from groundplane.domain.planning import Plan, Verdict
+from groundplane.domain.planning import Plan, PlanStatus, Verdict
 from groundplane.domain.spec.parse import with_absolute_paths
 from groundplane.errors import GroundError, InvalidInput, NotFound, Refusal, Refused
 from groundplane.units import format_bytes, format_duration, format_usd
@@ -38,12 +39,12 @@ def plan(path: str, rules: bool, output: str) -> None:
     """
     with connect() as client:
         plans = _planned(client, path)
-    render.show(plans, output, lambda: [view for made in plans for view in plan_views(made, rules=rules)])
-    if refused := _refusals(plans):
-        raise Refusal(refused)
-    if output == "table":
-        for made in plans:
-            render.say(f"apply it: ground apply {made.id}")
+        render.show(plans, output, lambda: [view for made in plans for view in plan_views(made, rules=rules)])
+        if refused := _refusals(plans):
+            raise Refusal(refused)
+        if output == "table":
+            for made in plans:
+                say_next(client, made)
 
 
 @click.command()
@@ -51,12 +52,27 @@ def plan(path: str, rules: bool, output: str) -> None:
 @click.option("-f", "--file", "path", metavar="FILE", help="A spec in YAML; - reads standard input.")
 @click.option("-y", "--yes", is_flag=True, help="Don't ask.")
 @click.option("--wait", is_flag=True, help="Follow to the end; exit by the outcome.")
+@click.option(
+    "--wait-approval",
+    type=Duration(),
+    metavar="TIME",
+    help="When it needs approval, wait that long for it (such as 2h), then apply.",
+)
 @click.option("--idempotency-key", default="", metavar="KEY", help="Sending the same key again starts nothing twice.")
 @output_option
-def apply(plan_id: str | None, path: str | None, yes: bool, wait: bool, idempotency_key: str, output: str) -> int:
+def apply(
+    plan_id: str | None,
+    path: str | None,
+    yes: bool,
+    wait: bool,
+    wait_approval: int | None,
+    idempotency_key: str,
+    output: str,
+) -> int:
     """Carry out a spec (-f) or a plan made before (its id), after showing it and asking.
 
-    With --wait the exit status is 0 when everything succeeded or became ready, 9 otherwise.
+    Exits with 10 when somebody must approve it first; nothing begins then, and the plan goes on waiting. With --wait
+    the exit status is 0 when everything succeeded or became ready, 9 otherwise.
     """
     if (plan_id is None) == (path is None):
         raise click.UsageError("Give either a plan id or -f FILE.")
@@ -65,6 +81,11 @@ def apply(plan_id: str | None, path: str | None, yes: bool, wait: bool, idempote
         if refused := _refusals(plans):
             _show_plans(plans)
             raise Refusal(refused)
+        if any(made.status is PlanStatus.NEEDS_APPROVAL for made in plans):
+            _show_plans(plans)
+            if wait_approval is None:
+                require_approvals(client, plans)
+            plans = await_approvals(client, plans, wait_approval or 0)
         if not yes:
             _show_plans(plans)
             if not _confirmed(plans):
@@ -121,14 +142,18 @@ def plan_views(made: Plan, *, rules: bool = False) -> list[View]:
 
 def _policy(verdicts: Sequence[Verdict]) -> str:
     refused = sum(verdict.refused is not None for verdict in verdicts)
-    warned = sum(verdict.refused is None and bool(verdict.warning) for verdict in verdicts)
-    said = f"{len(verdicts) - refused - warned} of {len(verdicts)} rules ok"
-    return said + (f", {warned} warn" if warned else "") + (f", {refused} refuse" if refused else "")
+    asking = sum(verdict.refused is None and bool(verdict.approval) for verdict in verdicts)
+    warned = sum(v.refused is None and not v.approval and bool(v.warning) for v in verdicts)
+    parts = [f"{len(verdicts) - refused - asking - warned} of {len(verdicts)} rules ok"]
+    parts += [f"{number} {word}" for number, word in ((warned, "warn"), (asking, "ask"), (refused, "refuse")) if number]
+    return ", ".join(parts)
 
 
 def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
     if verdict.refused is not None:
         return verdict.rule, "refuses", f"needs {verdict.refused.need}, has {verdict.refused.have}"
+    if verdict.approval:
+        return verdict.rule, "asks", verdict.approval
     if verdict.warning:
         return verdict.rule, "warns", verdict.warning
     return verdict.rule, "ok", verdict.why

@@ -17,9 +17,9 @@ from typing import Any
 from groundplane.errors import GroundError, Problem, Refused
 
 STYLES = {
-    **dict.fromkeys(("ready", "running", "succeeded", "ok", "up", "pass", "active"), "green"),
-    **dict.fromkeys(("failed", "refused", "down", "revoked", "expired", "broken", "refuses"), "red"),
-    **dict.fromkeys(("pending", "starting", "deploying", "stopping", "warns"), "yellow"),
+    **dict.fromkeys(("ready", "running", "succeeded", "ok", "up", "pass", "active", "approved"), "green"),
+    **dict.fromkeys(("failed", "refused", "down", "revoked", "expired", "broken", "refuses", "rejected"), "red"),
+    **dict.fromkeys(("pending", "starting", "deploying", "stopping", "warns", "waiting", "needs-approval"), "yellow"),
     **dict.fromkeys(("stopped", "applied", "voided", "posted"), "dim"),
 }
 
