@@ -85,7 +85,7 @@ def test_units_are_sized_for_the_peak_in_the_steps_they_are_sold_in():
     load = replace(STEADY, peak_factor=2)
     peak = provisioned_options(load, UNITS, UNIT_PRICE, PRICE)[0]
     # 1,000 + 4 × 200 = 1,800 tokens, 120 a minute ÷ 2,500 = 86.4 units, in steps of 5 from 15: 90.
-    assert peak.what == "90 provisioned units, sized for the peak"
+    assert peak.what == "90 provisioned units reserved for a month, sized for the peak"
     assert peak.microusd_per_month == 90 * 260 * USD
     assert any("= 86.4 units" in line for line in peak.lines)
     assert peak.utilisation == pytest.approx(60 * 1_800 / (90 * 2_500))
@@ -96,10 +96,22 @@ def test_units_are_sized_for_the_peak_in_the_steps_they_are_sold_in():
 
 def test_fewer_units_spill_the_peak_over_to_the_standard_price():
     load = replace(STEADY, peak_factor=5)
-    peak, spilled = provisioned_options(load, UNITS, UNIT_PRICE, PRICE)
+    peak, spilled, year, spilled_year = provisioned_options(load, UNITS, UNIT_PRICE, PRICE)
     assert spilled.microusd_per_month < peak.microusd_per_month
     assert "spilled over" in spilled.what
     assert any(line.startswith("spillover:") for line in spilled.lines)
+    assert year.microusd_per_month == peak.microusd_per_month * 2_652 // (12 * 260)
+    assert spilled_year.microusd_per_month < spilled.microusd_per_month
+
+
+def test_a_year_is_offered_only_where_it_is_cheaper_than_twelve_months():
+    def terms(**prices: int | None) -> list[str]:
+        found = provisioned_options(STEADY, UNITS, replace(UNIT_PRICE, **prices), PRICE)
+        return sorted({option.what.split(" units ")[1].split(",")[0] for option in found})
+
+    assert terms() == ["reserved for a month", "reserved for a year"]
+    assert terms(microusd_per_unit_year=12 * 260 * USD) == ["reserved for a month"]
+    assert terms(microusd_per_unit_month=None, microusd_per_unit_year=None) == ["hourly"]
 
 
 def test_units_that_are_not_sold_or_have_no_weight_are_no_option():

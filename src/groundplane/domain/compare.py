@@ -193,7 +193,8 @@ def _tokens_cost(load: Workload, price: TokenListPrice, requests: int) -> tuple[
 def provisioned_options(
     load: Workload, units: ProvisionedUnits, price: ProvisionedPrice, standard: TokenListPrice
 ) -> tuple[Option, ...]:
-    """Units for the peak, and the number of units with spillover to the standard price that costs least.
+    """For each term a unit is sold by: units for the peak, and the number with spillover to the standard price that
+    costs least.
 
     Nothing where the units are not sold in this kind of deployment or their completion weight is not known.
     """
@@ -204,15 +205,25 @@ def provisioned_options(
         return ()  # prompts read from the cache whole and no completions: units would have nothing to carry
     most = _allowed(load.peak_requests_per_minute * per_request / units.prompt_tokens_per_minute, units, price)
     least, step = units.minimum[price.deployment], units.step[price.deployment]
-    peak = _provisioned(load, units, price, standard, most)
     # Past so many steps one more changes the sum by less than a percent: a coarser walk finds as good a number.
     stride = step * max(1, (most - least) // step // 1_000)
-    spilled = min(
-        (_provisioned(load, units, price, standard, count) for count in range(least, most, stride)),
-        key=lambda option: option.microusd_per_month,
-        default=None,
-    )
-    return (peak,) if spilled is None else (peak, spilled)
+    found: list[Option] = []
+    for term in _terms(price):
+        found.append(_provisioned(load, units, price, standard, most, term))
+        fewer = (_provisioned(load, units, price, standard, count, term) for count in range(least, most, stride))
+        spilled = min(fewer, key=lambda option: option.microusd_per_month, default=None)
+        found += [spilled] if spilled else []
+    return tuple(found)
+
+
+def _terms(price: ProvisionedPrice) -> tuple[tuple[str, int], ...]:
+    """(Words, micro-dollars a unit and month): by the hour or month, whichever is less; by the year where that is."""
+    hourly = round(price.microusd_per_unit_hour * HOURS_PER_MONTH)
+    month = price.microusd_per_unit_month
+    short = ("hourly", hourly) if month is None or hourly <= month else ("reserved for a month", month)
+    if price.microusd_per_unit_year is None or price.microusd_per_unit_year >= 12 * short[1]:
+        return (short,)
+    return (short, ("reserved for a year", round(price.microusd_per_unit_year / 12)))
 
 
 def _allowed(need: float, units: ProvisionedUnits, price: ProvisionedPrice) -> int:
@@ -222,21 +233,24 @@ def _allowed(need: float, units: ProvisionedUnits, price: ProvisionedPrice) -> i
 
 
 def _provisioned(
-    load: Workload, units: ProvisionedUnits, price: ProvisionedPrice, standard: TokenListPrice, count: int
+    load: Workload,
+    units: ProvisionedUnits,
+    price: ProvisionedPrice,
+    standard: TokenListPrice,
+    count: int,
+    term: tuple[str, int],
 ) -> Option:
     weight = units.completion_weight or 0
     per_request = load.prompt_tokens * (1 - load.cached_share) + load.completion_tokens * weight
     carried = count * units.prompt_tokens_per_minute / per_request
     spilled_share = sum(share * max(0.0, each - carried) for share, each in load.levels) / load.requests_per_minute
     spilled = min(load.requests, round(load.requests * spilled_share))
-    hourly = round(price.microusd_per_unit_hour * HOURS_PER_MONTH)
-    unit_month = hourly if price.microusd_per_unit_month is None else min(hourly, price.microusd_per_unit_month)
+    bought, unit_month = term
     fixed = count * unit_month
     extra, extra_formula = _tokens_cost(load, standard, spilled) if spilled else (0, "")
     full = carried * 60 * HOURS_PER_MONTH
     by_token, _ = _tokens_cost(load, standard, load.requests)
     worth = full * by_token / load.requests
-    kind = "hourly" if unit_month == hourly else "reserved for a month"
     lines = [
         f"one request: {load.prompt_tokens:,} × {1 - load.cached_share:.0%} + {load.completion_tokens:,} × {weight:g}"
         f" = {per_request:,.0f} tokens as units count them",
@@ -244,7 +258,7 @@ def _provisioned(
         f"{units.prompt_tokens_per_minute:,} a unit = "
         f"{load.peak_requests_per_minute * per_request / units.prompt_tokens_per_minute:,.1f} units",
         f"{count:,} units (from {units.minimum[price.deployment]}, in steps of {units.step[price.deployment]}) × "
-        f"{format_usd(unit_month)} a month, {kind} = {format_usd(fixed)}",
+        f"{format_usd(unit_month)} a month, {bought} = {format_usd(fixed)}",
     ]
     if spilled:
         lines.append(f"spillover: {spilled:,} of {load.requests:,} requests at the standard price: {extra_formula}")
@@ -257,7 +271,8 @@ def _provisioned(
         load,
         "provisioned",
         f"{standard.id} {price.deployment}",
-        f"{count:,} provisioned units" + (f", {spilled_share:.1%} spilled over" if spilled else ", sized for the peak"),
+        f"{count:,} provisioned units {bought}, "
+        + (f"{spilled_share:.1%} spilled over" if spilled else "sized for the peak"),
         fixed + extra,
         fixed + extra,
         min(1.0, (load.requests - spilled) / full) if full else None,
