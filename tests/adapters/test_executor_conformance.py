@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 
-from groundplane.adapters.executors.local import LocalExecutor, RunnerOptions, read_state
+from groundplane.adapters.executors.local import LocalExecutor
 from groundplane.adapters.executors.memory import MemoryExecutor, Script
+from groundplane.adapters.executors.nodes import RunnerOptions
 from groundplane.domain.run import EndReason, FoundCheckpoint, Observation
 from groundplane.errors import Conflict
 from groundplane.ports import Executor, Order
+from groundplane.runner.files import read_state
 
 PATIENCE_S = 20.0
 

@@ -14,9 +14,11 @@ from typing import Any
 
 import pytest
 
-from groundplane.adapters.executors.local import LocalExecutor, RunnerOptions, read_state
+from groundplane.adapters.executors.local import LocalExecutor
+from groundplane.adapters.executors.nodes import RunnerOptions
 from groundplane.domain.run import Observation
 from groundplane.ports import Order
+from groundplane.runner.files import read_state
 
 PATIENCE_S = 20.0
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from groundplane.adapters.executors.local import RUNNER
+from groundplane.adapters.executors.channels import RUNNER
 from groundplane.domain.run import EndReason
 
 ALIVE = "while :; do echo tick; sleep 0.05; done"

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from groundplane.adapters.executors.local import RUNNER
+from groundplane.adapters.executors.channels import RUNNER
 from groundplane.domain.run import EndReason
 
 STARTER = """
@@ -109,9 +109,10 @@ async def test_a_second_runner_on_the_same_attempt_does_nothing(node: Any) -> No
 
 async def test_a_start_that_died_before_its_runner_is_finished_by_the_next(node: Any) -> None:
     order = node.order("att-1", "echo ran")
-    node.executor._run_program = lambda *_: ""  # dies after the order is written, before the runner is there
+    (link,) = node.executor._links.values()
+    link.channel.desk._call = lambda *_: ""  # dies after the order is written, before the runner is there
     await node.executor.start(order)
-    del node.executor._run_program
+    del link.channel.desk._call
     assert (await node.see()).state == "absent"
     await node.executor.start(order)
     assert (await node.ended()).end_reason is EndReason.SUCCEEDED

@@ -18,8 +18,8 @@ from typing import Any
 import yaml
 
 from groundplane.adapters import catalog_files
+from groundplane.adapters.atomic_file import write_atomically
 from groundplane.adapters.catalog_columns import COMMON, TABLES, Table
-from groundplane.adapters.executors.reservations import write_atomically
 from groundplane.domain.catalogue_changes import CatalogueChange, Proposal, TableView, changes
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.price_lists import ListPrice

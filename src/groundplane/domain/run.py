@@ -209,6 +209,7 @@ class Observation:
     """What an executor knows of one attempt. `state`: absent, starting, running, ended, or unknown (≠ dead).
 
     `absent` means it was never started here or already released. `end_reason` is set when `state` is ended.
+    `silent_since` is set when it is unknown for want of an answer: since when its node has not been heard.
     """
 
     attempt_id: str
@@ -224,3 +225,4 @@ class Observation:
     cpu_percent: float | None = None
     memory_bytes: int | None = None
     accelerator_percent: float | None = None
+    silent_since: datetime | None = None

@@ -4,6 +4,7 @@ python runner ATTEMPT_DIR            run the attempt in the foreground
 python runner --detach ATTEMPT_DIR   the same in a session of its own; returns once the attempt is on record
 python runner --look ATTEMPT_DIR...  one JSON line per attempt; ends what a dead runner left behind
 python runner --facts FOLDER [NVML]  one JSON line: what this node has
+python runner --serve ROOT POOL NVML RESERVATIONS   the node's desk: a JSON line asks, a JSON line answers
 """
 
 from __future__ import annotations
@@ -85,6 +86,13 @@ def main(arguments: list[str]) -> int:
             except (OSError, ValueError) as error:  # unreadable, or processes that don't die: not known, so not claimed
                 found = {"state": "unknown", "message": str(error)}
             sys.stdout.write(json.dumps(found) + "\n")
+    elif arguments[:1] == ["--serve"] and len(arguments) == 5:
+        from groundplane.runner.desk import Desk  # noqa: PLC0415 (a job's start need not pay for it)
+        from groundplane.runner.serve import serve  # noqa: PLC0415
+
+        root, pool, nvml_library, reservations = arguments[1:]
+        desk = Desk(Path(root), pool=pool, nvml_library=nvml_library, reservations=Path(reservations))
+        serve(desk, 0, 1)
     elif arguments[:1] == ["--detach"] and len(arguments) == 2:
         return detach(Path(arguments[1]).resolve())
     elif len(arguments) == 1 and not arguments[0].startswith("-"):

@@ -34,10 +34,14 @@ def read_document(path: Path) -> Document | None:
 
 def write_document(path: Path, document: Document, durable: bool = True) -> None:
     """Replaces the file whole: a reader sees the old or the new one. `durable` survives a power cut."""
+    write_bytes(path, json.dumps(document).encode(), durable)
+
+
+def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
     fresh = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         with fresh.open("wb") as file:
-            file.write(json.dumps(document).encode())
+            file.write(data)
             file.flush()
             if durable:
                 os.fsync(file.fileno())
@@ -66,6 +70,29 @@ def take_lock(folder: Path, patience_s: float) -> int | None:
             time.sleep(0.02)
         else:
             return lock
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a living runner holds the lock. Asking takes it for an instant, which runners wait out."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def read_state(folder: Path) -> Document | None:
+    """The runner's state document; None before there is one. ValueError when it is damaged."""
+    document = read_document(folder / "state.json")
+    if document is not None and not isinstance(document.get("state"), str):
+        raise ValueError("state.json is no state document")
+    return document
 
 
 def boot_s() -> float:

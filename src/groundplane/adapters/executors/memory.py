@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from groundplane.domain.node import Node, NodeAccelerator, NodeHealth
 from groundplane.domain.planning import Offer
@@ -137,7 +138,8 @@ class MemoryExecutor:
         elif playing.stop is None and self._over(playing) is None:
             playing.stop = _Ending(playing.elapsed_s, reason, 143, "")
 
-    async def log(self, attempt_id: str, offset: int, limit_bytes: int) -> LogChunk:
+    async def log(self, attempt_id: str, offset: int, limit_bytes: int, rank: int = 0) -> LogChunk:
+        """Every rank says the same."""
         self._reach()
         playing = self._playing.get(attempt_id)
         if playing is None:
@@ -184,6 +186,12 @@ class MemoryExecutor:
 
     async def beat(self) -> None:
         self.beats += 1
+
+    async def bring_outputs(self, attempt_id: str, run_id: str, target: Path) -> None:
+        """Scripts write no files."""
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
     # ---- faults
 

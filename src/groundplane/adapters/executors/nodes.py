@@ -1,0 +1,545 @@
+"""Attempts on nodes: whatever the way to their desks, one set of rules for placing, watching and ending them.
+
+An attempt of one member keeps its id on its node; member 2 of 4 is `<attempt id>.r2of4`. All members are reserved
+before one is started, and the placement is written down in between: it moves before that moment and never after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import re
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary
+
+from groundplane.adapters.executors.channels import Channel, Document, Unanswered, Unsent
+from groundplane.adapters.executors.observing import (
+    OTHER_ENDED,
+    accelerator_name,
+    as_observation,
+    as_sample,
+    together,
+)
+from groundplane.adapters.executors.placements import Placed, Placements
+from groundplane.domain.node import Node, NodeAccelerator, NodeHealth, Placement
+from groundplane.domain.planning import Offer
+from groundplane.domain.run import EndReason, Observation
+from groundplane.errors import Conflict, GroundError, InvalidInput, Unavailable
+from groundplane.ports import Clock, LogChunk, Order, Sample
+
+START_PATIENCE_S = 75.0
+LOOK_BATCH = 200
+MEMBER = re.compile(r"(?P<attempt>.+)\.r(?P<rank>\d+)of(?P<size>\d+)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerOptions:
+    """What every order of this pool tells its runner beside the job: limits in bytes, the sampling period."""
+
+    log_line_limit_bytes: int = 65_536
+    log_limit_bytes: int = 2**30
+    sample_period_s: float = 2.0
+    nvml_library: str = "libnvidia-ml.so.1"
+
+
+@dataclass(slots=True, kw_only=True)
+class Link:
+    """A node of the pool, the way to its desk, and what was last heard from it."""
+
+    name: str
+    channel: Channel
+    address: str = "127.0.0.1"
+    labels: tuple[tuple[str, str], ...] = ()
+    node_type: str = ""
+    price_microusd_per_hour: int = 0
+    price_as_of: date | None = None
+    facts: Document = field(default_factory=dict)
+    heard_at: datetime | None = None
+    failure: Unavailable | None = None
+
+
+class NodesExecutor:
+    """ports.Executor over nodes. `placements` is None for a pool of one node, where there is nothing to choose."""
+
+    def __init__(
+        self,
+        pool: str,
+        links: Sequence[Link],
+        clock: Clock,
+        *,
+        placements: Placements | None = None,
+        options: RunnerOptions | None = None,
+        shared_dir: str | None = "",
+    ) -> None:
+        self._pool, self._clock = pool, clock
+        self._links = {link.name: link for link in links}
+        self._placements = placements
+        self._options = options or RunnerOptions()
+        # "" keeps an order's own folders (this machine); None puts them on the node; else a folder all nodes share.
+        self._shared_dir = shared_dir
+        self._starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._opened_at = clock.now()
+
+    # ---- what there is
+
+    async def offers(self) -> Sequence[Offer]:
+        """One offer per kind of node that answers now. Unavailable when none does."""
+        await self._ask_all("facts", self._keep_facts)
+        kinds: dict[tuple[object, ...], list[Link]] = defaultdict(list)
+        for link in self._links.values():
+            if link.facts and link.failure is None:
+                cards = [(card["name"], card["memory_bytes"]) for card in link.facts["accelerators"]]
+                price = link.price_microusd_per_hour, link.price_as_of
+                kinds[link.node_type, link.facts["cpus"], link.facts["memory_bytes"], tuple(cards), price].append(link)
+        if not kinds:
+            raise next(link.failure for link in self._links.values() if link.failure is not None)
+        return [self._offer(alike) for alike in kinds.values()]
+
+    async def nodes(self) -> Sequence[Node]:
+        await self._ask_all("facts", self._keep_facts)
+        return [self._node(link) for link in self._links.values()]
+
+    # ---- orders
+
+    async def start(self, order: Order) -> None:
+        async with self._starting.setdefault(order.attempt_id, asyncio.Lock()):
+            try:
+                await self._start(order)
+            except OSError as error:
+                raise Unavailable(
+                    f"{order.attempt_id} can't be written down: {error}", "free disk space or rights under GROUND_HOME"
+                ) from error
+
+    async def stop(self, attempt_id: str, reason: EndReason) -> None:
+        """Works before the start too: an attempt started later then ends at once, unrun."""
+        placed = await self._find(attempt_id)
+        if self._placements is not None and (placed is None or not placed.members):
+            before = placed or Placed()
+            if not before.released:
+                self._placements.put(attempt_id, replace(before, stop=before.stop or reason.value))
+            return
+        assert placed is not None
+        await self._each_member(attempt_id, placed, "stop", reason=reason.value)
+
+    async def release(self, attempt_id: str) -> None:
+        """Conflict while a member is at work: its accelerators are not free yet."""
+        placed = await self._find(attempt_id)
+        if placed is None:
+            return
+        if placed.members:
+            await self._each_member(attempt_id, placed, "release")
+        if self._placements is not None:
+            self._placements.put(attempt_id, replace(placed, released=True))
+
+    async def beat(self) -> None:
+        """Reaches every node that answers; a silent one is not waited for."""
+        await self._ask_all("beat", lambda link, _: None)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(link.channel.close() for link in self._links.values()))
+
+    # ---- questions
+
+    async def observe(self, attempt_ids: Sequence[str]) -> dict[str, Observation]:
+        placed = {attempt_id: await self._find(attempt_id) for attempt_id in attempt_ids}
+        wanted: dict[str, list[str]] = defaultdict(list)
+        for attempt_id, where in placed.items():
+            if where is not None and not where.released:
+                for node, member in _members(attempt_id, where):
+                    wanted[node].append(member)
+        seen: dict[str, Observation] = {}
+        for found in await asyncio.gather(*(self._look(node, members) for node, members in wanted.items())):
+            seen |= found
+        return {attempt_id: await self._judge(attempt_id, where, seen) for attempt_id, where in placed.items()}
+
+    async def log(self, attempt_id: str, offset: int, limit_bytes: int, rank: int = 0) -> LogChunk:
+        offset = max(0, offset)
+        where = await self._member(attempt_id, rank)
+        if where is None:
+            return LogChunk(data=b"", offset=offset, next_offset=offset, complete=False)
+        link, member = where
+        said = await self._ask(link, "log", attempt_id=member, offset=offset, limit_bytes=max(0, limit_bytes))
+        data = base64.b64decode(said["data"])
+        return LogChunk(data=data, offset=offset, next_offset=offset + len(data), complete=said["complete"])
+
+    async def samples(self, attempt_id: str, limit: int) -> list[Sample]:
+        where = await self._member(attempt_id, 0)
+        if where is None:
+            return []
+        said = await self._ask(where[0], "samples", attempt_id=where[1], limit=limit)
+        return [as_sample(each) for each in said["samples"]]
+
+    async def attempts(self) -> list[str]:
+        """Of nodes that do not answer, those that were sent there."""
+        found: set[str] = set()
+
+        def keep(_: Link, said: Document) -> None:
+            found.update(_split(member)[0] for member in said["attempts"])
+
+        await self._ask_all("attempts", keep)
+        if self._placements is not None:
+            silent = {link.name for link in self._links.values() if link.failure is not None}
+            for attempt_id, placed in self._placements.all().items():
+                wish = placed.stop and not placed.members
+                if not placed.released and (wish or silent & set(placed.members)):
+                    found.add(attempt_id)
+        return sorted(found)
+
+    async def bring_outputs(self, attempt_id: str, run_id: str, target: Path) -> None:
+        where = await self._member(attempt_id, 0)
+        if where is None or self._shared_dir == "":
+            return
+        link = where[0]
+        root = f"{self._shared_dir}/runs/{run_id}/output" if self._shared_dir else ""
+        for file in (await self._ask(link, "files", run_id=run_id, root=root))["files"]:
+            await self._bring(link, run_id, root, file, target)
+
+    # ---- starting
+
+    async def _start(self, order: Order) -> None:
+        placed = await self._find(order.attempt_id)
+        if placed is not None and placed.released:
+            return
+        if self._placements is None and order.nodes > 1:
+            raise Unavailable(
+                f"{order.attempt_id} needs {order.nodes} nodes; pool {self._pool} has one", "choose a larger pool"
+            )
+        if placed is None or not placed.members:
+            placed = await self._reserve_somewhere(order, placed or Placed(run_id=order.run_id))
+        members = _members(order.attempt_id, placed)
+        if placed.stop:
+            await self._each_member(order.attempt_id, placed, "stop", reason=placed.stop)
+        try:
+            await self._gather(
+                self._ask(self._link(node), "start", START_PATIENCE_S, order=document)
+                for (node, _), document in zip(members, self._documents(order, placed), strict=True)
+            )
+        except GroundError:
+            if self._placements is not None and len(members) == 1 and await self._withdrawn(members):
+                self._placements.put(order.attempt_id, replace(placed, members=()))  # the next call may go elsewhere
+            raise
+
+    async def _reserve_somewhere(self, order: Order, before: Placed) -> Placed:
+        """All members reserved, and the placement durable. Raises Unavailable with nothing reserved."""
+        assert self._placements is not None
+        tried: set[str] = set()
+        while True:
+            try:
+                nodes = self._choose(order, tried)
+                port = (await self._ask(self._link(nodes[0]), "free_port"))["port"] if len(nodes) > 1 else 0
+            except Unavailable:
+                # From here on it is known that no node has it, whichever node is silent.
+                self._placements.put(order.attempt_id, before)
+                raise
+            placed = replace(before, run_id=order.run_id, members=nodes, port=port)
+            members = _members(order.attempt_id, placed)
+            failures = await asyncio.gather(
+                *(
+                    self._ask(self._link(node), "reserve", START_PATIENCE_S, order=document)
+                    for (node, _), document in zip(members, self._documents(order, placed), strict=True)
+                ),
+                return_exceptions=True,
+            )
+            failed = {node: error for node, error in zip(nodes, failures, strict=True) if not isinstance(error, dict)}
+            if not failed:
+                self._placements.put(order.attempt_id, placed)
+                return placed
+            # Nothing was started: whoever reserved gives it back; who can't hear that now does when it is back.
+            await self._withdrawn(members)
+            error = next(iter(failed.values()))
+            tried |= set(failed)
+            if order.placements or not isinstance(error, GroundError) or len(self._links) - len(tried) < order.nodes:
+                self._placements.put(order.attempt_id, before)
+                raise error
+
+    async def _withdrawn(self, members: Sequence[tuple[str, str]]) -> bool:
+        """Whether every node gave its reservation back, so that none of it can start."""
+        answers = await asyncio.gather(
+            *(self._ask(self._link(node), "withdraw", attempt_id=member) for node, member in members),
+            return_exceptions=True,
+        )
+        return all(isinstance(answer, dict) for answer in answers)
+
+    def _choose(self, order: Order, tried: Sequence[str] | set[str]) -> tuple[str, ...]:
+        """The named nodes, or `order.nodes` that answer: those where the run has been before, then the emptiest."""
+        if order.placements:
+            missing = [place.node for place in order.placements if place.node not in self._links]
+            if missing:
+                raise Unavailable(f"pool {self._pool} has no node {missing[0]}", "ground nodes list --pool shows them")
+            return tuple(place.node for place in order.placements)
+        usable = [
+            link
+            for link in self._links.values()
+            if link.name not in tried and link.name not in order.avoid and link.failure is None
+        ]
+        if len(usable) < order.nodes:
+            silent = [link.failure.message for link in self._links.values() if link.failure is not None]
+            raise Unavailable(
+                f"{order.attempt_id} needs {order.nodes} nodes of pool {self._pool}; {len(usable)} take work"
+                + (f" ({silent[0]})" if silent else ""),
+                "ground nodes list shows which do not, and why",
+            )
+        home, load = set[str](), defaultdict[str, int](int)
+        for placed in self._placements.all().values() if self._placements is not None else ():
+            for node in placed.members:
+                load[node] += not placed.released
+                if placed.run_id == order.run_id:
+                    home.add(node)
+        usable.sort(key=lambda link: (link.name not in home, load[link.name], link.name))
+        return tuple(link.name for link in usable[: order.nodes])
+
+    def _documents(self, order: Order, placed: Placed) -> list[Document]:
+        """One order per member, as its desk reads it."""
+        base = {**asdict(order), "not_after": order.not_after.isoformat(), **asdict(self._options)}
+        for unneeded in ("placements", "avoid", "nodes"):
+            del base[unneeded]
+        if self._shared_dir is None:
+            base |= {"checkpoint_dir": "", "output_dir": ""}
+        elif self._shared_dir:
+            run = f"{self._shared_dir}/runs/{order.run_id}"
+            base |= {"checkpoint_dir": f"{run}/checkpoints", "output_dir": f"{run}/output"}
+        places = order.placements or tuple(Placement(node=node) for node in placed.members)
+        documents = []
+        for rank, (_, member) in enumerate(_members(order.attempt_id, placed)):
+            env = {**order.env, **self._gang_environment(order, placed, rank)}
+            wanted = list(places[rank].accelerators)
+            documents.append({**base, "attempt_id": member, "env": env, "wanted_indexes": wanted})
+        return documents
+
+    def _gang_environment(self, order: Order, placed: Placed, rank: int) -> dict[str, str]:
+        """What members find each other by. The PET_ ones are torchrun's own names for its options.
+
+        Source: PyTorch, torch.distributed.run and argparse_util (env PET_<option>); docs/guides/pools.md.
+        """
+        size = len(placed.members)
+        said = {"GROUND_NODES": str(size), "GROUND_NODE_RANK": str(rank), "GROUND_NODE": placed.members[rank]}
+        if size == 1:
+            return said
+        address, port = self._links[placed.members[0]].address, str(placed.port)
+        hosts = ",".join(self._links[node].address for node in placed.members)
+        said |= {"GROUND_NODE_ADDRESSES": hosts, "MASTER_ADDR": address, "MASTER_PORT": port, "NODE_RANK": str(rank)}
+        said |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": "0"}
+        said |= {"PET_NNODES": str(size), "PET_NODE_RANK": str(rank)}
+        said |= {"PET_MASTER_ADDR": address, "PET_MASTER_PORT": port}
+        if order.accelerators:
+            said["PET_NPROC_PER_NODE"] = str(order.accelerators)
+        return said
+
+    # ---- looking
+
+    async def _look(self, node: str, members: Sequence[str]) -> dict[str, Observation]:
+        link = self._links.get(node)
+        found: dict[str, Observation] = {}
+        for start in range(0, len(members), LOOK_BATCH):
+            batch = members[start : start + LOOK_BATCH]
+            try:
+                if link is None:
+                    raise Unsent(f"node {node} is not in pool {self._pool} any more", "put it back into the pool file")
+                documents = (await self._ask(link, "look", attempt_ids=list(batch)))["documents"]
+            except Unavailable as error:
+                since = (link.heard_at if link else None) or self._opened_at
+                silent = {"state": "unknown", "message": error.message}
+                found |= {each: replace(as_observation(each, node, silent), silent_since=since) for each in batch}
+            else:
+                pairs = zip(batch, documents, strict=True)
+                found |= {each: as_observation(each, node, document) for each, document in pairs}
+        return found
+
+    async def _judge(self, attempt_id: str, placed: Placed | None, seen: Mapping[str, Observation]) -> Observation:
+        if placed is None or placed.released or not placed.members:
+            uncounted = self._uncounted() if placed is None else []
+            if uncounted:
+                message = f"node {uncounted[0]} has not answered yet; it may have it"
+                return Observation(
+                    attempt_id=attempt_id, state="unknown", message=message, silent_since=self._opened_at
+                )
+            return Observation(attempt_id=attempt_id, state="absent")
+        members = [seen[member] for _, member in _members(attempt_id, placed) if member in seen]
+        if len(placed.members) == 1:
+            return replace(members[0], attempt_id=attempt_id)
+        whole, first = together(attempt_id, members)
+        if first is not None:
+            await self._end_the_others(attempt_id, placed, seen, first)
+        return whole
+
+    async def _end_the_others(
+        self, attempt_id: str, placed: Placed, seen: Mapping[str, Observation], first: Observation
+    ) -> None:
+        reason, message = first.end_reason or EndReason.RUNNER_LOST, OTHER_ENDED + first.message
+        for node, member in _members(attempt_id, placed):
+            if seen[member].state in {"starting", "running"}:
+                # One that is cut off meanwhile is told again at the next look.
+                with contextlib.suppress(Unsent, Unanswered):
+                    await self._ask(self._link(node), "stop", attempt_id=member, reason=reason.value, message=message)
+
+    def _uncounted(self) -> list[str]:
+        if self._placements is None:
+            return []
+        return [name for name in self._links if not self._placements.is_counted(name)]
+
+    # ---- asking
+
+    async def _ask(self, link: Link, operation: str, patience_s: float = 10.0, **arguments: Any) -> Document:
+        try:
+            said = await link.channel.call(operation, patience_s, **arguments)
+        except (Unsent, Unanswered) as error:
+            link.failure = error
+            raise
+        link.failure, link.heard_at = None, self._clock.now()
+        return said
+
+    async def _ask_all(self, operation: str, keep: Callable[[Link, Document], None]) -> None:
+        """Asks every node at once; one that does not answer has its failure noted."""
+
+        async def ask(link: Link) -> None:
+            try:
+                keep(link, await self._ask(link, operation))
+            except Unavailable as error:
+                if link.failure is None and len(self._links) == 1:
+                    raise
+                link.failure = link.failure or error
+
+        await asyncio.gather(*(ask(link) for link in self._links.values()))
+
+    async def _gather(self, calls: Any) -> None:
+        """All of them to their end; then the first failure."""
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _each_member(self, attempt_id: str, placed: Placed, operation: str, **arguments: Any) -> None:
+        await self._gather(
+            self._ask(self._link(node), operation, attempt_id=member, **arguments)
+            for node, member in _members(attempt_id, placed)
+        )
+
+    def _link(self, node: str) -> Link:
+        if node not in self._links:
+            raise Unavailable(f"node {node} is not in pool {self._pool} any more", "put it back into the pool file")
+        return self._links[node]
+
+    async def _find(self, attempt_id: str) -> Placed | None:
+        if self._placements is None:
+            return Placed(members=(next(iter(self._links)),))
+        return self._placements.get(attempt_id)
+
+    async def _member(self, attempt_id: str, rank: int) -> tuple[Link, str] | None:
+        placed = await self._find(attempt_id)
+        if placed is None or rank >= len(placed.members) or placed.members[rank] not in self._links:
+            return None
+        return self._links[placed.members[rank]], list(_members(attempt_id, placed))[rank][1]
+
+    def adopter(self, name: str) -> Callable[[Document], Awaitable[None]]:
+        """What a channel calls after each connection: what runs there is ours to look after."""
+
+        async def adopt(hello: Document) -> None:
+            assert self._placements is not None
+            for member in hello["attempts"]:
+                attempt_id, rank, size = _split(member)
+                if not self._placements.adopt(attempt_id, rank, size, name):
+                    # Reserved here, then moved because the node fell silent: it must not start here too.
+                    with contextlib.suppress(Conflict):
+                        await self._ask(self._link(name), "withdraw", attempt_id=member)
+                        continue
+                    stopped = EndReason.STOPPED_BY_USER.value
+                    await self._ask(self._link(name), "stop", attempt_id=member, reason=stopped)
+            self._placements.count(name)
+
+        return adopt
+
+    # ---- nodes
+
+    def _keep_facts(self, link: Link, said: Document) -> None:
+        link.facts = said
+
+    def _node(self, link: Link) -> Node:
+        facts, failure = link.facts, link.failure
+        health = NodeHealth.READY
+        if failure is not None:
+            health = NodeHealth.REFUSED if getattr(failure, "refused", False) else NodeHealth.SILENT
+        cards = tuple(
+            NodeAccelerator(
+                index=card["index"],
+                model=accelerator_name(card["name"], card["memory_bytes"]),
+                memory_bytes=card["memory_bytes"],
+                held_by=_split(card["held_by"])[0],
+            )
+            for card in facts.get("accelerators", ())
+        )
+        return Node(
+            name=link.name,
+            pool=self._pool,
+            cpus=facts.get("cpus", 0.0),
+            memory_bytes=facts.get("memory_bytes", 0),
+            disk_free_bytes=facts.get("disk_free_bytes", 0),
+            accelerators=cards,
+            labels=link.labels,
+            address=link.address,
+            health=health,
+            reason=failure.message if failure else "",
+            hint=failure.hint if failure else "",
+            heard_at=link.heard_at,
+        )
+
+    def _offer(self, alike: Sequence[Link]) -> Offer:
+        link, facts = alike[0], alike[0].facts
+        cards = facts["accelerators"]
+        model = accelerator_name(cards[0]["name"], cards[0]["memory_bytes"]) if cards else ""
+        shape = f"{facts['cpus']:g}cpu" + (f"-{len(cards)}x{model}" if cards else "")
+        return Offer(
+            pool=self._pool,
+            node_type=link.node_type or shape,
+            cpus=facts["cpus"],
+            memory_bytes=facts["memory_bytes"],
+            disk_free_bytes=min(each.facts["disk_free_bytes"] for each in alike),
+            accelerators=len(cards),
+            accelerator=model,
+            price_microusd_per_hour=link.price_microusd_per_hour,
+            price_as_of=link.price_as_of or self._clock.now().date(),
+            price_source="the pool file" if link.price_as_of else "",
+            nodes=len(alike),
+        )
+
+    async def _bring(self, link: Link, run_id: str, root: str, file: Document, target: Path) -> None:
+        path = (target / file["path"]).resolve()
+        if not path.is_relative_to(target.resolve()):
+            raise InvalidInput(f"output file {file['path']!r} leaves the run's output folder", "use a relative path")
+        if path.exists():
+            about = path.stat()
+            if (about.st_size, about.st_mtime_ns) == (file["bytes"], file["modified_ns"]):
+                return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f".{path.name}.part")
+        with draft.open("wb") as out:
+            while out.tell() < file["bytes"]:
+                said = await self._ask(
+                    link, "read", 60.0, run_id=run_id, root=root, path=file["path"], offset=out.tell()
+                )
+                piece = base64.b64decode(said["data"])
+                if not piece:
+                    raise Conflict(f"output file {file['path']} became shorter while it was copied", "it is done again")
+                out.write(piece)
+        os.utime(draft, ns=(file["modified_ns"], file["modified_ns"]))
+        draft.replace(path)
+
+
+def _members(attempt_id: str, placed: Placed) -> list[tuple[str, str]]:
+    """(node, the member's id there) by rank."""
+    size = len(placed.members)
+    if size == 1:
+        return [(placed.members[0], attempt_id)]
+    return [(node, f"{attempt_id}.r{rank}of{size}") for rank, node in enumerate(placed.members)]
+
+
+def _split(member: str) -> tuple[str, int, int]:
+    """(attempt id, rank, size) of a member's id."""
+    found = MEMBER.fullmatch(member)
+    return (found["attempt"], int(found["rank"]), int(found["size"])) if found else (member, 0, 1)
