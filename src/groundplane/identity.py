@@ -42,11 +42,14 @@ class Permission(StrEnum):
     SYSTEM_READ = "system:read"
     SYSTEM_WRITE = "system:write"
     CATALOG_WRITE = "catalog:write"
+    POLICY_READ = "policy:read"
+    POLICY_WRITE = "policy:write"
     INFERENCE = "inference:call"
 
 
 P = Permission
 _READ = {P.RUNS_READ, P.MODELS_READ, P.ENDPOINTS_READ, P.COSTS_READ, P.PROJECTS_READ, P.SYSTEM_READ, P.REQUESTS_READ}
+_READ |= {P.POLICY_READ}
 _MEMBER = _READ | {P.REQUESTS_WRITE, P.RUNS_WRITE, P.MODELS_WRITE, P.ENDPOINTS_WRITE, P.KEYS_READ, P.INFERENCE}
 
 ROLE_PERMISSIONS: dict[Role, frozenset[Permission]] = {
@@ -55,7 +58,7 @@ ROLE_PERMISSIONS: dict[Role, frozenset[Permission]] = {
     Role.LEAD: frozenset(_MEMBER | {P.PLANS_APPROVE}),
     Role.MEMBER: frozenset(_MEMBER),
     Role.FINANCE: frozenset(_READ | {P.BUDGETS_WRITE}),
-    Role.SECURITY: frozenset(_READ | {P.AUDIT_READ, P.KEYS_READ, P.KEYS_WRITE}),
+    Role.SECURITY: frozenset(_READ | {P.AUDIT_READ, P.KEYS_READ, P.KEYS_WRITE, P.POLICY_WRITE}),
     Role.VIEWER: frozenset(_READ),
     Role.CALLER: frozenset({P.INFERENCE}),
 }

@@ -317,6 +317,30 @@ class RunFiles(Protocol):
         ...
 
 
+# ---------------------------------------------------------------- policy
+
+
+class PolicyFiles(Protocol):
+    """The operator's folder of rules, and a copy of what was last in force."""
+
+    @property
+    def folder(self) -> str:
+        """Where it is, for people."""
+        ...
+
+    async def read(self) -> dict[str, str]:
+        """Every policy file by name; none when the folder is not there. InvalidInput for what can't be read as text."""
+        ...
+
+    async def last_good(self) -> dict[str, str]:
+        """What `keep` was last given; nothing at first. IntegrityFailure when it was damaged."""
+        ...
+
+    async def keep(self, texts: Mapping[str, str]) -> None:
+        """Remembers a set that is in force, whole or not at all. Twice is the same as once."""
+        ...
+
+
 # ---------------------------------------------------------------- models
 
 

@@ -94,6 +94,9 @@ class Settings:
         "Day GROUND_LOCAL_PRICE is from, like 2026-11-20; plans flag an old one. Empty means the day of the start.",
         _day,
     )
+    policy_dir: str = _setting(
+        "GROUND_POLICY", "", "Folder of the operator's policy files; empty means policy under GROUND_HOME."
+    )
     reconcile_period_s: int = _setting(
         "GROUND_RECONCILE_PERIOD", 2, "How often an active run or endpoint is looked at.", parse_duration_s
     )

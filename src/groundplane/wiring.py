@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 from groundplane.adapters.blobs import FolderBlobStore
 from groundplane.adapters.catalog_files import load_catalogue
@@ -20,6 +21,7 @@ from groundplane.adapters.machine import ThisMachine
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.model_servers.embedded import EmbeddedModelServer
 from groundplane.adapters.notify import LogNotifier
+from groundplane.adapters.policy_files import FolderPolicyFiles
 from groundplane.adapters.prices import BookPriceBook
 from groundplane.adapters.provenance import MachineProvenance
 from groundplane.adapters.run_files import HomeRunFiles
@@ -39,6 +41,7 @@ from groundplane.services.endpoints import Endpoints
 from groundplane.services.gateway_config import GatewayConfig
 from groundplane.services.models import Models
 from groundplane.services.plans import Plans
+from groundplane.services.policy import Policies
 from groundplane.services.recon import Recon
 from groundplane.services.reconcile import Reconcile
 from groundplane.services.requests import Requests
@@ -60,6 +63,7 @@ class App:
     costs: Costs
     requests: Requests
     plans: Plans
+    policies: Policies
     approvals: Approvals
     runs: Runs
     endpoints: Endpoints
@@ -133,6 +137,11 @@ async def build(settings: Settings) -> App:
         validity_s=settings.approval_expiry_s,
         four_eyes=settings.approval_four_eyes,
     )
+    policy_dir = Path(settings.policy_dir).expanduser() if settings.policy_dir else home / "policy"
+    policies = Policies(
+        store=store, clock=clock, ids=ids, files=FolderPolicyFiles(policy_dir, home / "policy-in-force.json")
+    )
+    await policies.start()
     plans = Plans(
         store=store,
         clock=clock,
@@ -140,6 +149,7 @@ async def build(settings: Settings) -> App:
         executors=executors,
         prices=prices,
         approvals=approvals,
+        policies=policies,
         hardware=hardware,
         gateway_addresses=(settings.gateway_host,),
     )
@@ -162,6 +172,7 @@ async def build(settings: Settings) -> App:
             gap_filler=_gap_filler(settings),
         ),
         plans=plans,
+        policies=policies,
         approvals=approvals,
         runs=runs,
         endpoints=Endpoints(

@@ -10,17 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from groundplane.audit import EventDraft
-from groundplane.domain import planning, policy
+from groundplane.domain import planning
 from groundplane.domain.access import Exposure, Project
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import Offer, Plan, PlanStatus, Ranking, RejectedOffer
+from groundplane.domain.policy.builtin import Subject
 from groundplane.domain.spec import EndpointSpec, JobSpec
 from groundplane.domain.spec.parse import parse
 from groundplane.errors import NotFound, Refused, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Executor, Ids, PriceBook, Store, Tx
 from groundplane.services.approvals import Approvals
+from groundplane.services.policy import Policies
 
 MAX_LISTED = 1_000
 
@@ -46,6 +48,7 @@ class Plans:
         executors: Mapping[str, Executor],
         prices: PriceBook,
         approvals: Approvals,
+        policies: Policies | None = None,
         hardware: Hardware | None = None,
         gateway_addresses: tuple[str, ...] = (),
         price_stale_days: int = 30,
@@ -56,6 +59,7 @@ class Plans:
         self._executors = executors
         self._prices = prices
         self._approvals = approvals
+        self._policies = policies or Policies(store=store, clock=clock, ids=ids)
         self._hardware = hardware or Hardware()
         self._gateway_addresses = gateway_addresses
         self._price_stale_days = price_stale_days
@@ -113,13 +117,14 @@ class Plans:
         place = tuple(offer for offer in market.offers if planning.same_place(offer, plan.offer))
         async with self._store.transaction() as tx:
             subject = await self._subject(tx, None, spec, replace(market, offers=place))
-        return planning.changes(plan, subject.ranking, policy.judge(subject, at_apply=True))
+            verdicts = await self._policies.judge(tx, subject, at_apply=True)
+        return planning.changes(plan, subject.ranking, verdicts)
 
     # ------------------------------------------------------------ the parts of a plan
 
     async def _draw_up(self, tx: Tx, actor: Actor, spec: JobSpec | EndpointSpec, market: _Market) -> Plan:
         subject = await self._subject(tx, actor, spec, market)
-        verdicts = policy.judge(subject)
+        verdicts = await self._policies.judge(tx, subject)
         if subject.ranking.best is not None:
             verdicts += await self._approvals.verdicts(tx, spec, subject.ranking.best.worst_case_microusd)
         return planning.seal(
@@ -133,7 +138,7 @@ class Plans:
 
     async def _subject(
         self, tx: Tx, actor: Actor | None, spec: JobSpec | EndpointSpec, market: _Market
-    ) -> policy.Subject:
+    ) -> Subject:
         model: ModelVersion | None = None
         versions: tuple[str, ...] = ()
         exposure: Exposure | None = None
@@ -141,7 +146,7 @@ class Plans:
             model, versions = await self._model(tx, actor, spec)
             exposure = await self._exposure(tx, spec) if spec.public else None
         ranking: Ranking = planning.rank(spec, market.offers, self._hardware, market.unpriced)
-        return policy.Subject(
+        return Subject(
             spec=spec,
             ranking=ranking,
             hardware=self._hardware,

@@ -1,6 +1,6 @@
-"""The built-in rules, as one table: what each asks, why, and the way forward. A rule is judged on every plan.
+"""The built-in rules that need more than an expression: suggestions, sums in the message, the catalogue.
 
-docs/reference/policy.md is generated from this table.
+Those that one expression tells are data, in `defaults`. docs/reference/policy.md has both.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from datetime import datetime
 from groundplane.domain.access import Exposure
 from groundplane.domain.hardware import Hardware, InstanceType
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.planning import Ranking, Verdict, compact_duration, exact_usd, longest_s
+from groundplane.domain.planning import Ranking, compact_duration, exact_usd, longest_s
 from groundplane.domain.spec import EndpointSpec, JobSpec
-from groundplane.errors import Refused
 from groundplane.units import MICROUSD_PER_USD, format_bytes, format_duration
 
 MAX_HORIZON_DAYS = 90
@@ -37,6 +36,7 @@ class Subject:
     model: ModelVersion | None = None
     known_versions: tuple[str, ...] = ()
     exposure: Exposure | None = None
+    horizon_days: int = MAX_HORIZON_DAYS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """`warns` rules never refuse. Those not `at_apply` are judged once: time alone would turn them, harmlessly."""
+    """`warns` rules never refuse. Those not `at_apply` are judged once: time alone would turn them, harmlessly.
+
+    `live` rules look at what the plan does not keep (pools, the registry, the catalogue): they can't be replayed.
+    """
 
     id: str
     why: str
@@ -58,33 +61,10 @@ class Rule:
     check: Callable[[Subject], Finding | None]
     warns: bool = False
     at_apply: bool = True
-
-
-def judge(subject: Subject, *, at_apply: bool = False) -> tuple[Verdict, ...]:
-    """Every rule's verdict, in the table's order."""
-    return tuple(_verdict(rule, subject) for rule in RULES if rule.at_apply or not at_apply)
-
-
-def _verdict(rule: Rule, subject: Subject) -> Verdict:
-    found = rule.check(subject)
-    if found is None:
-        return Verdict(rule=rule.id, why=rule.why, refused=None)
-    hint = found.hint or rule.hint
-    if rule.warns:
-        return Verdict(rule=rule.id, why=rule.why, refused=None, warning=f"{found.have}; {found.need}: {hint}")
-    return Verdict(
-        rule=rule.id, why=rule.why, refused=Refused(rule=rule.id, need=found.need, have=found.have, hint=hint)
-    )
+    live: bool = False
 
 
 # ---------------------------------------------------------------- who and until when
-
-
-def _named(what: str, value: Callable[[Subject], str]) -> Callable[[Subject], Finding | None]:
-    def check(subject: Subject) -> Finding | None:
-        return None if value(subject).strip() else Finding(need=f"metadata.{what}", have="nothing")
-
-    return check
 
 
 def _end_ahead(subject: Subject) -> Finding | None:
@@ -94,10 +74,12 @@ def _end_ahead(subject: Subject) -> Finding | None:
 
 def _end_near(subject: Subject) -> Finding | None:
     days = (subject.spec.end_date - subject.now).total_seconds() / 86_400
-    if days <= MAX_HORIZON_DAYS:
+    if days <= subject.horizon_days:
         return None
     return Finding(
-        need=f"an end date within {MAX_HORIZON_DAYS} days", have=f"{_time(subject.spec.end_date)}, {days:.0f} days away"
+        need=f"an end date within {subject.horizon_days} days",
+        have=f"{_time(subject.spec.end_date)}, {days:.0f} days away",
+        hint=f"set spec.end_date: {subject.horizon_days}d and renew it when the work goes on",
     )
 
 
@@ -161,13 +143,6 @@ def _accelerator_known(subject: Subject) -> Finding | None:
     return Finding(need="an accelerator the catalogue knows", have=asked, hint=hint)
 
 
-def _accelerator_counted(subject: Subject) -> Finding | None:
-    need = subject.spec.resources
-    if not need.accelerator or need.accelerators:
-        return None
-    return Finding(need=f"a number of {need.accelerator}", have="resources.accelerators: 0")
-
-
 # ---------------------------------------------------------------- where, and for how much
 
 
@@ -222,13 +197,6 @@ def _price_fresh(subject: Subject) -> Finding | None:
     return Finding(need=f"at most {subject.price_stale_days} days are trusted", have=have)
 
 
-def _price_not_zero(subject: Subject) -> Finding | None:
-    best = subject.ranking.best
-    if best is None or best.offer.price_microusd_per_hour > 0:
-        return None
-    return Finding(need="a price above $0 bounds the cost", have=f"{best.offer.pool}/{best.offer.node_type} costs $0/h")
-
-
 def _not_retired(subject: Subject) -> Finding | None:
     item, today = _instance_type(subject), subject.now.date()
     if item is None or not item.is_retired(today):
@@ -250,13 +218,6 @@ def _instance_type(subject: Subject) -> InstanceType | None:
 
 def _retirement(item: InstanceType) -> str:
     return f"retired on {item.retirement_date}" if item.retirement_date else "retired"
-
-
-def _real(subject: Subject) -> Finding | None:
-    best = subject.ranking.best
-    if best is None or not best.offer.simulated:
-        return None
-    return Finding(need="nothing of it is measured on real hardware", have=f"pool {best.offer.pool} is simulated")
 
 
 # ---------------------------------------------------------------- what is served
@@ -304,18 +265,6 @@ def _time(moment: datetime) -> str:
 
 RULES: tuple[Rule, ...] = (
     Rule(
-        id="owner",
-        why="Nothing runs without a person who answers for it.",
-        hint="set metadata.owner",
-        check=_named("owner", lambda subject: subject.spec.metadata.owner),
-    ),
-    Rule(
-        id="cost-center",
-        why="Every dollar is booked somewhere.",
-        hint="set metadata.cost_center",
-        check=_named("cost_center", lambda subject: subject.spec.metadata.cost_center),
-    ),
-    Rule(
         id="end-date-ahead",
         why="What has no end in the future is stopped before it starts.",
         hint="set spec.end_date to a date in the future",
@@ -323,8 +272,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         id="end-date-horizon",
-        why=f"What is not looked at again within {MAX_HORIZON_DAYS} days is forgotten and goes on costing.",
-        hint=f"set spec.end_date: {MAX_HORIZON_DAYS}d and renew it when the work goes on",
+        why="What is not looked at again for months is forgotten and goes on costing.",
+        hint="set a nearer spec.end_date and renew it when the work goes on",
         check=_end_near,
         at_apply=False,
     ),
@@ -343,16 +292,11 @@ RULES: tuple[Rule, ...] = (
         check=_absolute_paths,
     ),
     Rule(
-        id="accelerator-counted",
-        why="A kind of accelerator without a number would run on CPU, slowly and silently.",
-        hint="set resources.accelerators, or remove resources.accelerator",
-        check=_accelerator_counted,
-    ),
-    Rule(
         id="accelerator-known",
         why="A name nobody sells waits for ever.",
         hint="ground recon lists the names",
         check=_accelerator_known,
+        live=True,
     ),
     Rule(
         id="accelerator-work",
@@ -365,12 +309,14 @@ RULES: tuple[Rule, ...] = (
         why="Work goes to a registered pool.",
         hint="set spec.pool to one of them",
         check=_pool_known,
+        live=True,
     ),
     Rule(
         id="offer-fits",
         why="Work that no node can carry would wait for ever.",
         hint="lower spec.resources, or choose another pool",
         check=_offer_fits,
+        live=True,
     ),
     Rule(
         id="max-cost",
@@ -386,17 +332,11 @@ RULES: tuple[Rule, ...] = (
         warns=True,
     ),
     Rule(
-        id="price-not-zero",
-        why="At a price of zero no budget holds anything back.",
-        hint="set an hourly price: GROUND_LOCAL_PRICE for this machine",
-        check=_price_not_zero,
-        warns=True,
-    ),
-    Rule(
         id="not-retired",
         why="Price lists keep instance types that can't be had any more.",
         hint="choose a current instance type: ground recon",
         check=_not_retired,
+        live=True,
     ),
     Rule(
         id="not-retiring",
@@ -404,51 +344,27 @@ RULES: tuple[Rule, ...] = (
         hint="choose an instance type without a retirement date",
         check=_not_retiring,
         warns=True,
-    ),
-    Rule(
-        id="real-hardware",
-        why="What is simulated says so everywhere.",
-        hint="choose another pool for real work",
-        check=_real,
-        warns=True,
+        live=True,
     ),
     Rule(
         id="model-exists",
         why="An endpoint serves a registered, verified version, never a loose file.",
         hint="register it: ground models register",
         check=_model_exists,
+        live=True,
     ),
     Rule(
         id="model-memory",
         why="While weights load they are in memory twice; with less the server is killed and restarted, for ever.",
         hint="raise resources.memory",
         check=_model_memory,
+        live=True,
     ),
     Rule(
         id="public-needs-exposure",
         why="Private by default: what is reachable from outside has an owner, a reason and an expiry date.",
-        hint="set public: false, or record one: ground exposures create",
+        hint="set public: false, or record one: ground exposures add",
         check=_exposed,
+        live=True,
     ),
 )
-
-_ids = [rule.id for rule in RULES]
-if len(set(_ids)) != len(_ids):
-    raise AssertionError(f"two rules share an id: {sorted(_ids)}")
-
-
-def reference() -> str:
-    """docs/reference/policy.md."""
-    lines = [
-        "# Policy reference",
-        "",
-        "Generated from `src/groundplane/domain/policy.py`; a test keeps them equal.",
-        "Every plan shows each rule's verdict.",
-        "",
-        "| rule | verdict | why | way forward |",
-        "|---|---|---|---|",
-    ]
-    for rule in RULES:
-        verdict = "warns" if rule.warns else "refuses"
-        lines.append(f"| `{rule.id}` | {verdict} | {rule.why} | {rule.hint} |")
-    return "\n".join(lines) + "\n"

@@ -89,7 +89,7 @@ def compiled(text: str, schema: Mapping[str, object], *, truth: bool = True) -> 
         program = _ENVIRONMENT.compile(text)
     except RuntimeError as error:
         raise ExpressionFault(_said(str(error))) from None
-    if truth and program.return_type() not in {cel.Type.BOOL, cel.Type.DYN}:
+    if truth and program.return_type() not in (cel.Type.BOOL, cel.Type.DYN):  # these types do not hash
         raise ExpressionFault("does not give true or false", "compare it: … == …, … > …")
     return Expression(text, program)
 

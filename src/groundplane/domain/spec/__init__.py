@@ -13,6 +13,9 @@ from dataclasses import MISSING, asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+CLASSIFICATIONS = ("public", "internal", "confidential", "restricted")
+"""How confidential data is, least first. A pool's clearance is the most that it may hold."""
+
 _LATER: Mapping[str, bool] = {"later": True}
 """Marks fields that came after the first release: left out of the digest while unset, so that specs keep theirs."""
 
@@ -73,6 +76,7 @@ class DataSource:
     """An input: `path` on the node, its name and (when known) its digest.
 
     `size_bytes` is read `passes` times from the storage tier `tier`, or at `bytes_per_s` where that was measured.
+    `classification` says how confidential it is; empty means the installation's default.
     """
 
     name: str
@@ -82,6 +86,7 @@ class DataSource:
     passes: int = field(default=1, metadata=_LATER)
     tier: str = field(default="", metadata=_LATER)
     bytes_per_s: int = field(default=0, metadata=_LATER)
+    classification: str = field(default="", metadata=_LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
