@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from groundplane.audit import Event, EventDraft
+from groundplane.domain.artifact import Collected, Scrubbed, StoredPiece, StoreUsage
 from groundplane.domain.catalogue_changes import Proposal, TableView
 from groundplane.domain.certificate import Circumstances
 from groundplane.domain.hardware import Hardware
@@ -264,8 +265,8 @@ class Executor(Protocol):
         """
         ...
 
-    async def log(self, attempt_id: str, offset: int, limit_bytes: int) -> LogChunk:
-        """A piece of the log; an offset past the end gives no bytes."""
+    async def log(self, attempt_id: str, offset: int, limit_bytes: int, rank: int = 0) -> LogChunk:
+        """A piece of one member's log; an offset past the end gives no bytes."""
         ...
 
     async def samples(self, attempt_id: str, limit: int) -> list[Sample]:
@@ -282,6 +283,17 @@ class Executor(Protocol):
 
     async def beat(self) -> None:
         """Tells the runners that the control plane is alive; feeds their dead-man timers."""
+        ...
+
+    async def bring_outputs(self, attempt_id: str, run_id: str, target: Path) -> None:
+        """Copies the run's output files from its first member's node to `target`, unless they are there already.
+
+        Twice brings what changed. Dying halfway leaves whole files only. Raises Unavailable when the node is silent.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Lets go of connections; what runs goes on. Twice is the same as once."""
         ...
 
 
@@ -354,6 +366,10 @@ class BlobStore(Protocol):
         """
         ...
 
+    async def put_files(self, paths: Sequence[Path]) -> list[tuple[str, int]]:
+        """`put_file` for many files at once, in their order: all of them or, when one fails, none."""
+        ...
+
     async def fetch(self, sha256: str, target: Path) -> None:
         """Writes the blob to `target` atomically, verified. NotFound, or IntegrityFailure when the bytes changed."""
         ...
@@ -364,6 +380,42 @@ class BlobStore(Protocol):
 
     async def read(self, sha256: str, offset: int, limit_bytes: int) -> bytes:
         """A range of a blob."""
+        ...
+
+
+class ArtifactStore(BlobStore, Protocol):
+    """A blob store that shares pieces between files, and what keeps it small and honest."""
+
+    async def pieces(self, sha256: str) -> list[StoredPiece]:
+        """Where a file's pieces lie, in order; empty for one that is stored whole. NotFound, IntegrityFailure."""
+        ...
+
+    async def address(self, pack: str) -> str:
+        """Where a client reads a pack without us: an absolute path or a signed URL that ends; empty when nowhere."""
+        ...
+
+    async def usage(self) -> StoreUsage:
+        """What the store holds."""
+        ...
+
+    async def whole(self, sha256s: frozenset[str]) -> frozenset[str]:
+        """Those of the files that the store can tell of with all their pieces. Reads no content."""
+        ...
+
+    async def collect(self, roots: frozenset[str], *, grace_s: float, thorough: bool = False) -> Collected:
+        """Removes files that are no roots, what only they needed, and what dead pushes left.
+
+        Spared is what a push is storing or has stored within `grace_s`. `thorough` leaves no dead byte in shared packs.
+        A crash leaves copies, never holes. Unavailable when another process has the store open.
+        """
+        ...
+
+    async def scrub(self, limit_bytes: int | None = None, after: str = "") -> Scrubbed:
+        """Reads about `limit_bytes` of the store from where `after` says and names every spot that has changed."""
+        ...
+
+    async def cool(self, unread_s: float) -> int:
+        """Moves packs that nobody has read for that long to the cold tier; bytes moved. 0 without a cold tier."""
         ...
 
 

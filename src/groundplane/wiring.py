@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from groundplane.adapters.blobs import FolderBlobStore
+from groundplane.adapters.artifacts import folder_store, seal_key
 from groundplane.adapters.catalog_files import load_catalogue
 from groundplane.adapters.catalog_overlay import OperatorCatalog
 from groundplane.adapters.clouds.aws import AwsCloud
@@ -105,10 +105,11 @@ async def build(settings: Settings) -> App:
         for waker in wakers:
             waker()
 
+    blobs = folder_store(home / "store", settings.store_quota_bytes, key=seal_key(home / "keys"))
     models = Models(
         store=store,
         clock=clock,
-        blobs=FolderBlobStore(home / "store", settings.store_quota_bytes),
+        blobs=blobs,
         signer=FileSigner(home / "keys"),
         files=FolderModelFiles(),
         provenance=MachineProvenance(),

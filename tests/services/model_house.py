@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from groundplane.adapters.blobs import FolderBlobStore
+from groundplane.adapters.artifacts import folder_store
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.provenance import MachineProvenance
 from groundplane.adapters.signing import FileSigner
@@ -40,7 +40,7 @@ class House:
 
     def __init__(self, store: Store, clock: Clock, home: Path, quota_bytes: int = 0) -> None:
         self.store, self.home = store, home
-        self.blobs = FolderBlobStore(home / "store", quota_bytes)
+        self.blobs = folder_store(home / "store", quota_bytes)
         self.signer = FileSigner(home / "keys")
         self.models = Models(
             store=store,
@@ -70,8 +70,17 @@ class House:
             assert row is not None
             await tx.update(replace(row, **change))  # type: ignore[arg-type]
 
-    def blob(self, sha256: str) -> Path:
-        return self.home / "store" / "sha256" / sha256[:2] / sha256[2:]
+    def packs(self) -> list[Path]:
+        return list((self.home / "store" / "packs").iterdir())
+
+    async def rot(self, sha256: str) -> None:
+        """Changes one bit in the middle of a stored file; twice puts it back."""
+        piece = (await self.blobs.pieces(sha256))[0]
+        pack = self.home / "store" / "packs" / piece.pack
+        data = bytearray(pack.read_bytes())
+        data[piece.offset + piece.size_bytes // 2] ^= 1
+        pack.chmod(0o644)
+        pack.write_bytes(data)
 
     async def actions(self) -> list[str]:
         return [event.action async for event in self.store.events()]

@@ -81,7 +81,7 @@ async def test_the_next_registration_gets_the_next_number_and_shares_the_bytes(h
     (house.source / "config.json").write_bytes(b'{"layers": 3}')
     second = await house.register()
     assert second.id == "tiny@2"
-    assert len([path for path in (house.home / "store" / "sha256").rglob("*") if path.is_file()]) == 5
+    assert (await house.blobs.usage()).files == 5
 
 
 async def test_a_registration_without_facts_lists_every_missing_one_with_its_flag(house: House) -> None:
@@ -96,7 +96,7 @@ async def test_a_registration_without_facts_lists_every_missing_one_with_its_fla
         "add --metric NAME=VALUE",
     ]
     assert await house.actions() == []
-    assert not list((house.home / "store" / "sha256").iterdir())
+    assert house.packs() == []
 
 
 async def test_the_friday_checkpoint_is_refused_for_what_it_is_and_for_what_it_lacks(house: House) -> None:
@@ -108,7 +108,7 @@ async def test_the_friday_checkpoint_is_refused_for_what_it_is_and_for_what_it_l
         await house.models.register(ADA, name="churn", project="vision", source=path, facts=Facts(owner="ada"))
     assert [refused.rule for refused in refusal.value.refusals] == ["no-pickles"] + ["birth-certificate"] * 5
     assert "safetensors" in refusal.value.hint
-    assert not list((house.home / "store" / "sha256").iterdir())
+    assert house.packs() == []
 
 
 @pytest.mark.parametrize("name", ["weights/model.safetensors", "notes.md", "deep/er/x.bin"])

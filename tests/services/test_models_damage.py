@@ -13,7 +13,7 @@ from tests.services.model_house import ADA, NOW, House, built, flip
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.domain.model import ManifestFile
-from groundplane.errors import IntegrityFailure, NotFound
+from groundplane.errors import IntegrityFailure
 from groundplane.ports import Clock, Store
 
 
@@ -36,23 +36,25 @@ async def test_a_flipped_bit_in_any_file_is_found_and_the_file_named(house: Hous
     for file in version.files:
         if not file.size_bytes:
             continue
-        flip(house.blob(file.sha256))
+        await house.rot(file.sha256)
         checked = await house.verify()
         assert not checked.ok
         assert [problem.field for problem in checked.problems] == [f"file {file.path}"]
         with pytest.raises(IntegrityFailure, match=file.sha256):
             await house.models.materialise("tiny@1", house.home / "out")
         assert not (house.home / "out").exists()
-        flip(house.blob(file.sha256))
+        await house.rot(file.sha256)
     assert (await house.verify()).ok
 
 
-async def test_a_removed_blob_is_found_and_the_file_named(house: House) -> None:
+async def test_a_removed_pack_is_found_and_every_file_in_it_named(house: House) -> None:
     version = await house.register()
-    house.blob(version.files[0].sha256).unlink()
+    for pack in house.packs():
+        pack.unlink()
     checked = await house.verify()
-    assert [problem.field for problem in checked.problems] == [f"file {version.files[0].path}"]
-    with pytest.raises(NotFound):
+    held = [f"file {file.path}" for file in version.files if file.size_bytes]
+    assert [problem.field for problem in checked.problems] == held
+    with pytest.raises(IntegrityFailure, match="missing"):
         await house.models.materialise("tiny@1", house.home / "out")
     assert not (house.home / "out").exists()
 

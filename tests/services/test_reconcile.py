@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from groundplane.adapters.blobs import MemoryBlobStore
+from groundplane.adapters.artifacts import memory_store
 from groundplane.adapters.executors.memory import MemoryExecutor, Script
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.notify import MemoryNotifier
@@ -173,7 +173,7 @@ async def a_plane(folder: Path, play: Callable[[Order], Script]) -> Plane:
     models = Models(
         store=store,
         clock=clock,
-        blobs=MemoryBlobStore(),
+        blobs=memory_store(),
         signer=FileSigner(folder / "keys"),
         files=FolderModelFiles(),
         provenance=MachineProvenance(),

@@ -44,6 +44,18 @@ def looks_like_safetensors(view: ByteView) -> bool:
 
 def read_tensor_header(view: ByteView) -> TensorSummary:
     """Checks the whole header against the file's size. Raises HeaderFault naming the first rule broken."""
+    header, data_start = _header(view)
+    return _tile(header, view.size_bytes - data_start)[0]
+
+
+def tensor_ends(view: ByteView) -> tuple[int, tuple[int, ...]]:
+    """Where the tensors' data begins in the file, and where each tensor ends, in file order. Raises HeaderFault."""
+    header, data_start = _header(view)
+    spans = _tile(header, view.size_bytes - data_start)[1]
+    return data_start, tuple(data_start + end for _, end, _ in spans)
+
+
+def _header(view: ByteView) -> tuple[dict[str, object], int]:
     if view.size_bytes < 10:
         raise HeaderFault(f"the file is {view.size_bytes} bytes long; the shortest safetensors file has 10")
     (length,) = struct.unpack("<Q", view.at(0, 8))
@@ -63,11 +75,12 @@ def read_tensor_header(view: ByteView) -> TensorSummary:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise HeaderFault("__metadata__ is not an object of texts")
-    return _tile(header, view.size_bytes - 8 - length)
+    return header, 8 + length
 
 
-def _tile(tensors: dict[str, object], data_bytes: int) -> TensorSummary:
-    spans, parameters, dtypes = [], 0, set()
+def _tile(tensors: dict[str, object], data_bytes: int) -> tuple[TensorSummary, list[tuple[int, int, str]]]:
+    spans: list[tuple[int, int, str]] = []
+    parameters, dtypes = 0, set()
     for name, entry in tensors.items():
         begin, end, count, dtype = _tensor(name, entry)
         if end > data_bytes:
@@ -76,7 +89,8 @@ def _tile(tensors: dict[str, object], data_bytes: int) -> TensorSummary:
         parameters += count
         dtypes.add(dtype)
     position, previous = 0, ""
-    for begin, end, name in sorted(spans):
+    spans.sort()
+    for begin, end, name in spans:
         if begin < position:
             raise HeaderFault(f"tensor {name!r} overlaps {previous!r} by {position - begin:,} bytes")
         if begin > position:
@@ -84,7 +98,7 @@ def _tile(tensors: dict[str, object], data_bytes: int) -> TensorSummary:
         position, previous = end, name
     if position != data_bytes:
         raise HeaderFault(f"{data_bytes - position:,} bytes after the last tensor belong to no tensor")
-    return TensorSummary(tensors=len(spans), parameters=parameters, dtypes=tuple(sorted(dtypes)))
+    return TensorSummary(tensors=len(spans), parameters=parameters, dtypes=tuple(sorted(dtypes))), spans
 
 
 def _tensor(name: str, entry: object) -> tuple[int, int, int, str]:

@@ -184,12 +184,11 @@ class Models:
         return await self._commit(SYSTEM, draft)
 
     async def _put(self, found: Sequence[FoundFile]) -> tuple[ManifestFile, ...]:
-        stored = await asyncio.gather(*(self._blobs.put_file(file.source) for file in found), return_exceptions=True)
-        files = []
-        for file, result in zip(found, stored, strict=True):
-            if isinstance(result, BaseException):
-                raise result
-            files.append(ManifestFile(path=file.path, sha256=result[0], size_bytes=result[1]))
+        stored = await self._blobs.put_files([file.source for file in found])
+        files = [
+            ManifestFile(path=file.path, sha256=sha256, size_bytes=size_bytes)
+            for file, (sha256, size_bytes) in zip(found, stored, strict=True)
+        ]
         # The bytes that were stored are the bytes that were looked at only if nobody wrote in between.
         await self._files.unchanged(found)
         return manifest(files)

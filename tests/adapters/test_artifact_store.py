@@ -1,0 +1,566 @@
+"""One conformance suite for every place of packs; then what only a folder can do wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from groundplane.adapters.artifacts import PackStore, folder_store, memory_store
+from groundplane.domain.packs import sealed
+from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Unavailable
+
+MIB = 2**20
+Make = Callable[[int], PackStore]
+
+
+@pytest.fixture(params=["folder", "memory"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+    """Opens a store with a quota in bytes (0: none)."""
+    if request.param == "memory":
+        return memory_store
+    return lambda quota_bytes: folder_store(tmp_path / "store", quota_bytes)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> PackStore:
+    return folder_store(tmp_path / "store")
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+async def shown(root: Path) -> set[str]:
+    """The files a freshly opened store tells of, each read and verified."""
+    store = folder_store(root)
+    found = {recipe.sha256.hex(): recipe.size_bytes for recipe in store._index.recipes()}
+    for sha256, size_bytes in found.items():
+        await store.verify(sha256, size_bytes)
+    store.close()
+    return set(found)
+
+
+async def rot(root: Path, store: PackStore, sha256: str, where: int = 0, bit: int = 0) -> str:
+    """Flips one bit of a stored file on disk; returns the BLAKE3 of the piece it is in."""
+    for piece in await store.pieces(sha256):
+        if where < piece.size_bytes:
+            pack = root / "packs" / piece.pack
+            data = bytearray(pack.read_bytes())
+            data[piece.offset + where] ^= 1 << bit
+            pack.chmod(0o644)
+            pack.write_bytes(data)
+            return piece.blake3
+        where -= piece.size_bytes
+    raise AssertionError("the file is shorter")
+
+
+def tensors(seed: int, count: int = 8, size_bytes: int = 300_000) -> dict[str, bytes]:
+    chance = random.Random(seed)
+    return {f"layer.{number}": chance.randbytes(size_bytes) for number in range(count)}
+
+
+def safetensors(parts: dict[str, bytes], metadata: dict[str, str] | None = None) -> bytes:
+    """The format by hand: a length, a header, the bytes."""
+    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
+    offset = 0
+    for name, data in parts.items():
+        header[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [offset, offset + len(data)]}
+        offset += len(data)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + b"".join(parts.values())
+
+
+# ---------------------------------------------------------------- every store
+
+
+@pytest.mark.parametrize("size_bytes", [0, 1, 2047, 65_536, MIB, 9 * MIB + 17])
+async def test_what_was_put_can_be_read_fetched_and_verified(make: Make, tmp_path: Path, size_bytes: int) -> None:
+    store, data = make(0), random.Random(size_bytes).randbytes(size_bytes)
+    sha256, size = await store.put_file(write(tmp_path / "a", data))
+    assert (sha256, size) == (digest(data), size_bytes)
+    await store.verify(sha256, size_bytes)
+    await store.fetch(sha256, tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == data
+    assert await store.read(sha256, 1, 10) == data[1:11]
+    assert await store.read(sha256, size_bytes + 5, 10) == b""
+
+
+async def test_putting_twice_is_the_same_as_once(make: Make, tmp_path: Path) -> None:
+    store = make(0)
+    first = await store.put_file(write(tmp_path / "a", b"same"))
+    assert await store.put_file(write(tmp_path / "b", b"same")) == first
+    await store.verify(*first)
+
+
+async def test_many_puts_at_once_keep_apart(make: Make, tmp_path: Path) -> None:
+    store = make(0)
+    paths = [write(tmp_path / str(number), bytes([number % 7]) * 5000 * (number % 7 + 1)) for number in range(60)]
+    results = await asyncio.gather(*(store.put_file(path) for path in paths))
+    assert [result[0] for result in results] == [digest(path.read_bytes()) for path in paths]
+
+
+async def test_an_absent_blob_is_not_found(make: Make, tmp_path: Path) -> None:
+    store = make(0)
+    for call in (store.fetch("0" * 64, tmp_path / "x"), store.verify("0" * 64, 1), store.read("0" * 64, 0, 1)):
+        with pytest.raises(NotFound, match="000000"):
+            await call
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("bad", ["../../etc/passwd", "A" * 64, "a" * 63, "", "/" * 64, "..", "a" * 63 + "/"])
+async def test_what_is_no_digest_never_becomes_a_path(make: Make, tmp_path: Path, bad: str) -> None:
+    store = make(0)
+    for call in (store.fetch(bad, tmp_path / "x"), store.verify(bad, 1), store.read(bad, 0, 1)):
+        with pytest.raises(InvalidInput):
+            await call
+
+
+async def test_a_range_before_the_beginning_is_refused(make: Make, tmp_path: Path) -> None:
+    store = make(0)
+    sha256, _ = await store.put_file(write(tmp_path / "a", b"abc"))
+    with pytest.raises(InvalidInput):
+        await store.read(sha256, -1, 2)
+
+
+async def test_a_wrong_size_is_an_integrity_failure(make: Make, tmp_path: Path) -> None:
+    store = make(0)
+    sha256, _ = await store.put_file(write(tmp_path / "a", b"abc"))
+    with pytest.raises(IntegrityFailure, match="3 bytes, not 4"):
+        await store.verify(sha256, 4)
+
+
+async def test_a_full_quota_names_what_is_needed_and_what_is_free(make: Make, tmp_path: Path) -> None:
+    store = make(1000)
+    kept = await store.put_file(write(tmp_path / "a", b"a" * 700))
+    with pytest.raises(Unavailable, match="needs 400 bytes") as refusal:
+        await store.put_file(write(tmp_path / "b", b"b" * 400))
+    assert "300 bytes free" in refusal.value.message
+    assert "GROUND_STORE_QUOTA" in refusal.value.hint
+    assert refusal.value.details == {"need_bytes": 400, "free_bytes": 300}
+    with pytest.raises(NotFound):
+        await store.read(digest(b"b" * 400), 0, 1)
+    await store.verify(*kept)
+    assert await store.put_file(write(tmp_path / "c", b"c" * 300)) == (digest(b"c" * 300), 300)
+
+
+async def test_what_is_stored_already_needs_no_room(make: Make, tmp_path: Path) -> None:
+    store = make(1000)
+    kept = await store.put_file(write(tmp_path / "a", b"a" * 900))
+    assert await store.put_file(write(tmp_path / "again", b"a" * 900)) == kept
+
+
+async def test_the_quota_holds_when_many_put_at_once(make: Make, tmp_path: Path) -> None:
+    store = make(10_000)
+    paths = [write(tmp_path / str(number), bytes([number]) * 1000) for number in range(40)]
+    results = await asyncio.gather(*(store.put_file(path) for path in paths), return_exceptions=True)
+    assert sum(isinstance(result, tuple) for result in results) == 10
+    assert sum(isinstance(result, Unavailable) for result in results) == 30
+
+
+async def test_only_regular_files_are_stored(make: Make, tmp_path: Path) -> None:
+    store = make(0)
+    (tmp_path / "link").symlink_to(write(tmp_path / "real", b"x"))
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dir").mkdir()
+    for name in ("link", "pipe", "dir"):
+        with pytest.raises(InvalidInput):
+            await store.put_file(tmp_path / name)
+    with pytest.raises(InvalidInput):
+        await store.put_file(Path("/dev/null"))
+    with pytest.raises(NotFound):
+        await store.put_file(tmp_path / "absent")
+
+
+async def test_many_files_are_stored_together_or_not_at_all(make: Make, tmp_path: Path) -> None:
+    store = make(5000)
+    paths = [write(tmp_path / str(number), bytes([number]) * 1000) for number in range(8)]
+    with pytest.raises(Unavailable):
+        await store.put_files(paths)
+    usage = await store.usage()
+    assert (usage.files, usage.stored_bytes) == (0, 0)
+    stored = await store.put_files([*paths[:4], paths[0]])
+    assert stored == [(digest(path.read_bytes()), 1000) for path in [*paths[:4], paths[0]]]
+    assert (await store.usage()).packs == 1
+
+
+async def test_a_changed_tensor_or_header_stores_only_its_difference(make: Make, tmp_path: Path) -> None:
+    store, parts = make(0), tensors(1)
+    await store.put_file(write(tmp_path / "base", safetensors(parts)))
+    base = (await store.usage()).stored_bytes
+    await store.put_file(write(tmp_path / "tuned", safetensors({**parts, "layer.3": bytes(300_000)})))
+    tuned = (await store.usage()).stored_bytes
+    assert tuned - base == 300_000
+    described = write(tmp_path / "described", safetensors(parts, {"description": "long " * 500}))
+    sha256, _ = await store.put_file(described)
+    assert (await store.usage()).stored_bytes - tuned < 5000
+    await store.fetch(sha256, tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == described.read_bytes()
+
+
+# ---------------------------------------------------------------- every store: collection
+
+
+async def test_a_collection_removes_what_nothing_refers_to_and_keeps_shared_pieces(make: Make, tmp_path: Path) -> None:
+    store, parts = make(0), tensors(2)
+    kept = await store.put_file(write(tmp_path / "kept", safetensors(parts)))
+    dropped, _ = await store.put_file(write(tmp_path / "dropped", safetensors({**parts, "layer.0": bytes(300_000)})))
+    other, _ = await store.put_file(write(tmp_path / "other", random.Random(3).randbytes(2 * MIB)))
+    done = await store.collect(frozenset({kept[0]}), grace_s=0, thorough=True)
+    assert done.files == 2
+    assert done.freed_bytes > 2 * MIB
+    await store.verify(*kept)
+    for sha256 in (dropped, other):
+        with pytest.raises(NotFound):
+            await store.read(sha256, 0, 1)
+    assert (await store.usage()).stored_bytes == kept[1]
+    again = await store.collect(frozenset({kept[0]}), grace_s=0, thorough=True)
+    assert (again.files, again.freed_bytes) == (0, 0)
+
+
+async def test_a_collection_spares_what_was_pushed_within_the_grace(make: Make, tmp_path: Path) -> None:
+    store = make(0)
+    young = await store.put_file(write(tmp_path / "young", b"y" * 5000))
+    done = await store.collect(frozenset(), grace_s=3600)
+    assert done.files == 0
+    await store.verify(*young)
+
+
+async def test_many_small_packs_become_few(make: Make, tmp_path: Path) -> None:
+    store = make(0)
+    stored = [await store.put_file(write(tmp_path / str(number), b"%d" % number * 100)) for number in range(40)]
+    assert (await store.usage()).packs == 40
+    await store.collect(frozenset(sha256 for sha256, _ in stored), grace_s=0)
+    assert (await store.usage()).packs == 1
+    for sha256, size_bytes in stored:
+        await store.verify(sha256, size_bytes)
+
+
+async def test_collections_during_pushes_lose_nothing(make: Make, tmp_path: Path) -> None:
+    store, chance = make(0), random.Random(5)
+    shared = [chance.randbytes(200_000) for _ in range(6)]
+    kept: set[str] = set()
+    files: list[tuple[str, int]] = []
+
+    async def push(number: int) -> None:
+        parts = {f"t{index}": shared[(number + index) % 6] for index in range(4)}
+        path = write(tmp_path / str(number), safetensors(parts, {"n": str(number)}))
+        for _ in range(5):
+            sha256, size_bytes = await store.put_file(path)
+            kept.add(sha256)
+            files.append((sha256, size_bytes))
+            await store.verify(sha256, size_bytes)
+            if number % 2:
+                kept.discard(sha256)
+
+    async def collecting(done: asyncio.Event) -> None:
+        while not done.is_set():
+            await store.collect(frozenset(kept), grace_s=60, thorough=True)
+
+    done = asyncio.Event()
+    collector = asyncio.create_task(collecting(done))
+    await asyncio.gather(*(push(number) for number in range(6)))
+    done.set()
+    await collector
+    for sha256, size_bytes in files:
+        await store.verify(sha256, size_bytes)
+
+
+# ---------------------------------------------------------------- folder
+
+
+async def test_packs_are_read_only_and_one_content_is_one_pack(folder: PackStore, tmp_path: Path) -> None:
+    await folder.put_file(write(tmp_path / "a", b"abc"))
+    await folder.put_file(write(tmp_path / "b", b"abc"))
+    (pack,) = (tmp_path / "store" / "packs").iterdir()
+    assert stat.S_IMODE(pack.stat().st_mode) == 0o444
+
+
+async def test_twenty_thousand_small_files_are_a_handful_of_packs(folder: PackStore, tmp_path: Path) -> None:
+    (tmp_path / "many").mkdir()
+    paths = [write(tmp_path / "many" / str(number), b"%d" % number * 50) for number in range(2000)]
+    stored = await folder.put_files(paths)
+    assert (await folder.usage()).packs == 1
+    assert [sha256 for sha256, _ in stored] == [digest(path.read_bytes()) for path in paths]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+async def test_a_flipped_bit_is_found_by_verify_fetch_and_scrub_and_named(tmp_path: Path, data: st.DataObject) -> None:
+    root = Path(tempfile.mkdtemp(dir=tmp_path))
+    folder = folder_store(root)
+    content = data.draw(st.binary(min_size=1, max_size=5000))
+    sha256, size = await folder.put_file(write(tmp_path / "a", content))
+    where, bit = data.draw(st.integers(0, size - 1)), data.draw(st.integers(0, 7))
+    piece = await rot(root, folder, sha256, where, bit)
+    with pytest.raises(IntegrityFailure, match=f"{sha256}: piece {piece}"):
+        await folder.verify(sha256, size)
+    with pytest.raises(IntegrityFailure, match=sha256):
+        await folder.fetch(sha256, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".*.part"))
+    (spot,) = (await folder.scrub()).damage
+    assert (spot.piece, spot.files) == (piece, (sha256,))
+    folder.close()
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 10**9), st.integers(0, 7))
+async def test_any_flipped_bit_of_a_directory_is_found_and_the_pack_named(
+    folder: PackStore, tmp_path: Path, where: int, bit: int
+) -> None:
+    sha256, _ = await folder.put_file(write(tmp_path / "a", b"abc"))
+    (pack,) = (tmp_path / "store" / "packs").iterdir()
+    good = pack.read_bytes()
+    rotten = bytearray(good)
+    rotten[3 + where % (len(good) - 3)] ^= 1 << bit
+    pack.chmod(0o644)
+    pack.write_bytes(rotten)
+    try:
+        (spot,) = (await folder.scrub()).damage
+        assert (spot.pack, spot.files) == (pack.name, (sha256,))
+        fresh = folder_store(tmp_path / "store")
+        assert (await fresh.usage()).damaged_packs == (pack.name,)
+        with pytest.raises(NotFound):
+            await fresh.read(sha256, 0, 1)
+        fresh.close()
+    finally:
+        pack.write_bytes(good)
+
+
+async def test_pushing_again_heals_what_was_found_rotten(folder: PackStore, tmp_path: Path) -> None:
+    sha256, size = await folder.put_file(write(tmp_path / "a", b"abc"))
+    await rot(tmp_path / "store", folder, sha256)
+    with pytest.raises(IntegrityFailure):
+        await folder.verify(sha256, size)
+    await folder.put_file(tmp_path / "a")
+    await folder.verify(sha256, size)
+    await folder_store(tmp_path / "store").verify(sha256, size)
+
+
+async def test_a_recipe_made_with_another_key_is_checked_by_sha256(tmp_path: Path) -> None:
+    """Whoever can write into the store can't make other bytes pass for a file's SHA-256."""
+    forged = folder_store(tmp_path / "store", key=b"f" * 32)
+    content = random.Random(6).randbytes(3 * MIB)
+    sha256, size = await forged.put_file(write(tmp_path / "a", content))
+    other, _ = await forged.put_file(write(tmp_path / "b", bytes(reversed(content))))
+    ours = folder_store(tmp_path / "store", key=b"o" * 32)
+    await ours.verify(sha256, size)
+    await ours.fetch(sha256, tmp_path / "out")
+    swapped = forged._index.recipe(bytes.fromhex(other))
+    assert swapped is not None
+    lie = sealed(b"f" * 32, bytes.fromhex(sha256), size, swapped.packed)
+    ours._index._recipes[lie.sha256] = lie
+    for call in (ours.verify(sha256, size), ours.fetch(sha256, tmp_path / "out2")):
+        with pytest.raises(IntegrityFailure, match="now hash to"):
+            await call
+    assert not (tmp_path / "out2").exists()
+
+
+async def test_files_of_the_first_release_are_read_moved_by_a_push_and_collected(tmp_path: Path) -> None:
+    contents = [b"old one", b"old two"]
+    for content in contents:
+        blob = tmp_path / "store" / "sha256" / digest(content)[:2] / digest(content)[2:]
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(content)
+    store = folder_store(tmp_path / "store")
+    for content in contents:
+        await store.verify(digest(content), 7)
+        await store.fetch(digest(content), tmp_path / "out")
+        assert (tmp_path / "out").read_bytes() == content
+        assert await store.read(digest(content), 4, 3) == content[4:]
+    assert (await store.usage()).legacy_bytes == 14
+    await store.put_file(write(tmp_path / "a", contents[0]))
+    assert (await store.usage()).legacy_bytes == 7
+    await store.verify(digest(contents[0]), 7)
+    await store.collect(frozenset({digest(contents[0])}), grace_s=0)
+    assert (await store.usage()).legacy_bytes == 0
+    with pytest.raises(NotFound):
+        await store.read(digest(contents[1]), 0, 1)
+
+
+async def test_packs_move_to_the_cold_folder_and_are_read_from_there(tmp_path: Path) -> None:
+    store = folder_store(tmp_path / "store", cold=tmp_path / "cold")
+    kept = await store.put_file(write(tmp_path / "a", random.Random(7).randbytes(MIB)))
+    assert await store.cool(unread_s=3600) == 0
+    assert await store.cool(unread_s=0) > MIB
+    assert list((tmp_path / "store" / "packs").iterdir()) == []
+    await store.verify(*kept)
+    await folder_store(tmp_path / "store", cold=tmp_path / "cold").verify(*kept)
+
+
+async def test_a_collection_refuses_while_another_process_has_the_store_open(folder: PackStore, tmp_path: Path) -> None:
+    script = "import sys; from pathlib import Path; from groundplane.adapters.artifacts import folder_store\n"
+    script += "folder_store(Path(sys.argv[1])); print('open', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", script, str(tmp_path / "store")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"open\n"
+        with pytest.raises(Unavailable, match="another process"):
+            await folder.collect(frozenset(), grace_s=0)
+        other.communicate()
+    await folder.collect(frozenset(), grace_s=0)
+
+
+async def test_fetch_replaces_what_lies_at_the_target_whole(folder: PackStore, tmp_path: Path) -> None:
+    sha256, _ = await folder.put_file(write(tmp_path / "a", b"new"))
+    await folder.fetch(sha256, write(tmp_path / "target", b"something older and longer"))
+    assert (tmp_path / "target").read_bytes() == b"new"
+
+
+async def test_a_file_that_changes_while_it_is_stored_is_refused(folder: PackStore, tmp_path: Path) -> None:
+    path, stop = write(tmp_path / "growing", b"a" * 20 * MIB), asyncio.Event()
+
+    async def grow() -> None:
+        with path.open("ab") as file:
+            while not stop.is_set():
+                file.write(b"b" * 1000)
+                file.flush()
+                await asyncio.sleep(0)
+
+    writer = asyncio.create_task(grow())
+    try:
+        with pytest.raises(Conflict, match="changed while"):
+            await folder.put_file(path)
+    finally:
+        stop.set()
+        await writer
+    assert await shown(tmp_path / "store") == set()
+
+
+async def test_opening_sweeps_what_the_dead_left_and_spares_the_living(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    store = folder_store(root)
+    write(root / "tmp" / "123-dead", b"half")
+    living = store._objects.draft()
+    folder_store(root)
+    assert not (root / "tmp" / "123-dead").exists()
+    assert len(list((root / "tmp").iterdir())) == 1
+    living.discard()
+    assert list((root / "tmp").iterdir()) == []
+
+
+async def test_the_quota_counts_what_an_earlier_process_stored(tmp_path: Path) -> None:
+    await folder_store(tmp_path / "store").put_file(write(tmp_path / "a", b"a" * 700))
+    with pytest.raises(Unavailable, match="300 bytes free"):
+        await folder_store(tmp_path / "store", 1000).put_file(write(tmp_path / "b", b"b" * 400))
+
+
+# ---------------------------------------------------------------- a real full disk
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Four MiB of real file system."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(mount)], check=True)
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+@pytest.mark.needs("tmpfs")
+async def test_a_full_disk_loses_nothing_and_names_the_bytes(small_disk: Path, tmp_path: Path) -> None:
+    store = folder_store(small_disk / "store")
+    kept = await store.put_file(write(tmp_path / "small", random.Random(9).randbytes(MIB)))
+    with pytest.raises(Unavailable, match=f"needs {8 * MIB} bytes") as refusal:
+        await store.put_file(write(tmp_path / "large", random.Random(8).randbytes(8 * MIB)))
+    assert refusal.value.details["free_bytes"] <= 3 * MIB  # type: ignore[operator]
+    assert await shown(small_disk / "store") == {kept[0]}
+    assert list((small_disk / "store" / "tmp").iterdir()) == []
+    await store.verify(*kept)
+    await store.put_file(write(tmp_path / "fits", random.Random(10).randbytes(MIB)))
+    store.close()
+
+
+@pytest.mark.needs("tmpfs")
+async def test_a_disk_that_fills_up_while_writing_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
+    """The room is there when each put begins and gone before it ends: only the write itself finds out."""
+    store = folder_store(small_disk / "store", threads=8)
+    paths = [write(tmp_path / str(number), random.Random(number).randbytes(3 * MIB)) for number in range(6)]
+    results = await asyncio.gather(*(store.put_file(path) for path in paths), return_exceptions=True)
+    stored = {result[0] for result in results if isinstance(result, tuple)}
+    assert len(stored) <= 1
+    assert all(isinstance(result, tuple | Unavailable) for result in results), results
+    assert await shown(small_disk / "store") == stored
+    assert list((small_disk / "store" / "tmp").iterdir()) == []
+    store.close()
+
+
+@pytest.mark.needs("tmpfs")
+async def test_a_full_target_leaves_no_half_file(small_disk: Path, folder: PackStore, tmp_path: Path) -> None:
+    sha256, _ = await folder.put_file(write(tmp_path / "a", random.Random(11).randbytes(6 * MIB)))
+    with pytest.raises(Unavailable, match="disk of the target"):
+        await folder.fetch(sha256, small_disk / "model")
+    assert list(small_disk.iterdir()) == []
+
+
+# ---------------------------------------------------------------- sudden death
+
+_PUSH_AND_PULL_FOREVER = """
+import asyncio, sys
+from pathlib import Path
+from groundplane.adapters.artifacts import folder_store
+async def main():
+    store, files, out = folder_store(Path(sys.argv[1])), sorted(Path(sys.argv[2]).iterdir()), Path(sys.argv[3])
+    print("ready", flush=True)
+    while True:
+        stored = await store.put_files(files)
+        for number, (sha256, _) in enumerate(stored):
+            await store.fetch(sha256, out / str(number))
+        await store.collect(frozenset(), grace_s=0, thorough=True)
+asyncio.run(main())
+"""
+
+
+async def test_a_kill_at_any_moment_of_push_pull_and_collection_leaves_nothing_half_written(
+    tmp_path: Path,
+) -> None:
+    """Twenty kills; GROUND_KILLS=200 for the long form."""
+    root, source, out, chance = tmp_path / "store", tmp_path / "source", tmp_path / "out", random.Random(4700)
+    for folder in (source, out):
+        folder.mkdir()
+    for number in range(5):
+        write(source / str(number), chance.randbytes(chance.randrange(1, 8 * MIB)))
+    contents = {digest(path.read_bytes()) for path in source.iterdir()}
+    for _ in range(int(os.environ.get("GROUND_KILLS", "20"))):
+        command = [sys.executable, "-c", _PUSH_AND_PULL_FOREVER, root, source, out]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE)
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"ready\n"
+            with pytest.raises(subprocess.TimeoutExpired):
+                child.wait(chance.random() * 0.3)
+            child.send_signal(signal.SIGKILL)
+        finally:
+            child.kill()
+            child.communicate()
+        assert await shown(root) <= contents
+        pulled = [path for path in out.iterdir() if not path.name.startswith(".")]
+        assert all(digest(path.read_bytes()) in contents for path in pulled)
+    store = folder_store(root)
+    assert list((root / "tmp").iterdir()) == []
+    for sha256, size_bytes in await store.put_files(sorted(source.iterdir())):
+        await store.verify(sha256, size_bytes)
+    await store.collect(frozenset(), grace_s=0)
+    assert list((root / "packs").iterdir()) == [], "a dead push leaked a piece"
