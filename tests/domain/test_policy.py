@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from groundplane.domain import planning, policy
+from groundplane.domain import planning
 from groundplane.domain.access import Exposure
 from groundplane.domain.hardware import Accelerator, Hardware, InstanceType
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import Offer
-from groundplane.domain.policy import RULES, Subject, judge
+from groundplane.domain.policy.builtin import Subject
+from groundplane.domain.policy.rule_set import built_in, reference
 from groundplane.domain.spec import DataSource, EndpointSpec, JobSpec, Metadata, Resources, TokenPrice
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -86,7 +87,7 @@ def subject(spec: JobSpec | EndpointSpec = JOB, *offers: Offer, **more: object) 
 def said(about: Subject) -> list[str]:
     """What refuses (`rule: needs …, has … | hint`) or warns (`rule? sentence`)."""
     lines = []
-    for verdict in judge(about):
+    for verdict in built_in().judge(about):
         if verdict.refused is not None:
             lines.append(f"{verdict.refused} | {verdict.refused.hint}")
         if verdict.warning:
@@ -214,7 +215,7 @@ CASES: dict[str, tuple[Subject, str]] = {
     "public without an exposure": (
         subject(replace(SERVE, public=True)),
         "public-needs-exposure: needs an exposure with owner, reason and expiry, has none"
-        " | set public: false, or record one: ground exposures create",
+        " | set public: false, or record one: ground exposures add",
     ),
 }
 
@@ -254,8 +255,8 @@ def test_time_that_passes_between_plan_and_apply_shortens_no_promise():
     tight = replace(JOB, end_date=NOW + timedelta(seconds=1800))
     assert said(subject(tight)) == []
     later = subject(tight, now=NOW + timedelta(seconds=60))
-    assert "duration-before-end" in {v.rule for v in judge(later) if v.refused}
-    assert {v.rule for v in judge(later, at_apply=True) if v.refused} == set()
+    assert "duration-before-end" in {v.rule for v in built_in().judge(later) if v.refused}
+    assert {v.rule for v in built_in().judge(later, at_apply=True) if v.refused} == set()
 
 
 def test_words_that_only_look_like_accelerator_work_pass():
@@ -269,8 +270,6 @@ def test_words_that_only_look_like_accelerator_work_pass():
 
 
 def test_every_rule_is_documented_and_the_page_is_current():
-    assert all(rule.why.endswith(".") and rule.hint for rule in RULES)
+    assert all(rule.why.endswith(".") and rule.hint for rule in built_in().infos())
     page = Path(__file__).parents[2] / "docs" / "reference" / "policy.md"
-    assert page.read_text(encoding="utf-8") == policy.reference(), (
-        "write policy.reference() to docs/reference/policy.md"
-    )
+    assert page.read_text(encoding="utf-8") == reference(), "write rule_set.reference() to docs/reference/policy.md"

@@ -18,7 +18,7 @@ MAX_FILES = 100
 
 
 class FolderPolicyFiles:
-    """`*.yaml` and `*.yml` directly in `folder`; names starting with a dot are editors' own. `copy` is one JSON file."""
+    """`*.yaml` and `*.yml` directly in `folder`, but for those starting with a dot. `copy` is one JSON file."""
 
     def __init__(self, folder: Path, copy: Path) -> None:
         self._folder = folder

@@ -1,4 +1,4 @@
-"""The rules in force: read from the operator's folder, kept when a new folder can't be used, judged, excepted, replayed."""
+"""The rules in force: read from the operator's folder, kept when that can't be used, judged, excepted, replayed."""
 
 from __future__ import annotations
 
@@ -195,7 +195,9 @@ class Policies:
             await _tell(tx, actor, now, "policy.except", made.id, project, after=_facts(made), reason=made.reason)
         return made
 
-    async def exceptions(self, actor: Actor, *, project: str | None = None, over_too: bool = False) -> list[PolicyException]:
+    async def exceptions(
+        self, actor: Actor, *, project: str | None = None, over_too: bool = False
+    ) -> list[PolicyException]:
         """Those that hold, soonest to end first; with `over_too` those that have ended as well."""
         where: dict[str, object] = {} if over_too else {"expires_at": AtLeast(self._clock.now())}
         if project is not None:
@@ -212,9 +214,7 @@ class Policies:
             if found is None or not actor.sees(found.project):
                 raise NotFound(f"no exception {exception_id}", "ground policy except list")
             await tx.delete(PolicyException, exception_id)
-            await _tell(
-                tx, actor, now, "policy.unexcept", found.id, found.project, before=_facts(found), reason=reason
-            )
+            await _tell(tx, actor, now, "policy.unexcept", found.id, found.project, before=_facts(found), reason=reason)
         return replace(found, expires_at=min(found.expires_at, now))
 
     # ------------------------------------------------------------ replay

@@ -104,7 +104,9 @@ rules:
     have: "pool {plan.pool}, cleared for {plan.clearance}"
     tests:
       - name: confidential data on a pool for internal data
-        given: {spec: {classification: confidential, classification_rank: 2}, plan: {clearance: internal, clearance_rank: 1}}
+        given:
+          spec: {classification: confidential, classification_rank: 2}
+          plan: {clearance: internal, clearance_rank: 1}
         expect: refuse
       - name: public data anywhere
         given: {spec: {classification: public, classification_rank: 0}, plan: {clearance: public, clearance_rank: 0}}
@@ -139,7 +141,9 @@ rules:
     tests:
       - {name: four of four, given: {settings: {approval_accelerators: 4}, plan: {accelerators: 4}}, expect: pass}
       - {name: five of four, given: {settings: {approval_accelerators: 4}, plan: {accelerators: 5}}, expect: approve}
-      - {name: left to the projects, given: {settings: {approval_accelerators: 0}, plan: {accelerators: 64}}, expect: pass}
+      - name: left to the projects
+        given: {settings: {approval_accelerators: 0}, plan: {accelerators: 64}}
+        expect: pass
 
   - id: approval-cost
     over: plan

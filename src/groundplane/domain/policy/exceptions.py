@@ -1,4 +1,4 @@
-"""Exceptions: a rule that is lifted for a while, for one project or one piece of its work, by somebody with a reason."""
+"""Exceptions: a rule lifted for a while, for one project or one piece of its work, by somebody with a reason."""
 
 from __future__ import annotations
 
@@ -69,9 +69,7 @@ def lifted(
     return tuple(_lifted(verdict, held, project, name, now) for verdict in verdicts)
 
 
-def _lifted(
-    verdict: Verdict, exceptions: Sequence[PolicyException], project: str, name: str, now: datetime
-) -> Verdict:
+def _lifted(verdict: Verdict, exceptions: Sequence[PolicyException], project: str, name: str, now: datetime) -> Verdict:
     if verdict.refused is None and not verdict.approval:
         return verdict
     covering = [each for each in exceptions if each.covers(verdict.rule, project, name, now)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from cel_expr_python import cel
+from cel_expr_python import cel  # type: ignore[import-untyped]
 
 MAX_CHARACTERS = 1_000
 MAX_NESTING = 24
@@ -50,7 +50,7 @@ class Expression:
     program: Any
 
     def evaluate(self, values: Values) -> object:
-        """Its value as plain Python. ExpressionFault when it fails: a type that does not fit, a key that is not there."""
+        """Its value as plain Python. ExpressionFault when a type does not fit or a key is not there."""
         try:
             result = self.program.eval(values.activation)
             value = result.plain_value()
@@ -201,7 +201,7 @@ def _said(text: str) -> str:
 
 
 def _plain(value: object, where: str) -> object:
-    """As the library takes it; ExpressionFault for text that is too long or no Unicode, and for numbers beyond 64 bits."""
+    """As the library takes it. ExpressionFault for text that is too long and numbers beyond 64 bits."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, list | tuple):

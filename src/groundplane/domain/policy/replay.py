@@ -48,7 +48,7 @@ class PlanMove:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """`changed` has the newest first, at most `MAX_SHOWN` of `changed_count`. `unplayed` says what could not be replayed.
+    """`changed` has the newest first, at most `MAX_SHOWN` of `changed_count`. `unplayed` says what could not be.
 
     `truncated`: there are older plans since then that were not looked at.
     """
@@ -99,9 +99,7 @@ def replay(
     )  # fmt: skip
 
 
-def _move(
-    plan: Plan, rules: RuleSet, subject: Subject, live: set[str], unplayed: Counter[str]
-) -> PlanMove | None:
+def _move(plan: Plan, rules: RuleSet, subject: Subject, live: set[str], unplayed: Counter[str]) -> PlanMove | None:
     then = {verdict.rule: verdict for verdict in plan.verdicts}
     now: dict[str, Verdict] = {}
     for verdict in rules.judge(subject):
@@ -111,7 +109,9 @@ def _move(
             unplayed[f"rule {verdict.rule} can't be judged: {verdict.refused.have}"] += 1
         before = then.get(verdict.rule)
         # An exception that held then is taken to hold still: otherwise each one would look like a change of the rules.
-        now[verdict.rule] = before if before is not None and before.exception and outcome(verdict)[0] != "pass" else verdict
+        now[verdict.rule] = (
+            before if before is not None and before.exception and outcome(verdict)[0] != "pass" else verdict
+        )
     known = {each.rule.id for each in rules.judged} - live
     now |= {rule: verdict for rule, verdict in then.items() if rule not in known}
     moves = tuple(_rule_moves(then, now))

@@ -1,4 +1,4 @@
-"""Policy files: YAML with settings, rules over CEL and their tests, read strictly; every fault is told with file and line.
+"""Policy files: YAML with settings, rules in CEL and their tests, read strictly; faults are told with file and line.
 
 Nothing is taken from a file that has a fault, and nothing from a folder in which one has.
 """
@@ -162,7 +162,9 @@ class _Reading:
                 if known and key not in known:
                     near = difflib.get_close_matches(key, known, 1, 0.6)
                     line = child.start_mark.line + 1
-                    self.add(line, f"{what}: unknown field {key}", f"did you mean {near[0]}?" if near else _known(known))
+                    self.add(
+                        line, f"{what}: unknown field {key}", f"did you mean {near[0]}?" if near else _known(known)
+                    )
                 elif not is_null(child):
                     found[key] = child
         except Unreadable as error:
@@ -223,11 +225,13 @@ def _rule(node: Node, reading: _Reading) -> DeclaredRule | RuleChange | None:
     source = f"{reading.name}:{line}"
     if "when" not in found and "require" not in found:
         change = _change(found, what, line, why, reading)
-        if len(reading.problems) > before:
+        if len(reading.problems) > before or id is None:
             return None
         return RuleChange(id=id, source=source, severity=severity, enabled=enabled, why=why or "", hint=change)
     if not enabled:
-        reading.add(line_of(found["enabled"]), f"{what}: enabled: false stands without a condition", "remove the condition")
+        reading.add(
+            line_of(found["enabled"]), f"{what}: enabled: false stands without a condition", "remove the condition"
+        )
     for name in ("over", "why", "hint"):
         if name not in found:
             reading.add(line, f"{what}: {name} is required", f"write it like {_EXAMPLES[name]}")
@@ -250,7 +254,11 @@ def _rule(node: Node, reading: _Reading) -> DeclaredRule | RuleChange | None:
     )  # fmt: skip
 
 
-_EXAMPLES = {"over": "over: spec", "why": "why: Every dollar is booked somewhere.", "hint": "hint: set spec.labels.team"}
+_EXAMPLES = {
+    "over": "over: spec",
+    "why": "why: Every dollar is booked somewhere.",
+    "hint": "hint: set spec.labels.team",
+}
 
 
 def _plain(why: str | None) -> str:
@@ -258,13 +266,13 @@ def _plain(why: str | None) -> str:
     return (why or "").rstrip(".").replace("{", "(").replace("}", ")")
 
 
-def _change(
-    found: Mapping[str, Node], what: str, line: int, why: str | None, reading: _Reading
-) -> Message | None:
+def _change(found: Mapping[str, Node], what: str, line: int, why: str | None, reading: _Reading) -> Message | None:
     """A word on a rule defined elsewhere; it can't bring tests or messages of its own."""
     for name in ("over", "need", "have", "tests"):
         if name in found:
-            reading.add(line_of(found[name]), f"{what}: {name} needs a when or require beside it", "write the condition")
+            reading.add(
+                line_of(found[name]), f"{what}: {name} needs a when or require beside it", "write the condition"
+            )
     if "severity" not in found and "enabled" not in found and "hint" not in found:
         hint = "write when or require; or severity, enabled or hint to change a rule defined elsewhere"
         reading.add(line, f"{what} says nothing", hint)
@@ -336,7 +344,9 @@ def _tests(node: Node, what: str, sees: Mapping[str, object], reading: _Reading)
 def _given(node: Node, schema: Mapping[str, object], what: str, reading: _Reading) -> dict[str, Any]:
     """A fragment of a subject; each field must be one that there is, and its value of that field's kind."""
     if not isinstance(node, MappingNode):
-        reading.add(line_of(node), f"{what}: must be a mapping, is {kind_of(node)}", "write it like given: {spec: {nodes: 8}}")
+        reading.add(
+            line_of(node), f"{what}: must be a mapping, is {kind_of(node)}", "write it like given: {spec: {nodes: 8}}"
+        )
         return {}
     made: dict[str, Any] = {}
     for name, child in reading.mapping(node, what, tuple(schema)).items():

@@ -1,4 +1,4 @@
-"""The rules in force, put together once: built-in ones, the operator's files over them, settings, one digest.
+"""The rules in force, put together once: built-in ones, the operator's files over them, settings, a digest.
 
 `build` refuses files that contradict each other; `RuleSet.judge` says every rule's word on a plan.
 """
@@ -30,7 +30,7 @@ from groundplane.domain.policy.rule_files import (
 from groundplane.domain.policy.sample import sample_view, schema
 from groundplane.domain.policy.view import PolicySettings, plan_view, request_view
 from groundplane.domain.spec import EndpointSpec
-from groundplane.errors import Problem, Refused
+from groundplane.errors import InvalidInput, Problem, Refused
 
 LOCKED = frozenset(
     {
@@ -115,8 +115,8 @@ class RuleSet:
         try:
             values = Values(view)
         except ExpressionFault as fault:
-            refused = Refused(rule="policy-input", need="values that rules may look at", have=fault.message, hint=fault.hint)
-            return (Verdict(rule="policy-input", why="Nothing passes unseen.", refused=refused),)
+            seen = Finding(need="values that rules may look at", have=fault.message, hint=fault.hint)
+            return (_broken("policy-input", "Nothing passes unseen.", Severity.REFUSE, seen),)
         return tuple(_verdict_of_expression(each, rule, values) for each, rule in asked)
 
     def rule(self, id: str) -> Judged | None:
@@ -147,10 +147,8 @@ def read_files(texts: Mapping[str, str]) -> tuple[PolicyFile, ...]:
     for name in sorted(texts):
         try:
             files.append(read_policy_file(name, texts[name], schema()))
-        except Exception as error:
-            if not getattr(error, "problems", None):
-                raise
-            problems += error.problems  # type: ignore[attr-defined]
+        except InvalidInput as error:
+            problems += error.problems
     if problems:
         raise faults_as_error(problems)
     return tuple(files)
@@ -164,8 +162,9 @@ def build(files: Sequence[PolicyFile]) -> RuleSet:
     }
     judged |= {rule.id: Judged(rule=rule, severity=rule.severity) for rule in built_in_file().rules}
     said: dict[str, str] = {}
-    entries = [entry for file in files for entry in (*file.rules, *file.changes)]
-    for entry in sorted(entries, key=lambda each: isinstance(each, RuleChange)):
+    rules_first: list[DeclaredRule | RuleChange] = [rule for file in files for rule in file.rules]
+    rules_first += [change for file in files for change in file.changes]
+    for entry in rules_first:
         problem = _conflict(entry, judged, said)
         if problem:
             problems.append(problem)
@@ -187,7 +186,9 @@ def build(files: Sequence[PolicyFile]) -> RuleSet:
     return RuleSet(settings=settings, judged=rules, version=_version(settings, rules))
 
 
-def _conflict(entry: DeclaredRule | RuleChange, judged: Mapping[str, Judged], said: Mapping[str, str]) -> Problem | None:
+def _conflict(
+    entry: DeclaredRule | RuleChange, judged: Mapping[str, Judged], said: Mapping[str, str]
+) -> Problem | None:
     if entry.id in said:
         return _problem(entry.source, f"rule {entry.id} is also at {said[entry.id]}", "keep one of them")
     if entry.id in LOCKED:
@@ -349,8 +350,8 @@ def reference() -> str:
         "# Policy reference",
         "",
         "Generated from `src/groundplane/domain/policy/`; a test keeps them equal.",
-        "Every plan shows each rule's verdict. A rule without a condition here is written in Python; a locked one can't be",
-        "changed, switched off or excepted. How to write one's own: [guides/policy.md](../guides/policy.md).",
+        "Every plan shows each rule's verdict. A rule without a condition here is written in Python; a locked one",
+        "can't be changed, switched off or excepted. How to write one's own: [guides/policy.md](../guides/policy.md).",
         "",
         "| rule | verdict | condition | why | way forward |",
         "|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""A good subject, made up: what tests inside policy files are fragments over, and the fields that expressions may ask."""
+"""A good subject, made up: what tests in policy files are fragments over, with every field that rules may ask for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What expressions see of a plan: plain, complete values, so that a rule asks for a field and never whether it is there.
+"""What expressions see of a plan: plain, complete values, so that no rule has to ask whether a field is there.
 
 One table per variable; docs/guides/policy.md lists them, and a misspelt field is told when a rule is read.
 """

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from groundplane.domain.sizing import Method, Optimizer, Precision
+from groundplane.domain.spec import CLASSIFICATIONS
 from groundplane.domain.spec import values as v
 from groundplane.domain.spec.values import Reader
 
@@ -197,6 +198,11 @@ def _job() -> Iterable[Field]:
     yield Field(
         path="spec.data[].sha256", kinds=job, read=v.text(r"[0-9a-f]{64}", "a SHA-256 (64 lowercase hex digits)"),
         takes="64 hex digits", default="unknown", meaning="Its digest, when known.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.data[].classification", kinds=job, read=v.choice(*CLASSIFICATIONS),
+        takes="`public`, `internal`, `confidential` or `restricted`", default="what the installation's policy says",
+        meaning="How confidential it is; the pool must be cleared for it.",
     )  # fmt: skip
     yield Field(
         path="spec.outputs.models[].name", kinds=job, read=v.text(_MODEL, _MODEL_MEANING, example="tiny-lm"),

@@ -375,6 +375,7 @@ def _job_body(spec: JobSpec) -> dict[str, Any]:
 def _data_body(source: DataSource) -> dict[str, Any]:
     body: dict[str, Any] = _without_empty(
         name=source.name, path=source.path, sha256=source.sha256, tier=source.tier,
+        classification=source.classification,
         size=f"{source.size_bytes}B" if source.size_bytes else "",
         throughput=f"{source.bytes_per_s}B/s" if source.bytes_per_s else "",
     )  # fmt: skip
