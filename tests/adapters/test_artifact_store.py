@@ -7,11 +7,13 @@ import hashlib
 import json
 import os
 import random
+import secrets
 import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -19,7 +21,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from groundplane.adapters.artifacts import PackStore, folder_store, memory_store
+from groundplane.adapters.artifacts import PackStore, bucket_store, folder_store, memory_store
 from groundplane.domain.packs import sealed
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Unavailable
 
@@ -27,9 +29,45 @@ MIB = 2**20
 Make = Callable[[int], PackStore]
 
 
-@pytest.fixture(params=["folder", "memory"])
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of a real S3 server on loopback."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty bucket, with the environment that reaches it."""
+    import boto3
+
+    environment = {
+        "AWS_ENDPOINT_URL": s3,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    name = f"store-{secrets.token_hex(6)}"
+    client = boto3.client("s3", endpoint_url=s3, region_name="us-east-1")
+    client.create_bucket(Bucket=name)
+    client.close()
+    return f"s3://{name}/here"
+
+
+@pytest.fixture(params=["folder", "memory", "bucket"])
 def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
     """Opens a store with a quota in bytes (0: none)."""
+    if request.param == "bucket":
+        url = request.getfixturevalue("bucket")
+        return lambda quota_bytes: bucket_store(url, quota_bytes)
     if request.param == "memory":
         return memory_store
     return lambda quota_bytes: folder_store(tmp_path / "store", quota_bytes)
@@ -462,6 +500,21 @@ async def test_the_quota_counts_what_an_earlier_process_stored(tmp_path: Path) -
     await folder_store(tmp_path / "store").put_file(write(tmp_path / "a", b"a" * 700))
     with pytest.raises(Unavailable, match="300 bytes free"):
         await folder_store(tmp_path / "store", 1000).put_file(write(tmp_path / "b", b"b" * 400))
+
+
+async def test_a_bucket_is_read_by_a_signed_url_and_by_the_next_process(bucket: str, tmp_path: Path) -> None:
+    content = random.Random(12).randbytes(3 * MIB)
+    sha256, size_bytes = await bucket_store(bucket).put_file(write(tmp_path / "a", content))
+    store = bucket_store(bucket)
+    await store.verify(sha256, size_bytes)
+    first = (await store.pieces(sha256))[0]
+    with urllib.request.urlopen(await store.address(first.pack)) as answer:
+        assert answer.read()[first.offset : first.offset + first.size_bytes] == content[: first.size_bytes]
+
+
+async def test_a_bucket_that_is_not_there_is_named(bucket: str, tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="s3://nothing-here"):
+        bucket_store("s3://nothing-here/at-all")
 
 
 # ---------------------------------------------------------------- a real full disk

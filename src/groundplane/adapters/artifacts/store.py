@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from groundplane.adapters.artifacts.bucket import BucketObjects
 from groundplane.adapters.artifacts.index import Index
 from groundplane.adapters.artifacts.legacy import NO_LEGACY, LegacyBlobs
 from groundplane.adapters.artifacts.objects import FULL, FolderObjects, MemoryObjects, Objects, free_bytes, sync_folder
@@ -372,6 +373,11 @@ def folder_store(
     root = root.absolute()
     objects = FolderObjects(root, cold.absolute() if cold is not None else None)
     return PackStore(objects, key, quota_bytes, legacy=LegacyBlobs(root / "sha256"), threads=threads)
+
+
+def bucket_store(url: str, quota_bytes: int = 0, *, key: bytes = bytes(32), threads: int | None = None) -> PackStore:
+    """The store in a bucket: `s3://bucket/prefix`, `az://…`, `gs://…`. InvalidInput without the buckets extra."""
+    return PackStore(BucketObjects(url), key, quota_bytes, threads=threads)
 
 
 def seal_key(folder: Path) -> bytes:
