@@ -66,6 +66,13 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
             continue  # a project without a budget has no money to show
         for part in ("limit", "held", "posted"):
             budget.labels(project.id, part).set(getattr(month, f"{part}_microusd") / MICROUSD_PER_USD)
+    approvals = Gauge("ground_approvals", "Plans that needed approval.", ("project", "status"), registry=registry)
+    waits = Gauge("ground_approval_wait_seconds", "Mean time from plan to approval.", ("project",), registry=registry)
+    for name, tally in (await app.approvals.tallies(actor)).items():
+        for status, number in tally.by_status.items():
+            approvals.labels(name, status).set(number)
+        if tally.approved_after_s is not None:
+            waits.labels(name).set(tally.approved_after_s)
     steps = Gauge("ground_loop_steps", "Steps a loop has taken.", ("loop",), registry=registry)
     failures = Gauge("ground_loop_failures", "Steps of a loop that failed.", ("loop",), registry=registry)
     seconds = Gauge("ground_loop_last_step_seconds", "How long a loop's last step took.", ("loop",), registry=registry)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from groundplane.domain.access import Exposure
+from groundplane.domain.approval import Approval
 from groundplane.domain.budget import Budget
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.run import Run, RunStatus
-from groundplane.units import format_usd
+from groundplane.units import format_duration, format_usd
 
 RECENT = timedelta(hours=24)
 SOON = timedelta(days=3)
@@ -32,11 +33,13 @@ def notices(
     endpoints: Sequence[Endpoint],
     budgets: Sequence[Budget],
     exposures: Sequence[Exposure],
+    approvals: Sequence[Approval] = (),
     now: datetime,
 ) -> list[Notice]:
-    """What failed within a day, what money is nearly out, what ends within three days; the worst first."""
+    """What failed within a day, what waits for a yes, what money is nearly out, what ends soon; the worst first."""
     found = [
         *_failures(runs, endpoints, now),
+        *_waiting(approvals, now),
         *_money(budgets),
         *_endings(runs, endpoints, exposures, now),
     ]
@@ -55,6 +58,19 @@ def _failures(runs: Sequence[Run], endpoints: Sequence[Endpoint], now: datetime)
         if endpoint.status is EndpointStatus.FAILED
     ]
     return failed + down
+
+
+def _waiting(approvals: Sequence[Approval], now: datetime) -> list[Notice]:
+    """The one that ends first, first: approvals come newest first."""
+    return [
+        Notice(
+            "warn",
+            f"{asked.kind} {asked.name} of {asked.project} waits for a yes to {format_usd(asked.worst_case_microusd)}"
+            f" for {format_duration(max(0.0, (asked.expires_at - now).total_seconds()))} more",
+            f"/console/approvals/{asked.id}",
+        )
+        for asked in sorted(approvals, key=lambda asked: asked.expires_at)
+    ]
 
 
 def _money(budgets: Sequence[Budget]) -> list[Notice]:

@@ -10,6 +10,7 @@ from groundplane.api.access import Ground, requires
 from groundplane.console.attention import notices
 from groundplane.console.money import budgets_of
 from groundplane.console.web import PageRoute, page
+from groundplane.domain.approval import ApprovalStatus
 from groundplane.domain.endpoint import EndpointStatus
 from groundplane.identity import Actor, Permission
 
@@ -27,6 +28,7 @@ def routes() -> APIRouter:
         recent = await ground.runs.runs(actor, limit=RECENT_RUNS)
         endpoints = await ground.endpoints.endpoints(actor)
         budgets = await budgets_of(ground, actor)
+        approvals = await ground.approvals.approvals(actor, status=ApprovalStatus.WAITING)
         exposures = await ground.access.exposures(actor)
         offers, silent_pools = await ground.plans.offers()
         return page(
@@ -43,7 +45,12 @@ def routes() -> APIRouter:
             offers=offers,
             silent_pools=silent_pools,
             notices=notices(
-                runs=recent, endpoints=endpoints, budgets=budgets, exposures=exposures, now=ground.clock.now()
+                runs=recent,
+                endpoints=endpoints,
+                budgets=budgets,
+                exposures=exposures,
+                approvals=approvals,
+                now=ground.clock.now(),
             ),
         )
 

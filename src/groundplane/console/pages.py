@@ -11,6 +11,7 @@ from fastapi.responses import FileResponse, RedirectResponse
 from groundplane.api.access import requires_any_key
 from groundplane.console import (
     access,
+    approvals,
     audit,
     costs,
     endpoints,
@@ -49,7 +50,7 @@ def router() -> APIRouter:
         # The pages ask for ?v=VERSION, so a new release is a new address.
         return FileResponse(path, media_type=STATIC[name], headers={"Cache-Control": "private, max-age=3600"})
 
-    for part in (session, overview, recon, requests, runs, models, endpoints, costs, sizing, access, audit):
+    for part in (session, overview, recon, requests, approvals, runs, models, endpoints, costs, sizing, access, audit):
         pages.include_router(part.routes(), prefix=HOME)
 
     @pages.get(f"{HOME}/{{rest:path}}")

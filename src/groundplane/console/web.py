@@ -47,6 +47,7 @@ NAVIGATION = (
     ("Overview", HOME, Permission.SYSTEM_READ),
     ("Requests", f"{HOME}/requests", Permission.REQUESTS_READ),
     ("Recon", f"{HOME}/recon", Permission.SYSTEM_READ),
+    ("Approvals", f"{HOME}/approvals", Permission.RUNS_READ),
     ("Runs", f"{HOME}/runs", Permission.RUNS_READ),
     ("Models", f"{HOME}/models", Permission.MODELS_READ),
     ("Endpoints", f"{HOME}/endpoints", Permission.ENDPOINTS_READ),

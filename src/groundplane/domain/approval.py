@@ -194,6 +194,13 @@ def approve(
     return _decided(voted, ApprovalStatus.APPROVED, now)
 
 
+def may_approve(approval: Approval, actor: Actor, now: datetime) -> bool:
+    """Whether this person's yes would change anything: it waits, they may, and they have not said it yet."""
+    open_to = approval.status is ApprovalStatus.WAITING and not is_expired(approval, now)
+    said = any(_same(vote.by, actor.name) for vote in approval.votes)
+    return open_to and not said and _four_eyes(approval, actor) is None
+
+
 def reject(approval: Approval, actor: Actor, now: datetime, reason: str) -> Approval | Refused:
     """The question answered with no, for good; also what was approved and not applied yet."""
     if approval.status is ApprovalStatus.REJECTED and _same(approval.rejected_by, actor.name):

@@ -59,7 +59,12 @@ class Approvals:
         limits = project.self_service if project is not None else SelfService()
         taken = 0
         if limits.month_max_microusd is not None:
-            month = await tx.get(Budget, budget_id(name, self._clock.now()), lock=lock)
+            this_month = budget_id(name, self._clock.now())
+            month = await tx.get(Budget, this_month, lock=lock)
+            if month is None and lock:
+                # The month's first plans race before its row is there to be locked: the project's stands in for it.
+                await tx.get(Project, name, lock=True)
+                month = await tx.get(Budget, this_month, lock=True)
             waiting = await tx.total(Approval, "worst_case_microusd", where={"project": name, "status": OPEN})
             taken = waiting[()] + (month.held_microusd + month.posted_microusd if month is not None else 0)
         return rules.beyond(spec, worst_case_microusd, limits, taken)
