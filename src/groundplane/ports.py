@@ -14,15 +14,17 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from groundplane.audit import Event, EventDraft
-from groundplane.domain.artifact import Collected, Scrubbed, StoredPiece, StoreUsage
+from groundplane.domain.catalogue import Catalogue
 from groundplane.domain.catalogue_changes import Proposal, TableView
 from groundplane.domain.certificate import Circumstances
 from groundplane.domain.hardware import Hardware
+from groundplane.domain.isolation import JobIsolation as JobIsolation
 from groundplane.domain.ledger import UsageRecord
 from groundplane.domain.model import ManifestFile
 from groundplane.domain.node import Node as Node
 from groundplane.domain.node import Placement as Placement
 from groundplane.domain.planning import Offer
+from groundplane.domain.preflight import PreflightNeed as PreflightNeed
 from groundplane.domain.price_lists import ListPrice
 from groundplane.domain.recon import CloudView, Machine
 from groundplane.domain.run import EndReason
@@ -191,7 +193,8 @@ class Order:
 
     `checkpoint_dir` is shared by all attempts of a run; `output_dir` too. `cpus`, `memory_bytes` and `accelerators` are
     per node. `placements` names the nodes, one per member in order of rank; without it the executor chooses `nodes` of
-    them, none named in `avoid`.
+    them, none named in `avoid`. `readable` are paths the job may read besides its own folders; `secrets` become files.
+    With a `preflight` the node checks itself before the command starts.
     """
 
     attempt_id: str
@@ -213,6 +216,11 @@ class Order:
     nodes: int = 1
     placements: tuple[Placement, ...] = ()
     avoid: tuple[str, ...] = ()
+    pids_limit: int = 0
+    readable: tuple[str, ...] = ()
+    isolation: JobIsolation = JobIsolation()
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    preflight: PreflightNeed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +248,7 @@ class Executor(Protocol):
     """Runs attempts on one pool of nodes."""
 
     async def offers(self) -> Sequence[Offer]:
-        """What this pool's nodes are, with free disk; prices are filled in by the price book, 0 here."""
+        """What this pool's nodes are, with free disk; without a price of the pool's own, the price book fills it in."""
         ...
 
     async def nodes(self) -> Sequence[Node]:
@@ -380,42 +388,6 @@ class BlobStore(Protocol):
 
     async def read(self, sha256: str, offset: int, limit_bytes: int) -> bytes:
         """A range of a blob."""
-        ...
-
-
-class ArtifactStore(BlobStore, Protocol):
-    """A blob store that shares pieces between files, and what keeps it small and honest."""
-
-    async def pieces(self, sha256: str) -> list[StoredPiece]:
-        """Where a file's pieces lie, in order; empty for one that is stored whole. NotFound, IntegrityFailure."""
-        ...
-
-    async def address(self, pack: str) -> str:
-        """Where a client reads a pack without us: an absolute path or a signed URL that ends; empty when nowhere."""
-        ...
-
-    async def usage(self) -> StoreUsage:
-        """What the store holds."""
-        ...
-
-    async def whole(self, sha256s: frozenset[str]) -> frozenset[str]:
-        """Those of the files that the store can tell of with all their pieces. Reads no content."""
-        ...
-
-    async def collect(self, roots: frozenset[str], *, grace_s: float, thorough: bool = False) -> Collected:
-        """Removes files that are no roots, what only they needed, and what dead pushes left.
-
-        Spared is what a push is storing or has stored within `grace_s`. `thorough` leaves no dead byte in shared packs.
-        A crash leaves copies, never holes. Unavailable when another process has the store open.
-        """
-        ...
-
-    async def scrub(self, limit_bytes: int | None = None, after: str = "") -> Scrubbed:
-        """Reads about `limit_bytes` of the store from where `after` says and names every spot that has changed."""
-        ...
-
-    async def cool(self, unread_s: float) -> int:
-        """Moves packs that nobody has read for that long to the cold tier; bytes moved. 0 without a cold tier."""
         ...
 
 
@@ -596,6 +568,10 @@ class CatalogBook(Protocol):
 
     def hardware(self) -> Hardware:
         """Accelerators and instance types as they stand now."""
+        ...
+
+    def catalogue(self) -> Catalogue:
+        """All of it as it stands now; the same object for as long as no file changed."""
         ...
 
     def tables(self) -> list[TableView]:

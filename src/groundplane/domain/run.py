@@ -48,6 +48,8 @@ class EndReason(StrEnum):
     OUTPUT_REFUSED = "output-refused"
     ENDPOINT_STOPPED = "endpoint-stopped"
     NEVER_READY = "never-ready"
+    PREFLIGHT_FAILED = "preflight-failed"
+    NODE_UNFIT = "node-unfit"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +108,15 @@ ENDINGS: dict[EndReason, Ending] = {
     ),
     EndReason.NEVER_READY: Ending(
         status=RunStatus.FAILED, retry=False, meaning="The model server never answered its test prompt."
+    ),
+    EndReason.PREFLIGHT_FAILED: Ending(
+        # No node would do: the same check on the same storage fails the same way.
+        status=RunStatus.FAILED,
+        retry=False,
+        meaning="A check before the start failed, so the command was not started.",
+    ),
+    EndReason.NODE_UNFIT: Ending(
+        status=RunStatus.FAILED, retry=True, meaning="A check found a fault of the node, which takes no more work."
     ),
     EndReason.OUTPUT_REFUSED: Ending(
         # The files stay where they are: registering them by hand needs no new training.

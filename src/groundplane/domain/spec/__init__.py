@@ -86,6 +86,7 @@ class DataSource:
     passes: int = field(default=1, metadata=_LATER)
     tier: str = field(default="", metadata=_LATER)
     bytes_per_s: int = field(default=0, metadata=_LATER)
+    url: str = field(default="", metadata=_LATER)
     classification: str = field(default="", metadata=_LATER)
 
 
@@ -143,6 +144,13 @@ class JobSpec:
     training: TrainingNeed | None = field(default=None, metadata=_LATER)
     checkpoint_every_s: int | None = field(default=None, metadata=_LATER)
     interruptions_per_day: float | None = field(default=None, metadata=_LATER)
+    isolation: str = field(default="", metadata=_LATER)
+    image: str = field(default="", metadata=_LATER)
+    network: bool = field(default=True, metadata=_LATER)
+    secrets: tuple[str, ...] = field(default=(), metadata=_LATER)
+    preflight: bool = field(default=True, metadata=_LATER)
+    checkpoint_dir: str = field(default="", metadata=_LATER)
+    checkpoint_bytes: int = field(default=0, metadata=_LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

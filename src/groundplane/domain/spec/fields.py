@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from groundplane.domain.isolation import Isolation
 from groundplane.domain.sizing import Method, Optimizer, Precision
 from groundplane.domain.spec import CLASSIFICATIONS
 from groundplane.domain.spec import values as v
@@ -26,6 +27,8 @@ _PERSON = r"[^\s\x00-\x1f][^\x00-\x1f]{0,127}"
 _SKU = r"[A-Za-z0-9][A-Za-z0-9._-]{1,79}"
 _TIER = r"[a-z0-9][a-z0-9-]{0,63}"
 _ARCHITECTURE = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}"
+_FILE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_IMAGE = r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,255}"
 _ONE_LINE = r"[^\x00-\x1f]{0,256}"
 
 
@@ -292,6 +295,47 @@ def _training() -> Iterable[Field]:
     )  # fmt: skip
 
 
+def _walls() -> Iterable[Field]:
+    """How a job is kept apart, what it may know, and what is checked before it starts."""
+    job = (JOB,)
+    yield Field(
+        path="spec.isolation", kinds=job, read=v.choice(*Isolation), takes="a way of isolation",
+        default="the installation's", meaning=f"How the job is kept apart: {', '.join(Isolation)}.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.image", kinds=job, read=v.text(_IMAGE, "a container image", example="docker.io/library/python:3.12"),
+        takes="a container image", default="none",
+        meaning="What `isolation: podman` runs the command in; it must be on the node.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.network", kinds=job, read=v.boolean, takes="true or false", default="true",
+        meaning="Whether the job reaches the network; false needs `isolation: bubblewrap` or `podman`.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.secrets", kinds=job, read=v.texts(_FILE_NAME, "a secret's name", example="hub-token"),
+        takes="list of names", default="none",
+        meaning="The project's secrets the job gets, as files in `$GROUND_SECRETS_DIR`.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.preflight", kinds=job, read=v.boolean, takes="true or false", default="true",
+        meaning="Whether the node is checked before the command starts; without it faults are paid for.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.checkpoint_dir", kinds=job, read=v.text(r"/[^\0]{1,4095}", "an absolute path", example="/mnt/ckpt"),
+        takes="absolute path", default="under GROUND_HOME",
+        meaning="A folder on the nodes under which the run keeps its checkpoints, on storage all of them share.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.checkpoint_size", kinds=job, read=v.size(0), takes="size", default="unknown",
+        meaning="How large one checkpoint gets: preflight then tells its cost and how often to write one.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.data[].url", kinds=job, read=v.text(r"https?://[^\s\0]{1,4088}", "an http or https address",
+        example="https://data.example/corpus.tar"), takes="http(s) address", default="none",
+        meaning="Where the source is read over the network: preflight tries it from the node.",
+    )  # fmt: skip
+
+
 def _serving() -> Iterable[Field]:
     endpoint = (ENDPOINT,)
     yield from _model_named("spec.serving", endpoint, "served")
@@ -358,7 +402,7 @@ def _endpoint() -> Iterable[Field]:
     )  # fmt: skip
 
 
-FIELDS: tuple[Field, ...] = (*_common(), *_job(), *_training(), *_endpoint(), *_serving(), *_resources())
+FIELDS: tuple[Field, ...] = (*_common(), *_job(), *_training(), *_walls(), *_endpoint(), *_serving(), *_resources())
 
 
 def fields_of(kind: str) -> dict[str, Field]:

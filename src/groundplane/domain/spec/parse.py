@@ -275,7 +275,9 @@ def _job(values: Mapping[str, Any]) -> JobSpec:
     optional = {"workdir": "workdir", "env": "env", "pool": "pool", "idle_limit": "idle_limit_s",
                 "control_plane_gone_limit": "control_plane_gone_limit_s", "stop_grace": "stop_grace_s",
                 "deadline": "deadline", "checkpoint_every": "checkpoint_every_s",
-                "interruptions_per_day": "interruptions_per_day"}  # fmt: skip
+                "interruptions_per_day": "interruptions_per_day", "isolation": "isolation", "image": "image",
+                "network": "network", "secrets": "secrets", "preflight": "preflight",
+                "checkpoint_dir": "checkpoint_dir", "checkpoint_size": "checkpoint_bytes"}  # fmt: skip
     return JobSpec(
         metadata=Metadata(**values["metadata"]),
         command=spec["command"],
@@ -364,6 +366,7 @@ def _job_body(spec: JobSpec) -> dict[str, Any]:
         body["checkpoint_every"] = f"{spec.checkpoint_every_s}s"
     if spec.interruptions_per_day is not None:
         body["interruptions_per_day"] = spec.interruptions_per_day
+    body.update(_walls_body(spec))
     if spec.outputs:
         models = [
             _without_empty(name=o.name, path=o.path, license=o.license, framework=o.framework) for o in spec.outputs
@@ -375,7 +378,7 @@ def _job_body(spec: JobSpec) -> dict[str, Any]:
 def _data_body(source: DataSource) -> dict[str, Any]:
     body: dict[str, Any] = _without_empty(
         name=source.name, path=source.path, sha256=source.sha256, tier=source.tier,
-        classification=source.classification,
+        classification=source.classification, url=source.url,
         size=f"{source.size_bytes}B" if source.size_bytes else "",
         throughput=f"{source.bytes_per_s}B/s" if source.bytes_per_s else "",
     )  # fmt: skip
@@ -385,6 +388,21 @@ def _data_body(source: DataSource) -> dict[str, Any]:
 def _need_body(need: TrainingNeed | ServingNeed) -> dict[str, Any]:
     """Without what is unset: no model, no number of parameters or tokens."""
     return {name: value for name, value in asdict(need).items() if value not in ("", 0) or value is False}
+
+
+def _walls_body(spec: JobSpec) -> dict[str, Any]:
+    body: dict[str, Any] = _without_empty(
+        isolation=spec.isolation, image=spec.image, checkpoint_dir=spec.checkpoint_dir
+    )
+    if not spec.network:
+        body["network"] = False
+    if spec.secrets:
+        body["secrets"] = list(spec.secrets)
+    if not spec.preflight:
+        body["preflight"] = False
+    if spec.checkpoint_bytes:
+        body["checkpoint_size"] = f"{spec.checkpoint_bytes}B"
+    return body
 
 
 def _endpoint_body(spec: EndpointSpec) -> dict[str, Any]:

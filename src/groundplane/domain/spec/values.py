@@ -218,6 +218,20 @@ def command(node: Node, now: datetime) -> tuple[str, ...]:
     return words
 
 
+def texts(pattern: str, meaning: str, *, example: str) -> Reader:
+    """A list of different strings, each matching the whole `pattern`."""
+    one = text(pattern, meaning, example=example)
+
+    def read(node: Node, now: datetime) -> tuple[str, ...]:
+        values = _items(node, lambda item: str(one(item, now)))
+        for value in values:
+            if values.count(value) > 1:
+                raise _bad(node, f"{shown(value)} is listed twice", "keep one of them")
+        return values
+
+    return read
+
+
 def text_map(key_pattern: str, key_meaning: str) -> Reader:
     """A mapping of strings to strings."""
 
