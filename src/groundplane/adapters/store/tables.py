@@ -24,6 +24,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from groundplane.audit import Event
 from groundplane.domain.access import Exposure, Key, Project
 from groundplane.domain.approval import Approval
+from groundplane.domain.artifact import Artifact, StorageQuota
 from groundplane.domain.budget import Budget, Hold, HoldStatus
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.intake.request import Request
@@ -34,7 +35,7 @@ from groundplane.domain.policy.exceptions import PolicyException
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0005"
+SCHEMA_REVISION = "0006"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -132,6 +133,13 @@ KINDS: dict[type, Kind] = {
             table="requests",
             indexes=(("project", "created_at"), ("status", "created_at")),
         ),
+        Kind(
+            row=Artifact,
+            table="artifacts",
+            indexes=(("project", "created_at"), ("name", "created_at")),
+            not_negative=("size_bytes",),
+        ),
+        Kind(row=StorageQuota, table="storage_quotas", not_negative=("limit_bytes",)),
         Kind(
             row=Event,
             table="events",
