@@ -311,6 +311,39 @@ class ExposureRequest:
         _check_zone("expires_at", self.expires_at)
 
 
+# ---------------------------------------------------------------- policy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExceptionRequest:
+    """Which rule is lifted for which project, or one name in it; by whom, why and until when."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    rule: str
+    project: str
+    owner: str
+    reason: str
+    expires_at: datetime
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        _check_text(rule=self.rule, project=self.project, name=self.name, owner=self.owner, reason=self.reason)
+        _check_zone("expires_at", self.expires_at)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayRequest:
+    """Proposed policy files by name, over those in force, and how far back to look."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    files: dict[str, str]
+    since: datetime
+
+    def __post_init__(self) -> None:
+        _check_text(**{f"files.{number}": name for number, name in enumerate(self.files)})
+        _check_zone("since", self.since)
+
+
 # ---------------------------------------------------------------- money
 
 

@@ -73,6 +73,11 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
             approvals.labels(name, status).set(number)
         if tally.approved_after_s is not None:
             waits.labels(name).set(tally.approved_after_s)
+    refusals = Gauge("ground_policy_refusals", "Plans a rule refused since the start.", ("rule",), registry=registry)
+    for rule, count in app.policies.refusals.items():
+        refusals.labels(rule).set(count)
+    current = Gauge("ground_policy_current", "1 when the policy files as last read are in force.", registry=registry)
+    current.set(app.policies.healthy)
     steps = Gauge("ground_loop_steps", "Steps a loop has taken.", ("loop",), registry=registry)
     failures = Gauge("ground_loop_failures", "Steps of a loop that failed.", ("loop",), registry=registry)
     seconds = Gauge("ground_loop_last_step_seconds", "How long a loop's last step took.", ("loop",), registry=registry)

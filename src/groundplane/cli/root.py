@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "report": ("money", "The Monday report: what was spent and by whom, what is reserved, what is running."),
     "size": ("sizing", "Say how much memory and time a model takes, on which cards, and what would make it fit."),
     "compare": ("sizing", "Hold a hosted API, provisioned units and cards of one's own side by side, cheapest first."),
+    "policy": ("policy", "List, test, replay and reload the rules that plans are judged by, and except from them."),
     "audit": ("audit", "Read and prove the audit trail."),
     "settings": ("settings", "List every setting with its value and where that comes from."),
 }

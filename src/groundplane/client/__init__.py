@@ -24,6 +24,7 @@ import msgspec
 from groundplane import __version__
 from groundplane.audit import Event
 from groundplane.client.approvals import ApprovalCalls
+from groundplane.client.policy import PolicyCalls
 from groundplane.client.recon import ReconCalls
 from groundplane.client.requests import RequestCalls
 from groundplane.domain.access import Exposure, Key, Project
@@ -77,7 +78,7 @@ _FOLLOW_PAUSE_FIRST_S, _FOLLOW_PAUSE_MAX_S = 0.1, 1.0
 _UPLOAD_PIECE_BYTES = 1 << 20
 
 
-class Client(ApprovalCalls, ReconCalls, RequestCalls):
+class Client(ApprovalCalls, PolicyCalls, ReconCalls, RequestCalls):
     """A connection to one control plane. Close it, or use it in a `with` block."""
 
     def __init__(self, base_url: str, key: str, *, timeout_s: float = 60.0) -> None:

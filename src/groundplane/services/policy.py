@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from groundplane.audit import Event, EventDraft
@@ -17,28 +17,15 @@ from groundplane.domain.planning import Plan, Verdict
 from groundplane.domain.policy import rule_set
 from groundplane.domain.policy.builtin import Subject
 from groundplane.domain.policy.exceptions import PolicyException, checked_expiry, lifted
-from groundplane.domain.policy.replay import MAX_PLANS, Replay, replay
-from groundplane.domain.policy.rule_set import LOCKED, RuleInfo, RuleSet
+from groundplane.domain.policy.records import PolicyState, Replay, RuleInfo
+from groundplane.domain.policy.replay import MAX_PLANS, replay
+from groundplane.domain.policy.rule_set import LOCKED, RuleSet
 from groundplane.errors import InvalidInput, NotFound, Problem
 from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import AtLeast, Clock, Ids, PolicyFiles, Store, Tx
 
 MAX_EXCEPTIONS = 1_000
 MAX_FILES = 100
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyState:
-    """What is in force and since when. `problems` say why the folder as it stands is not; `pending` that it differs."""
-
-    version: str
-    loaded_at: datetime
-    folder: str
-    files: tuple[str, ...]
-    rules: tuple[RuleInfo, ...]
-    problems: tuple[Problem, ...]
-    pending: bool
-    refusals: Mapping[str, int]
 
 
 class Policies:

@@ -8,61 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import Plan, Quote, Ranking, Verdict
 from groundplane.domain.policy.builtin import Rule, Subject
+from groundplane.domain.policy.records import PlanMove, Replay, RuleMove
 from groundplane.domain.policy.rule_set import RuleSet, outcome
 
 MAX_PLANS = 2_000
 MAX_SHOWN = 200
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuleMove:
-    """One rule's word on one plan, then and under the proposed rules. `said` is its sentence there, or then."""
-
-    rule: str
-    before: str
-    after: str
-    said: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanMove:
-    """A plan whose verdict would have been another: `ready`, `needs-approval` or `refused`, and by which rules."""
-
-    plan: str
-    project: str
-    name: str
-    owner: str
-    created_at: datetime
-    before: str
-    after: str
-    worst_case_microusd: int
-    moves: tuple[RuleMove, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replay:
-    """`changed` has the newest first, at most `MAX_SHOWN` of `changed_count`. `unplayed` says what could not be.
-
-    `truncated`: there are older plans since then that were not looked at.
-    """
-
-    since: datetime
-    version: str
-    plans: int
-    changed_count: int
-    newly_refused: int
-    newly_allowed: int
-    changed: tuple[PlanMove, ...]
-    by_rule: Mapping[str, int]
-    unplayed: Mapping[str, int]
-    truncated: bool = False
 
 
 def replay(

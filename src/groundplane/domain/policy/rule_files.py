@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -110,10 +110,10 @@ def read_policy_file(name: str, text: str, schema: Mapping[str, object]) -> Poli
     try:
         documents = compose_documents(text)
     except InvalidInput as error:
-        raise InvalidInput(
-            f"{name}: {error.message}",
-            error.hint if "apiVersion" not in error.hint else f"a policy file starts with `policy: {POLICY_VERSION}`",
-            [Problem(field=name, message=p.message, line=p.line, hint=p.hint) for p in error.problems],
+        starts = f"a policy file starts with `policy: {POLICY_VERSION}`"
+        hints = [starts if "apiVersion" in problem.hint else problem.hint for problem in error.problems]
+        raise faults_as_error(
+            [replace(problem, field=name, hint=hint) for problem, hint in zip(error.problems, hints, strict=True)]
         ) from None
     file = _file(documents, reading)
     if reading.problems:
@@ -122,11 +122,14 @@ def read_policy_file(name: str, text: str, schema: Mapping[str, object]) -> Poli
 
 
 def faults_as_error(problems: Sequence[Problem]) -> InvalidInput:
-    """One error for every fault, the first in its message as `file:line: what`."""
-    first, more = problems[0], len(problems) - 1
-    where = f"{first.field}:{first.line}" if first.line else first.field
-    message = f"{where}: {first.message}" + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
-    return InvalidInput(message, first.hint or "see docs/guides/policy.md", tuple(problems)[:MAX_PROBLEMS])
+    """One error for every fault, each told as `file:line: what`."""
+    told = [
+        Problem(field=f"{each.field}:{each.line}" if each.line else each.field, message=each.message, hint=each.hint)
+        for each in problems[:MAX_PROBLEMS]
+    ]
+    more = len(problems) - 1
+    message = str(told[0]) + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+    return InvalidInput(message, told[0].hint or "see docs/guides/policy.md", tuple(told))
 
 
 # ---------------------------------------------------------------- walking the nodes

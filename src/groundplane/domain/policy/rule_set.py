@@ -19,6 +19,7 @@ from groundplane.domain.planning import Verdict
 from groundplane.domain.policy.builtin import RULES, Finding, Rule, Subject
 from groundplane.domain.policy.defaults import DEFAULTS, DEFAULTS_NAME
 from groundplane.domain.policy.expressions import ExpressionFault, Message, Values
+from groundplane.domain.policy.records import RuleInfo, RuleTestResult
 from groundplane.domain.policy.rule_files import (
     DeclaredRule,
     PolicyFile,
@@ -52,27 +53,6 @@ class Judged:
     enabled: bool = True
     off_because: str = ""
     hint: Message | None = None
-    changed_by: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuleInfo:
-    """A rule for people: what it is over, what it does when it is broken, where it is from, and its condition in CEL.
-
-    `source` is `built-in` or file:line. `text` is empty for a rule in Python.
-    """
-
-    id: str
-    over: str
-    severity: str
-    why: str
-    hint: str
-    text: str
-    source: str
-    enabled: bool
-    locked: bool
-    tests: int
-    off_because: str = ""
     changed_by: str = ""
 
 
@@ -283,22 +263,6 @@ def _info(each: Judged) -> RuleInfo:
 
 
 # ---------------------------------------------------------------- tests inside files
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuleTestResult:
-    """What a test inside a file expected and got. `said` is the rule's own word."""
-
-    rule: str
-    name: str
-    source: str
-    expected: str
-    got: str
-    said: str
-
-    @property
-    def passed(self) -> bool:
-        return self.expected == self.got
 
 
 def run_tests(files: Iterable[PolicyFile], settings: PolicySettings) -> tuple[RuleTestResult, ...]:

@@ -1,0 +1,81 @@
+"""The part of the SDK that knows the rules: which are in force, exceptions, and what others would have said."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from groundplane.domain.planning import Verdict
+from groundplane.domain.policy.exceptions import PolicyException
+from groundplane.domain.policy.records import PolicyState, Replay, RuleInfo
+from groundplane.errors import InvalidInput
+from groundplane.wire import ExceptionRequest, ReasonRequest, ReplayRequest
+
+Answer = TypeVar("Answer")
+_REPLAY_TIMEOUT_S = 300
+
+
+class PolicyCalls(ABC):
+    """Mixed into `groundplane.client.Client`, which sends."""
+
+    def policy(self) -> PolicyState:
+        """Every rule in force, and whether the operator's folder differs from it."""
+        return self._call("GET", "/v1/policy", PolicyState)
+
+    def policy_rule(self, rule_id: str) -> RuleInfo:
+        return self._call("GET", f"/v1/policy/rules/{_part(rule_id)}", RuleInfo)
+
+    def reload_policy(self, reason: str = "") -> PolicyState:
+        """Takes the folder as it is now; InvalidInput tells every fault, and what was in force stays."""
+        return self._call("POST", "/v1/policy/reload", PolicyState, body=ReasonRequest(reason=reason))
+
+    def replay_policy(self, files: Mapping[str, str], since: datetime) -> Replay:
+        """Which plans made since then another set of rules would have judged otherwise. `files` are texts by name."""
+        body = ReplayRequest(files=dict(files), since=since)
+        return self._call("POST", "/v1/policy/replay", Replay, body=body, timeout_s=_REPLAY_TIMEOUT_S)
+
+    def request_verdicts(self, request_id: str) -> list[Verdict]:
+        """What the rules over requests say of one."""
+        return self._call("GET", f"/v1/policy/requests/{_part(request_id)}/verdicts", list[Verdict])
+
+    def policy_exceptions(self, *, project: str | None = None, over_too: bool = False) -> list[PolicyException]:
+        """Soonest to end first."""
+        params = {"project": project, "all": "true" if over_too else None}
+        return self._call("GET", "/v1/policy/exceptions", list[PolicyException], params=params)
+
+    def add_policy_exception(
+        self, *, rule: str, project: str, owner: str, reason: str, expires_at: datetime, name: str = ""
+    ) -> PolicyException:
+        """Lifts a rule until `expires_at`; for one spec's `name`, or for the whole project."""
+        try:
+            body = ExceptionRequest(
+                rule=rule, project=project, name=name, owner=owner, reason=reason, expires_at=expires_at
+            )
+        except ValueError as error:
+            raise InvalidInput(str(error)) from None
+        return self._call("POST", "/v1/policy/exceptions", PolicyException, body=body)
+
+    def remove_policy_exception(self, exception_id: str, reason: str = "") -> PolicyException:
+        path = f"/v1/policy/exceptions/{_part(exception_id)}"
+        return self._call("DELETE", path, PolicyException, params={"reason": reason})
+
+    @abstractmethod
+    def _call(
+        self,
+        method: str,
+        path: str,
+        answer: type[Answer],
+        *,
+        body: Any = None,
+        params: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer: ...
+
+
+def _part(text: str) -> str:
+    if not text.strip("."):
+        raise InvalidInput(f"{text!r} is no name", "ground policy list")
+    return quote(text, safe="")
