@@ -9,7 +9,6 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 
 from groundplane.adapters.artifacts import folder_store, seal_key
-from groundplane.adapters.catalog_files import load_catalogue
 from groundplane.adapters.catalog_overlay import OperatorCatalog
 from groundplane.adapters.clouds.aws import AwsCloud
 from groundplane.adapters.clouds.azure import AzureCloud
@@ -40,6 +39,7 @@ from groundplane.services.costs import Costs
 from groundplane.services.endpoints import Endpoints
 from groundplane.services.gateway_config import GatewayConfig
 from groundplane.services.models import Models
+from groundplane.services.outlooks import Outlooks
 from groundplane.services.plans import Plans
 from groundplane.services.policy import Policies
 from groundplane.services.recon import Recon
@@ -123,13 +123,21 @@ async def build(settings: Settings) -> App:
         gateway_slice_microusd=settings.gateway_slice_microusd,
         notify=notifier,
     )
-    catalogue = load_catalogue(home / "catalog")
-    hardware = catalogue.hardware
     catalog_book = OperatorCatalog(home / "catalog")
+    catalogue = catalog_book.catalogue()
     prices = BookPriceBook(
         local_price_microusd_per_hour=settings.local_price_microusd_per_hour,
         as_of=date.fromisoformat(settings.local_price_as_of) if settings.local_price_as_of else clock.now().date(),
-        hardware=hardware,
+        hardware=catalog_book.hardware,
+    )
+    recon = Recon(
+        store=store,
+        clock=clock,
+        machine=ThisMachine(home),
+        executors=executors,
+        prices=prices,
+        catalog=catalog_book,
+        clouds=(AzureCloud(clock), AwsCloud(clock), GoogleCloud(clock)),
     )
     approvals = Approvals(
         store=store,
@@ -151,7 +159,14 @@ async def build(settings: Settings) -> App:
         prices=prices,
         approvals=approvals,
         policies=policies,
-        hardware=hardware,
+        hardware=catalog_book.hardware,
+        outlooks=Outlooks(
+            clock=clock,
+            catalogue=catalog_book.catalogue,
+            registered=executors,
+            recon=recon,
+            rules_version=lambda: policies.version,
+        ),
         gateway_addresses=(settings.gateway_host,),
     )
     runs = Runs(
@@ -190,15 +205,7 @@ async def build(settings: Settings) -> App:
         ),
         models=models,
         sizings=Sizings(catalogue=catalogue, clock=clock),
-        recon=Recon(
-            store=store,
-            clock=clock,
-            machine=ThisMachine(home),
-            executors=executors,
-            prices=prices,
-            catalog=catalog_book,
-            clouds=(AzureCloud(clock), AwsCloud(clock), GoogleCloud(clock)),
-        ),
+        recon=recon,
         catalog=Catalog(store=store, clock=clock, book=catalog_book),
         reconcile=Reconcile(
             store=store,

@@ -119,7 +119,7 @@ class World:
 
     def with_price(self, microusd: int, as_of: date = date(2026, 11, 1), pools: str = "local") -> Plans:
         hardware = Hardware(instance_types=(GPU_TYPE,))
-        book = BookPriceBook(local_price_microusd_per_hour=microusd, as_of=as_of, hardware=hardware)
+        book = BookPriceBook(local_price_microusd_per_hour=microusd, as_of=as_of, hardware=lambda: hardware)
         known = {"local": self.local, "cloud": self.cloud}
         executors = {name: known[name] for name in pools.split()}
         approvals = Approvals(
@@ -127,7 +127,7 @@ class World:
         )
         return Plans(
             store=self.store, clock=self.clock, ids=RandomIds(self.clock), executors=executors, prices=book,
-            approvals=approvals, hardware=hardware, gateway_addresses=("10.0.0.4:4710",),
+            approvals=approvals, hardware=lambda: hardware, gateway_addresses=("10.0.0.4:4710",),
         )  # fmt: skip
 
     async def add(self, row: object) -> None:

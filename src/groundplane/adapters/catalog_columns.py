@@ -182,6 +182,12 @@ def _cached_below_prompt(row: Row) -> tuple[str, str] | None:
     return None
 
 
+def _term_whole(row: Row) -> tuple[str, str] | None:
+    if row["kind"] == "reserved" and row["months"] is None:
+        return "months", "is missing: a reservation has a term"
+    return None
+
+
 def _low_to_high(row: Row) -> tuple[str, str] | None:
     return ("high", f"{row['high']} is below low {row['low']}") if row["high"] < row["low"] else None
 
@@ -382,6 +388,20 @@ TABLES: dict[str, Table] = {
                 Column("max_gib", number(0, 10**9)),
                 Column("step_gib", number(0, 10**9)),
             ),
+        ),
+        Table(
+            "purchase_terms",
+            ("id",),
+            (
+                must("id", text),
+                must("cloud", one_of("azure", "aws", "gcp")),
+                must("kind", one_of("spot", "reserved")),
+                Column("months", whole(1, 120)),
+                Column("discount", number(0, 0.95), default=0),
+                Column("interruptions_per_day", number(0, 1000), default=0),
+                Column("restart", lasting, default=0),
+            ),
+            _term_whole,
         ),
         Table(
             "network_links",

@@ -43,6 +43,7 @@ def load_catalogue(overlay: Path | None = None) -> Catalogue:
         xids=tuple(catalog_rows.xid(row) for row in tables["xid"]),
         signatures=tuple(catalog_rows.signature(row) for row in tables["signatures"]),
         thresholds=tuple(catalog_rows.threshold(row) for row in tables["thresholds"]),
+        purchase_terms=tuple(catalog_rows.purchase_term(row) for row in tables["purchase_terms"]),
     )
 
 

@@ -20,6 +20,7 @@ import yaml
 from groundplane.adapters import catalog_files
 from groundplane.adapters.atomic_file import write_atomically
 from groundplane.adapters.catalog_columns import COMMON, TABLES, Table
+from groundplane.domain.catalogue import Catalogue
 from groundplane.domain.catalogue_changes import CatalogueChange, Proposal, TableView, changes
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.price_lists import ListPrice
@@ -29,6 +30,7 @@ PRICED_TABLE = "instance_types"
 _MICROUSD = 1_000_000
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 Raw = dict[str, Any]
+_Stamp = tuple[tuple[str, int, int, int], ...]
 
 
 @dataclass
@@ -45,9 +47,21 @@ class OperatorCatalog:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._loaded: tuple[_Stamp, Catalogue] | None = None
 
     def hardware(self) -> Hardware:
-        return catalog_files.load_hardware(self._folder)
+        return self.catalogue().hardware
+
+    def catalogue(self) -> Catalogue:
+        stamp = self._stamp()
+        if self._loaded is None or self._loaded[0] != stamp:
+            self._loaded = (stamp, catalog_files.load_catalogue(self._folder))
+        return self._loaded[1]
+
+    def _stamp(self) -> _Stamp:
+        """Changes when a file of the operator's does: each with its inode, time and size."""
+        stats = [(path.name, path.stat()) for path in sorted(self._folder.glob("*.yaml"))]
+        return tuple((name, stat.st_ino, stat.st_mtime_ns, stat.st_size) for name, stat in stats)
 
     def tables(self) -> list[TableView]:
         return [self._view(name, with_rows=False) for name in TABLES]

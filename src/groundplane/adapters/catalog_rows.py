@@ -8,6 +8,7 @@ from groundplane.adapters.catalog_columns import Row
 from groundplane.domain.catalogue import (
     ProvisionedPrice,
     ProvisionedUnits,
+    PurchaseTerm,
     Signature,
     StorageTier,
     Threshold,
@@ -151,6 +152,16 @@ def link(row: Row) -> Link | None:
         return None
     one_way = row["rate"] * scale / (2 if row["direction"] == "both ways" else 1)
     return Link(id=row["id"], name=row["name"], bytes_per_s=round(one_way), as_of=row["as_of"], sources=row["sources"])
+
+
+def purchase_term(row: Row) -> PurchaseTerm:
+    same = ("id", "cloud", "kind", "discount", "interruptions_per_day", "as_of", "sources")
+    return PurchaseTerm(
+        hours=(row["months"] or 0) * 730,
+        restart_s=row["restart"],
+        estimated=bool(row["estimated"]),
+        **{name: row[name] for name in same},
+    )
 
 
 def storage_tier(row: Row) -> StorageTier:

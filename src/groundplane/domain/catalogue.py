@@ -61,6 +61,26 @@ class ProvisionedPrice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PurchaseTerm:
+    """How a cloud sells besides by the hour: `spot`, taken away again, or `reserved`, paid for a term.
+
+    `discount` is the share off the list price (reserved). An interruption of a spot machine costs `restart_s` besides
+    what was done since the last checkpoint.
+    """
+
+    id: str
+    cloud: str
+    kind: str
+    hours: int
+    discount: float
+    interruptions_per_day: float
+    restart_s: int
+    as_of: str
+    sources: tuple[str, ...]
+    estimated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StorageTier:
     """Where data may lie. One of the two rates is set, or neither where the source gives none."""
 
@@ -156,6 +176,7 @@ class Catalogue:
     xids: tuple[XidCode, ...]
     signatures: tuple[Signature, ...]
     thresholds: tuple[Threshold, ...]
+    purchase_terms: tuple[PurchaseTerm, ...] = ()
 
     def model(self, name: str) -> ModelShape | None:
         """A model by its catalogue name, its Hugging Face id or the last part of that; capitals don't matter."""

@@ -14,7 +14,7 @@ from datetime import date, datetime
 from enum import StrEnum
 
 from groundplane.domain.hardware import Hardware
-from groundplane.domain.outlook import Outlook
+from groundplane.domain.outlook import Basis, Outlook
 from groundplane.domain.spec import EndpointSpec, JobSpec, Resources, spec_digest
 from groundplane.errors import Refused
 from groundplane.units import MICROUSD_PER_USD, cost_microusd, format_bytes
@@ -352,6 +352,7 @@ def seal(
     id: str,
     created_by: str,
     now: datetime,
+    outlook: Outlook | None = None,
 ) -> Plan:
     """The plan, hashed: refused when any verdict refuses, else in need of approval when any asks for it, else ready."""
     best, digest = ranking.best, spec_digest(spec)
@@ -374,21 +375,22 @@ def seal(
         arithmetic=best.arithmetic if best else "",
         verdicts=verdicts,
         status=status,
-        hash=plan_hash(digest, offer, verdicts),
+        hash=plan_hash(digest, offer, verdicts, outlook.basis if outlook is not None else None),
         created_by=created_by,
         created_at=now,
         alternatives=ranking.quotes[1:],
         rejected=ranking.rejected,
+        outlook=outlook,
     )
 
 
-def plan_hash(digest: str, offer: Offer | None, verdicts: Sequence[Verdict]) -> str:
-    """SHA-256 hex over the spec's digest, the offer with its price and date, and each rule with its answer.
+def plan_hash(digest: str, offer: Offer | None, verdicts: Sequence[Verdict], basis: Basis | None = None) -> str:
+    """SHA-256 hex over the spec's digest, the offer with its price and date, each rule with its answer, and the basis.
 
     Free disk is left out: it changes by the minute, and `changes` checks that the plan still fits.
     """
     place = None if offer is None else {key: v for key, v in asdict(offer).items() if key != "disk_free_bytes"}
-    body = {
+    body: dict[str, object] = {
         "spec": digest,
         "offer": place,
         "verdicts": [
@@ -396,6 +398,8 @@ def plan_hash(digest: str, offer: Offer | None, verdicts: Sequence[Verdict]) -> 
             for v in verdicts
         ],
     }
+    if basis is not None:
+        body["basis"] = asdict(basis)
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_iso)
     return hashlib.sha256(canonical.encode()).hexdigest()
 

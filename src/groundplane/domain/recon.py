@@ -127,6 +127,7 @@ class SkuRow:
     status: str
     retirement_date: date | None
     source: str
+    price_as_of: date | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,6 +360,7 @@ def _from_catalogue(hardware: Hardware, item: InstanceType, view: CloudView | No
         status=item.status,
         retirement_date=item.retirement_date,
         source=f"catalogue (as of {item.as_of})",
+        price_as_of=item.price_as_of,
     )
     if view is None:
         return row
@@ -419,7 +421,12 @@ def _overlaid(row: SkuRow, sku: CloudSku, view: CloudView) -> SkuRow:
         source=_live(view),
     )
     if sku.price_microusd_per_hour:
-        row = replace(row, price_microusd_per_hour=sku.price_microusd_per_hour, price_source=_live(view))
+        row = replace(
+            row,
+            price_microusd_per_hour=sku.price_microusd_per_hour,
+            price_source=_live(view),
+            price_as_of=view.read_at.date(),
+        )
     if sku.spot_microusd_per_hour:
         row = replace(row, spot_microusd_per_hour=sku.spot_microusd_per_hour)
     return row

@@ -188,10 +188,10 @@ class Meter:
 def _too_big(work: Work, report: SizeReport, card: str, count: int, usable: int) -> Refused:
     parts = " + ".join(f"{gb(line.size_bytes)} {line.name}" for line in report.lines)
     each = " on each" if count > 1 else ""
-    fits = next((fix.what for fix in report.fixes if fix.fits), report.fixes[-1].what if report.fixes else "")
+    fixes = "; ".join(f"{number}. {fix.what}" for number, fix in enumerate(report.fixes, 1))
     return Refused(
         rule="accelerator-memory",
         need=f"{gb(report.per_card_bytes)} for {work.words}{each} ({parts})",
         have=f"{gb(usable)} usable of {count} × {card}",
-        hint=fits,
+        hint=f"in order: {fixes}" if fixes else "take more or bigger accelerators",
     )

@@ -6,7 +6,7 @@ What a plan costs is nothing; what it says no to costs nothing either.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from groundplane.audit import EventDraft
@@ -14,7 +14,7 @@ from groundplane.domain import planning
 from groundplane.domain.access import Exposure, Project
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.planning import Offer, Plan, PlanStatus, Ranking, RejectedOffer
+from groundplane.domain.planning import Offer, Plan, PlanStatus, RejectedOffer
 from groundplane.domain.policy.builtin import Subject
 from groundplane.domain.spec import EndpointSpec, JobSpec
 from groundplane.domain.spec.parse import parse
@@ -22,6 +22,7 @@ from groundplane.errors import NotFound, Refused, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Executor, Ids, PriceBook, Store, Tx
 from groundplane.services.approvals import Approvals
+from groundplane.services.outlooks import Considered, Outlooks
 from groundplane.services.policy import Policies
 
 MAX_LISTED = 1_000
@@ -37,7 +38,10 @@ class _Market:
 
 
 class Plans:
-    """Makes, keeps and rechecks plans. `gateway_addresses` are what an exposure of a public endpoint may name."""
+    """Makes, keeps and rechecks plans. `gateway_addresses` are what an exposure of a public endpoint may name.
+
+    `hardware` gives the catalogue as it stands. Without `outlooks` plans show verdicts and pools' offers alone.
+    """
 
     def __init__(
         self,
@@ -49,7 +53,8 @@ class Plans:
         prices: PriceBook,
         approvals: Approvals,
         policies: Policies | None = None,
-        hardware: Hardware | None = None,
+        hardware: Callable[[], Hardware] = Hardware,
+        outlooks: Outlooks | None = None,
         gateway_addresses: tuple[str, ...] = (),
         price_stale_days: int = 30,
     ) -> None:
@@ -60,7 +65,8 @@ class Plans:
         self._prices = prices
         self._approvals = approvals
         self._policies = policies or Policies(store=store, clock=clock, ids=ids)
-        self._hardware = hardware or Hardware()
+        self._hardware = hardware
+        self._outlooks = outlooks
         self._gateway_addresses = gateway_addresses
         self._price_stale_days = price_stale_days
 
@@ -71,13 +77,17 @@ class Plans:
         """
         # A document may have a megabyte: reading it must not hold up everybody else's requests.
         specs = await asyncio.to_thread(parse, text, now=self._clock.now())
+        async with self._store.transaction() as tx:
+            for spec in specs:
+                await self._project(tx, actor, spec.metadata.project)
         market = await self._market()
+        considered = [await self._consider(spec, market) for spec in specs]
         plans: list[Plan] = []
         async with self._store.transaction() as tx:
             for spec in specs:
                 await self._project(tx, actor, spec.metadata.project)
-            for spec in specs:
-                plan = await self._draw_up(tx, actor, spec, market)
+            for spec, found in zip(specs, considered, strict=True):
+                plan = await self._draw_up(tx, actor, spec, market, found)
                 await tx.insert(plan)
                 await self._approvals.ask(tx, plan)
                 await tx.append_event(_event(plan))
@@ -110,21 +120,38 @@ class Plans:
         if spec is None or plan.offer is None:
             return []
         market = await self._market(only=plan.offer.pool)
+        found = await self._consider(spec, market)
         if plan.offer.pool in market.silent:
             raise Unavailable(
                 f"pool {plan.offer.pool} does not answer: {market.silent[plan.offer.pool]}", "try again in a moment"
             )
-        place = tuple(offer for offer in market.offers if planning.same_place(offer, plan.offer))
+        everywhere = market.offers if found is None else found.offers
+        place = tuple(offer for offer in everywhere if planning.same_place(offer, plan.offer))
         async with self._store.transaction() as tx:
-            subject = await self._subject(tx, None, spec, replace(market, offers=place))
+            subject = await self._subject(tx, None, spec, replace(market, offers=place), None)
             verdicts = await self._policies.judge(tx, subject, at_apply=True)
-        return planning.changes(plan, subject.ranking, verdicts)
+        if self._outlooks is None or found is None:
+            return planning.changes(plan, subject.ranking, verdicts)
+        verdicts += self._outlooks.verdicts(found, None, at_apply=True)
+        return [*self._outlooks.changes(plan, found), *planning.changes(plan, subject.ranking, verdicts)]
 
     # ------------------------------------------------------------ the parts of a plan
 
-    async def _draw_up(self, tx: Tx, actor: Actor, spec: JobSpec | EndpointSpec, market: _Market) -> Plan:
-        subject = await self._subject(tx, actor, spec, market)
+    async def _consider(self, spec: JobSpec | EndpointSpec, market: _Market) -> Considered | None:
+        if self._outlooks is None:
+            return None
+        return await self._outlooks.consider(spec, market.offers, market.unpriced)
+
+    async def _draw_up(
+        self, tx: Tx, actor: Actor, spec: JobSpec | EndpointSpec, market: _Market, found: Considered | None
+    ) -> Plan:
+        subject = await self._subject(tx, actor, spec, market, found)
         verdicts = await self._policies.judge(tx, subject)
+        outlook = None
+        if self._outlooks is not None and found is not None:
+            impact = await self._outlooks.budget(tx, found)
+            verdicts += self._outlooks.verdicts(found, impact)
+            outlook = self._outlooks.outlook(found, impact)
         if subject.ranking.best is not None:
             verdicts += await self._approvals.verdicts(tx, spec, subject.ranking.best.worst_case_microusd)
         return planning.seal(
@@ -134,10 +161,16 @@ class Plans:
             id=self._ids.new("plan"),
             created_by=actor.name,
             now=subject.now,
+            outlook=outlook,
         )
 
     async def _subject(
-        self, tx: Tx, actor: Actor | None, spec: JobSpec | EndpointSpec, market: _Market
+        self,
+        tx: Tx,
+        actor: Actor | None,
+        spec: JobSpec | EndpointSpec,
+        market: _Market,
+        found: Considered | None,
     ) -> Subject:
         model: ModelVersion | None = None
         versions: tuple[str, ...] = ()
@@ -145,11 +178,12 @@ class Plans:
         if isinstance(spec, EndpointSpec):
             model, versions = await self._model(tx, actor, spec)
             exposure = await self._exposure(tx, spec) if spec.public else None
-        ranking: Ranking = planning.rank(spec, market.offers, self._hardware, market.unpriced)
+        hardware = self._hardware()
+        ranking = found.ranking if found else planning.rank(spec, market.offers, hardware, market.unpriced)
         return Subject(
             spec=spec,
             ranking=ranking,
-            hardware=self._hardware,
+            hardware=hardware,
             now=self._clock.now(),
             pools=tuple(sorted(self._executors)),
             silent_pools=market.silent,

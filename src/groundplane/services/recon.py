@@ -10,7 +10,7 @@ from groundplane.audit import EventDraft
 from groundplane.domain import recon
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.planning import Offer
-from groundplane.domain.recon import CloudView, Machine, Reconnaissance, SilentPool, Wanted
+from groundplane.domain.recon import CloudView, Gap, Machine, Reconnaissance, SilentPool, Wanted
 from groundplane.errors import NotFound, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import CatalogBook, Clock, CloudSource, Executor, MachineProbe, PriceBook, Store
@@ -44,6 +44,7 @@ class Recon:
         self._kept: dict[tuple[str, tuple[str, ...]], tuple[datetime, list[CloudView]]] = {}
         self._asking = asyncio.Lock()
         self._measuring = asyncio.Lock()
+        self._under_way: set[asyncio.Future[list[CloudView]]] = set()
 
     async def recon(self, actor: Actor, wanted: Wanted, *, live: bool = False) -> Reconnaissance:
         """Everything that fits the filters. `live` asks the clouds too; what does not answer is told as a gap.
@@ -87,6 +88,47 @@ class Recon:
             )
         return machine
 
+    def known(self) -> list[CloudView]:
+        """What the clouds answered lately, the newest of each region, without asking again."""
+        now = self._clock.now()
+        found: dict[tuple[str, str], CloudView] = {}
+        for at, views in sorted(self._kept.values(), key=lambda kept: kept[0]):
+            if timedelta() <= now - at < self._live_age:
+                found |= {(view.cloud, view.region): view for view in views}
+        return list(found.values())
+
+    async def ask(self, places: Mapping[str, Sequence[str]], patience_s: float) -> tuple[list[CloudView], list[Gap]]:
+        """Views of these regions by cloud, live or answered lately; and what did not answer within `patience_s`.
+
+        A cloud that is slower goes on answering, for whoever asks next.
+        """
+        sources = {source.cloud: source for source in self._clouds}
+        asked = {cloud: tuple(regions) for cloud, regions in places.items() if cloud in sources and regions}
+        tasks = {
+            cloud: asyncio.ensure_future(self._of_regions(sources[cloud], regions)) for cloud, regions in asked.items()
+        }
+        self._under_way |= set(tasks.values())
+        for task in tasks.values():
+            task.add_done_callback(self._under_way.discard)
+        if tasks:
+            await asyncio.wait(tasks.values(), timeout=patience_s)
+        views: list[CloudView] = []
+        gaps: list[Gap] = []
+        for cloud, task in tasks.items():
+            if task.done():
+                views += task.result()
+                continue
+            why = f"{cloud} did not answer within {patience_s:g} s"
+            gaps.append(Gap(cloud=cloud, region="", what="live data", why=why, hint="plan again in a minute"))
+        gaps += [gap for view in views for gap in view.gaps]
+        return views, gaps
+
+    async def _of_regions(self, source: CloudSource, regions: tuple[str, ...]) -> list[CloudView]:
+        known = {view.region: view for view in self.known() if view.cloud == source.cloud}
+        if all(region in known for region in regions):
+            return [known[region] for region in regions]
+        return await self._look(source, regions)
+
     async def _views(self, hardware: Hardware, wanted: Wanted) -> list[CloudView]:
         async with self._asking:
             answers = await asyncio.gather(*(self._ask(source, hardware, wanted) for source in self._clouds))
@@ -94,8 +136,9 @@ class Recon:
 
     async def _ask(self, source: CloudSource, hardware: Hardware, wanted: Wanted) -> list[CloudView]:
         regions = recon.regions_to_ask(hardware, source.cloud, wanted)
-        if not regions:
-            return []
+        return await self._look(source, regions) if regions else []
+
+    async def _look(self, source: CloudSource, regions: tuple[str, ...]) -> list[CloudView]:
         key, now = (source.cloud, regions), self._clock.now()
         kept = self._kept.get(key)
         if kept is not None and timedelta() <= now - kept[0] < self._live_age:

@@ -1,0 +1,393 @@
+"""Every way to buy the work a spec describes, side by side: a cloud's SKUs as offers, and offers as choices.
+
+survey rows → `cloud_offers` → `Judge.reasons` (what stands in the way) → `Judge.choices` (hours and dollars, cheapest
+fitting first). Spot is summed up with the re-work that interruptions cost, reserved as the term that is paid.
+
+Source: Young, A first order approximation to the optimum checkpoint interval (1974): an interruption costs half an
+interval and a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+
+from groundplane.domain import planning
+from groundplane.domain.catalogue import Catalogue, PurchaseTerm
+from groundplane.domain.outlook import WEEKEND_H, Choice, Purchase
+from groundplane.domain.planning import Offer, same_sku
+from groundplane.domain.quota_check import Room, room_for
+from groundplane.domain.recon import SkuRow
+from groundplane.domain.spec import EndpointSpec, JobSpec, Resources
+from groundplane.domain.work import SMALL_MODEL_PARAMS, Fitness, Meter, Work, main_memory
+from groundplane.errors import Refused
+from groundplane.units import cost_microusd, format_duration, format_usd
+
+ATTACHABLE_DISK_BYTES = 32 * 2**40
+"""What a cloud's machine can have attached, at least: disks are bought beside it. Our estimate."""
+
+CHECKPOINT_EVERY_S = 1_800
+"""Taken when the spec says nothing of `checkpoint_every`. Our estimate."""
+
+RESERVED_SHOWN = 3
+"""A term is shown for the cheapest so many machines: for one piece of work it seldom pays."""
+
+FITTING_SHOWN, REJECTED_SHOWN = 15, 25
+
+GPU_MAKERS = ("nvidia-", "amd-")
+"""Work that does not name its accelerator is taken to be written for GPUs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Market:
+    """What is for sale: pools' priced offers, the clouds' rows, and what is known of the terms of buying."""
+
+    pools: tuple[Offer, ...]
+    rows: tuple[SkuRow, ...]
+    terms: tuple[PurchaseTerm, ...]
+    registered: frozenset[str]
+
+
+def cloud_offers(market: Market, need: Resources) -> list[Offer]:
+    """Offers of the clouds, each way of buying one; without a price there is none. Retired ones only when named."""
+    offers: list[Offer] = []
+    for row in market.rows:
+        named = bool(need.instance_type) and same_sku(row.name, need.instance_type)
+        if not row.price_microusd_per_hour or (row.status == "retired" and not named):
+            continue
+        if row.cpus is None or row.memory_bytes is None or (0 < row.accelerators < 1 and not named):
+            continue
+        offers += _ways_to_buy(row, market.terms)
+    return offers
+
+
+def _ways_to_buy(row: SkuRow, terms: Iterable[PurchaseTerm]) -> list[Offer]:
+    assert row.price_microusd_per_hour and row.cpus is not None and row.memory_bytes is not None
+    listed = Offer(
+        pool=f"{row.cloud} {row.region}",
+        node_type=row.name,
+        cpus=row.cpus,
+        memory_bytes=row.memory_bytes,
+        disk_free_bytes=ATTACHABLE_DISK_BYTES,
+        accelerators=int(row.accelerators),
+        accelerator=row.accelerator if row.accelerators >= 1 else "",
+        price_microusd_per_hour=row.price_microusd_per_hour,
+        price_as_of=row.price_as_of or date.min,
+        price_source=row.price_source,
+        nodes=10_000,  # the quota is the limit, and is checked apart
+        cloud=row.cloud,
+        region=row.region,
+        purchase=Purchase.ON_DEMAND,
+    )
+    offers = [listed]
+    if row.spot_microusd_per_hour:
+        spot = replace(
+            listed,
+            price_microusd_per_hour=row.spot_microusd_per_hour,
+            ceiling_microusd_per_hour=row.price_microusd_per_hour,
+            purchase=Purchase.SPOT,
+        )
+        offers.append(spot)
+    for term in terms:
+        if term.kind == Purchase.RESERVED and term.cloud == row.cloud:
+            price = -(-row.price_microusd_per_hour * round((1 - term.discount) * 10_000) // 10_000)
+            source = f"{row.price_source} less {term.discount:.0%}: {term.id}, as of {term.as_of}"
+            offers.append(
+                replace(
+                    listed,
+                    price_microusd_per_hour=price,
+                    price_source=source,
+                    purchase=Purchase.RESERVED,
+                    term_hours=term.hours,
+                )
+            )
+    return offers
+
+
+class Judge:
+    """Holds offers against one spec: what stands in the way of each, and what each would cost.
+
+    `now` and `stale_days` decide which prices are too old to be trusted without saying so.
+    """
+
+    def __init__(
+        self,
+        spec: JobSpec | EndpointSpec,
+        market: Market,
+        catalogue: Catalogue,
+        meter: Meter,
+        work: Work | None,
+        *,
+        now: datetime,
+        stale_days: int,
+    ) -> None:
+        self.spec, self.work, self.now = spec, work, now
+        self._market, self._catalogue, self._meter = market, catalogue, meter
+        self._stale_days = stale_days
+        self._rows: Mapping[tuple[str, str, str], SkuRow] = {(r.cloud, r.region, r.name): r for r in market.rows}
+        self.needs_accelerator = self._needs_accelerator()
+
+    # ------------------------------------------------------------ what stands in the way
+
+    def reasons(self, offer: Offer) -> tuple[Refused, ...]:
+        """What beyond `resources` keeps an offer from carrying it: memory, time, restriction, quota, lead time."""
+        return self._reasons(offer, self.spec.resources, self.spec.resources.nodes)
+
+    def _reasons(self, offer: Offer, need: Resources, nodes: int) -> tuple[Refused, ...]:
+        found: list[Refused] = []
+        fit = self.fitness(offer, need, nodes)
+        room = self.room(offer, nodes)
+        if self.needs_accelerator and not need.accelerators:
+            found.append(self._no_accelerator(offer, fit, nodes))
+        elif fit.short is not None:
+            found.append(fit.short)
+        elif self.work is not None and offer.accelerators and need.accelerators and fit.report is None:
+            found.append(_unknown_card(offer))
+        elif (hours := self._hours(offer, fit, nodes)) is None:
+            found.append(_never_done(self._rate(offer)[0], nodes))
+        elif hours * 3600 > self.spec.max_duration_s and fit.hours is not None:
+            found.append(self._too_slow(offer, hours, nodes))
+        if room is not None:
+            found += room.refusals(self.spec, self.now, 0.0 if fit.hours is None else fit.hours)
+        return tuple(found)
+
+    def fitness(self, offer: Offer, need: Resources, nodes: int) -> Fitness:
+        """The work on so many nodes of an offer, on the accelerators that the spec asks for."""
+        if self.work is None:
+            return Fitness()
+        count = min(need.accelerators, offer.accelerators)
+        return self._meter.on(
+            self.work, accelerator=offer.accelerator, accelerators=count, cpus=offer.cpus, nodes=nodes
+        )
+
+    def room(self, offer: Offer, nodes: int) -> Room | None:
+        """What the cloud's limits leave for so many nodes; None for a pool's offer."""
+        row = self._rows.get((offer.cloud, offer.region, offer.node_type))
+        return None if row is None else room_for(row, nodes, spot=offer.purchase == Purchase.SPOT)
+
+    def _needs_accelerator(self) -> bool:
+        """Work that processors can't do in time, or that is so big that doing it there is taken for a mistake."""
+        work = self.work
+        if self.spec.resources.accelerators:
+            return True
+        if work is None or work.training is None:
+            return False
+        return work.shape.params >= SMALL_MODEL_PARAMS
+
+    def _no_accelerator(self, offer: Offer, fit: Fitness, nodes: int) -> Refused:
+        assert self.work is not None
+        took = ""
+        if fit.hours is not None:
+            amount = cost_microusd(offer.price_microusd_per_hour, fit.hours * 3600, nodes)
+            took = f": {fit.hours:,.0f} h, {format_usd(amount)} ({fit.note})"
+        return Refused(
+            rule="gpu-work",
+            need=f"accelerators for {self.work.words}",
+            have=f"{nodes} × {offer.node_type} with {offer.cpus:g} CPUs, resources.accelerators: 0{took}",
+            hint="set resources.accelerators: 1 and an accelerator",
+        )
+
+    def _too_slow(self, offer: Offer, hours: float, nodes: int) -> Refused:
+        enough = f"{-(-int(hours * 60) // 60) + 1}h"
+        return Refused(
+            rule="time",
+            need=f"{hours:,.2f} h on {nodes} × {offer.node_type}",
+            have=f"max_duration {format_duration(self.spec.max_duration_s)}",
+            hint=f"set max_duration: {enough}, take more accelerators, or spread it over more nodes",
+        )
+
+    # ------------------------------------------------------------ hours and dollars
+
+    def _rate(self, offer: Offer) -> tuple[float, str]:
+        """Interruptions of one node in a day, and where the figure is from; 0 unless it is spot."""
+        if offer.purchase != Purchase.SPOT:
+            return 0.0, ""
+        if isinstance(self.spec, JobSpec) and self.spec.interruptions_per_day is not None:
+            return self.spec.interruptions_per_day, "the spec"
+        term = self._term(offer)
+        return (0.0, "") if term is None else (term.interruptions_per_day, f"{term.id}, as of {term.as_of}")
+
+    def _term(self, offer: Offer) -> PurchaseTerm | None:
+        return next((t for t in self._market.terms if (t.cloud, t.kind) == (offer.cloud, offer.purchase)), None)
+
+    def _hours(self, offer: Offer, fit: Fitness, nodes: int) -> float | None:
+        """Expected hours with re-work; None when interruptions undo more than is done."""
+        hours = self.spec.max_duration_s / 3600 if fit.hours is None else fit.hours
+        rate, _ = self._rate(offer)
+        if not rate or fit.hours is None:
+            return hours  # what may run until its max duration runs until then, interrupted or not
+        term = self._term(offer)
+        every_s = getattr(self.spec, "checkpoint_every_s", None) or CHECKPOINT_EVERY_S
+        lost_s = every_s / 2 + (term.restart_s if term is not None else 0)
+        kept = 1 - rate * nodes * lost_s / 86_400
+        return hours / kept if kept > 0 else None
+
+    def choice(self, offer: Offer, *, need: Resources | None = None, nodes: int | None = None) -> Choice:
+        """The offer with its hours and dollars, and every reason against it."""
+        asked = need or self.spec.resources
+        count = asked.nodes if nodes is None else nodes
+        reasons = planning.fit_anywhere(replace(asked, nodes=count), offer, self._catalogue.hardware)
+        reasons += self._reasons(offer, asked, count)
+        fit, room = self.fitness(offer, asked, count), self.room(offer, count)
+        hours = self._hours(offer, fit, count)
+        shown_h = self.spec.max_duration_s / 3600 if hours is None else hours
+        seconds = offer.term_hours * 3600 or shown_h * 3600
+        expected = cost_microusd(offer.price_microusd_per_hour, seconds, count)
+        worst = max(planning.worst_case(self.spec, offer, count), expected)
+        age_days = (self.now.date() - offer.price_as_of).days
+        return Choice(
+            place=offer.pool if offer.cloud else f"pool {offer.pool}",
+            node_type=offer.node_type,
+            purchase=self._purchase(offer),
+            nodes=count,
+            cpus=offer.cpus,
+            memory_bytes=offer.memory_bytes,
+            accelerators=offer.accelerators,
+            accelerator=offer.accelerator,
+            price_microusd_per_hour=offer.price_microusd_per_hour,
+            price_as_of=offer.price_as_of,
+            price_source=offer.price_source,
+            price_stale=not 0 <= age_days <= self._stale_days,
+            hours=round(shown_h, 4),
+            worst_hours=round(max(self.spec.max_duration_s / 3600, shown_h), 4),
+            expected_microusd=expected,
+            worst_case_microusd=worst,
+            arithmetic=planning.written_out(offer.price_microusd_per_hour, count, round(seconds), expected),
+            idle_weekend_microusd=cost_microusd(offer.price_microusd_per_hour, WEEKEND_H * 3600, count),
+            lead_time_h=(0, 0) if room is None else room.lead_time_h,
+            quota="" if room is None else room.words,
+            fits=not reasons,
+            runnable=offer.pool in self._market.registered,
+            simulated=offer.simulated,
+            reasons=reasons,
+            notes=self._notes(offer, fit, count),
+        )
+
+    def _purchase(self, offer: Offer) -> Purchase:
+        if offer.purchase:
+            return Purchase(offer.purchase)
+        sold = self._catalogue.hardware.instance_type(offer.node_type) is not None
+        return Purchase.ON_DEMAND if sold else Purchase.ON_PREM
+
+    def _notes(self, offer: Offer, fit: Fitness, nodes: int) -> tuple[str, ...]:
+        notes: list[str] = []
+        rate, source = self._rate(offer)
+        if offer.purchase == Purchase.SPOT:
+            every_s = getattr(self.spec, "checkpoint_every_s", None)
+            every = f"{format_duration(every_s or CHECKPOINT_EVERY_S)}{'' if every_s else ' assumed'}"
+            notes.append(f"{rate * nodes:g} interruptions a day ({source}), a checkpoint every {every}")
+        if offer.term_hours:
+            listed = self._rows[offer.cloud, offer.region, offer.node_type].price_microusd_per_hour or 0
+            pays = -(-offer.price_microusd_per_hour * offer.term_hours // listed)
+            share = pays / offer.term_hours
+            notes.append(f"{offer.term_hours:,} h are paid; it pays from {pays:,} h of use ({share:.0%})")
+        row = self._rows.get((offer.cloud, offer.region, offer.node_type))
+        if row is not None and row.status == "preview":
+            notes.append("in preview")
+        if fit.report is not None and fit.report.estimate is not None and fit.hours is not None:
+            notes.append(fit.report.layout.words)
+        return tuple(notes)
+
+    # ------------------------------------------------------------ all of them
+
+    def choices(self, offers: Sequence[Offer], chosen: Offer | None) -> tuple[tuple[Choice, ...], int]:
+        """Fitting ones cheapest first, then the nearest that don't fit; and how many more there are.
+
+        Where the work needs accelerators and the spec names none, machines that have them are offered as well, with
+        as few nodes as hold it.
+        """
+        made = [self._best_count(offer) for offer in offers if not offer.term_hours]
+        fitting = sorted((each for each in made if each.fits), key=_order)
+        kept = {(each.place, each.node_type, each.nodes) for each in fitting[:RESERVED_SHOWN]}
+        counts = {(each.place, each.node_type): each.nodes for each in fitting[:RESERVED_SHOWN]}
+        for offer in offers:
+            nodes = counts.get((offer.pool, offer.node_type), 0)
+            wanted = (offer.pool, offer.node_type, nodes) in kept or offer == chosen
+            if offer.term_hours and wanted:
+                term = self.choice(offer, need=self._eased(offer), nodes=nodes or None)
+                fitting += [term] if term.fits else []
+        fitting.sort(key=_order)
+        misfits = sorted((each for each in made if not each.fits), key=lambda each: (len(each.reasons), *_order(each)))
+        shown = [self._marked(each, chosen) for each in fitting]
+        left = [each for each in shown[FITTING_SHOWN:] if not each.chosen]
+        kept_fitting = [each for each in shown if each not in left]
+        return (*kept_fitting, *misfits[:REJECTED_SHOWN]), len(left) + max(0, len(misfits) - REJECTED_SHOWN)
+
+    def accelerated(self, offers: Sequence[Offer], count: int = 3) -> list[Choice]:
+        """The cheapest fitting choices with accelerators, on demand, one of each kind of machine."""
+        for kind in dict.fromkeys((self.spec.resources.accelerator, "")):
+            found: dict[str, Choice] = {}
+            for offer in offers:
+                if not offer.accelerators or not (kind or offer.accelerator.startswith(GPU_MAKERS)):
+                    continue
+                if offer.purchase in ("", Purchase.ON_DEMAND):
+                    each = self._best_count(offer, kind)
+                    best = found.get(each.node_type)
+                    if each.fits and not self.is_retired(offer) and (best is None or _order(each) < _order(best)):
+                        found[each.node_type] = each
+            if found:  # the kind that was asked for, else any that does it
+                return sorted(found.values(), key=_order)[:count]
+        return []
+
+    def is_retired(self, offer: Offer) -> bool:
+        row = self._rows.get((offer.cloud, offer.region, offer.node_type))
+        return row is not None and row.status == "retired"
+
+    def _best_count(self, offer: Offer, kind: str | None = None) -> Choice:
+        need = self._eased(offer, kind)
+        if need is None:
+            return self.choice(offer)
+        tried = [self.choice(offer, need=need, nodes=nodes) for nodes in _counts(self.spec.resources.nodes)]
+        return min(tried, key=lambda each: (not each.fits, *_order(each)))
+
+    def _eased(self, offer: Offer, kind: str | None = None) -> Resources | None:
+        """What is asked of a machine with accelerators by a spec that was written for processors; None: as it is.
+
+        `kind` asks for that accelerator even of a spec that says how many it wants.
+        """
+        need = self.spec.resources
+        if not offer.accelerators or not self.needs_accelerator or (need.accelerators and kind is None):
+            return None
+        memory = main_memory(self.work)[0] if self.work is not None else min(need.memory_bytes, 2**30)
+        count = need.accelerators or offer.accelerators
+        return replace(need, cpus=0.1, memory_bytes=memory, accelerators=count, accelerator=kind or "")
+
+    def _marked(self, choice: Choice, chosen: Offer | None) -> Choice:
+        if chosen is None or choice.nodes != self.spec.resources.nodes:
+            return choice
+        place = chosen.pool if chosen.cloud else f"pool {chosen.pool}"
+        same = (choice.place, choice.node_type, choice.purchase) == (place, chosen.node_type, self._purchase(chosen))
+        return replace(choice, chosen=True) if same else choice
+
+
+def _counts(nodes: int) -> Iterable[int]:
+    count = 1
+    while count < nodes:
+        yield count
+        count *= 2
+    yield nodes
+
+
+def _order(choice: Choice) -> tuple[int, int, float, str, str, str]:
+    """Cheapest expected first; among equals the smaller worst case, the shorter time, then by name."""
+    cost = (choice.expected_microusd, choice.worst_case_microusd, choice.hours)
+    return (*cost, choice.place, choice.node_type, choice.purchase)
+
+
+def _unknown_card(offer: Offer) -> Refused:
+    return Refused(
+        rule="accelerator-known",
+        need="a card whose memory and speed the catalogue knows",
+        have=offer.accelerator,
+        hint="add it to accelerators.yaml: ground catalog update",
+    )
+
+
+def _never_done(rate: float, nodes: int) -> Refused:
+    return Refused(
+        rule="interruptions",
+        need="more done between interruptions than each undoes",
+        have=f"{rate * nodes:g} interruptions a day over {nodes} nodes",
+        hint="set checkpoint_every to less, or buy it on demand",
+    )
