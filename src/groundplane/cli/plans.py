@@ -156,6 +156,8 @@ def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
         return verdict.rule, "asks", verdict.approval
     if verdict.warning:
         return verdict.rule, "warns", verdict.warning
+    if verdict.exception:
+        return verdict.rule, "excepted", verdict.exception
     return verdict.rule, "ok", verdict.why
 
 

@@ -296,7 +296,17 @@ def _replay_views(made: Replay) -> list[View]:
 def _move_row(move: PlanMove) -> tuple[str, ...]:
     because = "; ".join(f"{each.rule}: {each.before} → {each.after} ({each.said})" for each in move.moves)
     cost = format_usd(move.worst_case_microusd)
-    return move.plan, moment(move.created_at), move.project, move.name, move.owner, cost, move.before, move.after, because
+    return (
+        move.plan,
+        moment(move.created_at),
+        move.project,
+        move.name,
+        move.owner,
+        cost,
+        move.before,
+        move.after,
+        because,
+    )
 
 
 def _exceptions_table(found: Sequence[PolicyException]) -> Table:

@@ -17,6 +17,7 @@ from groundplane.console import (
     endpoints,
     models,
     overview,
+    policy,
     recon,
     requests,
     runs,
@@ -50,7 +51,8 @@ def router() -> APIRouter:
         # The pages ask for ?v=VERSION, so a new release is a new address.
         return FileResponse(path, media_type=STATIC[name], headers={"Cache-Control": "private, max-age=3600"})
 
-    for part in (session, overview, recon, requests, approvals, runs, models, endpoints, costs, sizing, access, audit):
+    parts = (session, overview, recon, requests, approvals, runs, policy, models, endpoints, costs, sizing, access, audit)
+    for part in parts:
         pages.include_router(part.routes(), prefix=HOME)
 
     @pages.get(f"{HOME}/{{rest:path}}")

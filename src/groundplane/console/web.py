@@ -49,6 +49,7 @@ NAVIGATION = (
     ("Recon", f"{HOME}/recon", Permission.SYSTEM_READ),
     ("Approvals", f"{HOME}/approvals", Permission.RUNS_READ),
     ("Runs", f"{HOME}/runs", Permission.RUNS_READ),
+    ("Policy", f"{HOME}/policy", Permission.POLICY_READ),
     ("Models", f"{HOME}/models", Permission.MODELS_READ),
     ("Endpoints", f"{HOME}/endpoints", Permission.ENDPOINTS_READ),
     ("Costs", f"{HOME}/costs", Permission.COSTS_READ),
