@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from tests.hosts import Hosts
+from tests.hosts import available as hosts_available
 
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.store.sql import SqlStore
@@ -49,6 +51,16 @@ def _has_postgresql() -> bool:
 
 def _has_chromium() -> bool:
     return shutil.which("chromium") is not None
+
+
+def _has_bubblewrap() -> bool:
+    """Whether a sandbox can be made, not only whether the program is there."""
+    trial = ["bwrap", "--ro-bind", "/", "/", "--unshare-user", "--unshare-pid", "--proc", "/proc", "true"]
+    return shutil.which("bwrap") is not None and subprocess.run(trial, capture_output=True, check=False).returncode == 0
+
+
+def _has_podman() -> bool:
+    return shutil.which("podman") is not None and shutil.which("busybox") is not None and os.geteuid() == 0
 
 
 def _has_compiler() -> bool:
@@ -74,7 +86,10 @@ SERVICES: dict[str, Callable[[], bool]] = {
     "postgresql": _has_postgresql,
     "chromium": _has_chromium,
     "compiler": _has_compiler,
+    "bubblewrap": _has_bubblewrap,
+    "podman": _has_podman,
     "tmpfs": _has_tmpfs,
+    "sshd": hosts_available,
 }
 
 
@@ -254,6 +269,25 @@ def sqlite_url(tmp_path: Path, _migrated_sqlite: Path) -> str:
     path = tmp_path / "groundplane.db"
     shutil.copy(_migrated_sqlite, path)
     return f"sqlite:///{path}"
+
+
+# ---------------------------------------------------------------- machines
+
+
+@pytest.fixture(scope="session")
+def session_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """Four machines with an sshd each (tests/hosts.py); mark the test with needs("sshd")."""
+    made = Hosts(tmp_path_factory.mktemp("hosts"), 4)
+    yield made
+    made.remove()
+
+
+@pytest.fixture
+def hosts(session_hosts: Hosts) -> Iterator[Hosts]:
+    """The machines, up, reachable and with nothing of ours on them."""
+    session_hosts.mend()
+    yield session_hosts
+    session_hosts.clear()
 
 
 # ---------------------------------------------------------------- what services stand on

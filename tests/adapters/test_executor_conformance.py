@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
-import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.hosts import Hosts
 
 from groundplane.adapters.executors.local import LocalExecutor
 from groundplane.adapters.executors.memory import MemoryExecutor, Script
 from groundplane.adapters.executors.nodes import RunnerOptions
+from groundplane.adapters.executors.ssh import SshExecutor
+from groundplane.domain.pool_file import PoolDefinition, parse_pools
 from groundplane.domain.run import EndReason, FoundCheckpoint, Observation
 from groundplane.errors import Conflict
 from groundplane.ports import Executor, Order
@@ -42,7 +45,7 @@ COMMANDS = {
     "exits 3": ("sh", "-c", "echo one; exit 3"),
     "is missing": ("no-such-program",),
     "runs on": ("sh", "-c", "echo one; exec sleep 60"),
-    "saves": (sys.executable, "-I", "-S", "-c", SAVES),
+    "saves": ("python3", "-I", "-S", "-c", SAVES),
 }
 SCRIPTS = {
     "succeeds": Script(log=((0.0, b"one\n"), (0.1, b"two\n")), ends_after_s=0.2),
@@ -126,7 +129,29 @@ class Pool:
             await asyncio.sleep(0.03)
 
 
-@pytest.fixture(params=["local", "memory"])
+def ssh_pool(hosts: Hosts, count: int = 4, **fields: object) -> PoolDefinition:
+    """A pool of the first `count` machines, as the pool file would describe it."""
+    document = {
+        "apiVersion": "groundplane/v1",
+        "kind": "Pools",
+        "pools": {
+            "lab": {
+                "executor": "ssh",
+                "user": "root",
+                "key_file": str(hosts.key),
+                "known_hosts": str(hosts.known_hosts),
+                "price": "$1.20",
+                "price_as_of": "2026-11-20",
+                "nodes": [{"name": host.name, "host": host.address} for host in hosts.hosts[:count]],
+                **fields,
+            }
+        },
+    }
+    (pool,) = parse_pools(json.dumps(document))
+    return pool
+
+
+@pytest.fixture(params=["local", "memory", pytest.param("ssh", marks=pytest.mark.needs("sshd"))])
 async def pool(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pool]:
     if request.param == "memory":
         hand = Hand()
@@ -134,9 +159,22 @@ async def pool(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
         yield Pool(memory, tmp_path, hand, lambda: memory)
         return
     home = tmp_path / "home"
+    options = RunnerOptions(sample_period_s=0.2)
+    if request.param == "ssh":
+        definition = ssh_pool(request.getfixturevalue("hosts"), 2)
+        opened: list[SshExecutor] = []
+
+        def open_ssh() -> SshExecutor:
+            opened.append(SshExecutor(definition, home, System(), installation="test", options=options))
+            return opened[-1]
+
+        yield Pool(open_ssh(), tmp_path, System(), open_ssh)
+        for executor in opened:
+            await executor.close()
+        return
 
     def open_local() -> LocalExecutor:
-        return LocalExecutor(home, System(), options=RunnerOptions(sample_period_s=0.2))
+        return LocalExecutor(home, System(), options=options)
 
     yield Pool(open_local(), tmp_path, System(), open_local)
     for folder in (home / "attempts").glob("*"):
@@ -150,7 +188,7 @@ async def test_offers_say_what_the_pool_has(pool: Pool) -> None:
     assert offer.cpus > 0
     assert offer.memory_bytes > 0
     assert offer.disk_free_bytes > 0
-    assert offer.price_microusd_per_hour == 0
+    assert (offer.price_microusd_per_hour > 0) == bool(offer.price_source)
     assert offer.simulated == (offer.pool == "memory")
 
 

@@ -119,7 +119,7 @@ class NodesExecutor:
 
     async def stop(self, attempt_id: str, reason: EndReason) -> None:
         """Works before the start too: an attempt started later then ends at once, unrun."""
-        placed = await self._find(attempt_id)
+        placed = self._find(attempt_id)
         if self._placements is not None and (placed is None or not placed.members):
             before = placed or Placed()
             if not before.released:
@@ -130,7 +130,7 @@ class NodesExecutor:
 
     async def release(self, attempt_id: str) -> None:
         """Conflict while a member is at work: its accelerators are not free yet."""
-        placed = await self._find(attempt_id)
+        placed = self._find(attempt_id)
         if placed is None:
             return
         if placed.members:
@@ -148,7 +148,9 @@ class NodesExecutor:
     # ---- questions
 
     async def observe(self, attempt_ids: Sequence[str]) -> dict[str, Observation]:
-        placed = {attempt_id: await self._find(attempt_id) for attempt_id in attempt_ids}
+        if any(self._find(attempt_id) is None for attempt_id in attempt_ids):
+            await self._hear_the_uncounted()
+        placed = {attempt_id: self._find(attempt_id) for attempt_id in attempt_ids}
         wanted: dict[str, list[str]] = defaultdict(list)
         for attempt_id, where in placed.items():
             if where is not None and not where.released:
@@ -161,7 +163,7 @@ class NodesExecutor:
 
     async def log(self, attempt_id: str, offset: int, limit_bytes: int, rank: int = 0) -> LogChunk:
         offset = max(0, offset)
-        where = await self._member(attempt_id, rank)
+        where = self._member(attempt_id, rank)
         if where is None:
             return LogChunk(data=b"", offset=offset, next_offset=offset, complete=False)
         link, member = where
@@ -170,7 +172,7 @@ class NodesExecutor:
         return LogChunk(data=data, offset=offset, next_offset=offset + len(data), complete=said["complete"])
 
     async def samples(self, attempt_id: str, limit: int) -> list[Sample]:
-        where = await self._member(attempt_id, 0)
+        where = self._member(attempt_id, 0)
         if where is None:
             return []
         said = await self._ask(where[0], "samples", attempt_id=where[1], limit=limit)
@@ -193,7 +195,7 @@ class NodesExecutor:
         return sorted(found)
 
     async def bring_outputs(self, attempt_id: str, run_id: str, target: Path) -> None:
-        where = await self._member(attempt_id, 0)
+        where = self._member(attempt_id, 0)
         if where is None or self._shared_dir == "":
             return
         link = where[0]
@@ -204,7 +206,7 @@ class NodesExecutor:
     # ---- starting
 
     async def _start(self, order: Order) -> None:
-        placed = await self._find(order.attempt_id)
+        placed = self._find(order.attempt_id)
         if placed is not None and placed.released:
             return
         if self._placements is None and order.nodes > 1:
@@ -379,6 +381,11 @@ class NodesExecutor:
                 with contextlib.suppress(Unsent, Unanswered):
                     await self._ask(self._link(node), "stop", attempt_id=member, reason=reason.value, message=message)
 
+    async def _hear_the_uncounted(self) -> None:
+        """What has no file may still run on a node that was never heard: on a first start, or after files were lost."""
+        calls = (self._ask(self._links[name], "attempts") for name in self._uncounted())
+        await asyncio.gather(*calls, return_exceptions=True)
+
     def _uncounted(self) -> list[str]:
         if self._placements is None:
             return []
@@ -426,13 +433,13 @@ class NodesExecutor:
             raise Unavailable(f"node {node} is not in pool {self._pool} any more", "put it back into the pool file")
         return self._links[node]
 
-    async def _find(self, attempt_id: str) -> Placed | None:
+    def _find(self, attempt_id: str) -> Placed | None:
         if self._placements is None:
             return Placed(members=(next(iter(self._links)),))
         return self._placements.get(attempt_id)
 
-    async def _member(self, attempt_id: str, rank: int) -> tuple[Link, str] | None:
-        placed = await self._find(attempt_id)
+    def _member(self, attempt_id: str, rank: int) -> tuple[Link, str] | None:
+        placed = self._find(attempt_id)
         if placed is None or rank >= len(placed.members) or placed.members[rank] not in self._links:
             return None
         return self._links[placed.members[rank]], list(_members(attempt_id, placed))[rank][1]
