@@ -31,7 +31,7 @@ def upgrade() -> None:
         sa.Column("keep_until", _MOMENT, nullable=True),
         sa.Column("pinned", sa.Boolean(create_constraint=False), nullable=False),
         sa.Column("version", _INTEGER, nullable=False),
-        sa.CheckConstraint("size_bytes >= 0", name="ck_artifacts_size_bytes"),
+        sa.CheckConstraint("size_bytes >= 0", name=op.f("ck_artifacts_size_bytes")),
         sa.PrimaryKeyConstraint("id", name="pk_artifacts"),
     )
     op.create_index("ix_artifacts_project_created_at", "artifacts", ["project", "created_at"])
@@ -41,6 +41,6 @@ def upgrade() -> None:
         sa.Column("id", _TEXT, nullable=False),
         sa.Column("limit_bytes", _INTEGER, nullable=False),
         sa.Column("version", _INTEGER, nullable=False),
-        sa.CheckConstraint("limit_bytes >= 0", name="ck_storage_quotas_limit_bytes"),
+        sa.CheckConstraint("limit_bytes >= 0", name=op.f("ck_storage_quotas_limit_bytes")),
         sa.PrimaryKeyConstraint("id", name="pk_storage_quotas"),
     )
