@@ -249,7 +249,7 @@ def test_the_runner_needs_the_standard_library_alone() -> None:
         for node in ast.walk(tree(path)):
             named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             named += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
-            foreign |= {name for name in named if not name.startswith("groundplane.runner.")}
+            foreign |= {name for name in named if not f"{name}.".startswith("groundplane.runner.")}
     assert not {name.partition(".")[0] for name in foreign} - sys.stdlib_module_names
 
 

@@ -38,6 +38,7 @@ from groundplane.services.catalog import Catalog
 from groundplane.services.costs import Costs
 from groundplane.services.endpoints import Endpoints
 from groundplane.services.gateway_config import GatewayConfig
+from groundplane.services.hub import Hub
 from groundplane.services.models import Models
 from groundplane.services.outlooks import Outlooks
 from groundplane.services.plans import Plans
@@ -68,6 +69,7 @@ class App:
     runs: Runs
     endpoints: Endpoints
     models: Models
+    hub: Hub
     recon: Recon
     catalog: Catalog
     sizings: Sizings
@@ -204,6 +206,7 @@ async def build(settings: Settings) -> App:
             wake=wake,
         ),
         models=models,
+        hub=Hub(models=models, blobs=blobs),
         sizings=Sizings(catalogue=catalogue, clock=clock),
         recon=recon,
         catalog=Catalog(store=store, clock=clock, book=catalog_book),

@@ -13,6 +13,7 @@ from groundplane.api import (
     costs,
     endpoints,
     exposures,
+    hub,
     keys,
     models,
     plans,
@@ -48,6 +49,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     sizing.router,
     audit.router,
     exposures.router,
+    hub.router,
     recon.router,
 )
 

@@ -1,0 +1,146 @@
+"""Model versions as a Hugging Face hub names them: repositories, revisions, commits, trees.
+
+A repository is `project/model`. A version's commit is the first 40 hex digits of its certificate's SHA-256: it names
+these bytes with these facts for ever, which is what a client's cache relies on. `main` is the newest version.
+Source: huggingface_hub 2.4 (`hf_api.py`, `file_download.py`), the routes and fields that it reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from groundplane.domain.canonical import canonical_json
+from groundplane.domain.model import ManifestFile, ModelVersion
+
+MAIN = "main"
+COMMIT_HEX = 40
+_POINTER_BYTES = 134
+"""What git-lfs writes in a file's place; clients want a number, nothing depends on it."""
+_NUMBER = re.compile(r"v?([1-9][0-9]{0,8})")
+_COMMIT = re.compile(r"[0-9a-f]{7,40}")
+
+Document = dict[str, object]
+
+
+def commit_of(version: ModelVersion) -> str:
+    """The commit that stands for a version."""
+    return version.certificate_sha256[:COMMIT_HEX]
+
+
+def at_revision(versions: Sequence[ModelVersion], revision: str, aliases: Mapping[str, int]) -> ModelVersion | None:
+    """The version a revision names: `main`, an alias, `3`, `v3`, or a commit of seven hex digits or more.
+
+    `versions` are one model's; `aliases` give numbers. None where nothing is named, or a short commit fits several.
+    """
+    if revision in (MAIN, f"refs/heads/{MAIN}", "latest"):
+        return max(versions, key=lambda version: version.number, default=None)
+    if revision in aliases:
+        return next((version for version in versions if version.number == aliases[revision]), None)
+    if number := _NUMBER.fullmatch(revision):
+        return next((version for version in versions if version.number == int(number[1])), None)
+    if _COMMIT.fullmatch(revision):
+        found = [version for version in versions if commit_of(version).startswith(revision)]
+        return found[0] if len(found) == 1 else None
+    return None
+
+
+def info(version: ModelVersion, *, blobs: bool = False) -> Document:
+    """What `GET /api/models/{repo}` says of a version; sizes and digests of files with `blobs`."""
+    siblings: list[Document] = []
+    for file in version.files:
+        sibling: Document = {"rfilename": file.path}
+        if blobs:
+            sibling |= {"size": file.size_bytes, "blobId": _oid(file), "lfs": _lfs(file, "sha256")}
+        siblings.append(sibling)
+    licensed: Document = {"license": version.license.lower()} if version.license else {}
+    repo = f"{version.project}/{version.name}"
+    return {
+        "_id": hashlib.sha256(repo.encode()).hexdigest()[:24],
+        "id": repo,
+        "modelId": repo,
+        "author": version.project,
+        "sha": commit_of(version),
+        "private": True,
+        "gated": False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": [f"license:{licensed['license']}"] if licensed else [],
+        "cardData": licensed,
+        "createdAt": _time(version),
+        "lastModified": _time(version),
+        "siblings": siblings,
+        "usedStorage": version.size_bytes,
+    }
+
+
+def tree(version: ModelVersion, folder: str, *, recursive: bool) -> list[Document] | None:
+    """Files and folders below `folder` ("" is all), as the tree route lists them. None where there is no such folder.
+
+    A folder's oid is over what it holds: it changes when any of that does.
+    """
+    below = f"{folder}/" if folder else ""
+    inside = [file for file in version.files if file.path.startswith(below)]
+    if not inside and folder:
+        return None
+    folders: dict[str, list[ManifestFile]] = {}
+    entries: list[Document] = []
+    for file in inside:
+        parts = file.path[len(below) :].split("/")
+        for depth in range(1, len(parts) if recursive else min(2, len(parts))):
+            folders.setdefault(below + "/".join(parts[:depth]), []).append(file)
+        if recursive or len(parts) == 1:
+            entries.append(entry(file))
+    entries += [_folder(path, files) for path, files in folders.items()]
+    return sorted(entries, key=lambda item: str(item["path"]).encode())
+
+
+def paths(version: ModelVersion, wanted: Iterable[str]) -> list[Document]:
+    """Entries of the named files and folders; those that are not there are left out, as the hub does."""
+    found: list[Document] = []
+    files = {file.path: file for file in version.files}
+    for path in dict.fromkeys(each.strip("/") for each in wanted):
+        if path in files:
+            found.append(entry(files[path]))
+        elif inside := [file for file in version.files if file.path.startswith(f"{path}/")]:
+            found.append(_folder(path, inside))
+    return found
+
+
+def entry(file: ManifestFile) -> Document:
+    """One file of a tree. Every file is told as a large one: then clients check its SHA-256."""
+    return {"type": "file", "path": file.path, "size": file.size_bytes, "oid": _oid(file), "lfs": _lfs(file, "oid")}
+
+
+def refs(versions: Sequence[ModelVersion], aliases: Mapping[str, int]) -> Document:
+    """`main` as the only branch; numbers and aliases as tags, which is what they are: names for a commit."""
+    newest = at_revision(versions, MAIN, {})
+    by_number = {version.number: commit_of(version) for version in versions}
+    tags = {f"v{number}": commit for number, commit in sorted(by_number.items())}
+    tags |= {alias: by_number[number] for alias, number in sorted(aliases.items()) if number in by_number}
+    branches = [_ref("heads", MAIN, commit_of(newest))] if newest else []
+    return {"branches": branches, "tags": [_ref("tags", name, commit) for name, commit in tags.items()], "converts": []}
+
+
+def _ref(kind: str, name: str, commit: str) -> Document:
+    return {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": commit}
+
+
+def _folder(path: str, files: Sequence[ManifestFile]) -> Document:
+    rows: list[object] = [[file.path, file.sha256] for file in files]
+    oid = hashlib.sha256(canonical_json(rows)).hexdigest()[:COMMIT_HEX]
+    return {"type": "directory", "path": path, "size": 0, "oid": oid}
+
+
+def _oid(file: ManifestFile) -> str:
+    return file.sha256[:COMMIT_HEX]
+
+
+def _lfs(file: ManifestFile, name: str) -> Document:
+    return {name: file.sha256, "size": file.size_bytes, "pointerSize": _POINTER_BYTES}
+
+
+def _time(version: ModelVersion) -> str:
+    return version.created_at.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

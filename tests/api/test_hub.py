@@ -1,0 +1,218 @@
+"""The registry as a Hugging Face hub: an unmodified `huggingface_hub` client, then the wire itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub as hf
+import pytest
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+from groundplane.domain.certificate import DataFact, Facts
+from groundplane.identity import Role
+
+FACTS = Facts(
+    owner="ana",
+    license="Apache-2.0",
+    framework="jax",
+    data=(DataFact(name="corpus", sha256="a" * 64),),
+    code_commit="0" * 40,
+    training_run="elsewhere-1",
+    metrics={"loss": 1.5},
+)
+REPO = "default/hubbed"
+LARGE = 3 * 2**20 // 2 + 7
+"""More than one chunk, and no whole number of them."""
+
+
+def weights(first: float) -> bytes:
+    count = LARGE // 4
+    tensor = {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}
+    header = json.dumps({"w": tensor}).encode()
+    return struct.pack("<Q", len(header)) + header + struct.pack("<f", first) + os.urandom(4 * (count - 1))
+
+
+@pytest.fixture(scope="module")
+def files(served: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, bytes]]:
+    """Two versions of a model; the content of each."""
+    versions = []
+    for number in (1, 2):
+        folder = tmp_path_factory.mktemp("model")
+        content = {
+            "model.safetensors": weights(number),
+            "config.json": b'{"version": %d}' % number,
+            "tokenizer/vocab.txt": b"a\nb\n",
+            "empty.txt": b"",
+        }
+        upload = served.client.create_upload()
+        for name, data in content.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_bytes(data)
+            served.client.upload_file(upload.id, name, folder / name)
+        served.client.register_model("hubbed", upload_id=upload.id, project="default", facts=FACTS)
+        versions.append(content)
+    return versions
+
+
+@pytest.fixture
+def hub(served: Any, files: Any) -> hf.HfApi:
+    return hf.HfApi(endpoint=f"{served.url}/hf", token=served.admin_key)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "cache"
+
+
+def content_of(folder: str | Path) -> dict[str, bytes]:
+    root = Path(folder)
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_a_snapshot_of_main_is_the_newest_version_byte_for_byte(hub: hf.HfApi, files: Any, cache: Path) -> None:
+    assert content_of(hub.snapshot_download(REPO, cache_dir=cache)) == files[1]
+
+
+@pytest.mark.parametrize("revision", ["1", "v1"])
+def test_a_version_is_a_revision(hub: hf.HfApi, files: Any, cache: Path, revision: str) -> None:
+    assert content_of(hub.snapshot_download(REPO, revision=revision, cache_dir=cache)) == files[0]
+
+
+def test_a_commit_names_its_version_for_ever(hub: hf.HfApi, files: Any, cache: Path) -> None:
+    commit = hub.model_info(REPO, revision="v1").sha
+    assert commit is not None
+    assert commit != hub.model_info(REPO).sha
+    assert content_of(hub.snapshot_download(REPO, revision=commit, cache_dir=cache)) == files[0]
+    assert hub.model_info(REPO, revision=commit[:8]).sha == commit
+
+
+def test_a_second_download_sends_no_bytes_again(hub: hf.HfApi, cache: Path) -> None:
+    first = hub.hf_hub_download(REPO, "model.safetensors", cache_dir=cache)
+    before = Path(first).resolve().stat().st_mtime_ns
+    second = hub.hf_hub_download(REPO, "model.safetensors", cache_dir=cache)
+    assert second == first
+    assert Path(second).resolve().stat().st_mtime_ns == before
+
+
+def test_a_broken_download_goes_on_where_it_stopped(hub: hf.HfApi, served: Any, files: Any, cache: Path) -> None:
+    whole = files[1]["model.safetensors"]
+    digest = hashlib.sha256(whole).hexdigest()
+    begun = cache / "models--default--hubbed" / "blobs" / f"{digest}.incomplete"
+    begun.parent.mkdir(parents=True)
+    begun.write_bytes(whole[: LARGE // 2])
+    assert Path(hub.hf_hub_download(REPO, "model.safetensors", cache_dir=cache)).read_bytes() == whole
+
+
+def test_info_tells_files_with_their_digests_and_the_licence(hub: hf.HfApi, files: Any) -> None:
+    info = hub.model_info(REPO, files_metadata=True)
+    assert {each.rfilename for each in info.siblings or []} == set(files[1])
+    for each in info.siblings or []:
+        assert each.lfs is not None
+        assert each.lfs.sha256 == hashlib.sha256(files[1][each.rfilename]).hexdigest()
+        assert each.size == len(files[1][each.rfilename])
+    assert info.private
+    assert info.tags == ["license:apache-2.0"]
+
+
+def test_trees_paths_and_refs_are_listed(hub: hf.HfApi, files: Any) -> None:
+    top = {entry.path for entry in hub.list_repo_tree(REPO)}
+    assert top == {"config.json", "empty.txt", "model.safetensors", "tokenizer"}
+    deep = {entry.path for entry in hub.list_repo_tree(REPO, recursive=True)}
+    assert deep == top | {"tokenizer/vocab.txt"}
+    assert {entry.path for entry in hub.list_repo_tree(REPO, "tokenizer")} == {"tokenizer/vocab.txt"}
+    assert set(hub.list_repo_files(REPO)) == set(files[1])
+    assert [entry.path for entry in hub.get_paths_info(REPO, ["config.json", "tokenizer", "gone"])] == [
+        "config.json",
+        "tokenizer",
+    ]
+    refs = hub.list_repo_refs(REPO)
+    assert [branch.name for branch in refs.branches] == ["main"]
+    assert [tag.name for tag in refs.tags] == ["v1", "v2"]
+    assert refs.tags[1].target_commit == refs.branches[0].target_commit
+
+
+def test_the_filesystem_reads_a_range(served: Any, hub: hf.HfApi, files: Any) -> None:
+    filesystem = hf.HfFileSystem(endpoint=f"{served.url}/hf", token=served.admin_key, skip_instance_cache=True)
+    with filesystem.open(f"{REPO}/model.safetensors", "rb") as file:
+        file.seek(LARGE // 2)
+        assert file.read(1000) == files[1]["model.safetensors"][LARGE // 2 : LARGE // 2 + 1000]
+
+
+def test_repositories_are_searched_and_the_caller_knows_itself(hub: hf.HfApi) -> None:
+    assert REPO in [model.id for model in hub.list_models(search="HUBB")]
+    assert not list(hub.list_models(search="hubbed", author="elsewhere"))
+    assert hub.whoami()["type"] == "user"
+
+
+def test_what_is_not_there_is_told_apart(hub: hf.HfApi, cache: Path) -> None:
+    with pytest.raises(RepositoryNotFoundError, match="there is no repository default/absent"):
+        hub.model_info("default/absent")
+    with pytest.raises(RepositoryNotFoundError, match="did you mean default/hubbed"):
+        hub.model_info("elsewhere/hubbed")
+    with pytest.raises(RevisionNotFoundError, match="no revision v9"):
+        hub.model_info(REPO, revision="v9")
+    with pytest.raises(EntryNotFoundError, match=r"no file gone\.bin"):
+        hub.hf_hub_download(REPO, "gone.bin", cache_dir=cache)
+    with pytest.raises(EntryNotFoundError, match="no folder gone"):
+        list(hub.list_repo_tree(REPO, "gone"))
+    assert not hub.file_exists(REPO, "gone.bin")
+    assert hub.file_exists(REPO, "config.json")
+
+
+def test_another_projects_key_and_no_key_see_nothing(served: Any, hub: hf.HfApi) -> None:
+    served.client.create_project(name="strangers", owner="bo", cost_center="cc-2")
+    stranger = hf.HfApi(endpoint=f"{served.url}/hf", token=served.key(Role.MEMBER, "strangers"))
+    with pytest.raises(RepositoryNotFoundError):
+        stranger.model_info(REPO)
+    nobody = hf.HfApi(endpoint=f"{served.url}/hf", token=False)
+    with pytest.raises(HfHubHTTPError, match="this needs a key"):
+        nobody.model_info(REPO)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "told", "part"),
+    [
+        ("bytes=0-0", 206, "bytes 0-0/14", slice(0, 1)),
+        ("bytes=5-", 206, "bytes 5-13/14", slice(5, 14)),
+        ("bytes=-3", 206, "bytes 11-13/14", slice(11, 14)),
+        ("bytes=3-99", 206, "bytes 3-13/14", slice(3, 14)),
+        ("bytes=14-", 416, "bytes */14", slice(0, 0)),
+        ("bytes=-0", 416, "bytes */14", slice(0, 0)),
+        ("bytes=4-2", 200, None, slice(0, 14)),
+        ("bytes=0-1,4-5", 200, None, slice(0, 14)),
+        ("items=0-1", 200, None, slice(0, 14)),
+    ],
+)
+def test_ranges_are_answered_by_the_book(
+    served: Any, files: Any, asked: str, status: int, told: str | None, part: slice
+) -> None:
+    path = f"/hf/{REPO}/resolve/main/config.json"
+    answer = served.raw("GET", path, headers={"Range": asked})
+    assert (answer.status_code, answer.headers.get("content-range")) == (status, told)
+    assert answer.content == files[1]["config.json"][part]
+    head = served.raw("HEAD", path, headers={"Range": asked})
+    assert (head.status_code, head.content) == (status, b"")
+    assert head.headers.get("content-length", "0") == str(len(answer.content))
+
+
+def test_an_etag_is_the_files_digest_and_saves_the_answer(served: Any, files: Any) -> None:
+    path = f"/hf/{REPO}/resolve/main/config.json"
+    whole = files[1]["config.json"]
+    answer = served.raw("GET", path)
+    etag = answer.headers["etag"]
+    assert etag == f'"{hashlib.sha256(whole).hexdigest()}"'
+    assert served.raw("GET", path, headers={"If-None-Match": etag}).status_code == 304
+    other = served.raw("GET", path, headers={"Range": "bytes=0-3", "If-Range": '"another"'})
+    assert (other.status_code, other.content) == (200, whole)
+
+
+def test_a_body_that_names_no_paths_is_told(served: Any, files: Any) -> None:
+    answer = served.raw("POST", f"/hf/api/models/{REPO}/paths-info/main", json={"path": "config.json"})
+    assert answer.status_code == 422
+    assert "names no paths" in answer.headers["x-error-message"]
