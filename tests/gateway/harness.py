@@ -7,7 +7,6 @@ import contextlib
 import hashlib
 import json
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -18,10 +17,11 @@ from pathlib import Path
 from groundplane.adapters.snapshot_file import SnapshotFile
 from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.domain.ledger import UsageRecord
+from groundplane.domain.limits import Limit, Measure, Share
 from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, encode
 from groundplane.domain.spec import TokenPrice
 from groundplane.gateway.server import Gateway
-from groundplane.gateway.state import Options
+from groundplane.gateway.state import GatewayState, Options
 from groundplane.gateway.wal import WriteAheadLog
 
 SECRET = "gp-caller-secret"
@@ -235,6 +235,17 @@ async def write_snapshot(folder: Path, version: int, **values: object) -> None:
     await SnapshotFile(folder / "snapshot.json").publish(encode(snapshot))
 
 
+def purse(state: GatewayState, project: str = "vision") -> Share:
+    """The gateway's share of a project's budget."""
+    return state._shares[Limit("project", project, Measure.BUDGET, 0).id]
+
+
+def left(state: GatewayState, project: str = "vision") -> int:
+    """Micro-dollars of a project's budget that can be reserved now."""
+    share = purse(state, project)
+    return share.limit.value - share.held + share.free
+
+
 @contextlib.asynccontextmanager
 async def running(
     folder: Path, options: Options | None = None, *, log: dict[str, int] | None = None, **snapshot: object
@@ -253,7 +264,7 @@ async def running(
         await gateway.stop()
 
 
-def start_process(folder: Path, *arguments: str, file_size_max: int | None = None) -> Bench:
+def start_process(folder: Path, *arguments: str) -> Bench:
     """The gateway as it runs in production. Returns once it listens."""
     command = [sys.executable, "-m", "groundplane.gateway", "--port", "0", "--gateway-id", "gw"]
     command += ["--snapshot", str(folder / "snapshot.json"), "--wal", str(folder / "wal"), *arguments]
@@ -264,8 +275,6 @@ def start_process(folder: Path, *arguments: str, file_size_max: int | None = Non
     if found is None:
         _, errors = process.communicate(timeout=10)
         raise AssertionError(f"the gateway did not start: {line} {errors}")
-    if file_size_max is not None:
-        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_size_max, file_size_max))
     return Bench(folder, int(found[1]), process=process, version=1)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httptools
 import pytest
-from tests.gateway.harness import SECRET, MockUpstream, RawClient, ask, chat, get, key, post, route, running
+from tests.gateway.harness import SECRET, MockUpstream, RawClient, ask, chat, get, key, post, purse, route, running
 
 from groundplane.gateway.errors import Fault
 from groundplane.gateway.http1 import ChunkDecoder, Malformed, parse_request_head
@@ -368,7 +368,7 @@ async def test_random_requests_crash_nothing(tmp_path: Path, upstream: MockUpstr
         state = bench.gateway.state
         await bench.until(lambda: not state.clients)
         assert state.metrics.in_flight == 0 and state.bodies_bytes == 0
-        assert state._purse("vision").reserved == 0
+        assert purse(state).in_flight == 0
         records = await bench.records()
     loop.set_exception_handler(None)
     assert errors == [] and count > 200

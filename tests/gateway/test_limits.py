@@ -19,6 +19,7 @@ from tests.gateway.harness import (
     completion,
     get,
     key,
+    left,
     poll,
     post,
     route,
@@ -172,7 +173,7 @@ async def test_a_new_snapshot_counts_only_what_it_cannot_know(tmp_path: Path, up
         await bench.usage_log.acknowledge(1)
         await bench.publish(**values, budgets={"vision": 9_983}, ingested=await bench.usage_log.ingested())
         await poll(lambda: state.tables is not None and state.tables.version == 2)
-        assert state._purse("vision").left == 10_000 - 34
+        assert left(state) == 10_000 - 34
 
 
 async def test_a_project_without_a_budget_is_not_served(tmp_path: Path, upstream: MockUpstream) -> None:

@@ -42,9 +42,9 @@ def benches() -> Iterator[list[Bench]]:
         stop_process(bench)
 
 
-async def start(benches: list[Bench], folder: Path, upstream: MockUpstream, *arguments: str, **more: int) -> Bench:
+async def start(benches: list[Bench], folder: Path, upstream: MockUpstream, *arguments: str) -> Bench:
     await write_snapshot(folder, 1, keys=(key(),), routes=(route("tiny", upstream.base_url),))
-    bench = await asyncio.to_thread(start_process, folder, "--free-min", "0", *arguments, **more)
+    bench = await asyncio.to_thread(start_process, folder, "--free-min", "0", *arguments)
     benches.append(bench)
     return bench
 
@@ -187,26 +187,42 @@ async def test_a_log_in_use_is_named(tmp_path: Path, upstream: MockUpstream, ben
     assert done.returncode == 5 and done.stderr.startswith("error: gateway id gw is in use")
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KiB where the log is kept."""
+    place = tmp_path / "wal"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(place)], check=True, timeout=20)
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True, timeout=20)
+
+
+@pytest.mark.needs("tmpfs")
 async def test_a_full_disk_refuses_requests_rather_than_serve_unmetered(
-    tmp_path: Path, upstream: MockUpstream, benches: list[Bench]
+    tmp_path: Path, upstream: MockUpstream, small_disk: Path, benches: list[Bench]
 ) -> None:
-    """A limit on the file's size stands in for the end of the disk: the write fails just so."""
-    bench = await start(benches, tmp_path, upstream, file_size_max=20_000)
+    bench = await start(benches, tmp_path, upstream)
     whole: list[str] = []
     refused = None
-    for _ in range(100):
+    client = await RawClient.open(bench.port)
+    for _ in range(1000):
         try:
-            answer = await ask(bench.port, post(chat()))
-        except asyncio.IncompleteReadError:
+            await client.send(post(chat()))
+            answer = await client.answer()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            await client.close()
+            client = await RawClient.open(bench.port)
             continue  # the settlement did not fit: the answer is broken off
         if answer.status == 200:
             whole.append(answer.headers["x-request-id"])
         else:
             refused = answer
             break
+    await client.close()
     assert refused is not None and (refused.status, refused.error["code"]) == (503, "usage_log_unavailable")
     told = [record.id for record in await bench.records()]
-    assert set(whole) <= set(told) and len(told) == len(set(told))
+    assert set(whole) <= set(told) and len(told) == len(set(told)) and len(whole) > 100
+    assert small_disk.is_dir()
 
 
 async def test_too_little_free_space_refuses_from_the_start(

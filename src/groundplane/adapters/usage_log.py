@@ -142,7 +142,7 @@ class FolderUsageLog:
             data = file.read(1 << 20)
             more = len(data) == 1 << 20
         frames = read_frames(data)
-        if frames.tail is Tail.DAMAGED or (frames.tail is Tail.TORN and more and not frames.payloads):
+        if frames.tail is Tail.DAMAGED:
             raise IntegrityFailure(
                 f"{path} is damaged at byte {position.offset + frames.end}",
                 "restore the file from a backup, or move it aside and accept the loss of what follows",

@@ -1,29 +1,138 @@
-"""Who may go now: requests and tokens per minute by GCRA, dollars by reservation; all of them or none.
+"""Who may go now: requests, tokens, concurrency and dollars, kept exactly by any number of holders.
 
-Decisions depend only on the state and on the time that is passed in (nanoseconds of a monotonic clock). The state
-objects change in place, because the gateway asks once per request and owns them in one thread.
+An `Account` is what is known of one limit where it is kept (in one process, in memory shared by a machine's workers,
+or in Redis). Whoever admits requests is a *holder*: it has a `Share` of the limit, units paid for in advance, and
+admits from that alone. So `level` (what was used and counts still) plus `held` (what all holders have) never passes the
+limit when units are handed out, whoever dies or comes late.
 
-The meter is the generic cell rate algorithm in its leaky-bucket form, on integers, so a limit of 7 admits exactly 7:
-a burst of one minute's allowance, refilled evenly. Over any interval of t seconds at most limit × (1 + t / 60) get
-through. Reserved units do not drain while they are in flight: they are charged when they are settled, so a request
-that takes long can't be used up twice. Source: ATM Forum TM 4.1, 4.4.2 (GCRA as continuous-state leaky bucket).
+Per-minute limits are the generic cell rate algorithm in its leaky-bucket form, on integers: a burst of one minute's
+allowance, refilled evenly. Over any interval of t seconds at most limit × (1 + t / 60) get through. Held units do not
+drain, so a request that takes long can't be used up twice. Tokens per day count from midnight UTC. A budget's value is
+what the control plane left; what was spent stays held until the control plane has seen it.
+Source: ATM Forum TM 4.1, 4.4.2 (GCRA as continuous-state leaky bucket).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 MINUTE_NS = 60_000_000_000
+DAY_S = 86_400
+_SECOND_NS = 1_000_000_000
 _SETTLEMENTS_KEPT = 8192
+_SLICES_MIN = 64
+"""Units are handed out ahead only while every holder could take this many more of what is asked."""
+_SLICE_PART = 16
+_CONCURRENCY_RETRY_NS = _SECOND_NS
 
 
-class Limit(StrEnum):
+class Measure(StrEnum):
+    """What a limit counts."""
+
     REQUESTS = "requests per minute"
     TOKENS = "tokens per minute"
+    TOKENS_DAY = "tokens per day"
+    CONCURRENT = "concurrent requests"
     BUDGET = "budget"
+
+
+UNITS = {
+    Measure.REQUESTS: "requests",
+    Measure.TOKENS: "tokens",
+    Measure.TOKENS_DAY: "tokens",
+    Measure.CONCURRENT: "requests",
+    Measure.BUDGET: "micro-dollars",
+}
+SCALES = {measure: MINUTE_NS if measure in {Measure.REQUESTS, Measure.TOKENS} else 1 for measure in Measure}
+"""What one unit counts in `Account.level`."""
+
+
+class WhenDown(StrEnum):
+    """What a limit kept elsewhere does while that place does not answer."""
+
+    CLOSED = "fail-closed"
+    OPEN = "fail-open"
+    LOCAL = "local-share"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """One limit of one scope. `version` orders a budget's values: a later one replaces an earlier one."""
+
+    scope: str
+    name: str
+    measure: Measure
+    value: int
+    when_down: WhenDown = WhenDown.LOCAL
+    version: int = 0
+
+    @property
+    def id(self) -> str:
+        return f"{self.scope}:{self.name}:{self.measure.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Nanoseconds of a monotonic clock, and epoch seconds."""
+
+    ns: int
+    wall_s: float
+
+
+@dataclass(slots=True)
+class Account:
+    """One limit where it is kept. `level` counts units × SCALES[measure]; `at` is nanoseconds, or the day's number."""
+
+    value: int
+    level: int = 0
+    at: int = 0
+    held: int = 0
+    version: int = 0
+
+    def bring(self, limit: Limit, now: Moment) -> None:
+        """To this moment and this limit's value. A clock that stands or goes back drains nothing."""
+        measure = limit.measure
+        if measure is Measure.BUDGET:
+            if limit.version >= self.version:
+                self.value, self.version = limit.value, limit.version
+            return
+        if SCALES[measure] == MINUTE_NS:
+            passed_ns = now.ns - self.at
+            if passed_ns > 0:
+                level = self.level - passed_ns * self.value
+                self.level = level if level > 0 else 0
+                self.at = now.ns
+        elif measure is Measure.TOKENS_DAY:
+            day = int(now.wall_s // DAY_S)
+            if day > self.at:
+                self.level, self.at = 0, day
+        self.value = limit.value
+
+    def left(self, measure: Measure) -> int:
+        """Whole units nobody has used or holds; below zero when more was used than reserved."""
+        return self.value - self.held - -(-self.level // SCALES[measure])
+
+    def wait_ns(self, limit: Limit, units: int, now: Moment) -> int | None:
+        """How long until `units` fit if what is held is used: 0 is now, None is never, or nobody knows when."""
+        measure, scale = limit.measure, SCALES[limit.measure]
+        over = self.level + (self.held + units - self.value) * scale
+        if over <= 0:
+            return 0
+        if units > self.value or measure is Measure.BUDGET:
+            return None
+        if measure is Measure.TOKENS_DAY:
+            return int((DAY_S - now.wall_s % DAY_S) * _SECOND_NS) + 1
+        if measure is Measure.CONCURRENT:
+            return _CONCURRENCY_RETRY_NS
+        return -(-over // self.value)
+
+    def slice_for(self, measure: Measure, need: int, holders: int) -> int:
+        """Units worth handing out beyond what is needed now: a small part of plenty, nothing of little."""
+        left = self.left(measure) - need
+        return left // (_SLICE_PART * holders) if left > _SLICES_MIN * holders * max(need, 1) else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,102 +140,97 @@ class Binding:
     """The limit that said no. `retry_after_ns` is None when waiting does not help."""
 
     limit: Limit
-    limit_value: int
     left: int
     requested: int
     retry_after_ns: int | None
+    store_down: bool = False
 
 
 @dataclass(slots=True)
-class Meter:
-    """One limit per minute. `level` counts units × MINUTE_NS and drains by `limit` per nanosecond."""
+class Share:
+    """What one holder has of a limit. `free` can be taken now; `used` is to be charged; `held` is all of it:
+    free + used + in flight (+ spent and not yet seen, of a budget). The rest is the account as last seen."""
 
-    limit: int
+    limit: Limit
+    free: int = 0
+    used: int = 0
+    held: int = 0
     level: int = 0
     at_ns: int = 0
-    reserved: int = 0
+    all_held: int = 0
+    dirty: bool = False
+    touched: bool = False
+    purse: Spending | None = None
 
-    def drain(self, now_ns: int) -> None:
-        """Brings the level to now. A clock that stands or goes back drains nothing."""
-        passed_ns = now_ns - self.at_ns
-        if passed_ns > 0:
-            level = self.level - passed_ns * self.limit
-            self.level = level if level > 0 else 0
-            self.at_ns = now_ns
+    def seen(self, account: Account, at_ns: int) -> None:
+        """Remembers how the account stands."""
+        self.level, self.all_held, self.at_ns = account.level, account.held, at_ns
 
-    def wait_ns(self, units: int, now_ns: int) -> int | None:
-        """How long until `units` fit if what is in flight uses what it reserved: 0 is now, None is never."""
-        self.drain(now_ns)
-        over = self.level + (self.reserved + units - self.limit) * MINUTE_NS
-        if over <= 0:
-            return 0
-        if units > self.limit:
-            return None
-        return -(-over // self.limit)
+    @property
+    def unseen(self) -> int:
+        """Of a budget: spent, held still, and not known to the control plane."""
+        return 0 if self.purse is None else self.purse.unseen
 
-    def take(self, units: int) -> None:
-        """Uses units at once. Ask `wait_ns` first."""
-        self.level += units * MINUTE_NS
+    @property
+    def in_flight(self) -> int:
+        """Units set aside for requests that are not over."""
+        return self.held - self.free - self.used - self.unseen
 
-    def reserve(self, units: int) -> None:
-        """Sets units aside for a request in flight. Ask `wait_ns` first."""
-        self.reserved += units
+    def settlement(self, need: int) -> Entry:
+        """What is owed and given back, with `need` asked for. The share is empty until `take_in`."""
+        back = self.free
+        if self.purse is not None:
+            back += self.purse.to_return
+            self.purse.to_return = 0
+        entry = Entry(self.limit, self.used, back, need)
+        self.held -= self.used + back
+        self.free = self.used = 0
+        return entry
 
-    def settle(self, reserved: int, used: int, now_ns: int) -> None:
-        """Gives a reservation back and charges what was used; more than reserved leaves a debt to be drained."""
-        self.drain(now_ns)
-        self.reserved -= reserved
-        self.level += used * MINUTE_NS
+    def take_in(self, units: int) -> None:
+        """What was handed out."""
+        self.free += units
+        self.held += units
 
     def standing(self, now_ns: int) -> tuple[int, int]:
-        """Whole units that would fit now, and nanoseconds until the allowance is whole if reservations are used up."""
-        self.drain(now_ns)
-        if self.limit <= 0:
+        """Whole units that would fit now, and nanoseconds until the allowance is whole if all that is held is used."""
+        value = self.limit.value
+        if value <= 0:
             return 0, MINUTE_NS
-        used = self.level + self.reserved * MINUTE_NS
-        return max(0, self.limit - -(-used // MINUTE_NS)), -(-used // self.limit)
-
-    def change_limit(self, limit: int, now_ns: int) -> None:
-        """A new limit counts from now on; what was used stays used."""
-        self.drain(now_ns)
-        self.limit = limit
+        scale = SCALES[self.limit.measure]
+        level = self.level
+        if scale == MINUTE_NS:
+            level -= (now_ns - self.at_ns) * value
+            if level < 0:
+                level = 0
+        taken = level + (self.all_held - self.free) * scale
+        left = value - -(-taken // scale)
+        return (left if left > 0 else 0), -(-taken // value)
 
 
 @dataclass(slots=True)
-class Purse:
-    """A project's dollars as one gateway sees them: what the control plane left, less what it can't know yet.
+class Spending:
+    """Dollars of one purse that this holder spent and the control plane has not seen, by log record."""
 
-    `remaining` is None when the project has no budget: then nothing is admitted.
-    """
-
-    remaining: int | None
-    reserved: int = 0
     unseen: int = 0
+    to_return: int = 0
     _settled: deque[tuple[int, int]] = field(default_factory=deque)
 
-    @property
-    def left(self) -> int:
-        """Micro-dollars that can be reserved now; below zero when answers cost more than was reserved."""
-        return 0 if self.remaining is None else self.remaining - self.unseen - self.reserved
-
-    def reserve(self, microusd: int) -> None:
-        self.reserved += microusd
-
-    def settle(self, reserved: int, spent: int, seq: int) -> None:
-        """Gives a reservation back and remembers what was spent until the control plane has seen record `seq`."""
-        self.reserved -= reserved
-        if not spent:
+    def spent(self, microusd: int, seq: int) -> None:
+        """Remembers what was spent until the control plane has seen record `seq`."""
+        if not microusd:
             return
-        self.unseen += spent
-        self._settled.append((seq, spent))
+        self.unseen += microusd
+        self._settled.append((seq, microusd))
         if len(self._settled) > _SETTLEMENTS_KEPT:
             self._settled = _merge_pairs(self._settled)
 
-    def restate(self, remaining: int | None, ingested_seq: int) -> None:
-        """The control plane's new figure, which already contains every settlement up to `ingested_seq`."""
-        self.remaining = remaining
-        while self._settled and self._settled[0][0] <= ingested_seq:
-            self.unseen -= self._settled.popleft()[1]
+    def ingested(self, seq: int) -> None:
+        """The control plane's figure now contains every settlement up to `seq`: they need not be held any more."""
+        while self._settled and self._settled[0][0] <= seq:
+            microusd = self._settled.popleft()[1]
+            self.unseen -= microusd
+            self.to_return += microusd
 
 
 def _merge_pairs(settled: Iterable[tuple[int, int]]) -> deque[tuple[int, int]]:
@@ -145,38 +249,48 @@ def _merge_pairs(settled: Iterable[tuple[int, int]]) -> deque[tuple[int, int]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """What one request wants reserved: estimated tokens, worst-case micro-dollars."""
+class Entry:
+    """One line of a transaction with an account: charge `used` of what is held, take `back`, and hand out `need`."""
 
-    tokens: int
-    microusd: int
+    limit: Limit
+    used: int
+    back: int
+    need: int
 
 
-def admit(requests: Meter | None, tokens: Meter | None, purse: Purse, ask: Ask, now_ns: int) -> Binding | None:
-    """Takes from every limit and returns None, or takes nothing and returns the limit that binds.
+def worse(one: Binding | None, other: Binding) -> Binding:
+    """Which refusal to tell: a spent budget first, because waiting does not help; then the longest wait."""
+    if one is None:
+        return other
+    if one.limit.measure is Measure.BUDGET or other.limit.measure is Measure.BUDGET:
+        return one if one.limit.measure is Measure.BUDGET else other
+    if one.retry_after_ns is None or other.retry_after_ns is None:
+        return one if one.retry_after_ns is None else other
+    return other if other.retry_after_ns > one.retry_after_ns else one
 
-    A spent budget is told first, because waiting does not help; otherwise the limit with the longest wait.
+
+def transact(entries: Sequence[Entry], accounts: Sequence[Account], holders: int, now: Moment) -> Binding | list[int]:
+    """Charges every entry, then hands out to all of them or to none. `accounts` change in place.
+
+    Returns the refusal, or what each entry got: at least what it needs.
     """
-    if purse.remaining is None or ask.microusd > purse.left:
-        return Binding(Limit.BUDGET, purse.remaining or 0, purse.left, ask.microusd, None)
     binding: Binding | None = None
-    for limit, meter, units in ((Limit.REQUESTS, requests, 1), (Limit.TOKENS, tokens, ask.tokens)):
-        if meter is None:
-            continue
-        wait_ns = meter.wait_ns(units, now_ns)
-        if wait_ns == 0:
-            continue
-        if binding is None or _longer(wait_ns, binding.retry_after_ns):
-            binding = Binding(limit, meter.limit, meter.standing(now_ns)[0], units, wait_ns)
+    for entry, account in zip(entries, accounts, strict=True):
+        limit = entry.limit
+        account.bring(limit, now)
+        account.level += entry.used * SCALES[limit.measure]
+        account.held -= entry.used + entry.back
+        if entry.need > 0:
+            wait_ns = account.wait_ns(limit, entry.need, now)
+            if wait_ns != 0:
+                binding = worse(binding, Binding(limit, max(0, account.left(limit.measure)), entry.need, wait_ns))
     if binding is not None:
         return binding
-    if requests is not None:
-        requests.take(1)
-    if tokens is not None:
-        tokens.reserve(ask.tokens)
-    purse.reserve(ask.microusd)
-    return None
-
-
-def _longer(wait_ns: int | None, than_ns: int | None) -> bool:
-    return than_ns is not None and (wait_ns is None or wait_ns > than_ns)
+    granted = []
+    for entry, account in zip(entries, accounts, strict=True):
+        units = entry.need
+        if units > 0:
+            units += account.slice_for(entry.limit.measure, units, holders)
+        account.held += units
+        granted.append(units)
+    return granted

@@ -10,12 +10,17 @@ answer bytes / 4 of a whole answer. Worst cases, used to reserve money: no token
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 
 from groundplane.domain.spec import TokenPrice
 
-_BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN = 4
+_UNKNOWN_ANSWER_TOKENS = 512
+_ANSWERS_MIN = 8
+_LEARNING_RATE = 0.1
+_DEVIATIONS = 4.0
 _TOKENS_PER_PRICE_UNIT = 1_000_000
 _USAGE = re.compile(rb'"usage"[ \t\r\n]*:[ \t\r\n]*(?=\{)')
 _DECODER = json.JSONDecoder()
@@ -57,7 +62,30 @@ def worst_case(prompt_bytes: int, completion_tokens_max: int, price: TokenPrice)
 
 def estimated_tokens(size_bytes: int) -> int:
     """Tokens in that many bytes of text or JSON, about: bytes / 4, rounded up."""
-    return -(-size_bytes // _BYTES_PER_TOKEN)
+    return -(-size_bytes // BYTES_PER_TOKEN)
+
+
+@dataclass(slots=True)
+class AnswerLength:
+    """How long answers are whose request names no limit: mean and mean deviation, recent ones counting more."""
+
+    seen: int = 0
+    mean: float = 0.0
+    deviation: float = 0.0
+
+    def expected(self) -> int:
+        """Completion tokens to reserve: the mean plus four deviations, or 512 until eight answers were seen."""
+        if self.seen < _ANSWERS_MIN:
+            return _UNKNOWN_ANSWER_TOKENS
+        return math.ceil(self.mean + _DEVIATIONS * self.deviation)
+
+    def learn(self, completion_tokens: int) -> None:
+        """Takes one answer into the mean: the first ones equally, later ones with a tenth."""
+        self.seen += 1
+        rate = max(_LEARNING_RATE, 1 / self.seen)
+        off = completion_tokens - self.mean
+        self.mean += rate * off
+        self.deviation += rate * (abs(off) - self.deviation)
 
 
 def find_usage(tail: bytes) -> Usage | None:

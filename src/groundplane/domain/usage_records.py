@@ -2,8 +2,9 @@
 
 A segment `<gateway id>-<number>.log` is a run of frames: payload length and CRC-32 (u32, little endian), payload.
 A payload is one kind byte and a JSON object. Sequence numbers grow by one per record over all segments of a gateway.
-The newest segment of a gateway is open; older ones are sealed. A segment starts with `Opened` and carries over the
-reservations still in flight, so a sealed segment whose settlements are in the ledger can be deleted.
+The newest segment of a gateway is open and ends in zeros; older ones are sealed and end with their last record. A
+segment starts with `Opened` and carries over the reservations still in flight, so a sealed segment whose settlements
+are in the ledger can be deleted.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from enum import StrEnum
 
 OPENED, RESERVED, SETTLED = b"O", b"R", b"S"
 FRAME_MAX_BYTES = 65_536
-_HEADER = struct.Struct("<II")
+HEADER = struct.Struct("<II")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +89,7 @@ def frame(payload: bytes) -> bytes:
     """One record as it stands on disk. ValueError when it is larger than FRAME_MAX_BYTES."""
     if len(payload) > FRAME_MAX_BYTES:
         raise ValueError(f"a usage record of {len(payload)} bytes is over {FRAME_MAX_BYTES}")
-    return _HEADER.pack(len(payload), zlib.crc32(payload)) + payload
+    return HEADER.pack(len(payload), zlib.crc32(payload)) + payload
 
 
 def read_frames(data: bytes, offset: int = 0) -> Frames:
@@ -96,22 +97,27 @@ def read_frames(data: bytes, offset: int = 0) -> Frames:
     payloads: list[bytes] = []
     size = len(data)
     while offset < size:
-        if size - offset < _HEADER.size:
+        if size - offset < HEADER.size:
             return Frames(payloads, offset, Tail.TORN)
-        length, crc = _HEADER.unpack_from(data, offset)
-        end = offset + _HEADER.size + length
+        length, crc = HEADER.unpack_from(data, offset)
+        end = offset + HEADER.size + length
         if length == 0 or length > FRAME_MAX_BYTES:
-            # A crash of the machine can leave zeros where the last writes should be.
-            zeros = not any(data[offset:])
-            return Frames(payloads, offset, Tail.TORN if zeros else Tail.DAMAGED)
+            # An open segment ends in zeros, and a crash of the machine can leave some where the last writes should be.
+            return Frames(payloads, offset, Tail.DAMAGED if _has_bytes(data, offset) else Tail.TORN)
         if end > size:
             return Frames(payloads, offset, Tail.TORN)
-        payload = data[offset + _HEADER.size : end]
+        payload = data[offset + HEADER.size : end]
         if zlib.crc32(payload) != crc:
-            return Frames(payloads, offset, Tail.TORN if end == size else Tail.DAMAGED)
+            # The last record may be half written; with others after it, it was changed.
+            return Frames(payloads, offset, Tail.DAMAGED if _has_bytes(data, end) else Tail.TORN)
         payloads.append(payload)
         offset = end
     return Frames(payloads, offset, Tail.CLEAN)
+
+
+def _has_bytes(data: bytes, offset: int) -> bool:
+    """Whether anything but zeros follows."""
+    return bool(data[offset:].strip(b"\0"))
 
 
 def segment_name(gateway_id: str, number: int) -> str:

@@ -1,16 +1,12 @@
-"""A request at the gate, before anything goes upstream: which route, how much to reserve, what a refusal says."""
+"""A request at the gate: which route it may take, what a refusal says, and the limits an answer tells."""
 
 from __future__ import annotations
 
-from groundplane.domain.limits import Ask, Binding, Limit, Meter, admit
-from groundplane.domain.usage import estimated_tokens, worst_case
+from groundplane.domain.limits import UNITS, Binding, Measure, Share
 from groundplane.gateway.errors import Fault
-from groundplane.gateway.json_body import Fields
+from groundplane.gateway.lanes import Lane
 from groundplane.gateway.state import KeyState, RouteState
 from groundplane.units import format_usd
-
-_DEFAULT_COMPLETION_TOKENS = 512
-"""Reserved of tokens per minute when a request names no limit; money is reserved for the route's longest answer."""
 
 _NANOSECONDS = 1_000_000_000
 
@@ -34,35 +30,22 @@ def find_route(key: KeyState, model: str) -> RouteState:
     )
 
 
-def ask_for(route: RouteState, fields: Fields, body_bytes: int, *, generates: bool) -> Ask:
-    """Tokens estimated, dollars at worst, over every target that may answer. Embeddings generate nothing."""
-    tokens = most = 0
-    if generates:
-        answers, limit = fields.answers(), fields.answer_tokens_max
-        longest = route.max_output_tokens
-        tokens = answers * (min(_DEFAULT_COMPLETION_TOKENS, longest) if limit is None else limit)
-        most = answers * (longest if limit is None else limit)
-    microusd = 0
-    for one in route.targets:
-        microusd = max(microusd, worst_case(body_bytes, most, one.target.price))
-    return Ask(estimated_tokens(body_bytes) + tokens, microusd)
+# ---------------------------------------------------------------- refusals
 
 
-def reserve(key: KeyState, ask: Ask, now_ns: int) -> None:
-    """Takes from every limit of the key or from none; raises Fault 429 naming the one that binds."""
-    binding = admit(key.requests, key.tokens, key.purse, ask, now_ns)
-    if binding is not None:
-        raise _refusal(key, binding, now_ns)
-
-
-def _refusal(key: KeyState, binding: Binding, now_ns: int) -> Fault:
-    if binding.limit is Limit.BUDGET:
-        return _out_of_money(key, binding)
-    headers = limit_headers(key, now_ns)
-    unit = "requests" if binding.limit is Limit.REQUESTS else "tokens"
+def refusal(lane: Lane, binding: Binding, now_ns: int) -> Fault:
+    """The 429 that names the limit, how much it has left, and when to come back."""
+    limit = binding.limit
+    if binding.store_down:
+        message = f"the {limit.measure.value} of {limit.scope} {limit.name} can't be checked at the moment"
+        return Fault(503, message, "limits_unavailable", "server_error", headers=b"retry-after: 1\r\n")
+    if limit.measure is Measure.BUDGET:
+        return _out_of_money(lane, binding)
+    headers = limit_headers(lane, now_ns)
+    unit = UNITS[limit.measure]
     told = (
-        f"rate limit reached on {binding.limit} of key {key.key.id}: "
-        f"limit {binding.limit_value}, left {binding.left}, this request needs {binding.requested} {unit}"
+        f"rate limit reached on {limit.measure.value} of {limit.scope} {limit.name}: "
+        f"limit {limit.value}, left {binding.left}, this request needs {binding.requested} {unit}"
     )
     if binding.retry_after_ns is None:
         told += "; it can never fit: send a shorter prompt or a smaller max_tokens"
@@ -73,44 +56,51 @@ def _refusal(key: KeyState, binding: Binding, now_ns: int) -> Fault:
     return Fault(429, told, "rate_limit_exceeded", type=unit, headers=headers)
 
 
-def _out_of_money(key: KeyState, binding: Binding) -> Fault:
-    project, purse = key.key.project, key.purse
-    if purse.remaining is None:
-        told, final = f"project {project} has no budget, so nothing of it is served", True
-    else:
-        left = max(0, binding.left)
-        told = (
-            f"project {project} has {format_usd(left)} left of its budget; "
-            f"this request may cost up to {format_usd(binding.requested)}"
-        )
-        final = binding.requested > purse.remaining - purse.unseen
-        if not final:
-            told += f" ({format_usd(purse.reserved)} is reserved by requests in flight)"
+def no_budget(lane: Lane) -> Fault:
+    told = f"project {lane.key.key.project} has no budget, so nothing of it is served"
+    headers = b"x-should-retry: false\r\n"
+    return Fault(429, told, "insufficient_quota", type="insufficient_quota", headers=headers)
+
+
+def _out_of_money(lane: Lane, binding: Binding) -> Fault:
+    limit = binding.limit
+    told = (
+        f"{limit.scope} {limit.name} has {format_usd(binding.left)} left of its budget; "
+        f"this request may cost up to {format_usd(binding.requested)}"
+    )
+    share = next((one for one in lane.money if one.limit.id == limit.id), None)
+    reserved = 0 if share is None else share.in_flight
+    final = share is None or binding.requested > limit.value - share.unseen
+    if not final and reserved > 0:
+        told += f" ({format_usd(reserved)} is reserved by requests in flight)"
     # No Retry-After: nobody knows when there is money again. Waiting helps only while requests in flight hold it.
     headers = b"x-should-retry: false\r\n" if final else b""
     return Fault(429, told, "insufficient_quota", type="insufficient_quota", headers=headers)
 
 
-def limit_headers(key: KeyState, now_ns: int) -> bytes:
-    """`x-ratelimit-*` lines for the limits this key has."""
+def limit_headers(lane: Lane, now_ns: int) -> bytes:
+    """`x-ratelimit-*` lines for requests and tokens a minute; where several scopes have one, of the fullest."""
     lines = b""
-    if key.requests is not None:
-        lines += _meter_lines(b"requests", key.requests, now_ns)
-    if key.tokens is not None:
-        lines += _meter_lines(b"tokens", key.tokens, now_ns)
+    if lane.shown_requests:
+        lines = _meter_lines(_REQUESTS, lane.shown_requests, now_ns)
+    if lane.shown_tokens:
+        lines += _meter_lines(_TOKENS, lane.shown_tokens, now_ns)
     return lines
 
 
-def _meter_lines(unit: bytes, meter: Meter, now_ns: int) -> bytes:
-    left, full_in_ns = meter.standing(now_ns)
-    return b"x-ratelimit-limit-%b: %d\r\nx-ratelimit-remaining-%b: %d\r\nx-ratelimit-reset-%b: %b\r\n" % (
-        unit,
-        meter.limit,
-        unit,
-        left,
-        unit,
-        _span(full_in_ns),
-    )
+_LINES = b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n"
+_REQUESTS = _LINES % ((b"requests",) * 3)
+_TOKENS = _LINES % ((b"tokens",) * 3)
+
+
+def _meter_lines(lines: bytes, shares: tuple[Share, ...], now_ns: int) -> bytes:
+    share = shares[0]
+    left, full_in_ns = share.standing(now_ns)
+    for other in shares[1:]:
+        one = other.standing(now_ns)
+        if one[0] < left:
+            share, (left, full_in_ns) = other, one
+    return lines % (share.limit.value, left, _span(full_in_ns))
 
 
 def _span(nanoseconds: int) -> bytes:

@@ -9,7 +9,6 @@ A key is checked before its body is read, so that only known callers use memory.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import socket
 import time
 from enum import Enum, auto
@@ -17,7 +16,13 @@ from typing import cast
 
 from groundplane.gateway.errors import Fault, bad_request
 from groundplane.gateway.exchange import Exchange
-from groundplane.gateway.http1 import ChunkDecoder, Malformed, RequestHead, parse_request_head, refuse_early
+from groundplane.gateway.http1 import (
+    ChunkDecoder,
+    Malformed,
+    RequestHead,
+    parse_request_head,
+    refuse_early,
+)
 from groundplane.gateway.local import LOCAL_PATHS, answer_locally, needs_key
 from groundplane.gateway.state import GatewayState, KeyState
 
@@ -38,7 +43,7 @@ class ClientConnection(asyncio.Protocol):
     """Is the `Caller` of its exchanges."""
 
     __slots__ = (
-        "_body", "_body_bytes", "_buffer", "_chunks", "_exchange", "_head", "_key", "_peer_is_local", "_phase",
+        "_body", "_body_bytes", "_buffer", "_chunks", "_exchange", "_head", "_key", "_peer", "_peer_is_local", "_phase",
         "_read_paused", "_refusal", "_state", "_transport", "_write_paused", "closes", "deadline_s",
     )  # fmt: skip
 
@@ -54,6 +59,7 @@ class ClientConnection(asyncio.Protocol):
         self._body_bytes = 0
         self._chunks: ChunkDecoder | None = None
         self._exchange: Exchange | None = None
+        self._peer = ""
         self._peer_is_local = False
         self._read_paused = False
         self._write_paused = False
@@ -67,7 +73,7 @@ class ClientConnection(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)
         self._transport = transport
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        peer = str((transport.get_extra_info("peername") or ("",))[0])
+        peer = self._peer = str((transport.get_extra_info("peername") or ("",))[0])
         self._peer_is_local = peer.startswith("127.") or peer == "::1"
         self._state.clients.add(self)
         self._state.no_clients.clear()
@@ -138,6 +144,8 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         phase = self._phase
         if phase is Phase.HEAD:
+            if not self._buffer and not self._write_paused and self._take_straight(data):
+                return
             if not self._buffer:
                 self.deadline_s = self._state.now_s + self._state.options.head_timeout_s
             self._buffer = self._buffer + data if self._buffer else data
@@ -154,6 +162,37 @@ class ClientConnection(asyncio.Protocol):
                 self._read_paused = True
                 self._transport.pause_reading()
         # in LINGER bytes are read only so that the caller can read our answer
+
+    def _take_straight(self, data: bytes) -> bool:
+        """The usual case, in one go: one whole request with a good key, and nothing after it. False: not the case."""
+        end = data.find(b"\r\n\r\n") + 4
+        try:
+            known = self._state.request_heads.find(data, end) if end >= 4 else None
+        except Fault:
+            return False
+        if known is None or known[1] != len(data) - end or known[1] > self._state.options.body_max_bytes:
+            return False
+        head = known[0]
+        tables, digest = self._state.tables, head.secret_sha256
+        if digest is None or tables is None or not head.plain or self.closes or head.path not in _FORWARDED_PATHS:
+            return False
+        key = tables.key(digest)
+        if (
+            key is None
+            or not key.may_call
+            or key.expires_at <= time.time()
+            or (key.networks and not key.admits(self._peer))
+        ):
+            return False
+        self._phase = Phase.ANSWERING
+        self.deadline_s = _FOREVER
+        try:
+            exchange = self._exchange = Exchange(self._state, self, key, head.path, data[end:], head.passed)
+        except Fault as fault:
+            self.fail(fault)
+            return True
+        exchange.start()
+        return True
 
     def _advance(self) -> None:
         """Takes requests from the buffer, in order, until one has to wait."""
@@ -201,7 +240,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _admit_head(self, head: RequestHead) -> KeyState | None:
         """Path, method, key, size. Raises Fault. None where no key is needed."""
-        path, _, _ = head.target.partition(b"?")
+        path = head.path
         local = path in LOCAL_PATHS or path.startswith(b"/v1/models/")
         if not local and path not in _FORWARDED_PATHS:
             raise Fault(404, "there is nothing at this path", "not_found")
@@ -224,14 +263,16 @@ class ClientConnection(asyncio.Protocol):
             why = self._state.snapshot_trouble or "no configuration has been published yet"
             message = f"the gateway is waiting for its configuration: {why}"
             raise Fault(503, message, "no_snapshot", "server_error", headers=b"retry-after: 1\r\n")
-        scheme, _, secret = head.headers.get(b"authorization", b"").partition(b" ")
-        if not secret:
+        if not head.headers.get(b"authorization", b"").partition(b" ")[2]:
             message = "no API key was given; send it as 'Authorization: Bearer KEY'"
             raise Fault(401, message, "invalid_api_key", headers=b"www-authenticate: Bearer\r\n")
-        key = tables.keys.get(hashlib.sha256(secret.strip(b" ")).digest())
-        if key is None or scheme.lower() != b"bearer" or key.expires_at <= time.time():
+        key = tables.key(head.secret_sha256) if head.secret_sha256 is not None else None
+        if key is None or key.expires_at <= time.time():
             message = "this API key is wrong, revoked or expired"
             raise Fault(401, message, "invalid_api_key", headers=b"www-authenticate: Bearer\r\n")
+        if not key.admits(self._peer):
+            message = f"this API key may not be used from {self._peer}"
+            raise Fault(403, message, "network_not_allowed", "permission_error")
         return key
 
     def _take_body(self, data: bytes) -> None:
@@ -281,13 +322,13 @@ class ClientConnection(asyncio.Protocol):
         try:
             if self._refusal is not None:
                 raise self._refusal
-            path, _, _ = head.target.partition(b"?")
+            path = head.path
             if path not in _FORWARDED_PATHS:
                 self.write(answer_locally(self._state, path, self._key, close=self.closes))
                 self.finished()
                 return
             assert self._key is not None
-            exchange = Exchange(self._state, self, self._key, path, body, _passed_headers(head))
+            exchange = Exchange(self._state, self, self._key, path, body, head.passed)
         except Fault as fault:
             self.fail(fault)
             return
@@ -358,11 +399,3 @@ def _too_large(size_bytes: int, limit_bytes: int) -> Fault:
     return Fault(
         413, f"the request body of {size_bytes} bytes or more is over the limit of {limit_bytes}", "request_too_large"
     )
-
-
-def _passed_headers(head: RequestHead) -> bytes:
-    """The caller's header fields an upstream may see: W3C trace context, and never its key."""
-    headers = head.headers
-    parent, state = headers.get(b"traceparent"), headers.get(b"tracestate")
-    lines = b"" if parent is None else b"traceparent: %b\r\n" % parent
-    return lines if state is None else b"%btracestate: %b\r\n" % (lines, state)

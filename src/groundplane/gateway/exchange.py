@@ -7,17 +7,17 @@ bytes of the answer go to the caller.
 from __future__ import annotations
 
 import random
-import time
-from time import monotonic_ns
+from time import monotonic_ns, time_ns
 from typing import Protocol
 
+from groundplane.domain.limits import Binding
 from groundplane.domain.routing import Candidate, choose
-from groundplane.domain.usage import NOTHING, Usage, estimated_tokens, find_usage, rate
-from groundplane.gateway.admission import ask_for, find_route, limit_headers, reserve
+from groundplane.domain.usage import BYTES_PER_TOKEN, NOTHING, Usage, estimated_tokens, find_usage, rate
+from groundplane.gateway.admission import find_route, limit_headers, no_budget, refusal
 from groundplane.gateway.errors import REASONS, Fault, error_event, upstream_fault
 from groundplane.gateway.http1 import ResponseHead
 from groundplane.gateway.json_body import read_fields, read_usage, splice
-from groundplane.gateway.records import reserved_members, settled_members
+from groundplane.gateway.records import decimal_s, reserved_members, settled_members
 from groundplane.gateway.sse import EventStream, FrameTooLarge
 from groundplane.gateway.state import GatewayState, KeyState, TargetState
 from groundplane.gateway.upstream import UpstreamConnection
@@ -46,150 +46,154 @@ class Exchange:
     """An `AnswerReader` for its upstream connection. After `_over` nothing of it acts any more."""
 
     __slots__ = (
-        "_began_ns",
-        "_caller",
-        "_connection",
-        "_content_bytes",
-        "_events",
-        "_forward",
-        "_head",
-        "_head_sent",
-        "_held",
-        "_limit_lines",
-        "_model",
-        "_over",
-        "_passed_headers",
-        "_path",
-        "_prompt_tokens",
-        "_request",
-        "_route",
-        "_sent",
-        "_stale_retried",
-        "_state",
-        "_streams",
-        "_tail",
-        "_target",
-        "_tried",
-        "_ttft_ms",
-        "_wants_usage",
-        "ask",
-        "key",
-        "request_id",
-        "settled",
-        "started_at",
-    )
+        "_admitted", "_began_ns", "_caller", "_connection", "_content_bytes", "_events", "_forward", "_generates",
+        "_head", "_head_sent", "_held", "_lane", "_limit_lines", "_over", "_passed_headers", "_path", "_prompt_tokens",
+        "_request", "_sent", "_stale_retried", "_state", "_streams", "_tail", "_target", "_tried", "_ttft_us",
+        "_unbounded", "_wants_usage", "ask", "key", "request_id", "settled", "started_at",
+    )  # fmt: skip
 
     def __init__(
         self, state: GatewayState, caller: Caller, key: KeyState, path: bytes, body: bytes, passed_headers: bytes
     ) -> None:
-        """Admits the request. Raises Fault when it is refused; then nothing is reserved."""
+        """Reads the request. Raises Fault when it can't be one of this key's."""
         fields = read_fields(body)
-        assert fields.model is not None
+        model = fields.model
+        assert model is not None
+        self._lane = key.lanes.get(model) or state.lane(key, find_route(key, model))
         generates = path in _GENERATING
         self._state = state
         self._caller = caller
         self._path = path
         self._request = body
         self._passed_headers = passed_headers
-        self._model = fields.model
-        self._streams = bool(fields.stream) and generates
-        self._wants_usage = fields.wants_usage
+        self._generates = generates
+        self._streams = generates and bool(fields.stream)
+        self._wants_usage = self._streams and fields.wants_usage
+        self._unbounded = generates and fields.answer_tokens_max is None
         self.key = key
-        self._route = find_route(key, fields.model)
-        self.ask = ask_for(self._route, fields, len(body), generates=generates)
+        self.ask = self._lane.ask(fields, len(body), generates=generates)
         self.request_id = state.new_request_id()
-        self.started_at = time.time()
+        self.started_at = decimal_s(time_ns())
         self._began_ns = monotonic_ns()
-        self._prompt_tokens = estimated_tokens(len(body))
-        self._tried: set[int] = set()
-        self._stale_retried = False
-        self._sent = False
-        self._target = self._choose()
-        reserve(key, self.ask, self._began_ns)
-        self._limit_lines = limit_headers(key, self._began_ns)
-        self.settled = False
-        self._over = False
+        self._prompt_tokens = -(-len(body) // BYTES_PER_TOKEN)
+        self._tried: set[int] | None = None
+        self._stale_retried = self._sent = self._head_sent = self.settled = self._admitted = self._over = False
         self._head: ResponseHead | None = None
-        self._head_sent = False
         self._events: EventStream | None = None
         self._held: list[bytes] | None = None
         self._content_bytes = 0
-        self._tail = b""
-        self._ttft_ms: float | None = None
+        self._tail = self._limit_lines = b""
+        self._ttft_us: int | None = None
         self._connection: UpstreamConnection | None = None
-        self._note_reserved()
 
-    def _note_reserved(self) -> None:
-        constant = self._target.record_members(self.key.key, self._model)
+    # ------------------------------------------------------------ admission
+
+    def start(self) -> None:
+        """Chooses a target, reserves, and sends; or answers why not. What limits say may come later."""
+        self._state.metrics.in_flight += 1
+        try:
+            if not self._lane.has_budget:
+                raise no_budget(self._lane)
+            self._target = self._choose()
+        except Fault as fault:
+            self._refuse(fault)
+            return
+        lane = self._lane
+        if lane.take(*self.ask):
+            self._admit()
+        else:
+            lane.refill(self._state.counters, *self.ask, self._began_ns, self._refilled)
+
+    def _refilled(self, binding: Binding | None) -> None:
+        if self._over:
+            return  # the caller left meanwhile: what was handed out is idle, and goes back
+        if binding is not None:
+            self._refuse(refusal(self._lane, binding, monotonic_ns()))
+        elif self._lane.take(*self.ask):
+            self._admit()
+        else:
+            # What was free beside the refill went to another request meanwhile.
+            self._lane.refill(self._state.counters, *self.ask, monotonic_ns(), self._refilled)
+
+    def _admit(self) -> None:
+        """Notes the reservation, then sends: nothing goes upstream that the log does not know."""
+        self._limit_lines = limit_headers(self._lane, self._began_ns)
+        constant = self._target.record_members(self.key.key, self._lane.model)
         prompt, price = self._prompt_tokens, self._target.target.price
         record = reserved_members(self.request_id, constant, prompt, rate(prompt, 0, 0, price), self.started_at)
         try:
             self._state.log.reserved(self.request_id, record)
         except LogUnavailable as error:
-            self._return_reservations(0, 0, monotonic_ns())
+            self._lane.settle(self.ask, 0, 0, self._state.log.seq)
             message = f"requests are refused while their usage can't be recorded: {error}"
-            raise upstream_fault(503, message, "usage_log_unavailable", b"retry-after: 5\r\n") from error
+            self._refuse(upstream_fault(503, message, "usage_log_unavailable", b"retry-after: 5\r\n"))
+            return
+        self._admitted = True
+        self._send()
+
+    def _refuse(self, fault: Fault) -> None:
+        """Not admitted: nothing is reserved, and nothing is recorded but the count."""
+        self._over = True
+        self._lane.route.counters.answered(fault.status)
+        caller = self._caller
+        self._finish(tell_caller=False)
+        caller.fail(fault)
 
     # ------------------------------------------------------------ towards the upstream
 
     def _choose(self) -> TargetState:
         """Raises Fault 503 when no target is left to ask."""
-        targets = self._route.targets
-        if len(targets) == 1 and not self._tried and not targets[0].upstream.circuit.failures:
-            self._tried.add(0)
-            return targets[0]
+        targets = self._lane.route.targets
+        tried = self._tried
+        if tried is None:
+            tried = self._tried = set()
+            if len(targets) == 1 and not targets[0].upstream.circuit.failures:
+                tried.add(0)
+                return targets[0]
         now = monotonic_ns()
         candidates = [
-            Candidate(one.target.weight, one.upstream.circuit.is_open(now), index in self._tried)
+            Candidate(one.target.weight, one.upstream.circuit.is_open(now), index in tried)
             for index, one in enumerate(targets)
         ]
         index = choose(candidates, random.random())  # noqa: S311 - load balancing, not a secret
         if index is None:
             wait_ns = min((max(0, one.upstream.circuit.closed_at_ns - now) for one in targets), default=0)
-            message = f"no server of model {self._model!r} is answering at the moment"
+            message = f"no server of model {self._lane.model!r} is answering at the moment"
             raise upstream_fault(503, message, "upstream_unavailable", b"retry-after: %d\r\n" % (1 + wait_ns // 10**9))
-        self._tried.add(index)
+        tried.add(index)
         return targets[index]
 
-    def start(self) -> None:
-        """Sends the request: on the newest idle connection, or on a new one."""
-        self._state.metrics.in_flight += 1
-        self._send()
-
     def _send(self) -> None:
+        """On the newest idle connection, or on a new one."""
         target = self._target.target
-        model = target.upstream_model if target.upstream_model != self._model else None
+        upstream = self._target.upstream
+        model = target.upstream_model if target.upstream_model != self._lane.model else None
         inject = self._streams and not self._wants_usage
         self._forward = self._request
         if model is not None or inject:
             self._forward = splice(self._request, model=model, include_usage=inject)
-        connection = None if self._stale_retried else self._target.upstream.take_idle()
+        connection = None if self._stale_retried else upstream.take_idle()
         if connection is None:
-            self._target.upstream.connect(self)
+            upstream.connect(self)
         else:
             self.connected(connection)
 
     def connected(self, connection: UpstreamConnection) -> None:
+        state = self._state
         if self._over:  # the caller left while we were connecting
-            connection.keep(self._state.now_s + self._state.options.upstream_keep_alive_s)
+            connection.keep(state.now_s + state.options.upstream_keep_alive_s)
             return
         self._connection = connection
         self._sent = True
-        prefix = self._target.heads.get(self._path)
-        if prefix is None:
-            upstream = self._target.upstream
-            prefix = self._target.heads[self._path] = (
-                b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\naccept-encoding: identity\r\n"
-                % (upstream.prefix, self._path, upstream.authority)
-            )
+        body = self._forward
         head = b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
-            prefix,
+            self._target.request_head(self._path),
             self.request_id,
             self._passed_headers,
-            len(self._forward),
+            len(body),
         )
         # The coarse clock may be a tick behind; only the time-out's length depends on it.
-        connection.send(self, head, self._forward, self._state.now_s + self._state.options.first_byte_timeout_s)
+        connection.send(self, head, body, state.now_s + state.options.first_byte_timeout_s)
 
     def connect_failed(self, error: OSError) -> None:
         if not self._over:
@@ -218,7 +222,7 @@ class Exchange:
         circuit = self._target.upstream.circuit
         if head.status in _RETRIED:
             circuit.failed(monotonic_ns())
-            if len(self._tried) < len(self._route.targets):
+            if len(self._tried or ()) < len(self._lane.route.targets):
                 self._connection.abort()
                 self._try_another(upstream_fault(head.status, "the upstream is not available", "upstream_unavailable"))
                 return
@@ -231,11 +235,38 @@ class Exchange:
         elif head.content_length is None or head.content_length <= _HOLD_MAX_BYTES:
             self._held = []
 
+    def whole(self, head: ResponseHead, body: bytes) -> None:
+        """All of an answer at once: what `head`, `content` and `ended` come to."""
+        connection, state = self._connection, self._state
+        assert connection is not None
+        if head.status != 200 or (self._streams and head.content_type.startswith(b"text/event-stream")):
+            self._whole_in_steps(head, body)
+            return
+        self._target.upstream.circuit.succeeded()
+        self._head = head
+        self._connection = None
+        connection.keep(state.now_s + state.options.upstream_keep_alive_s)
+        self._ttft_us = (monotonic_ns() - self._began_ns) // 1000
+        self._content_bytes = len(body)
+        self._tail = body
+        if self._settle(200):
+            self._over = True
+            self._caller.write(self._answer_head(head, len(body)) + body)
+            self._finish()
+
+    def _whole_in_steps(self, head: ResponseHead, body: bytes) -> None:
+        connection = self._connection
+        self.head(head)
+        if self._connection is connection and body:
+            self.content(body)
+        if self._connection is connection and not self._over:
+            self.ended()
+
     def content(self, data: bytes) -> None:
         connection, head = self._connection, self._head
         assert connection is not None and head is not None
-        if self._ttft_ms is None:
-            self._ttft_ms = (monotonic_ns() - self._began_ns) / 1e6
+        if self._ttft_us is None:
+            self._ttft_us = (monotonic_ns() - self._began_ns) // 1000
         connection.deadline_s = self._state.now_s + self._state.options.idle_upstream_timeout_s
         self._content_bytes += len(data)
         if self._events is not None:
@@ -247,6 +278,18 @@ class Exchange:
                 self._relay_piece(head, data)
         else:
             self._relay_piece(head, data)
+
+    def content_chunk(self, data: bytes, start: int) -> None:
+        """One chunk of a stream, as it came. Whole frames with nothing to look at go on without being touched."""
+        events = self._events
+        if events is None or not self._head_sent or not events.pass_on(data, start):
+            self.content(data[start:-2])
+            return
+        state, connection = self._state, self._connection
+        assert connection is not None
+        connection.deadline_s = state.now_s + state.options.idle_upstream_timeout_s
+        self._content_bytes += len(data) - start - 2
+        self._caller.write(data)
 
     def _relay_piece(self, head: ResponseHead, data: bytes) -> None:
         """A large answer passes through; its last piece waits for the settlement."""
@@ -379,6 +422,15 @@ class Exchange:
 
     def _answer_head(self, head: ResponseHead, length: int | None) -> bytes:
         """The upstream's header fields as they came, without those that concern one connection only."""
+        if length is not None and not self._caller.closes and not self._state.draining:
+            return b"HTTP/1.1 %d %b\r\n%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
+                head.status,
+                REASONS.get(head.status, b""),
+                head.passed,
+                self.request_id,
+                self._limit_lines,
+                length,
+            )
         return b"HTTP/1.1 %d %b\r\n%bx-request-id: %b\r\n%b%b%b" % (
             head.status,
             REASONS.get(head.status, b""),
@@ -408,7 +460,7 @@ class Exchange:
             return
         self._over = True
         self._abort_upstream()
-        if not self.settled:
+        if self._admitted and not self.settled:
             self._settle(CLIENT_GONE)
         self._finish(tell_caller=False)
 
@@ -429,18 +481,22 @@ class Exchange:
     def _settle(self, status: int) -> bool:
         """Writes what the request came to. False when the log can't take it: the answer is then broken off."""
         usage = self._usage(status)
+        state, lane, target = self._state, self._lane, self._target
         key = self.key.key
-        amount = rate(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, self._target.target.price)
-        now = monotonic_ns()
+        tokens = usage.prompt_tokens + usage.completion_tokens
+        amount = rate(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, target.target.price)
+        duration_us = (monotonic_ns() - self._began_ns) // 1000
         self.settled = True
-        self._route.counters.settled(status, usage, amount, self._ttft_ms)
-        constant = self._target.record_members(key, self._model)
-        times = (self._ttft_ms, (now - self._began_ns) / 1e6, self.started_at)
+        lane.route.counters.settled(status, usage, amount, self._ttft_us)
+        if self._unbounded and status == 200:
+            lane.answers.learn(usage.completion_tokens)
+        constant = target.record_members(key, lane.model)
+        times = (self._ttft_us, duration_us, self.started_at)
         record = settled_members(self.request_id, constant, status, usage, amount, times)
         try:
-            self._state.log.settled(self.request_id, record, key.project, amount)
+            state.log.settled(self.request_id, record, key.project, amount)
         except LogUnavailable:
-            self._return_reservations(usage.prompt_tokens + usage.completion_tokens, amount, now)
+            lane.settle(self.ask, tokens, amount, state.log.seq)
             # The log keeps the record and writes it as soon as it can; this answer must not look whole until then.
             if not self._over:
                 self._over = True
@@ -449,7 +505,7 @@ class Exchange:
                 self._finish(tell_caller=False)
                 caller.end_broken(b"")
             return False
-        self._return_reservations(usage.prompt_tokens + usage.completion_tokens, amount, now)
+        lane.settle(self.ask, tokens, amount, state.log.seq)
         return True
 
     def _usage(self, status: int) -> Usage:
@@ -472,15 +528,8 @@ class Exchange:
         found = find_usage(self._tail) if self._head_sent else read_usage(self._tail)
         if found is not None:
             return found
-        completion = estimated_tokens(self._content_bytes) if self._path in _GENERATING else 0
+        completion = estimated_tokens(self._content_bytes) if self._generates else 0
         return Usage(self._prompt_tokens, completion, 0, estimated=True)
-
-    def _return_reservations(self, tokens: int, microusd: int, now_ns: int) -> None:
-        key = self.key
-        if key.tokens is not None:
-            key.tokens.settle(self.ask.tokens, tokens, now_ns)
-        # The log's last number is this settlement's: the control plane has seen it once it has read that far.
-        key.purse.settle(self.ask.microusd, microusd, self._state.log.seq)
 
 
 def _looks_whole(body: bytes, head: ResponseHead) -> bool:

@@ -8,13 +8,19 @@ expression per head is faster in CPython than a parser with callbacks, and small
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from groundplane.gateway.errors import Fault, bad_request
 
 HEAD_MAX_BYTES = 16_384
 HEADERS_MAX = 100
+_MEMO_HEAD_MAX_BYTES = 2048
+_MEMO_HEADS_MAX = 4096
+_LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?(\d{1,15})\r\n").search
 _CHUNK_LINE_MAX_BYTES = 256
 _TRAILERS_MAX_BYTES = 4096
 
@@ -35,13 +41,34 @@ _SINGLE = (b"host", b"content-length", b"transfer-encoding", b"authorization", b
 
 @dataclass(slots=True)
 class RequestHead:
-    """A request's head. `content_length` is None for a chunked body, 0 for none."""
+    """A request's head. `content_length` is None for a chunked body, 0 for none.
+
+    `secret_sha256` is the digest of what it brought as a bearer's secret, if it did; `passed` are the lines that an
+    upstream may see: W3C trace context, and never the key. `plain`: a POST that asks nothing of the connection.
+    """
 
     method: bytes
     target: bytes
     headers: dict[bytes, bytes]
     content_length: int | None
     close: bool
+    path: bytes = b""
+    secret_sha256: bytes | None = None
+    passed: bytes = b""
+    plain: bool = False
+
+    def __post_init__(self) -> None:
+        headers = self.headers
+        self.path = self.target.partition(b"?")[0]
+        scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
+        if secret and scheme.lower() == b"bearer":
+            self.secret_sha256 = hashlib.sha256(secret.strip(b" ")).digest()
+        self.plain = self.method == b"POST" and not self.close and not self.expects_continue
+        parent, state = headers.get(b"traceparent"), headers.get(b"tracestate")
+        if parent is not None:
+            self.passed = b"traceparent: %b\r\n" % parent
+        if state is not None:
+            self.passed += b"tracestate: %b\r\n" % state
 
     @property
     def expects_continue(self) -> bool:
@@ -61,6 +88,39 @@ class ResponseHead:
     chunked: bool
     close: bool
     content_type: bytes
+
+
+_Head = TypeVar("_Head", RequestHead, ResponseHead)
+
+
+class HeadMemo(Generic[_Head]):
+    """Heads seen before, by their bytes without the digits of the content length: peers repeat themselves.
+
+    A good head says its length once; one that differs from it in nothing but those digits is as good.
+    """
+
+    def __init__(self, parse: Callable[[bytes, int], _Head]) -> None:
+        self._parse = parse
+        self._known: dict[bytes, _Head] = {}
+
+    def find(self, data: bytes, end: int) -> tuple[_Head, int] | None:
+        """The head in `data[:end]` and its content length; None when it has to be parsed for itself."""
+        match = _LENGTH(data, 0, end)
+        if match is None:
+            return None
+        start, stop = match.span(1)
+        shape = data[:start] + data[stop:end]
+        head = self._known.get(shape)
+        if head is None:
+            if end > _MEMO_HEAD_MAX_BYTES:
+                return None
+            head = self._parse(data, end)
+            if head.content_length != int(match[1]) or data[:end].lower().count(b"content-length") != 1:
+                return None
+            if len(self._known) >= _MEMO_HEADS_MAX:
+                self._known.clear()
+            self._known[shape] = head
+        return head, int(match[1])
 
 
 class Malformed(ValueError):
@@ -171,6 +231,11 @@ class ChunkDecoder:
         self._trailer_bytes = 0
         self.done = False
         self.rest = b""
+
+    @property
+    def at_size(self) -> bool:
+        """Whether the next byte begins a chunk."""
+        return not self._left and not self._pending and self._step == self._size
 
     def feed(self, data: bytes) -> bytes:
         """The content in `data`. Raises Malformed. Not to be called again once `done`."""

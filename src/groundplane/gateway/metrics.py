@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping
 from groundplane.domain.usage import Usage
 
 TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
-_TTFT_BUCKETS_MS = tuple(1000 * bound for bound in TTFT_BUCKETS_S)
+_TTFT_BUCKETS_US = tuple(1_000_000 * bound for bound in TTFT_BUCKETS_S)
 _MODELS_MAX = 200
 
 
 class ModelCounters:
     """What is counted per model."""
 
-    __slots__ = ("cached_tokens", "completion_tokens", "microusd", "prompt_tokens", "requests", "ttft", "ttft_sum_ms")
+    __slots__ = ("cached_tokens", "completion_tokens", "microusd", "prompt_tokens", "requests", "ttft", "ttft_sum_us")
 
     def __init__(self) -> None:
         self.requests: dict[int, int] = {}
@@ -25,20 +25,20 @@ class ModelCounters:
         self.cached_tokens = 0
         self.microusd = 0
         self.ttft = [0] * (len(TTFT_BUCKETS_S) + 1)
-        self.ttft_sum_ms = 0.0
+        self.ttft_sum_us = 0
 
     def answered(self, status: int) -> None:
         self.requests[status] = self.requests.get(status, 0) + 1
 
-    def settled(self, status: int, usage: Usage, microusd: int, ttft_ms: float | None) -> None:
+    def settled(self, status: int, usage: Usage, microusd: int, ttft_us: int | None) -> None:
         self.requests[status] = self.requests.get(status, 0) + 1
         self.prompt_tokens += usage.prompt_tokens
         self.completion_tokens += usage.completion_tokens
         self.cached_tokens += usage.cached_tokens
         self.microusd += microusd
-        if ttft_ms is not None:
-            self.ttft[bisect_left(_TTFT_BUCKETS_MS, ttft_ms)] += 1
-            self.ttft_sum_ms += ttft_ms
+        if ttft_us is not None:
+            self.ttft[bisect_left(_TTFT_BUCKETS_US, ttft_us)] += 1
+            self.ttft_sum_us += ttft_us
 
 
 class Metrics:
@@ -112,7 +112,7 @@ class Metrics:
             for bound, count in zip((*TTFT_BUCKETS_S, "+Inf"), one.ttft, strict=True):
                 total += count
                 lines.append(f"{name}_bucket{_labels({'model': model, 'le': str(bound)})} {total}")
-            lines.append(f"{name}_sum{_labels({'model': model})} {one.ttft_sum_ms / 1000:.6f}")
+            lines.append(f"{name}_sum{_labels({'model': model})} {one.ttft_sum_us / 1e6:.6f}")
             lines.append(f"{name}_count{_labels({'model': model})} {total}")
 
 

@@ -10,7 +10,12 @@ import msgspec
 from groundplane.domain.snapshot import SnapshotKey, Target
 from groundplane.domain.usage import Usage
 
-Times = tuple[float | None, float, float]
+Times = tuple[int | None, int, bytes]
+
+
+def decimal_s(nanoseconds: int) -> bytes:
+    """Seconds as a decimal number of microseconds' precision; whole numbers are written faster than floats."""
+    return b"%d.%06d" % divmod(nanoseconds // 1000, 1_000_000)
 
 
 def constant_members(key: SnapshotKey, model: str, target: Target) -> bytes:
@@ -26,10 +31,10 @@ def constant_members(key: SnapshotKey, model: str, target: Target) -> bytes:
 
 
 def reserved_members(
-    request_id: bytes, constant: bytes, prompt_tokens: int, if_cut_microusd: int, started_at: float
+    request_id: bytes, constant: bytes, prompt_tokens: int, if_cut_microusd: int, started_at: bytes
 ) -> bytes:
-    """`usage_records.Reserved` from after `seq` on."""
-    return b'"id":"%b",%b,"prompt_tokens":%d,"if_cut_microusd":%d,"started_at":%.6f}' % (
+    """`usage_records.Reserved` from after `seq` on. `started_at` is `decimal_s` of nanoseconds."""
+    return b'"id":"%b",%b,"prompt_tokens":%d,"if_cut_microusd":%d,"started_at":%b}' % (
         request_id,
         constant,
         prompt_tokens,
@@ -44,13 +49,13 @@ def settled_members(
     status: int,
     usage: Usage,
     microusd: int,
-    times: tuple[float | None, float, float],
+    times: Times,
 ) -> bytes:
-    """`usage_records.Settled` from after `seq` on. `times`: first byte and duration in ms, start in epoch seconds."""
-    ttft_ms, duration_ms, started_at = times
+    """`usage_records.Settled` from after `seq` on. `times`: first byte and duration in µs, start by `decimal_s`."""
+    ttft_us, duration_us, started_at = times
     return (
         b'"id":"%b",%b,"status":%d,"prompt_tokens":%d,"completion_tokens":%d,"cached_tokens":%d,"amount_microusd":%d,'
-        b'"estimated":%b,"ttft_ms":%b,"duration_ms":%.3f,"started_at":%.6f}'
+        b'"estimated":%b,"ttft_ms":%b,"duration_ms":%d.%03d,"started_at":%b}'
         % (
             request_id,
             constant,
@@ -60,8 +65,9 @@ def settled_members(
             usage.cached_tokens,
             microusd,
             b"true" if usage.estimated else b"false",
-            b"null" if ttft_ms is None else b"%.3f" % ttft_ms,
-            duration_ms,
+            b"null" if ttft_us is None else b"%d.%03d" % divmod(ttft_us, 1000),
+            duration_us // 1000,
+            duration_us % 1000,
             started_at,
         )
     )

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from groundplane.gateway.client_side import ClientConnection
+from groundplane.gateway.counters import Counters
 from groundplane.gateway.state import GatewayState, Options
 from groundplane.gateway.wal import WriteAheadLog
 
@@ -19,7 +20,15 @@ _BACKLOG = 2048
 class Gateway:
     """One gateway process's worth of serving, on the running loop."""
 
-    def __init__(self, *, snapshot_path: Path, log: WriteAheadLog, gateway_id: str, options: Options) -> None:
+    def __init__(
+        self,
+        *,
+        snapshot_path: Path,
+        log: WriteAheadLog,
+        gateway_id: str,
+        options: Options,
+        counters: Counters | None = None,
+    ) -> None:
         self._log = log
         self._server: asyncio.Server | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -27,7 +36,9 @@ class Gateway:
         # One thread, so that syncs happen in order; the loop itself never waits for the disk.
         self._syncer = ThreadPoolExecutor(1, "usage-log-sync")
         self._sync: Future[None] | None = None
-        self.state = GatewayState(options=options, snapshot_path=snapshot_path, log=log, gateway_id=gateway_id)
+        self.state = GatewayState(
+            options=options, snapshot_path=snapshot_path, log=log, gateway_id=gateway_id, counters=counters
+        )
 
     async def start(self, host: str, port: int) -> int:
         """Binds, recovers the log, reads the snapshot, listens; returns the port. Raises GroundError or OSError."""
@@ -57,6 +68,7 @@ class Gateway:
         self._ticks += 1
         state.now_s = loop.time()
         self._sync_log()
+        state.flush_shares()
         if self._ticks % _SWEEP_TICKS == 0:
             state.poll_snapshot()
             for client in list(state.clients):

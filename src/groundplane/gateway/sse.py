@@ -36,6 +36,23 @@ class EventStream:
         self.frames = 0
         self.usage: Usage | None = None
 
+    def pass_on(self, data: bytes, start: int) -> bool:
+        """Whether the chunk's content, `data[start:-2]`, is whole frames that hold nothing for us; counts them.
+
+        False changes nothing: `feed` it then.
+        """
+        if (
+            self._partial
+            or data[-4:] != b"\n\n\r\n"
+            or (data.find(b'"usage"', start) >= 0 and _USAGE.search(data, start) is not None)
+            or data.find(b"[DONE]", start) >= 0
+            or data.find(b'"error"', start) >= 0
+            or data.find(b"\r", start, -2) >= 0
+        ):
+            return False
+        self.frames += data.count(b"\n\n", start)
+        return True
+
     def feed(self, data: bytes) -> bytes:
         """The frames that are whole by now, as they came. Raises FrameTooLarge."""
         if self._partial:

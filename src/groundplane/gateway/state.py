@@ -1,6 +1,6 @@
 """What one gateway process knows and shares: options, the snapshot made ready for look-ups, meters, log, metrics.
 
-A snapshot is swapped whole: `Tables` are built aside and then replace the old ones; meters and purses live on.
+A snapshot is swapped whole: `Tables` are built aside and then replace the old ones; shares of limits live on.
 """
 
 from __future__ import annotations
@@ -11,13 +11,18 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from groundplane.domain.limits import Meter, Purse
+from groundplane.domain.limits import Limit, Measure, Moment, Share, Spending
 from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, decode
+from groundplane.domain.usage import AnswerLength
 from groundplane.errors import IntegrityFailure
+from groundplane.gateway.counters import Counters, MemoryCounters
+from groundplane.gateway.http1 import HeadMemo, parse_request_head
+from groundplane.gateway.lanes import Lane
 from groundplane.gateway.metrics import Metrics, ModelCounters
 from groundplane.gateway.records import constant_members
 from groundplane.gateway.upstream import Upstream
@@ -26,6 +31,9 @@ from groundplane.identity import ROLE_PERMISSIONS, Permission, Role
 
 if TYPE_CHECKING:
     from groundplane.gateway.client_side import ClientConnection
+
+_ANSWERS_KEPT = 50_000
+"""Keys on models whose answers' lengths are remembered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +69,16 @@ class TargetState:
             members = self.records[key.id] = constant_members(key, model, self.target)
         return members
 
+    def request_head(self, path: bytes) -> bytes:
+        """The request head's part that is the same for every request to this path."""
+        head = self.heads.get(path)
+        if head is None:
+            head = self.heads[path] = (
+                b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\naccept-encoding: identity\r\n"
+                % (self.upstream.prefix, path, self.upstream.authority)
+            )
+        return head
+
 
 @dataclass(slots=True)
 class RouteState:
@@ -77,30 +95,98 @@ class KeyState:
     """A key with everything a request of it needs. `routes` are its project's; `allowed` are the key's."""
 
     key: SnapshotKey
-    requests: Meter | None
-    tokens: Meter | None
-    purse: Purse
     routes: dict[str, RouteState]
     allowed: dict[str, RouteState]
     may_call: bool
     may_read_metrics: bool
     expires_at: float
+    lanes: dict[str, Lane] = field(default_factory=dict)
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+
+    def admits(self, peer: str) -> bool:
+        """Whether the key may be used from this address: from anywhere, when it names no networks."""
+        if not self.networks:
+            return True
+        try:
+            address = ip_address(peer)
+        except ValueError:
+            return False
+        return any(address in network for network in self.networks)
 
 
-@dataclass(frozen=True, slots=True)
 class Tables:
-    """One snapshot, ready: keys by the SHA-256 digest of their secret."""
+    """One snapshot, ready: keys by the SHA-256 digest of their secret, made into `KeyState`s when first used."""
 
-    version: int
-    keys: dict[bytes, KeyState]
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        keys: dict[bytes, SnapshotKey],
+        routes: dict[str, dict[str, RouteState]],
+        limits: dict[tuple[str, str], list[Limit]],
+    ) -> None:
+        self.version = snapshot.version
+        self.budgets = snapshot.budgets
+        self._keys = keys
+        self._routes = routes
+        self._limits = limits
+        self._states: dict[bytes, KeyState] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def key(self, digest: bytes) -> KeyState | None:
+        """The key with this digest; None when there is none. Whether it has expired is the caller's to ask."""
+        state = self._states.get(digest)
+        if state is None:
+            key = self._keys.get(digest)
+            if key is None:
+                return None
+            state = self._states[digest] = _key_state(key, self._routes.get(key.project, {}))
+        return state
+
+    def limits(self, key: SnapshotKey, route: RouteState) -> list[Limit]:
+        """Every limit that a request of this key on this route has to keep."""
+        found: list[Limit] = []
+        for measure, value in (
+            (Measure.REQUESTS, key.requests_per_minute),
+            (Measure.TOKENS, key.tokens_per_minute),
+        ):
+            if value is not None:
+                found.append(Limit("key", key.id, measure, value))
+        scopes = [("key", key.id), ("project", key.project), ("model", f"{key.project}/{route.route.model}")]
+        scopes += [("endpoint", name) for name in dict.fromkeys(one.target.endpoint for one in route.targets)]
+        for scope in scopes:
+            found += self._limits.get(scope, [])
+        return found
+
+
+def _key_state(key: SnapshotKey, routes: dict[str, RouteState]) -> KeyState:
+    permissions = ROLE_PERMISSIONS[Role(key.role)]
+    return KeyState(
+        key=key,
+        routes=routes,
+        allowed={name: one for name, one in routes.items() if name in key.models} if key.models else routes,
+        may_call=Permission.INFERENCE in permissions,
+        may_read_metrics=Permission.SYSTEM_READ in permissions,
+        expires_at=float("inf") if key.expires_at is None else key.expires_at,
+    )
 
 
 class GatewayState:
     """Owned by the event loop's thread."""
 
-    def __init__(self, *, options: Options, snapshot_path: Path, log: WriteAheadLog, gateway_id: str) -> None:
+    def __init__(
+        self,
+        *,
+        options: Options,
+        snapshot_path: Path,
+        log: WriteAheadLog,
+        gateway_id: str,
+        counters: Counters | None = None,
+    ) -> None:
         self.options = options
         self.log = log
+        self.counters: Counters = counters or MemoryCounters()
         self.metrics = Metrics()
         self.tables: Tables | None = None
         self.snapshot_trouble = ""
@@ -110,11 +196,14 @@ class GatewayState:
         self.draining = False
         self.bodies_bytes = 0
         self.now_s = time.monotonic()
+        self.dirty: list[Share] = []
+        self.request_heads = HeadMemo(parse_request_head)
         self._snapshot_path = snapshot_path
         self._snapshot_seen: tuple[int, int, int] | None = None
         self._gateway_id = gateway_id
-        self._meters: dict[tuple[str, str], Meter] = {}
-        self._purses: dict[str, Purse] = {}
+        self._shares: dict[str, Share] = {}
+        self._spending: dict[str, Spending] = {}
+        self._answers: dict[tuple[str, str], AnswerLength] = {}
         self._upstreams: dict[str, Upstream] = {}
         self._retired: list[Upstream] = []
         # A request id is unique over restarts and gateways: time, chance, counter.
@@ -130,10 +219,55 @@ class GatewayState:
         self._retired = [one for one in self._retired if one.connections]
         return [*self._upstreams.values(), *self._retired]
 
+    # ------------------------------------------------------------ limits
+
     def recover(self, settled: Iterable[tuple[int, str, int]]) -> None:
         """Counts what earlier lives spent and the control plane may not have seen."""
         for seq, project, microusd in settled:
-            self._purse(project).settle(0, microusd, seq)
+            self._spending.setdefault(project, Spending()).spent(microusd, seq)
+
+    def lane(self, key: KeyState, route: RouteState) -> Lane:
+        """The key's lane on the route, with its shares of every limit; made once per snapshot."""
+        assert self.tables is not None
+        shares = [self.share(limit) for limit in self.tables.limits(key.key, route)]
+        budget = self.tables.budgets.get(key.key.project)
+        if budget is not None:
+            shares.append(self._shares[Limit("project", key.key.project, Measure.BUDGET, 0).id])
+        model = route.route.model
+        if len(self._answers) > _ANSWERS_KEPT:
+            self._answers.clear()
+        answers = self._answers.setdefault((key.key.id, model), AnswerLength())
+        lane = key.lanes[model] = Lane(key, route, shares, answers, self.dirty)
+        return lane
+
+    def share(self, limit: Limit) -> Share:
+        """This gateway's share of a limit, brought to the limit's present value."""
+        share = self._shares.get(limit.id)
+        if share is None:
+            share = self._shares[limit.id] = Share(limit)
+            unseen = 0
+            if limit.measure is Measure.BUDGET:
+                share.purse = self._spending.setdefault(limit.name, Spending())
+                unseen, share.purse.to_return = share.purse.unseen, 0
+            self.counters.declare(share, unseen, self._moment())
+        elif share.limit != limit:
+            share.limit = limit
+            self.counters.refill([(share, 0)], self._moment(), _nothing)
+        return share
+
+    def flush_shares(self) -> None:
+        """Called by the coarse clock: what was used is charged, what is idle goes back."""
+        if self.dirty:
+            dirty = self.dirty[:]
+            self.dirty.clear()
+            for share in dirty:
+                share.dirty = False
+            self.counters.flush(dirty, self._moment())
+
+    def _moment(self) -> Moment:
+        return Moment(time.monotonic_ns(), time.time())
+
+    # ------------------------------------------------------------ snapshot
 
     def poll_snapshot(self) -> None:
         """Takes up the snapshot file if it has changed. A damaged one changes nothing but the metrics."""
@@ -159,10 +293,14 @@ class GatewayState:
         self.apply(snapshot)
 
     def apply(self, snapshot: Snapshot) -> None:
-        """Swaps the tables. Meters keep what was used; a changed limit counts from now on."""
+        """Swaps the tables. Shares keep what was used; a changed limit counts from now on."""
         ingested = snapshot.ingested.get(self._gateway_id, 0)
-        for project in self._purses.keys() | snapshot.budgets.keys():
-            self._purse(project).restate(snapshot.budgets.get(project), ingested)
+        for spending in self._spending.values():
+            spending.ingested(ingested)
+        known = {share.limit.name for share in self._shares.values() if share.limit.measure is Measure.BUDGET}
+        for project in known | snapshot.budgets.keys():
+            remaining = snapshot.budgets.get(project, 0)
+            self.share(Limit("project", project, Measure.BUDGET, remaining, version=snapshot.version))
         urls = {target.base_url for route in snapshot.routes for target in route.targets}
         for url in self._upstreams.keys() - urls:
             upstream = self._upstreams.pop(url)
@@ -174,49 +312,16 @@ class GatewayState:
             longest = max((target.max_output_tokens for target in route.targets), default=0)
             state = RouteState(route, targets, self.metrics.model(route.model), longest)
             by_project.setdefault(route.project, {})[route.model] = state
-        meters: dict[tuple[str, str], Meter] = {}
-        keys = {
-            bytes.fromhex(key.secret_sha256): self._key_state(key, by_project.get(key.project, {}), meters)
-            for key in snapshot.keys
-        }
-        self._meters = meters
-        self.tables = Tables(snapshot.version, keys)
+        keys = {bytes.fromhex(key.secret_sha256): key for key in snapshot.keys}
+        self.tables = Tables(snapshot, keys, by_project, {})
         self.metrics.snapshot_version = snapshot.version
-
-    def _key_state(
-        self, key: SnapshotKey, routes: dict[str, RouteState], meters: dict[tuple[str, str], Meter]
-    ) -> KeyState:
-        permissions = ROLE_PERMISSIONS[Role(key.role)]
-        return KeyState(
-            key=key,
-            requests=self._meter(key.id, "requests", key.requests_per_minute, meters),
-            tokens=self._meter(key.id, "tokens", key.tokens_per_minute, meters),
-            purse=self._purse(key.project),
-            routes=routes,
-            allowed={name: one for name, one in routes.items() if name in key.models} if key.models else routes,
-            may_call=Permission.INFERENCE in permissions,
-            may_read_metrics=Permission.SYSTEM_READ in permissions,
-            expires_at=float("inf") if key.expires_at is None else key.expires_at,
-        )
-
-    def _meter(self, key_id: str, kind: str, limit: int | None, meters: dict[tuple[str, str], Meter]) -> Meter | None:
-        if limit is None:
-            return None
-        now_ns = time.monotonic_ns()
-        meter = self._meters.get((key_id, kind)) or Meter(limit, at_ns=now_ns)
-        if meter.limit != limit:
-            meter.change_limit(limit, now_ns)
-        meters[key_id, kind] = meter
-        return meter
-
-    def _purse(self, project: str) -> Purse:
-        purse = self._purses.get(project)
-        if purse is None:
-            purse = self._purses[project] = Purse(None)
-        return purse
 
     def _upstream(self, base_url: str) -> Upstream:
         upstream = self._upstreams.get(base_url)
         if upstream is None:
             upstream = self._upstreams[base_url] = Upstream(urlsplit(base_url), self.options.connect_timeout_s)
         return upstream
+
+
+def _nothing(_told: object) -> None:
+    """For a refill that asks for nothing."""

@@ -6,23 +6,38 @@ The newest idle connection is used first, so that the rest can grow old and clos
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from typing import Protocol, cast
 from urllib.parse import SplitResult
 
 from groundplane.domain.routing import Circuit
-from groundplane.gateway.http1 import HEAD_MAX_BYTES, ChunkDecoder, Malformed, ResponseHead, parse_response_head
+from groundplane.gateway.http1 import (
+    HEAD_MAX_BYTES,
+    ChunkDecoder,
+    HeadMemo,
+    Malformed,
+    ResponseHead,
+    parse_response_head,
+)
 
+_ONE_CHUNK = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n").match
 _PORTS = {"http": 80, "https": 443}
 
 
 class AnswerReader(Protocol):
-    """Who is told about an answer. After `ended` or `cut` the connection belongs to nobody."""
+    """Who is told about an answer. After `whole`, `ended` or `cut` the connection belongs to nobody.
+
+    `whole` stands for `head`, `content`, `ended` when all came at once; `content_chunk` for `content` when the data is
+    exactly one chunk, whose content is `data[start:-2]`.
+    """
 
     def connected(self, connection: UpstreamConnection) -> None: ...
     def connect_failed(self, error: OSError) -> None: ...
     def head(self, head: ResponseHead) -> None: ...
+    def whole(self, head: ResponseHead, body: bytes) -> None: ...
     def content(self, data: bytes) -> None: ...
+    def content_chunk(self, data: bytes, start: int) -> None: ...
     def ended(self) -> None: ...
     def cut(self, why: str) -> None: ...
 
@@ -40,6 +55,7 @@ class Upstream:
         self._retired = False
         self.connections: set[UpstreamConnection] = set()
         self.circuit = Circuit()
+        self.heads = HeadMemo(parse_response_head)
         self.authority = url.netloc.rpartition("@")[2].encode("ascii")
         self.prefix = url.path.rstrip("/").removesuffix("/v1").encode("ascii")
 
@@ -152,7 +168,7 @@ class UpstreamConnection(asyncio.Protocol):
         """Sends a request; what comes back goes to the reader."""
         assert self._transport is not None and self._reader is None
         self._reader = reader
-        self._head = None
+        self._head = self._chunks = None
         self._buffer = b""
         self.deadline_s = deadline_s
         if len(body) < 65_536:
@@ -166,12 +182,34 @@ class UpstreamConnection(asyncio.Protocol):
             self.abort()  # bytes nobody asked for: what follows could be taken for another request's answer
             return
         try:
-            if self._head is None:
+            if self._chunks is not None:
+                if self._chunks.at_size:
+                    match = _ONE_CHUNK(data)
+                    if match is not None and len(data) == match.end() + int(match[1], 16) + 2 and data[-2:] == b"\r\n":
+                        reader.content_chunk(data, match.end())
+                        return
+                self._read_body(reader, data)
+            elif self._head is None:
+                if not self._buffer and self._read_whole(reader, data):
+                    return
                 self._read_head(reader, self._buffer + data if self._buffer else data)
             else:
                 self._read_body(reader, data)
         except Malformed as error:
             self._cut(str(error))
+
+    def _read_whole(self, reader: AnswerReader, data: bytes) -> bool:
+        """The usual case, in one go: a whole answer of known length, and nothing after it. False: not the case."""
+        end = data.find(b"\r\n\r\n") + 4
+        known = self._upstream.heads.find(data, end) if end >= 4 else None
+        if known is None or known[1] != len(data) - end or known[0].status < 200 or known[0].close:
+            return False
+        self._head = known[0]
+        self._reader = None
+        if self.paused:
+            self.resume()
+        reader.whole(known[0], data[end:])
+        return True
 
     def _read_head(self, reader: AnswerReader, data: bytes) -> None:
         while True:

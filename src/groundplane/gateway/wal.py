@@ -1,22 +1,27 @@
 """The write-ahead log of usage: what was admitted and what it came to, on disk before the caller has the whole answer.
 
-`write(2)` before the last bytes of an answer survives the death of this process; a group `fdatasync` at most 50 ms
-later survives the death of the machine. Format: `domain/usage_records`.
+A record is copied into a mapped file, so it survives the death of this process; a group `fdatasync` at most 50 ms later
+makes it survive the death of the machine. Space is allocated before it is written to: a full disk is an error that can
+be answered, not a signal. Format: `domain/usage_records`; an open segment ends in zeros.
 """
 
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 import msgspec
 
 from groundplane.domain.usage_records import (
+    FRAME_MAX_BYTES,
+    HEADER,
     OPENED,
     RESERVED,
     SETTLED,
@@ -33,6 +38,9 @@ from groundplane.errors import Conflict, IntegrityFailure, InvalidInput
 
 SEGMENT_MAX_BYTES = 8 * 2**20
 FREE_MIN_BYTES = 64 * 2**20
+_GROW_BYTES = 65_536
+_HEADER_BYTES = HEADER.size
+_pack_header = HEADER.pack_into
 _GATEWAY_ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,40}")
 _encode = msgspec.json.Encoder().encode
 _decode_reserved = msgspec.json.Decoder(Reserved).decode
@@ -74,7 +82,10 @@ class WriteAheadLog:
         self._fd = -1
         self._lock_fd = -1
         self._number = 0
+        self._map: mmap.mmap | None = None
         self._size = 0
+        self._allocated = 0
+        self._carried = 0
         self._open: dict[bytes, bytes] = {}
         self._late: list[tuple[str, int, bytes]] = []
         self._sealed_fds: list[int] = []
@@ -155,19 +166,32 @@ class WriteAheadLog:
             seq += 1
             content.append(frame(_payload(RESERVED, seq, members)))
         data = b"".join(content)
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            if os.write(fd, data) != len(data):
-                raise OSError(f"only a part of {len(data)} bytes was written")
+            allocated = len(data) + min(_GROW_BYTES, self._segment_max_bytes)
+            length = max(self._segment_max_bytes, len(data)) + FRAME_MAX_BYTES
+            os.posix_fallocate(fd, 0, allocated)
+            os.ftruncate(fd, length)
+            mapped = mmap.mmap(fd, length)
+            mapped[: len(data)] = data
             draft.rename(path)
         except OSError:
             os.close(fd)
             draft.unlink(missing_ok=True)
             raise
-        if self._fd >= 0:
-            self._sealed_fds.append(self._fd)
-        self._fd, self._size, self._number = fd, len(data), self._number + 1
+        self._seal()
+        self._fd, self._map, self._size, self._allocated = fd, mapped, len(data), allocated
+        self._carried = len(data)
+        self._number += 1
         self.seq, self._late, self.dirty = seq, [], True
+
+    def _seal(self) -> None:
+        """Cuts the open segment to what was written; it is synced and closed in the background."""
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+            os.ftruncate(self._fd, self._size)
+            self._sealed_fds.append(self._fd)
 
     def reserved(self, request_id: bytes, members: bytes) -> None:
         """Notes an admitted request. Raises LogUnavailable; then it must not be served.
@@ -189,20 +213,35 @@ class WriteAheadLog:
             raise
 
     def _append(self, kind: bytes, members: bytes) -> None:
+        payload = b'%b{"seq":%d,%b' % (kind, self.seq + 1, members)
+        length = len(payload)
+        begin = self._size + _HEADER_BYTES
+        end = begin + length
+        if end > self._allocated or end > self._segment_max_bytes:
+            self._make_room(end)
+            if self._size + _HEADER_BYTES != begin:  # a new segment: its first records have taken numbers
+                self._append(kind, members)
+                return
+        mapped = self._map
+        assert mapped is not None
+        # The header comes last: until then a reader sees the zeros of the end.
+        mapped[begin:end] = payload
+        _pack_header(mapped, begin - _HEADER_BYTES, length, crc32(payload))
+        self.seq += 1
+        self._size = end
+        self.dirty = True
+
+    def _make_room(self, end: int) -> None:
+        """A new segment when this one is full, otherwise more of the disk for it. Raises LogUnavailable."""
         try:
-            if self._size + len(members) > self._segment_max_bytes:
+            if end > self._segment_max_bytes and self._size > self._carried:
                 self._start_segment()
-            self.seq += 1
-            data = frame(_payload(kind, self.seq, members))
-            written = os.write(self._fd, data)
-            if written != len(data):
-                os.ftruncate(self._fd, self._size)
-                raise OSError(f"only {written} of {len(data)} bytes could be written")
+            else:
+                os.posix_fallocate(self._fd, self._allocated, max(_GROW_BYTES, end - self._allocated))
+                self._allocated += max(_GROW_BYTES, end - self._allocated)
         except OSError as error:
             self.trouble = f"the usage log can't be written: {error.strerror or error}"
             raise LogUnavailable(self.trouble) from error
-        self._size += len(data)
-        self.dirty = True
 
     def check_space(self) -> None:
         """Called every second: refuses new requests before the disk is full, takes them again when there is room."""
@@ -229,8 +268,9 @@ class WriteAheadLog:
 
     def close(self) -> None:
         """Syncs and lets go."""
-        if self._fd >= 0:
-            _sync_and_close([*self._sealed_fds, self._fd])
+        if self._map is not None:
+            self._seal()
+            _sync_and_close(self._sealed_fds)
             os.close(self._lock_fd)
             self._fd, self._sealed_fds = -1, []
 

@@ -1,0 +1,142 @@
+"""A key on a route, with its limits resolved: what is asked of them before a request, and settled after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import time
+from typing import TYPE_CHECKING
+
+from groundplane.domain.limits import Binding, Measure, Moment, Share
+from groundplane.domain.usage import AnswerLength, estimated_tokens, worst_case
+from groundplane.gateway.counters import Counters
+from groundplane.gateway.json_body import Fields
+
+if TYPE_CHECKING:
+    from groundplane.gateway.state import KeyState, RouteState
+
+
+class Lane:
+    """A key on a route, with its limits resolved: what every request of that key for that model needs.
+
+    `ones` are charged one unit when a request is admitted, `slots` lent one unit until it is over; `tokens` and `money`
+    are reserved by estimate and at worst, and settled.
+    """
+
+    __slots__ = (
+        "_dirty", "_single_price", "answers", "has_budget", "key", "model", "money", "ones", "route", "shown_requests",
+        "shown_tokens", "slots", "tokens",
+    )  # fmt: skip
+
+    def __init__(
+        self, key: KeyState, route: RouteState, shares: Sequence[Share], answers: AnswerLength, dirty: list[Share]
+    ) -> None:
+        by_measure: dict[Measure, list[Share]] = {measure: [] for measure in Measure}
+        for share in shares:
+            by_measure[share.limit.measure].append(share)
+        self.key = key
+        self.route = route
+        self.model = route.route.model
+        self.ones = tuple(by_measure[Measure.REQUESTS])
+        self.slots = tuple(by_measure[Measure.CONCURRENT])
+        self.tokens = tuple(by_measure[Measure.TOKENS] + by_measure[Measure.TOKENS_DAY])
+        self.money = tuple(by_measure[Measure.BUDGET])
+        self.has_budget = any(share.limit.scope == "project" for share in self.money)
+        self.shown_requests = self.ones
+        self.shown_tokens = tuple(by_measure[Measure.TOKENS])
+        self._dirty = dirty
+        prices = {target.target.price for target in route.targets}
+        self._single_price = prices.pop() if len(prices) == 1 else None
+        self.answers = answers
+
+    # ------------------------------------------------------------ how much
+
+    def ask(self, fields: Fields, body_bytes: int, *, generates: bool) -> tuple[int, int]:
+        """Tokens estimated, micro-dollars at worst over every target that may answer. Embeddings generate nothing."""
+        tokens = most = 0
+        if generates:
+            answers, limit = fields.answers(), fields.answer_tokens_max
+            longest = self.route.max_output_tokens
+            if limit is None:
+                tokens, most = answers * min(self.answers.expected(), longest), answers * longest
+            else:
+                tokens = most = answers * limit
+        price = self._single_price
+        if price is not None:
+            microusd = worst_case(body_bytes, most, price)
+        else:
+            microusd = max((worst_case(body_bytes, most, one.target.price) for one in self.route.targets), default=0)
+        return estimated_tokens(body_bytes) + tokens, microusd
+
+    # ------------------------------------------------------------ take and settle
+
+    def take(self, tokens: int, microusd: int) -> bool:
+        """Takes from every share what it has free; False, and nothing taken, when one has too little."""
+        for share in self.ones:
+            if share.free < 1:
+                return False
+        for share in self.slots:
+            if share.free < 1:
+                return False
+        for share in self.tokens:
+            if share.free < tokens:
+                return False
+        for share in self.money:
+            if share.free < microusd:
+                return False
+        for share in self.ones:
+            share.free -= 1
+            share.used += 1
+            share.touched = True
+            if not share.dirty:
+                share.dirty = True
+                self._dirty.append(share)
+        for share in self.slots:
+            share.free -= 1
+            share.touched = True
+        for share in self.tokens:
+            share.free -= tokens
+            share.touched = True
+        for share in self.money:
+            share.free -= microusd
+            share.touched = True
+        return True
+
+    def refill(
+        self, counters: Counters, tokens: int, microusd: int, now_ns: int, then: Callable[[Binding | None], None]
+    ) -> None:
+        """Gets what a request needs where shares have too little; `take` succeeds right after `then(None)`."""
+        wants = [(share, 1) for share in (*self.ones, *self.slots) if share.free < 1]
+        wants += [(share, tokens) for share in self.tokens if share.free < tokens]
+        wants += [(share, microusd) for share in self.money if share.free < microusd]
+        for share, _ in wants:
+            self._mark(share)
+        counters.refill(wants, Moment(now_ns, time()), then)
+
+    def settle(self, reserved: tuple[int, int], tokens: int, microusd: int, seq: int) -> None:
+        """Gives reservations back and charges what was used; more than reserved leaves a debt."""
+        for share in self.slots:
+            share.free += 1
+            self._mark(share)
+        asked, worst = reserved
+        for share in self.tokens:
+            share.free += asked - tokens
+            share.used += tokens
+            share.touched = True
+            if not share.dirty:
+                share.dirty = True
+                self._dirty.append(share)
+        for share in self.money:
+            share.free += worst - microusd
+            share.touched = True
+            assert share.purse is not None
+            # The log's last number is this settlement's: the control plane has seen it once it has read that far.
+            share.purse.spent(microusd, seq)
+            if not share.dirty:
+                share.dirty = True
+                self._dirty.append(share)
+
+    def _mark(self, share: Share) -> None:
+        share.touched = True
+        if not share.dirty:
+            share.dirty = True
+            self._dirty.append(share)
