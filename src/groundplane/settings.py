@@ -97,6 +97,9 @@ class Settings:
     policy_dir: str = _setting(
         "GROUND_POLICY", "", "Folder of the operator's policy files; empty means policy under GROUND_HOME."
     )
+    pool_file: str = _setting(
+        "GROUND_POOLS", "", "File that describes the pools reached over SSH; empty means pools.yaml under GROUND_HOME."
+    )
     reconcile_period_s: int = _setting(
         "GROUND_RECONCILE_PERIOD", 2, "How often an active run or endpoint is looked at.", parse_duration_s
     )

@@ -13,7 +13,9 @@ from groundplane.adapters.catalog_overlay import OperatorCatalog
 from groundplane.adapters.clouds.aws import AwsCloud
 from groundplane.adapters.clouds.azure import AzureCloud
 from groundplane.adapters.clouds.gcp import GoogleCloud
-from groundplane.adapters.executors.local import LocalExecutor, RunnerOptions
+from groundplane.adapters.executors.local import LocalExecutor
+from groundplane.adapters.executors.nodes import RunnerOptions
+from groundplane.adapters.executors.ssh import SshExecutor, installation_id, read_pool_file
 from groundplane.adapters.gap_filler import ChatGapFiller
 from groundplane.adapters.jargon import load_terms
 from groundplane.adapters.machine import ThisMachine
@@ -85,7 +87,9 @@ class App:
         self.wakers.append(waker)
 
     async def close(self) -> None:
-        """Lets go of the database."""
+        """Lets go of nodes and of the database."""
+        for executor in self.executors.values():
+            await executor.close()
         await self.store.close()
 
 
@@ -98,9 +102,10 @@ async def build(settings: Settings) -> App:
     store = await SqlStore.open(settings.database_url or f"sqlite:///{home / 'groundplane.db'}")
     usage_log = FolderUsageLog(home / "gateway" / "wal")
     files = HomeRunFiles(home)
-    executors: dict[str, Executor] = {
-        "local": LocalExecutor(home, clock, options=RunnerOptions(log_line_limit_bytes=settings.log_line_limit_bytes)),
-    }
+    options = RunnerOptions(log_line_limit_bytes=settings.log_line_limit_bytes)
+    executors: dict[str, Executor] = {"local": LocalExecutor(home, clock, options=options)}
+    for pool in read_pool_file(Path(settings.pool_file or home / "pools.yaml").expanduser()):
+        executors[pool.name] = SshExecutor(pool, home, clock, installation=installation_id(home), options=options)
     wakers: list[Callable[[], object]] = []
 
     def wake() -> None:

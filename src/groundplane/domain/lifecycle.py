@@ -64,6 +64,9 @@ class Finish:
     message: str
 
 
+FENCE_MARGIN_S = 60.0
+"""What a node's clock, a last beat under way and a slow kill may add to its dead-man timer."""
+
 Action = BeginAttempt | StartAgain | NoteRunning | AskToStop | EndAttempt | TryAgain | Finish
 
 
@@ -77,11 +80,14 @@ def next_actions(
     """
     if run.status.is_over:
         return ()
+    if attempt is not None and attempt.end_reason is not None and run.status is not RunStatus.PENDING:
+        # Its end is on record and what follows from it is not: we died, or a part did not answer, in between.
+        return _after_end(run, attempt, EndAttempt(attempt.end_reason, attempt.exit_code, attempt.message))
     if attempt is None or attempt.end_reason is not None:
         return _between_attempts(run, posted_microusd, now)
     if observation is None or observation.state == "unknown":
         # Unknown is not dead: acting on it would double-start a job that only lost its network.
-        return ()
+        return _while_silent(run, attempt, observation, now)
     if observation.state == "absent":
         if attempt.started:
             lost = EndAttempt(EndReason.NODE_LOST, None, f"pool {attempt.pool} no longer knows this attempt")
@@ -116,6 +122,26 @@ def _between_attempts(run: Run, posted_microusd: int, now: datetime) -> tuple[Ac
     if reason is not None:
         return (Finish(ENDINGS[reason].status, reason, f"{ENDINGS[reason].meaning} No attempt was running."),)
     return (BeginAttempt(run.attempt + 1),)
+
+
+def _while_silent(run: Run, attempt: Attempt, observation: Observation | None, now: datetime) -> tuple[Action, ...]:
+    """Nothing, until the node's own dead-man timer must have ended the job: then it may start elsewhere.
+
+    A job whose spec sets no such timer waits for its node, or for somebody to stop it.
+    """
+    limit_s = run.spec.control_plane_gone_limit_s
+    if limit_s is None or observation is None or observation.silent_since is None:
+        return ()
+    fenced_s = limit_s + run.spec.stop_grace_s + FENCE_MARGIN_S
+    silent_s = (now - observation.silent_since).total_seconds()
+    if silent_s < fenced_s:
+        return ()
+    message = (
+        f"{attempt.node or attempt.pool} has been silent for {format_duration(silent_s)};"
+        f" its dead-man timer ended the job after {format_duration(limit_s)}"
+    )
+    lost = EndAttempt(EndReason.NODE_LOST, None, message)
+    return (lost, *_after_end(run, attempt, lost))
 
 
 def _while_running(run: Run, observation: Observation, posted_microusd: int, now: datetime) -> tuple[Action, ...]:

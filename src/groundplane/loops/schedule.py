@@ -20,9 +20,10 @@ from typing import TypeVar
 
 from groundplane.domain.approval import Approval
 from groundplane.domain.endpoint import Endpoint
-from groundplane.domain.run import Attempt, EndReason, Run
-from groundplane.errors import Conflict
+from groundplane.domain.run import Attempt, EndReason, Observation, Run
+from groundplane.errors import Conflict, Unavailable
 from groundplane.loops.worker import Loop, run_loop
+from groundplane.ports import Executor
 from groundplane.wiring import App
 
 log = logging.getLogger(__name__)
@@ -64,8 +65,10 @@ def schedule(app: App) -> tuple[Loop, ...]:
         return False
 
     async def beat() -> bool:
-        for executor in app.executors.values():
-            await executor.beat()
+        answers = await asyncio.gather(*(each.beat() for each in app.executors.values()), return_exceptions=True)
+        for answer in answers:  # a pool that can't be told must not keep the others from hearing it
+            if isinstance(answer, BaseException):
+                raise answer
         return False
 
     async def sweep() -> bool:
@@ -106,7 +109,11 @@ async def release_own_leases(app: App) -> None:
 async def end_orphans(app: App) -> None:
     """Stops and forgets attempts that a pool knows and that the database never wrote down or has ended."""
     for pool, executor in app.executors.items():
-        known = await executor.attempts()
+        try:
+            known = await executor.attempts()
+        except Unavailable as error:
+            log.warning("pool %s is not swept: %s", pool, error)
+            continue
         if not known:
             continue
         async with app.store.transaction() as tx:
@@ -115,11 +122,22 @@ async def end_orphans(app: App) -> None:
         observed = await executor.observe(known)
         for attempt_id in known:
             row = rows.get(attempt_id)
-            if row is None and observed[attempt_id].state != "ended":
-                log.warning("pool %s runs %s, which nobody ordered: stopping it", pool, attempt_id)
-                await executor.stop(attempt_id, EndReason.STOPPED_BY_USER)
-            elif row is None or row.end_reason is not None:
-                await executor.release(attempt_id)
+            if row is not None and row.end_reason is None:
+                continue
+            try:
+                await _end_orphan(executor, pool, observed[attempt_id])
+            except (Conflict, Unavailable) as error:
+                # One that can't be ended now must not keep the others: the next sweep comes to it again.
+                log.warning("pool %s keeps %s for now: %s", pool, attempt_id, error)
+
+
+async def _end_orphan(executor: Executor, pool: str, seen: Observation) -> None:
+    """One that nobody ordered, or whose run went on without it: stopped first, forgotten once it has ended."""
+    if seen.state in {"starting", "running", "unknown"}:
+        log.warning("pool %s has %s, which belongs to no run at work: stopping it", pool, seen.attempt_id)
+        await executor.stop(seen.attempt_id, EndReason.STOPPED_BY_USER)
+    else:
+        await executor.release(seen.attempt_id)
 
 
 async def _claim(app: App, kind: type[Claimed]) -> list[Claimed]:

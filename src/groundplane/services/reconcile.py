@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from groundplane.audit import EventDraft
 from groundplane.domain import ledger, lifecycle
@@ -168,6 +169,7 @@ class Reconcile:
                 control_plane_gone_limit_s=spec.control_plane_gone_limit_s,
                 stop_grace_s=spec.stop_grace_s,
                 not_after=run.end_date,
+                nodes=spec.resources.nodes,
             )
         )
         async with self._store.transaction() as tx:
@@ -252,6 +254,10 @@ class Reconcile:
         async with self._store.transaction() as tx:
             attempts = await tx.find(Attempt, {"run_id": run.id}, order="number")
             spent = (await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run.id})).get((), 0)
+        # What ran on another machine left its files there.
+        executor = self._executors.get(attempt.pool)
+        if executor is not None:
+            await executor.bring_outputs(attempt.id, run.id, Path(self._files.output_dir(run.id)))
         registered = []
         for output in run.spec.outputs:
             version = await self._models.register_run_output(

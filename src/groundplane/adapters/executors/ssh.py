@@ -7,11 +7,13 @@ docs/decisions/ssh-client.md.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from groundplane.adapters.atomic_file import write_atomically
 from groundplane.adapters.executors.channels import RUNNER, SshChannel
 from groundplane.adapters.executors.nodes import Link, NodesExecutor, RunnerOptions
 from groundplane.adapters.executors.placements import Placements
@@ -103,6 +105,16 @@ def read_pool_file(path: Path) -> tuple[PoolDefinition, ...]:
     if problems:
         raise InvalidInput(f"the pool file {path}: {problems[0]}", problems[0].hint, problems)
     return pools
+
+
+def installation_id(home: Path) -> str:
+    """What tells this control plane's folders on nodes from another's; made once."""
+    file = home / "installation"
+    try:
+        return file.read_text().strip()
+    except FileNotFoundError:
+        write_atomically(file, secrets.token_hex(6).encode())
+        return file.read_text().strip()
 
 
 def _unusable(pool: PoolDefinition) -> Sequence[Problem]:
