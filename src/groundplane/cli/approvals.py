@@ -119,8 +119,16 @@ def require_approvals(client: Client, plans: Sequence[Plan]) -> None:
             view = client.approval(made.id)
             refused = blocked(made, view.approval, view.approvers, datetime.now(UTC))
             found += [refused] if refused else []
+            _say_earlier(client, view.approval)
     if found:
         raise ApprovalNeeded(found)
+
+
+def _say_earlier(client: Client, asked: Approval) -> None:
+    """An approval is for one plan. Who plans the same work anew is told of the plan that was approved already."""
+    for other in client.approvals(project=asked.project, status=ApprovalStatus.APPROVED):
+        if (other.kind, other.name, other.created_by) == (asked.kind, asked.name, asked.created_by):
+            render.say(f"{other.id}, of the same name, is approved already: ground apply {other.id}")
 
 
 def await_approvals(client: Client, plans: Sequence[Plan], limit_s: float) -> tuple[Plan, ...]:

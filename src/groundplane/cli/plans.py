@@ -14,8 +14,10 @@ from groundplane.cli import render
 from groundplane.cli.approvals import await_approvals, require_approvals, say_next
 from groundplane.cli.following import follow_applied
 from groundplane.cli.options import INTERRUPTED_CODE, Duration, connect, output_option
+from groundplane.cli.outlook_views import outlook_views
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import moment
+from groundplane.domain.plan_report import markdown
 from groundplane.domain.planning import Plan, PlanStatus, Verdict
 from groundplane.domain.spec.parse import with_absolute_paths
 from groundplane.errors import GroundError, InvalidInput, NotFound, Refusal, Refused
@@ -29,17 +31,36 @@ SPEC_MAX_BYTES = 1 << 20
 
 
 @click.command()
-@click.option("-f", "--file", "path", required=True, metavar="FILE", help="A spec in YAML; - reads standard input.")
+@click.argument("plan_id", required=False, metavar="[PLAN]")
+@click.option("-f", "--file", "path", metavar="FILE", help="A spec in YAML; - reads standard input.")
 @click.option("--rules", is_flag=True, help="Every rule's word, not only those that warn or refuse.")
-@output_option
-def plan(path: str, rules: bool, output: str) -> None:
-    """Show what a spec would do and cost, and what forbids it.
+@click.option("--rejected", is_flag=True, help="Every offer that does not fit, with its reasons.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Choice(["table", "json", "yaml", "markdown"]),
+    default="table",
+    show_default=True,
+    help="table is for people, markdown for a ticket or a pull request; json and yaml are exact.",
+)
+def plan(plan_id: str | None, path: str | None, rules: bool, rejected: bool, output: str) -> None:
+    """Show what a spec (-f) would do and cost, and what forbids it; or a plan made before (its id).
 
-    Nothing starts and no money is held. Exits with 3 when policy refuses the plan.
+    Every way to buy the work stands side by side, cheapest fitting first. Nothing starts and no money is held. Exits
+    with 3 when the plan is refused.
     """
+    if (plan_id is None) == (path is None):
+        raise click.UsageError("Give either a plan id or -f FILE.")
     with connect() as client:
-        plans = _planned(client, path)
-        render.show(plans, output, lambda: [view for made in plans for view in plan_views(made, rules=rules)])
+        plans = (client.get_plan(plan_id),) if plan_id else _planned(client, str(path))
+        if output == "markdown":
+            render.text("\n".join(map(markdown, plans)))
+        else:
+            render.show(
+                plans,
+                output,
+                lambda: [view for made in plans for view in plan_views(made, rules=rules, rejected=rejected)],
+            )
         if refused := _refusals(plans):
             raise Refusal(refused)
         if output == "table":
@@ -103,8 +124,8 @@ def apply(
     return 0
 
 
-def plan_views(made: Plan, *, rules: bool = False) -> list[View]:
-    """A plan for people: what, where, how long, how much and by which sum, and what the rules say."""
+def plan_views(made: Plan, *, rules: bool = False, rejected: bool = False) -> list[View]:
+    """A plan for people: what, where, how long, how much and by which sum, the choices, and what the rules say."""
     spec = made.job or made.endpoint
     assert spec is not None
     offer = made.offer
@@ -117,7 +138,7 @@ def plan_views(made: Plan, *, rules: bool = False) -> list[View]:
         where = f"{offer.pool} / {offer.node_type} ({kind}){', SIMULATED' if offer.simulated else ''}"
         price = f"{format_usd(offer.price_microusd_per_hour)} an hour, as of {offer.price_as_of} ({offer.price_source})"
     lines: list[View] = [
-        f"{made.id}: {made.kind.lower()} {spec.metadata.name} of project {made.project} is {made.status}",
+        f"{made.id}: {made.kind.lower()} {spec.metadata.name} of project {made.project} {_stands(made)}",
         f"  runs on     {where}",
         f"  price       {price}",
         f"  duration    at most {format_duration(made.max_duration_s)}, until {moment(spec.end_date)} at the latest",
@@ -125,19 +146,25 @@ def plan_views(made: Plan, *, rules: bool = False) -> list[View]:
         f"  policy      {_policy(made.verdicts)}",
         f"  hash        {made.hash[:16]}",
     ]
-    if made.alternatives:
+    if made.outlook is not None:
+        lines += outlook_views(made, rejected=rejected)
+    elif made.alternatives:
         costlier = [
             (q.offer.pool, q.offer.node_type, format_usd(q.worst_case_microusd), q.arithmetic)
             for q in made.alternatives
         ]
         lines.append(Table(("POOL", "NODE TYPE", "WORST CASE", "SUM"), costlier, title="also fits, for more:"))
-    if made.rejected:
+    if made.rejected and made.outlook is None:
         misfits = [(r.pool, r.node_type, "; ".join(str(reason) for reason in r.reasons)) for r in made.rejected]
         lines.append(Table(("POOL", "NODE TYPE", "REASON"), misfits, title="does not fit:"))
     rows = [_verdict_row(verdict) for verdict in made.verdicts]
     if spoken := [row for row in rows if rules or row[1] != "ok"]:
         lines.append(Table(("RULE", "SAYS", "WHY"), spoken))
     return lines
+
+
+def _stands(made: Plan) -> str:
+    return "needs approval" if made.status is PlanStatus.NEEDS_APPROVAL else f"is {made.status}"
 
 
 def _policy(verdicts: Sequence[Verdict]) -> str:
