@@ -19,6 +19,15 @@ class Reason:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Nodes that could take a member of an ask: when empty, when empty with cordoned ones, with what is free now."""
+
+    able: int
+    whole: int
+    free: int
+
+
 class Pool(Protocol):
     """What is asked of the scheduler."""
 
@@ -28,22 +37,29 @@ class Pool(Protocol):
     def planned(self) -> list[str]: ...
 
 
-def reason_of(pool: Pool, run: Waiting) -> Reason:
+def count_nodes(capacity: Capacity, ask: Ask) -> Counts:
+    return Counts(
+        able=capacity.free_nodes(ask, empty=True),
+        whole=capacity.free_nodes(ask, empty=True, cordoned=True),
+        free=capacity.free_nodes(ask, empty=False),
+    )
+
+
+def reason_of(pool: Pool, run: Waiting, counts: Counts) -> Reason:
     """The first layer that refuses, in this order: quota, what the pool has at all, what is free, who is before."""
     standing = pool.quotas.judge(run.project, run.ask.total)
     if standing.blocked:
         return Reason("project-quota", _quota_words(pool, run, standing))
     capacity, ask = pool.capacity, run.ask
     layer = "gang" if ask.nodes > 1 else "pool-capacity"
-    able = capacity.free_nodes(ask, empty=True)
+    able = counts.able
     if able < ask.nodes:
-        whole = capacity.free_nodes(ask, empty=True, cordoned=True)
-        if whole >= ask.nodes:
+        if counts.whole >= ask.nodes:
             names = [f"{node.name} ({node.cordoned or node.reason or node.health})" for node in capacity.nodes
                      if not node.takes_work]  # fmt: skip
             return Reason("cordon", f"it needs {each(ask)}; {able} take work, cordoned: {', '.join(names[:4])}")
         return Reason(layer, f"it needs {each(ask)}; the pool has {able} such {_nodes(able)} in all")
-    free = capacity.free_nodes(ask, empty=False)
+    free = counts.free
     if free < ask.nodes:
         return Reason(
             layer, f"it needs {each(ask)}; {free} of {able} {_nodes(able)} {'has' if free == 1 else 'have'} that free"

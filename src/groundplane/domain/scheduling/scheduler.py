@@ -7,13 +7,13 @@ place that all running ends allow; what comes after them starts only where that 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
 
 from groundplane.domain.scheduling.capacity import Capacity
 from groundplane.domain.scheduling.quotas import Quotas
-from groundplane.domain.scheduling.reasons import Reason, reason_of
+from groundplane.domain.scheduling.reasons import Counts, Reason, count_nodes, reason_of
 from groundplane.domain.scheduling.shares import dominant
 from groundplane.domain.scheduling.state import (
     Amount,
@@ -28,8 +28,8 @@ from groundplane.domain.scheduling.state import (
 )
 from groundplane.domain.scheduling.victims import choose_for_nodes, choose_for_quota
 
-Group = tuple[int, str, Ask, int]
-"""Priority, project, ask, expected duration to the power of two: runs of one group wait in one line."""
+Group = tuple[int, str, int, int]
+"""Priority, project, number of the ask, magnitude of the expected duration: runs of one group wait in one line."""
 
 Key = tuple[int, int, float, float, str]
 
@@ -64,7 +64,13 @@ class Scheduler:
         self.waiting: dict[str, Waiting] = {}
         self.holding: dict[str, Holding] = {}
         self._here: dict[str, Amount] = {}
+        self._numbers: dict[Ask, int] = {}
         self._lines: dict[Group, list[tuple[float, str]]] = {}
+        self._fronts: dict[tuple[int, str], list[tuple[float, str, Group]]] = {}
+        self._shown: dict[Group, tuple[float, str]] = {}
+        self._groups: dict[str, Group] = {}
+        self._shares: dict[str, float] = {}
+        self._asked_quota: set[tuple[int, str]] = set()
         self._reserving = {each.project for each in state.reserved}
         self._failed: dict[tuple[Ask, str], float] = {}
         self._plans: dict[str, _Plan] = {}
@@ -77,24 +83,33 @@ class Scheduler:
     # ------------------------------------------------------------ what happened
 
     def enqueue(self, run: Waiting) -> None:
+        number = self._numbers.setdefault(run.ask, len(self._numbers))
+        # Durations within a factor of four share a line: what is behind a head is hardly easier to place.
+        group = (run.priority, run.project, number, int(run.expected_s).bit_length() // 2)
+        self.withdraw(run.id)
         self.waiting[run.id] = run
-        heappush(self._lines.setdefault(_group(run), []), (run.queued_at, run.id))
+        self._groups[run.id] = group
+        heappush(self._lines.setdefault(group, []), (run.queued_at, run.id))
+        self._show(group)
 
     def withdraw(self, run_id: str) -> None:
         """It waits no more, whatever the reason."""
-        self.waiting.pop(run_id, None)
+        if self.waiting.pop(run_id, None) is not None:
+            del self._groups[run_id]
 
     def begin(self, run: Holding) -> None:
         self.holding[run.id] = run
         self.capacity.hold(run)
         self.quotas.take(run.project, run.ask.total)
         self._here[run.project] = self._here.get(run.project, Amount()).plus(run.ask.total)
+        self._shares.pop(run.project, None)
 
     def end(self, run_id: str) -> Holding:
         run = self.holding.pop(run_id)
         self.capacity.give_back(run)
         self.quotas.give_back(run.project, run.ask.total)
         self._here[run.project] = self._here[run.project].minus(run.ask.total)
+        self._shares.pop(run.project, None)
         return run
 
     # ------------------------------------------------------------ deciding
@@ -105,25 +120,36 @@ class Scheduler:
         self._failed.clear()
         self._plans.clear()
         self._stuck.clear()
+        self._asked_quota.clear()
         decisions: list[Start | Preempt] = []
         for group, run in self._in_order(now):
-            started = self._try(group, run, now, decisions)
-            if not started and self._plans and not self.rules.backfill:
+            if self._try(group, run, now, decisions):
+                continue
+            self._stuck[group] = run
+            if self._plans and not self.rules.backfill:
+                break
+            if len(self._plans) >= self.rules.depth:
+                # Nothing more is planned: from here on only what fits somewhere right now is worth a look.
+                self._backfill(now, decisions)
                 break
         return decisions
 
     def waits(self) -> list[Decision]:
         """Why each run that still waits does, as of the last `decide`; by id."""
         found: list[Decision] = []
-        reasons = {group: reason_of(self, run) for group, run in self._stuck.items()}
+        counts: dict[Ask, Counts] = {}
+        reasons: dict[Group, Reason] = {}
         for run_id in sorted(self.waiting):
             run = self.waiting[run_id]
             plan = self._plans.get(run_id)
-            reason = reasons.get(_group(run))
+            group = self._groups[run_id]
+            if group not in reasons:
+                if run.ask not in counts:
+                    counts[run.ask] = count_nodes(self.capacity, run.ask)
+                reasons[group] = reason_of(self, self._stuck.get(group, run), counts[run.ask])
+            reason = reasons[group]
             if plan is not None and plan.preempting:
                 reason = Reason("preempting", "runs of a lower class checkpoint and make room for it")
-            elif reason is None:
-                reason = Reason("queue", "other runs are before it")
             found.append(
                 Wait(id=run_id, layer=reason.layer, reason=reason.text, starts_at=plan.at if plan is not None else None)
             )
@@ -131,46 +157,114 @@ class Scheduler:
 
     def share(self, project: str) -> float:
         """A project's share of the pool now plus its average of late, over its weight."""
-        held = dominant(self._here.get(project, Amount()), self.total)
-        return (self.usage.get(project, 0.0) + held) / self.quotas.weight(project)
+        known = self._shares.get(project)
+        if known is None:
+            held = dominant(self._here.get(project, Amount()), self.total)
+            known = (self.usage.get(project, 0.0) + held) / self.quotas.weight(project)
+            self._shares[project] = known
+        return known
+
+    def use(self, usage: Mapping[str, float]) -> None:
+        """New averages of what projects held of late."""
+        self.usage = dict(usage)
+        self._shares.clear()
 
     def _in_order(self, now: float) -> Iterator[tuple[Group, Waiting]]:
-        """The head of each line, best first. A line goes on while its heads start, and is dropped when one does not."""
-        by_class: dict[int, list[Group]] = {}
-        for group in list(self._lines):
-            if self._head(group) is None:
-                del self._lines[group]
-            else:
-                by_class.setdefault(group[0], []).append(group)
-        for priority in sorted(by_class, reverse=True):
-            heap = [(self._key(group, now), group) for group in by_class[priority]]
+        """The head of each line, best first. A line goes on while its heads start, and is left when one does not."""
+        left: list[tuple[tuple[int, str], tuple[float, str, Group]]] = []
+        try:
+            for priority in sorted({priority for priority, _ in self._fronts}, reverse=True):
+                heap = [self._entry(front, now) for front in list(self._fronts) if front[0] == priority]
+                queue = [entry for entry in heap if entry is not None]
+                heapify(queue)
+                while queue:
+                    key, front = heappop(queue)
+                    entry = self._entry(front, now)
+                    if entry is None:
+                        continue
+                    # Shares grow as runs start: a key that is out of date is put back where it now belongs.
+                    if entry[0] > key:
+                        heappush(queue, entry)
+                        continue
+                    head = self._fronts[front][0]
+                    run = self.waiting[head[1]]
+                    yield head[2], run
+                    if run.id in self.waiting:
+                        left.append((front, heappop(self._fronts[front])))
+                    if (entry := self._entry(front, now)) is not None:
+                        heappush(queue, entry)
+        finally:
+            for front, head in left:
+                heappush(self._fronts.setdefault(front, []), head)
+
+    def _backfill(self, now: float, decisions: list[Start | Preempt]) -> None:
+        """Starts whatever fits now and delays no plan, in the same order."""
+        wanted = {group[2] for group in self._lines}
+        alive = {
+            number
+            for ask, number in self._numbers.items()
+            if number in wanted and self.capacity.find(ask, "", now, 1.0) is not None
+        }
+        groups = [
+            group
+            for group in self._lines
+            if group not in self._stuck and (group[2] in alive or group[1] in self._reserving)
+        ]
+        for priority in sorted({group[0] for group in groups}, reverse=True):
+            heap = [
+                (self._key(run, now), group)
+                for group in groups
+                if group[0] == priority and (run := self._head(group)) is not None
+            ]
             heapify(heap)
             while heap:
                 key, group = heappop(heap)
                 run = self._head(group)
                 if run is None:
                     continue
-                # Shares grow as runs start: a key that is out of date is put back where it now belongs.
-                if (fresh := self._key(group, now)) > key:
+                if (fresh := self._key(run, now)) > key:
                     heappush(heap, (fresh, group))
-                    continue
-                yield group, run
-                if run.id not in self.waiting and self._head(group) is not None:
-                    heappush(heap, (self._key(group, now), group))
+                elif self._try(group, run, now, decisions):
+                    if (after := self._head(group)) is not None:
+                        heappush(heap, (self._key(after, now), group))
+                else:
+                    self._stuck[group] = run
 
-    def _head(self, group: Group) -> Waiting | None:
-        line = self._lines[group]
-        while line:
-            run = self.waiting.get(line[0][1])
-            if run is not None and run.queued_at == line[0][0] and _group(run) == group:
-                return run
-            heappop(line)
+    def _entry(self, front: tuple[int, str], now: float) -> tuple[Key, tuple[int, str]] | None:
+        """A project's place in its class, by its oldest line; None when it has no line left."""
+        heads = self._fronts.get(front, [])
+        while heads:
+            queued_at, run_id, group = heads[0]
+            if self._shown.get(group) != (queued_at, run_id):
+                heappop(heads)
+                continue
+            run = self._head(group)
+            if run is not None and (run.queued_at, run.id) == (queued_at, run_id):
+                return self._key(run, now), front
+            heappop(heads)
+            self._shown.pop(group)
+            self._show(group)
+        self._fronts.pop(front, None)
         return None
 
-    def _key(self, group: Group, now: float) -> Key:
+    def _show(self, group: Group) -> None:
+        """Puts a line where its project's oldest is looked for; each line stands there once, by its head."""
         run = self._head(group)
-        if run is None:
-            return (0, 0, 0.0, 0.0, "")
+        if run is not None and self._shown.get(group) != (run.queued_at, run.id):
+            self._shown[group] = (run.queued_at, run.id)
+            heappush(self._fronts.setdefault(group[:2], []), (run.queued_at, run.id, group))
+
+    def _head(self, group: Group) -> Waiting | None:
+        line = self._lines.get(group, [])
+        while line:
+            run = self.waiting.get(line[0][1])
+            if run is not None and run.queued_at == line[0][0] and self._groups[run.id] == group:
+                return run
+            heappop(line)
+        self._lines.pop(group, None)
+        return None
+
+    def _key(self, run: Waiting, now: float) -> Key:
         if not self.rules.fair:
             return (0, 0, 0.0, run.queued_at, run.id)
         # Borrowers come last, however old: an owner that took its own back would lose it to them again.
@@ -183,23 +277,20 @@ class Scheduler:
         """Starts it, or plans it, or notes why not."""
         standing = self.quotas.judge(run.project, run.ask.total)
         if standing.blocked:
-            self._stuck[group] = run
             if self.rules.preempt:
                 self._preempt_for_quota(run, now, decisions)
             return False
         memo = (run.ask, run.project if run.project in self._reserving else "")
         if run.expected_s >= self._failed.get(memo, float("inf")):
-            self._stuck[group] = run
             return False
         numbers = self.capacity.find(run.ask, run.project, now, run.expected_s)
         if numbers is None:
             self._failed[memo] = run.expected_s
             if len(self._plans) < self.rules.depth:
                 self._plan(run, now, decisions)
-            self._stuck[group] = run
             return False
         places = self.capacity.places(numbers, run.ask)
-        del self.waiting[run.id]
+        self.withdraw(run.id)
         self.begin(
             Holding(
                 id=run.id,
@@ -226,19 +317,28 @@ class Scheduler:
                 self._make_way(victim, run, now, "priority" if victim.priority < run.priority else "reclaim", decisions)
             if victims:
                 plan, preempting = self.capacity.plan(run.ask, run.project, now, run.expected_s), True
-        if plan is None:
-            return
-        at, numbers = plan
-        self.capacity.claim(numbers, run.ask, at, at + run.expected_s)
-        self._plans[run.id] = _Plan(at, preempting)
-        # Room for one of its kind is spoken for: what fits no more is found out by trying, not remembered from before.
+        if plan is not None:
+            self._promise(run, plan, preempting=preempting)
 
     def _waits_for_leavers(self, at: float, now: float) -> bool:
         return at <= now + self.rules.grace_s and any(run.stopping for run in self.holding.values())
 
     def _preempt_for_quota(self, run: Waiting, now: float, decisions: list[Start | Preempt]) -> None:
-        for victim in choose_for_quota(self, run, now):
+        if (run.priority, run.project) in self._asked_quota:
+            return  # one run of a project and class at a time makes others give way
+        self._asked_quota.add((run.priority, run.project))
+        victims = choose_for_quota(self, run, now)
+        if victims is None:
+            return
+        for victim in victims:
             self._make_way(victim, run, now, "quota" if victim.project == run.project else "reclaim", decisions)
+        if (plan := self.capacity.plan(run.ask, run.project, now, run.expected_s)) is not None:
+            self._promise(run, plan, preempting=True)
+
+    def _promise(self, run: Waiting, plan: tuple[float, tuple[int, ...]], *, preempting: bool) -> None:
+        at, numbers = plan
+        self.capacity.claim(numbers, run.ask, at, at + run.expected_s)
+        self._plans[run.id] = _Plan(at, preempting)
 
     def _make_way(self, victim: Holding, run: Waiting, now: float, why: str, decisions: list[Start | Preempt]) -> None:
         leaving = replace(victim, stopping=True, ends_at=now + self.rules.grace_s)
@@ -257,7 +357,3 @@ class Scheduler:
     def planned(self) -> list[str]:
         """The runs that have a planned start, best first."""
         return list(self._plans)
-
-
-def _group(run: Waiting) -> Group:
-    return (run.priority, run.project, run.ask, int(run.expected_s).bit_length())

@@ -60,12 +60,15 @@ def choose_for_nodes(pool: Pool, run: Waiting, now: float) -> list[Holding]:
     return victims if victims and _makes_room(pool, run, victims, now) else []
 
 
-def choose_for_quota(pool: Pool, run: Waiting, now: float) -> list[Holding]:
-    """The cheapest runs whose end frees the quota that a run lacks: its own project's lower classes, then borrowers."""
+def choose_for_quota(pool: Pool, run: Waiting, now: float) -> list[Holding] | None:
+    """The cheapest runs whose end frees the quota that a run lacks: its own project's lower classes, then borrowers.
+
+    None when nobody's end would let it start; empty when those that were asked before will do.
+    """
     amount = run.ask.total
     leaving = _amounts(other for other in pool.holding.values() if other.stopping)
     if not pool.quotas.judge(run.project, amount, leaving=leaving).blocked:
-        return []  # those who were asked before will do
+        return [] if _makes_room(pool, run, [], now) else None
     own = [
         other
         for other in pool.holding.values()
@@ -91,8 +94,8 @@ def choose_for_quota(pool: Pool, run: Waiting, now: float) -> list[Holding]:
         leaving = gone
         chosen.append(other)
         if not after.blocked:
-            return chosen
-    return []
+            return chosen if _makes_room(pool, run, chosen, now) else None
+    return None
 
 
 def _may_preempt(pool: Pool, run: Waiting, other: Holding) -> bool:
