@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 
-from groundplane.adapters.executors.local import RUNNER, LocalExecutor, RunnerOptions, accelerator_name
+from groundplane.adapters.executors.channels import RUNNER
+from groundplane.adapters.executors.local import LocalExecutor
+from groundplane.adapters.executors.nodes import RunnerOptions
+from groundplane.adapters.executors.observing import accelerator_name
 from groundplane.domain.run import EndReason
 from groundplane.errors import Conflict, InvalidInput, Unavailable
 
@@ -62,13 +65,13 @@ async def test_without_cgroups_the_runner_watches_memory_itself(node: Any, tmp_p
     life = hidden / "life.py"
     before = life.read_text()
     life.write_text(
-        before.replace("if self.memory_bytes:\n            self.cgroup = make", "if 0:\n            self.cgroup = make")
+        before.replace("self.cgroups = make_cgroups(", "self.cgroups = {} and make_cgroups(")
     )
     assert life.read_text() != before
     node.executor = LocalExecutor(node.home, node.executor._clock, options=node.options, runner=hidden)
     await node.python(GREEDY, memory_bytes=64 * 2**20)
     seen = await node.ended()
-    assert node.state()["memory_limit"] == "watched"
+    assert node.state()["limits"]["memory"] == "watched"
     assert seen.end_reason is EndReason.OUT_OF_MEMORY
     assert str(64 * 2**20) in seen.message
 

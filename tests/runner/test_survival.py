@@ -47,7 +47,7 @@ async def test_a_job_outlives_the_control_plane_that_started_it(node: Any) -> No
         assert control_plane.stdout is not None
         assert control_plane.stdout.readline() == b"started\n"
         os.killpg(control_plane.pid, signal.SIGKILL)  # its whole group: the runner must not be in it
-    assert (await node.see()).state == "running"
+    await node.until(lambda seen: seen.state == "running")
     assert (await node.ended()).end_reason is EndReason.SUCCEEDED
     assert node.log() == b"working\nfinished\n"
 

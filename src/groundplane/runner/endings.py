@@ -8,6 +8,7 @@ import time
 
 from groundplane.runner.cgroups import remove_cgroup
 from groundplane.runner.files import now_text, read_document, take_lock, write_document
+from groundplane.runner.isolation import clear_away
 from groundplane.runner.processes import boot_id, kill_leftovers
 
 TYPE_CHECKING = False
@@ -42,7 +43,9 @@ def look(folder: Path) -> Document:
 def bury(folder: Path, state: Document) -> Document:
     """Ends an attempt whose runner is dead. The caller holds its lock."""
     killed = kill_leftovers(folder, state)
-    remove_cgroup(state.get("cgroup", ""))
+    clear_away(state)
+    for cgroup in {*state.get("cgroups", {}).values(), state.get("cgroup", "")}:
+        remove_cgroup(cgroup)
     rebooted = state.get("boot_id", boot_id()) != boot_id()
     state.update(
         state="ended",

@@ -12,10 +12,12 @@ import threading
 import time
 from pathlib import Path
 
-from groundplane.runner.cgroups import make_cgroup, oom_kills, remove_cgroup
+from groundplane.runner import preflight
+from groundplane.runner.cgroups import cgroup_version, make_cgroups, oom_kills, remove_cgroup
 from groundplane.runner.checkpoints import Checkpoints
 from groundplane.runner.endings import FULL_DISK, write_ended
 from groundplane.runner.files import boot_s, now_text, parse_time, read_document, write_document
+from groundplane.runner.isolation import NotPossible, Sandbox
 from groundplane.runner.job import StartFailed, become_job, job_environment, libc, start_failed
 from groundplane.runner.log import Log
 from groundplane.runner.node import node_memory_bytes
@@ -56,7 +58,9 @@ class Runner:
         self.childless = False
         self.stop_reason = self.stop_message = ""
         self.kill_at = float("inf")
-        self.cgroup = ""
+        self.cgroups: dict[str, str] = {}
+        self.sandbox = Sandbox(folder, order, self.workdir)
+        self.abandoned: list[int] = []
         self.oom_kills_before = self.peak_bytes = 0
         accelerators = order.get("accelerator_indexes") or []
         self.sampler = Sampler(str(folder), accelerators, order.get("nvml_library") or NVML_LIBRARY)
@@ -85,6 +89,10 @@ class Runner:
             with self.full_disk_ends_it():
                 (self.folder / "reserve").write_bytes(b"\0" * RESERVE_BYTES)  # room for the last words on a full disk
                 if not self.stop_reason:
+                    self.prepare()
+                if not self.stop_reason:
+                    self.preflight()
+                if not self.stop_reason:
                     self.launch()
             self.watch()
         except StartFailed as failure:
@@ -106,31 +114,83 @@ class Runner:
 
     # ---- start
 
+    def prepare(self) -> None:
+        """Makes the attempt's folders, and walls around it. StartFailed when this node can't."""
+        (self.folder / "work").mkdir(exist_ok=True)
+        for wanted in (self.order["checkpoint_dir"], self.order["output_dir"]):
+            with contextlib.suppress(OSError):  # preflight says what is wrong with it, in better words
+                Path(wanted).mkdir(
+                    exist_ok=bool(self.order.get("preflight")) or True, parents=not self.order.get("preflight")
+                )
+        try:
+            self.sandbox.prepare()
+        except NotPossible as error:
+            raise StartFailed("start-failed", f"isolation {self.sandbox.mode} is not possible here: {error}") from None
+        if self.sandbox.secrets_dir or self.sandbox.container:
+            self.state.update(secrets_dir=self.sandbox.secrets_dir, container=self.sandbox.container)
+            write_document(self.folder / "state.json", self.state)
+            write_document(self.folder / "order.json", self.order)  # secrets are out of it now
+
+    def preflight(self) -> None:
+        """The order's checks on this node, before the first paid second; a failed one ends the attempt unrun."""
+        if not self.order.get("preflight"):
+            return
+        inspection = preflight.Inspection(self.order, self.folder, self.sandbox.enter)
+        self.abandoned = inspection.pids
+        while not self.stop_reason and not inspection.collect(CHECK_PERIOD_S):
+            self.enforce()
+        found = inspection.close()
+        self.state.update(preflight=found, heartbeat_at=now_text())
+        reason, message = preflight.verdict(found)
+        if reason and not self.stop_reason:
+            self.stop_reason, self.stop_message = reason, message
+
     def launch(self) -> None:
         """Starts the command; returns once it runs. StartFailed when it can't."""
-        for wanted in (self.order["checkpoint_dir"], self.order["output_dir"], str(self.folder / "work")):
-            Path(wanted).mkdir(parents=True, exist_ok=True)
         resume = self.checkpoints.newest()
         self.found = [resume] if resume else []
         self.state["resumed_from_step"] = resume["step"] if resume else None
-        if self.memory_bytes:
-            self.cgroup = make_cgroup(f"ground-{self.folder.name}-{os.getpid()}", self.memory_bytes)
+        limits = {"memory": self.memory_bytes, "cpu": self.order["cpus"], "pids": self.order.get("pids_limit") or 0}
+        if not self.sandbox.container:  # podman makes its own
+            self.cgroups = make_cgroups(f"ground-{self.folder.name}-{os.getpid()}", limits)
         self.oom_kills_before = oom_kills(self.cgroup)
-        env = job_environment(self.order, self.folder, resume["path"] if resume else "")
+        env = job_environment(self.order, self.folder, resume["path"] if resume else "", self.sandbox)
         problem = self.fork(env)
         if problem and problem[0] == "cgroup":
-            remove_cgroup(self.cgroup)
-            self.cgroup = ""
+            self.drop_cgroups()
             problem = self.fork(env)
         if problem:
             raise start_failed(problem, self.order["command"][0], self.workdir)
         self.duration_end_at = boot_s() + self.order["max_duration_s"]
         self.active_at = time.monotonic()
-        ticks, limit = start_ticks(self.pid), "cgroup" if self.cgroup else "watched" if self.memory_bytes else "none"
-        self.state.update(state="running", pid=self.pid, pgid=self.pid, start_ticks=ticks, started_at=now_text())
-        self.state.update(cgroup=self.cgroup, memory_limit=limit, checkpoints=self.found, heartbeat_at=now_text())
+        self.state.update(state="running", pid=self.pid, pgid=self.pid, start_ticks=start_ticks(self.pid))
+        self.state.update(started_at=now_text(), isolation=self.sandbox.mode, uid=self.sandbox.uid)
+        self.state.update(cgroup=self.cgroup, cgroups=self.cgroups, limits=self.kept_by(limits))
+        self.state.update(checkpoints=self.found, heartbeat_at=now_text())
         write_document(self.folder / "state.json", self.state)
         self.scanner.start()
+
+    @property
+    def cgroup(self) -> str:
+        """The folder that limits memory; "" without one."""
+        return self.cgroups.get("memory", "")
+
+    def drop_cgroups(self) -> None:
+        for folder in dict.fromkeys(self.cgroups.values()):
+            remove_cgroup(folder)
+        self.cgroups = {}
+
+    def kept_by(self, limits: dict[str, float]) -> dict[str, str]:
+        """Who keeps each limit: the kernel (`cgroup2`, `cgroup1`), podman, the runner (`watched`), nobody (`none`)."""
+        found = {}
+        for name, limit in limits.items():
+            if limit and name in self.cgroups:
+                found[name] = f"cgroup{cgroup_version(self.cgroups[name])}"
+            elif limit and self.sandbox.container:
+                found[name] = "podman"
+            else:
+                found[name] = "watched" if limit and name == "memory" else "none"
+        return found
 
     def fork(self, env: dict[str, str]) -> list[Any]:
         """Forks the job; [] when its command runs, [stage, errno, text] when it can't."""
@@ -143,7 +203,7 @@ class Runner:
             fcntl.fcntl(self.output, F_SETPIPE_SZ, 2**20)
         pid = os.fork()
         if pid == 0:
-            become_job(self.order, self.workdir, env, self.cgroup, output_end, report_end)
+            become_job(self.sandbox, env, list(self.cgroups.values()), output_end, report_end)
         os.close(output_end)
         os.close(report_end)
         with os.fdopen(report, "rb") as pipe:  # it closes when the command is executed
@@ -240,7 +300,7 @@ class Runner:
                     self.beat, self.beat_at = beat, now_s
             if now_s - self.beat_at >= gone_limit_s:
                 self.stop("control-plane-gone", f"the control plane was silent for {gone_limit_s:g} s")
-        if self.memory_bytes and not self.cgroup and self.pid:
+        if self.memory_bytes and not self.cgroup and not self.sandbox.container and self.pid:
             pids = descendants(os.getpid())
             stats = [stat for stat in map(process_stat, pids) if stat is not None]
             resident = sum(int(stat[21]) for stat in stats) * os.sysconf("SC_PAGE_SIZE")
@@ -254,8 +314,17 @@ class Runner:
         self.stop_reason, self.stop_message = reason, message
         self.kill_at = time.monotonic() + (self.grace_s if grace_s is None else grace_s)
         if self.pid:
+            self.signal_job(signal.SIGTERM if self.kill_at > time.monotonic() else signal.SIGKILL)
+
+    def signal_job(self, number: int) -> None:
+        """To the job's process group; a sandbox's own program would die of SIGTERM first and take the job with it."""
+        if self.sandbox.mode == "bubblewrap" and number != signal.SIGKILL:
+            send([pid for pid in descendants(os.getpid()) if pid != self.pid], number)
+        elif self.sandbox.container:
+            send([self.pid], number)  # podman hands it on
+        else:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, signal.SIGTERM if self.kill_at > time.monotonic() else signal.SIGKILL)
+                os.killpg(self.pid, number)
 
     def measure(self) -> None:
         """One line of samples.jsonl, and a heartbeat."""
@@ -284,7 +353,8 @@ class Runner:
             self.scanner.join()
             self.found = self.checkpoints.scan()
         reason, exit_code, message = self.judge()
-        remove_cgroup(self.cgroup)
+        self.sandbox.close()
+        self.drop_cgroups()
         self.state.update(state="ended", ended_at=now_text(), heartbeat_at=now_text(), end_reason=reason)
         self.state.update(exit_code=exit_code, message=message, checkpoints=self.found[-REPORTED_CHECKPOINTS:])
         write_ended(self.folder, self.state)
@@ -294,12 +364,12 @@ class Runner:
         kill_at = time.monotonic() + (0 if self.stop_reason else min(self.grace_s, STRAGGLER_GRACE_S))
         self.reap()
         if not self.childless:
-            send(descendants(os.getpid()), signal.SIGTERM)
-        while not self.childless:
+            send(self.left(), signal.SIGTERM)
+        while not self.childless and (left := self.left()):
             if self.output >= 0:
                 self.pump()
             if time.monotonic() >= kill_at:
-                send(descendants(os.getpid()), signal.SIGKILL)
+                send(left, signal.SIGKILL)
             select.select([self.woken], [], [], 0.02)
             with contextlib.suppress(BlockingIOError):
                 os.read(self.woken, 4096)
@@ -308,6 +378,10 @@ class Runner:
         while self.output >= 0 and time.monotonic() < deadline and select.select([self.output], [], [], 0)[0]:
             if not self.pump():
                 break
+
+    def left(self) -> list[int]:
+        """Processes below this one, without killed checks that hang in the kernel: nobody can wait for those."""
+        return [pid for pid in descendants(os.getpid()) if pid not in self.abandoned]
 
     def judge(self) -> tuple[str, int | None, str]:
         """(end reason, exit code, message) from what we asked for, the exit status, the kernel and the last words."""
@@ -321,8 +395,11 @@ class Runner:
             return self.stop_reason, code, self.stop_message
         if code == 0:
             return "succeeded", 0, ""
+        wall = self.sandbox.trouble(code, self.log.tail)
+        if wall:
+            return wall[0], code, wall[1]
         short_of_memory = oom_kills(self.cgroup) > self.oom_kills_before
-        if short_of_memory and self.cgroup:
+        if short_of_memory and (self.cgroup or (self.sandbox.container and signalled == signal.SIGKILL)):
             return "out-of-memory", code, f"the kernel ended it at its limit of {self.memory_bytes} bytes"
         # The node's count covers everybody: it means this job only when the job was a large part of the node.
         if short_of_memory and signalled == signal.SIGKILL and self.peak_bytes > node_memory_bytes() / 4:

@@ -21,8 +21,13 @@ NVML_LIBRARY = "libnvidia-ml.so.1"
 class Nvml:
     """NVIDIA's management library by ctypes. OSError when the node has none or no driver answers.
 
-    Source: NVML API reference, nvmlDeviceGetUtilizationRates, nvmlDeviceGetMemoryInfo, nvmlDeviceGetTemperature.
+    A figure that a card or an older library does not give counts as 0: nothing known.
+    Source: NVML API reference, nvmlDeviceGetUtilizationRates, nvmlDeviceGetMemoryInfo, nvmlDeviceGetTemperature,
+    nvmlDeviceGetTotalEccErrors, nvmlDeviceGetRemappedRows, nvmlDeviceGetCurrentClocksThrottleReasons,
+    nvmlDeviceGetNvLinkState.
     """
+
+    MOST_NVLINKS = 18
 
     def __init__(self, library: str = NVML_LIBRARY) -> None:
         self._nvml = ctypes.CDLL(library)
@@ -49,6 +54,34 @@ class Nvml:
         if not self._nvml.nvmlDeviceGetTemperature(handle, 0, ctypes.byref(celsius)):
             found["temperature_celsius"] = float(celsius.value)
         return found
+
+    def uncorrected_errors(self, index: int) -> int:
+        """ECC errors since the driver was loaded that no code could mend."""
+        number = ctypes.c_ulonglong()
+        return 0 if self._ask("TotalEccErrors", index, 1, 0, ctypes.byref(number)) else number.value
+
+    def remapping_failed(self, index: int) -> bool:
+        rows = [ctypes.c_uint() for _ in range(4)]  # corrected, uncorrected, pending, failed
+        return not self._ask("RemappedRows", index, *map(ctypes.byref, rows)) and bool(rows[3].value)
+
+    def throttle_reasons(self, index: int) -> int:
+        bits = ctypes.c_ulonglong()
+        return 0 if self._ask("CurrentClocksThrottleReasons", index, ctypes.byref(bits)) else bits.value
+
+    def active_links(self, index: int) -> int:
+        """NVLinks that are up."""
+        active = 0
+        for link in range(self.MOST_NVLINKS):
+            state = ctypes.c_uint()
+            if self._ask("NvLinkState", index, link, ctypes.byref(state)):
+                break
+            active += state.value
+        return active
+
+    def _ask(self, what: str, index: int, *arguments: object) -> int:
+        """NVML's status; an older library that does not know the function counts as a failure."""
+        call = getattr(self._nvml, f"nvmlDeviceGet{what}", None)
+        return -1 if call is None else int(call(self._handle(index), *arguments))
 
     def _handle(self, index: int) -> ctypes.c_void_p:
         handle = ctypes.c_void_p()
