@@ -92,7 +92,7 @@ def test_a_misspelt_command_is_met_with_the_one_that_was_meant(capsys: pytest.Ca
     [
         (["ps", "--nonsense"], "error: no such option '--nonsense'.\nhint: ground ps --help\n"),
         (["ps", "-o", "xml"], "error: invalid value for '-o' / '--output': 'xml' is not one of"),
-        (["plan"], "error: missing option '-f' / '--file'."),
+        (["plan"], "error: give either a plan id or -f FILE."),
         (["apply"], "error: give either a plan id or -f FILE."),
         (["budget", "set", "x", "ten"], "'ten' is no amount of dollars; write it like $12.50"),
         (["keys", "create", "--project", "x", "--expires", "soon"], "'soon' is no time; write 2026-12-01"),

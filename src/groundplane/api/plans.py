@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Query, Response
 
 from groundplane.api.access import Ground, requires
 from groundplane.domain.endpoint import Endpoint
+from groundplane.domain.plan_report import markdown
 from groundplane.domain.planning import Plan
 from groundplane.domain.run import Run
 from groundplane.errors import Forbidden, Refusal
@@ -30,6 +31,27 @@ async def get_plan(plan_id: str, app: Ground, actor: Annotated[Actor, requires(P
     """One plan, as it was made."""
     plan: Plan = await app.plans.get(actor, plan_id)
     return plan
+
+
+@router.get("/plans")
+async def list_plans(
+    app: Ground,
+    actor: Annotated[Actor, requires(Permission.RUNS_READ)],
+    project: Annotated[str | None, Query(max_length=100)] = None,
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> list[Plan]:
+    """The newest plans of the projects that the caller sees."""
+    found: list[Plan] = await app.plans.plans(actor, project=project, limit=limit)
+    return found
+
+
+@router.get("/plans/{plan_id}/markdown", response_class=Response, responses={200: {"content": {"text/markdown": {}}}})
+async def get_plan_markdown(
+    plan_id: str, app: Ground, actor: Annotated[Actor, requires(Permission.RUNS_READ)]
+) -> Response:
+    """One plan for a ticket or a pull request: choices side by side, sums, refusals."""
+    plan: Plan = await app.plans.get(actor, plan_id)
+    return Response(markdown(plan), media_type="text/markdown; charset=utf-8")
 
 
 @router.post("/plans/{plan_id}/apply")

@@ -44,10 +44,10 @@ SPEC_MAX_BYTES = 1 << 20
     help="table is for people, markdown for a ticket or a pull request; json and yaml are exact.",
 )
 def plan(plan_id: str | None, path: str | None, rules: bool, rejected: bool, output: str) -> None:
-    """Show what a spec (-f) would do and cost, and what forbids it; or a plan made before (its id).
+    """Show what a spec would do and cost, and what forbids it.
 
-    Every way to buy the work stands side by side, cheapest fitting first. Nothing starts and no money is held. Exits
-    with 3 when the plan is refused.
+    Give a spec (-f), or the id of a plan made before. Every way to buy the work stands side by side, cheapest fitting
+    first. Nothing starts and no money is held. Exits with 3 when the plan is refused.
     """
     if (plan_id is None) == (path is None):
         raise click.UsageError("Give either a plan id or -f FILE.")

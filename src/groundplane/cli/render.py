@@ -61,6 +61,13 @@ def views(*parts: View) -> None:
     _print_views(parts, sys.stderr)
 
 
+def text(document: str) -> None:
+    """A document of several lines, such as Markdown, as result."""
+    kept = "\n".join(clean(each) for each in document.split("\n"))
+    sys.stdout.write(kept if kept.endswith("\n") else kept + "\n")
+    sys.stdout.flush()
+
+
 def line(text: str) -> None:
     """One line of result."""
     sys.stdout.write(text + "\n")

@@ -25,6 +25,7 @@ from groundplane import __version__
 from groundplane.audit import Event
 from groundplane.client.approvals import ApprovalCalls
 from groundplane.client.policy import PolicyCalls
+from groundplane.client.artifacts import ArtifactCalls
 from groundplane.client.recon import ReconCalls
 from groundplane.client.requests import RequestCalls
 from groundplane.domain.access import Exposure, Key, Project
@@ -66,8 +67,6 @@ from groundplane.wire import (
     SizeRequest,
     SpecRequest,
     Status,
-    Upload,
-    UploadedFile,
     Whoami,
 )
 
@@ -75,10 +74,9 @@ Answer = TypeVar("Answer")
 DEFAULT_THRESHOLDS_PERCENT = (50, 80, 100)
 LOG_PIECE_BYTES = 1 << 18
 _FOLLOW_PAUSE_FIRST_S, _FOLLOW_PAUSE_MAX_S = 0.1, 1.0
-_UPLOAD_PIECE_BYTES = 1 << 20
 
 
-class Client(ApprovalCalls, PolicyCalls, ReconCalls, RequestCalls):
+class Client(ApprovalCalls, ArtifactCalls, PolicyCalls, ReconCalls, RequestCalls):
     """A connection to one control plane. Close it, or use it in a `with` block."""
 
     def __init__(self, base_url: str, key: str, *, timeout_s: float = 60.0) -> None:
@@ -139,6 +137,14 @@ class Client(ApprovalCalls, PolicyCalls, ReconCalls, RequestCalls):
 
     def get_plan(self, plan_id: str) -> Plan:
         return self._get(f"/v1/plans/{_part(plan_id)}", Plan)
+
+    def plans(self, *, project: str | None = None, limit: int = 20) -> list[Plan]:
+        """Newest first."""
+        return self._get("/v1/plans", list[Plan], params={"project": project, "limit": limit})
+
+    def plan_markdown(self, plan_id: str) -> str:
+        """One plan for a ticket or a pull request."""
+        return self._send("GET", f"/v1/plans/{_part(plan_id)}/markdown").text
 
     def apply_plan(self, plan_id: str, *, idempotency_key: str = "") -> Applied:
         """Raises Refusal with every reason, Conflict when the world changed since the plan."""
@@ -272,24 +278,6 @@ class Client(ApprovalCalls, PolicyCalls, ReconCalls, RequestCalls):
         """Re-hashes every file: takes as long as reading them does."""
         path = f"/v1/models/{_part(name)}/versions/{number}/verify"
         return self._call("POST", path, ModelCheck, timeout_s=3600)
-
-    def create_upload(self) -> Upload:
-        return self._call("POST", "/v1/uploads", Upload)
-
-    def upload_file(self, upload_id: str, path: str, source: Path) -> UploadedFile:
-        """Streams one file; `path` is where it lies in the model's folder."""
-        size_bytes = source.stat().st_size
-        return self._call(
-            "PUT",
-            f"/v1/uploads/{_part(upload_id)}/{quote(path)}",
-            UploadedFile,
-            content=_pieces(source),
-            headers={"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"},
-            timeout_s=600,
-        )
-
-    def delete_upload(self, upload_id: str) -> None:
-        self._send("DELETE", f"/v1/uploads/{_part(upload_id)}")
 
     def register_model(self, name: str, *, upload_id: str, project: str, facts: Facts) -> ModelVersion:
         """Turns an upload into a signed version. Raises InvalidInput or Refusal with what is missing."""
@@ -578,12 +566,6 @@ def _made(kind: type[Answer], **values: Any) -> Answer:
         return kind(**values)
     except ValueError as error:
         raise InvalidInput(str(error)) from None
-
-
-def _pieces(source: Path) -> Iterator[bytes]:
-    with source.open("rb") as file:
-        while piece := file.read(_UPLOAD_PIECE_BYTES):
-            yield piece
 
 
 def _part(text: str) -> str:

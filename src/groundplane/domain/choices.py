@@ -33,7 +33,7 @@ CHECKPOINT_EVERY_S = 1_800
 RESERVED_SHOWN = 3
 """A term is shown for the cheapest so many machines: for one piece of work it seldom pays."""
 
-FITTING_SHOWN, REJECTED_SHOWN = 15, 25
+FITTING_SHOWN, REJECTED_SHOWN = 15, 20
 
 GPU_MAKERS = ("nvidia-", "amd-")
 """Work that does not name its accelerator is taken to be written for GPUs."""
@@ -138,6 +138,8 @@ class Judge:
         found: list[Refused] = []
         fit = self.fitness(offer, need, nodes)
         room = self.room(offer, nodes)
+        if self.is_retired(offer):
+            found.append(self._gone(offer))
         if self.needs_accelerator and not need.accelerators:
             found.append(self._no_accelerator(offer, fit, nodes))
         elif fit.short is not None:
@@ -276,7 +278,7 @@ class Judge:
         if offer.purchase == Purchase.SPOT:
             every_s = getattr(self.spec, "checkpoint_every_s", None)
             every = f"{format_duration(every_s or CHECKPOINT_EVERY_S)}{'' if every_s else ' assumed'}"
-            notes.append(f"{rate * nodes:g} interruptions a day ({source}), a checkpoint every {every}")
+            notes.append(f"interruptions a day: {rate * nodes:g} ({source}); a checkpoint every {every}")
         if offer.term_hours:
             listed = self._rows[offer.cloud, offer.region, offer.node_type].price_microusd_per_hour or 0
             pays = -(-offer.price_microusd_per_hour * offer.term_hours // listed)
@@ -285,8 +287,12 @@ class Judge:
         row = self._rows.get((offer.cloud, offer.region, offer.node_type))
         if row is not None and row.status == "preview":
             notes.append("in preview")
-        if fit.report is not None and fit.report.estimate is not None and fit.hours is not None:
-            notes.append(fit.report.layout.words)
+        if not offer.cloud and offer.pool != self.spec.pool:
+            notes.append(f"set pool: {offer.pool} to use it")
+        if fit.report is not None and fit.hours is not None:
+            layout, there = fit.report.layout, offer.accelerators * nodes
+            notes += [layout.words] if layout.cards > 1 else []
+            notes += [f"{there - layout.cards} of its {there} accelerators idle"] if layout.cards < there else []
         return tuple(notes)
 
     # ------------------------------------------------------------ all of them
@@ -324,15 +330,24 @@ class Judge:
                 if offer.purchase in ("", Purchase.ON_DEMAND):
                     each = self._best_count(offer, kind)
                     best = found.get(each.node_type)
-                    if each.fits and not self.is_retired(offer) and (best is None or _order(each) < _order(best)):
+                    if each.fits and (best is None or _order(each) < _order(best)):
                         found[each.node_type] = each
             if found:  # the kind that was asked for, else any that does it
                 return sorted(found.values(), key=_order)[:count]
         return []
 
     def is_retired(self, offer: Offer) -> bool:
+        """Whether the offer's machine is no longer sold."""
         row = self._rows.get((offer.cloud, offer.region, offer.node_type))
-        return row is not None and row.status == "retired"
+        if row is None:
+            return False
+        day = row.retirement_date
+        return row.status == "retired" or (day is not None and day <= self.now.date())
+
+    def _gone(self, offer: Offer) -> Refused:
+        day = self._rows[offer.cloud, offer.region, offer.node_type].retirement_date
+        have = f"{offer.node_type}, retired{f' on {day}' if day else ''}"
+        return Refused(rule="retired", need="a machine that is still sold", have=have, hint="choose another")
 
     def _best_count(self, offer: Offer, kind: str | None = None) -> Choice:
         need = self._eased(offer, kind)

@@ -136,8 +136,6 @@ def _deadline(facts: Facts) -> Iterable[Refused]:
 
 def _instance_type(facts: Facts) -> Iterable[Refused]:
     need, rows = facts.spec.resources, facts.rows
-    if facts.best is not None:
-        yield from _retired(facts, facts.best)
     if not need.names_cloud or facts.best is not None:
         return
     of_cloud = [row for row in rows if need.cloud in ("", row.cloud)]
@@ -172,13 +170,11 @@ def _instance_type(facts: Facts) -> Iterable[Refused]:
         yield Refused(rule="instance-type", need=sold, have="no price of that", hint=hint)
 
 
-def _retired(facts: Facts, best: Offer) -> Iterable[Refused]:
-    place = (best.cloud, best.region, best.node_type)
-    item = next((row for row in facts.rows if (row.cloud, row.region, row.name) == place), None)
-    if item is not None and item.status == "retired":
-        hint = f"choose one that is sold{_instead(facts)}"
-        have = f"{item.name}, retired on {item.retirement_date}"
-        yield Refused(rule="instance-type", need="an instance type that is still sold", have=have, hint=hint)
+def _replacement(facts: Facts) -> Iterable[Refused]:
+    """What does the same as a machine that is no longer sold; policy refuses the machine itself."""
+    for reason in facts.because("retired"):
+        shown = "; ".join(side_by_side(each) for each in facts.accelerated) or "ground recon lists what is sold"
+        yield Refused(rule="replacement", need="one that is sold would be", have=reason.have, hint=shown)
 
 
 def _regions(rows: Iterable[SkuRow]) -> set[str]:
@@ -202,9 +198,10 @@ def _gpu_work(facts: Facts) -> Iterable[Refused]:
     found = facts.because("gpu-work", "accelerators")
     if not found and facts.best is None and facts.work is not None and not facts.spec.resources.names_cloud:
         found = _on_processors(facts)
+    machine = facts.spec.resources.instance_type
     for reason in found:
-        instead = _instead(facts)
-        yield replace(reason, hint=f"{reason.hint}{instead}")
+        have = f"{reason.have} on {machine}" if machine and machine not in reason.have else reason.have
+        yield replace(reason, have=have, hint=f"{reason.hint}{_instead(facts)}")
 
 
 def _on_processors(facts: Facts) -> list[Refused]:
@@ -351,6 +348,7 @@ CHECKS: tuple[Check, ...] = (
     Check(id="quota", why="Without quota the first machine is refused, after everybody waited.", find=_quota),
     Check(id="lead-time", why="Quota takes days: asked for too late it comes too late.", find=_named("lead-time")),
     Check(id="storage", why="Accelerators that wait for data cost the same as those that work.", find=_storage),
+    Check(id="replacement", why="What is retired has a successor.", find=_replacement, warns=True),
     Check(id="quota-known", why="A limit that nobody read may be zero.", find=_quota_unknown, warns=True),
     Check(id="region-clear", why="One name may be two places.", find=_same_region, warns=True),
     Check(id="executor", why="A plan runs where something can start it.", find=_executor, warns=True),

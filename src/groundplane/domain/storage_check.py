@@ -92,9 +92,9 @@ def staging(
         enough = fast_enough(each, tiers)
         target = enough[0] if enough else None
         lines.append(
-            f"before the work: copy {each.source.name} once from {each.where} to"
-            f" {target.name if target else 'storage that is fast enough'}: {duration(each.pass_s)} at"
-            f" {rate(each.bytes_per_s)}, on a machine without accelerators; begin that much earlier"
+            f"before the work: copy {each.source.name} once from where it lies ({rate(each.bytes_per_s)}) to"
+            f" {target.name if target else 'storage that is fast enough'}: {duration(each.pass_s)} on a machine"
+            " without accelerators; begin that much earlier"
         )
         near = min(_speed(target, size) if target else nvme.bytes_per_s, nvme.bytes_per_s)
         lines.append(

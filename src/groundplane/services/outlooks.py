@@ -110,8 +110,8 @@ class Outlooks:
             percent_of_limit=round(100 * worst / limit, 2) if limit else 0.0,
         )
 
-    def outlook(self, considered: Considered, budget: BudgetImpact | None) -> Outlook:
-        """Everything the plan shows."""
+    def outlook(self, considered: Considered) -> Outlook:
+        """Everything the plan shows, but for the budget."""
         facts, spec = considered.facts, considered.spec
         best = facts.best
         choices, left_out = facts.judge.choices(considered.offers, best)
@@ -134,7 +134,6 @@ class Outlooks:
             idle_weekend=_weekend(chosen),
             basis=self._basis(choices, considered.quotas),
             time_basis=_time_basis(spec, facts.work),
-            budget=budget,
             memory=report.explain if report is not None else (),
             fixes=tuple(fix.what for fix in report.fixes) if report is not None else (),
             storage=tuple(each.formula for each in considered.readings),
@@ -319,10 +318,9 @@ def _ways_out(
 
 def _wants_better(judge: Judge, ranking: Ranking, in_the_way: Sequence[Refused]) -> bool:
     """Whether machines with accelerators should be told: the one in question has none, or there is none."""
-    if any(reason.rule in ("gpu-work", "accelerators", "accelerator", "time") for reason in in_the_way):
+    if any(reason.rule in ("gpu-work", "accelerators", "accelerator", "time", "retired") for reason in in_the_way):
         return True
-    best = ranking.best
-    return judge.needs_accelerator and (best is None or judge.is_retired(best.offer))
+    return judge.needs_accelerator and ranking.best is None
 
 
 # ---------------------------------------------------------------- sentences
@@ -366,9 +364,9 @@ def _weekend(chosen: Choice | None) -> str:
 def _assumptions(considered: Considered, choices: Sequence[Choice]) -> tuple[str, ...]:
     """What was taken for granted, each with where it is from."""
     found: list[str] = []
-    shown = {each.purchase for each in choices}
+    shown = {(each.place.split()[0], each.purchase) for each in choices if each.fits}
     for term in considered.catalogue.purchase_terms:
-        if term.kind not in shown:
+        if (term.cloud, term.kind) not in shown:
             continue
         guess = "estimated, " if term.estimated else ""
         source = f"({guess}{', '.join(term.sources)}, as of {term.as_of})"

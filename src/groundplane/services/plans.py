@@ -14,6 +14,7 @@ from groundplane.domain import planning
 from groundplane.domain.access import Exposure, Project
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.model import ModelVersion
+from groundplane.domain.outlook import Outlook
 from groundplane.domain.planning import Offer, Plan, PlanStatus, RejectedOffer
 from groundplane.domain.policy.builtin import Subject
 from groundplane.domain.spec import EndpointSpec, JobSpec
@@ -82,12 +83,13 @@ class Plans:
                 await self._project(tx, actor, spec.metadata.project)
         market = await self._market()
         considered = [await self._consider(spec, market) for spec in specs]
+        outlooks = [await self._outlook(found) for found in considered]
         plans: list[Plan] = []
         async with self._store.transaction() as tx:
             for spec in specs:
                 await self._project(tx, actor, spec.metadata.project)
-            for spec, found in zip(specs, considered, strict=True):
-                plan = await self._draw_up(tx, actor, spec, market, found)
+            for spec, found, outlook in zip(specs, considered, outlooks, strict=True):
+                plan = await self._draw_up(tx, actor, spec, market, found, outlook)
                 await tx.insert(plan)
                 await self._approvals.ask(tx, plan)
                 await tx.append_event(_event(plan))
@@ -142,16 +144,25 @@ class Plans:
             return None
         return await self._outlooks.consider(spec, market.offers, market.unpriced)
 
+    async def _outlook(self, found: Considered | None) -> Outlook | None:
+        if self._outlooks is None or found is None:
+            return None
+        return await asyncio.to_thread(self._outlooks.outlook, found)
+
     async def _draw_up(
-        self, tx: Tx, actor: Actor, spec: JobSpec | EndpointSpec, market: _Market, found: Considered | None
+        self,
+        tx: Tx,
+        actor: Actor,
+        spec: JobSpec | EndpointSpec,
+        market: _Market,
+        found: Considered | None,
+        outlook: Outlook | None,
     ) -> Plan:
         subject = await self._subject(tx, actor, spec, market, found)
         verdicts = await self._policies.judge(tx, subject)
-        outlook = None
-        if self._outlooks is not None and found is not None:
-            impact = await self._outlooks.budget(tx, found)
-            verdicts += self._outlooks.verdicts(found, impact)
-            outlook = self._outlooks.outlook(found, impact)
+        if self._outlooks is not None and found is not None and outlook is not None:
+            outlook = replace(outlook, budget=await self._outlooks.budget(tx, found))
+            verdicts += self._outlooks.verdicts(found, outlook.budget)
         if subject.ranking.best is not None:
             verdicts += await self._approvals.verdicts(tx, spec, subject.ranking.best.worst_case_microusd)
         return planning.seal(

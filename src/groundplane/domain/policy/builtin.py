@@ -154,7 +154,7 @@ def _pool_known(subject: Subject) -> Finding | None:
 
 def _offer_fits(subject: Subject) -> Finding | None:
     spec, ranking = subject.spec, subject.ranking
-    if ranking.best is not None or spec.pool not in subject.pools:
+    if ranking.best is not None or spec.pool not in subject.pools or spec.resources.names_cloud:
         return None
     if spec.pool in subject.silent_pools:
         have = f"pool {spec.pool} does not answer: {subject.silent_pools[spec.pool]}"
