@@ -32,10 +32,11 @@ from groundplane.domain.ledger import LedgerEntry, UsageRecord
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import Plan
 from groundplane.domain.policy.exceptions import PolicyException
+from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Reservation, Schedule
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0006"
+SCHEMA_REVISION = "0007"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -140,6 +141,21 @@ KINDS: dict[type, Kind] = {
             not_negative=("size_bytes",),
         ),
         Kind(row=StorageQuota, table="storage_quotas", not_negative=("limit_bytes",)),
+        Kind(row=QueueEntry, table="queue_entries", indexes=(("pool", "stage"),), references={"id": Run}),
+        Kind(
+            row=ProjectQuota,
+            table="project_quotas",
+            not_negative=("accelerators", "cpus_milli", "memory_bytes", "runs"),
+            references={"id": Project},
+        ),
+        Kind(
+            row=Reservation,
+            table="reservations",
+            indexes=(("pool", "ends_at"),),
+            references={"project": Project},
+        ),
+        Kind(row=QueueState, table="queue_state"),
+        Kind(row=Schedule, table="schedules", indexes=(("due_at",),), references={"project": Project}),
         Kind(
             row=Event,
             table="events",
