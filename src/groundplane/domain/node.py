@@ -54,6 +54,20 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cordon:
+    """A node that takes no new work, with who said so and why. id = `<pool>/<node>`."""
+
+    id: str
+    pool: str
+    node: str
+    reason: str
+    hint: str = ""
+    cordoned_by: str
+    cordoned_at: datetime
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """One member of an attempt on a node. Empty `accelerators` leaves their choice to the executor."""
 

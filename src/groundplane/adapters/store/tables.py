@@ -30,13 +30,15 @@ from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.intake.request import Request
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
 from groundplane.domain.model import ModelVersion
+from groundplane.domain.node import Cordon
 from groundplane.domain.planning import Plan
 from groundplane.domain.policy.exceptions import PolicyException
+from groundplane.domain.preflight import PreflightReport
 from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Reservation, Schedule
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0007"
+SCHEMA_REVISION = "0008"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -129,6 +131,8 @@ KINDS: dict[type, Kind] = {
             indexes=(("project", "created_at"),),
             not_negative=("size_bytes",),
         ),
+        Kind(row=Cordon, table="cordons"),
+        Kind(row=PreflightReport, table="preflight_reports", indexes=(("subject", "at"),)),
         Kind(
             row=Request,
             table="requests",
