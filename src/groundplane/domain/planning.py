@@ -394,7 +394,7 @@ def plan_hash(digest: str, offer: Offer | None, verdicts: Sequence[Verdict], bas
         "spec": digest,
         "offer": place,
         "verdicts": [
-            [v.rule, None if v.refused is None else asdict(v.refused), v.warning, *filter(None, (v.approval,))]
+            [v.rule, None if v.refused is None else asdict(v.refused), v.warning, *filter(None, (v.approval, v.exception))]
             for v in verdicts
         ],
     }

@@ -186,12 +186,13 @@ class Policies:
         self, actor: Actor, *, project: str | None = None, over_too: bool = False
     ) -> list[PolicyException]:
         """Those that hold, soonest to end first; with `over_too` those that have ended as well."""
-        where: dict[str, object] = {} if over_too else {"expires_at": AtLeast(self._clock.now())}
+        now = self._clock.now()
+        where: dict[str, object] = {} if over_too else {"expires_at": AtLeast(now)}
         if project is not None:
             where["project"] = project
         async with self._store.transaction() as tx:
             found = await tx.find(PolicyException, where, order="expires_at", limit=MAX_EXCEPTIONS)
-        return [each for each in found if actor.sees(each.project)]
+        return [each for each in found if actor.sees(each.project) and (over_too or each.expires_at > now)]
 
     async def remove_exception(self, actor: Actor, exception_id: str, reason: str = "") -> PolicyException:
         """Ends it now: what is planned or applied from here on is judged by the rule again. Raises NotFound."""
@@ -221,7 +222,7 @@ class Policies:
             models = await tx.find(ModelVersion, {"id": names}) if names else []
         seen = [plan for plan in plans[:MAX_PLANS] if actor.sees(plan.project)]
         return await asyncio.to_thread(
-            _replayed, proposed, seen, {each.id: each for each in models}, since, len(plans) > MAX_PLANS
+            _replayed, proposed, self._rules, seen, {each.id: each for each in models}, since, len(plans) > MAX_PLANS
         )
 
 
@@ -232,9 +233,16 @@ def _built(texts: Mapping[str, str]) -> RuleSet:
 
 
 def _replayed(
-    texts: Mapping[str, str], plans: list[Plan], models: Mapping[str, ModelVersion], since: datetime, truncated: bool
+    texts: Mapping[str, str],
+    current: RuleSet,
+    plans: list[Plan],
+    models: Mapping[str, ModelVersion],
+    since: datetime,
+    truncated: bool,
 ) -> Replay:
-    return replay(_built(texts), plans, models, since=since, truncated=truncated)
+    rules = _built(texts)
+    dropped = frozenset(each.rule.id for each in current.judged) - {each.rule.id for each in rules.judged}
+    return replay(rules, plans, models, since=since, dropped=dropped, truncated=truncated)
 
 
 def _changes(before: RuleSet, after: RuleSet) -> dict[str, object]:

@@ -173,8 +173,10 @@ def _check_paths(bare: str, schema: Mapping[str, object]) -> None:
         here: object = schema[root]
         path = root
         for name in re.findall(r"\w+", rest):
-            if not isinstance(here, Mapping) or not here:
-                break
+            if not isinstance(here, Mapping):
+                raise ExpressionFault(f"{path} has no {name}", f"it is a value such as {shown(here)}")
+            if not here:
+                break  # labels, variables, metrics: whatever their author called them
             if name not in here:
                 near = difflib.get_close_matches(name, here, 1, 0.6)
                 hint = f"did you mean {path}.{near[0]}?" if near else f"{path} has: {', '.join(here)}"

@@ -27,9 +27,13 @@ def replay(
     models: Mapping[str, ModelVersion],
     *,
     since: datetime,
+    dropped: frozenset[str] = frozenset(),
     truncated: bool = False,
 ) -> Replay:
-    """Judges each plan anew. `models` are the versions that endpoints' plans name, as far as they are still there."""
+    """Judges each plan anew. `models` are the versions that endpoints' plans name, as far as they are still there.
+
+    `dropped` are rules in force that the proposed ones lack: their word goes, that of others unknown here stays.
+    """
     changed: list[PlanMove] = []
     by_rule: Counter[str] = Counter()
     unplayed: Counter[str] = Counter()
@@ -41,7 +45,7 @@ def replay(
             unplayed[subject] += 1
             continue
         count += 1
-        move = _move(plan, rules, subject, live, unplayed)
+        move = _move(plan, rules, subject, live - dropped, unplayed, dropped)
         if move is None:
             continue
         changed.append(move)
@@ -55,7 +59,9 @@ def replay(
     )  # fmt: skip
 
 
-def _move(plan: Plan, rules: RuleSet, subject: Subject, live: set[str], unplayed: Counter[str]) -> PlanMove | None:
+def _move(
+    plan: Plan, rules: RuleSet, subject: Subject, live: set[str], unplayed: Counter[str], dropped: frozenset[str]
+) -> PlanMove | None:
     then = {verdict.rule: verdict for verdict in plan.verdicts}
     now: dict[str, Verdict] = {}
     for verdict in rules.judge(subject):
@@ -68,7 +74,7 @@ def _move(plan: Plan, rules: RuleSet, subject: Subject, live: set[str], unplayed
         now[verdict.rule] = (
             before if before is not None and before.exception and outcome(verdict)[0] != "pass" else verdict
         )
-    known = {each.rule.id for each in rules.judged} - live
+    known = ({each.rule.id for each in rules.judged} | dropped) - live
     now |= {rule: verdict for rule, verdict in then.items() if rule not in known}
     moves = tuple(_rule_moves(then, now))
     if not moves:

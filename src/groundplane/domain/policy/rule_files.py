@@ -29,7 +29,7 @@ MAX_TESTS = 100
 MAX_PROBLEMS = 50
 _ID = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _ID_MEANING = "a rule's name (lowercase letters, digits and -, at most 63)"
-_KEY = re.compile(r"[A-Za-z0-9*][A-Za-z0-9._*-]{0,127}")
+_KEY = re.compile(r"[A-Za-z0-9*][A-Za-z0-9._*/-]{0,127}")
 _NOWHEN = datetime(2000, 1, 1, tzinfo=UTC)
 
 

@@ -29,7 +29,8 @@ _FLAGS_WITH_VALUE = {"-v", "-e", "-p", "-w", "-u", "--volume", "--env", "--name"
 class PolicySettings:
     """The thresholds of the built-in rules. An operator sets them under `settings:` in a policy file.
 
-    `allowed_skus` maps a project, or `*`, to node types and accelerators; a project without an entry may use any.
+    `pool_clearances` maps a pool, a cloud's region (`azure/eastus`) or a cloud to the most confidential data that it
+    may hold; `allowed_skus` a project, or `*`, to node types and accelerators: a project without an entry may use any.
     Approval thresholds of 0 leave it to each project's own self-service limits.
     """
 
@@ -44,8 +45,11 @@ class PolicySettings:
     default_classification: str = "internal"
     allow_public: bool = True
 
-    def clearance(self, pool: str) -> str:
-        return self.pool_clearances.get(pool, self.default_clearance)
+    def clearance(self, place: str) -> str:
+        """Of a pool, of `azure eastus`, or where nobody said of that region, of `azure`."""
+        name = place.replace(" ", "/")
+        own = self.pool_clearances.get(name, self.pool_clearances.get(name.partition("/")[0], ""))
+        return own or self.default_clearance
 
     def skus(self, project: str) -> tuple[str, ...]:
         return self.allowed_skus.get(project, self.allowed_skus.get("*", ()))
@@ -141,10 +145,11 @@ def _spec(spec: JobSpec | EndpointSpec, now: datetime, settings: PolicySettings)
 def _plan(subject: Subject, settings: PolicySettings) -> dict[str, object]:
     best, nodes = subject.ranking.best, subject.spec.resources.nodes
     offer = best.offer if best else None
-    clearance = settings.clearance(subject.spec.pool)
+    place = offer.pool if offer else subject.spec.pool
+    clearance = settings.clearance(place)
     return {
         "has_offer": offer is not None,
-        "pool": subject.spec.pool,
+        "pool": place,
         "node_type": offer.node_type if offer else "",
         "simulated": offer.simulated if offer else False,
         "nodes": nodes,
