@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from groundplane.console.attention import notices
 from groundplane.domain.access import Exposure
+from groundplane.domain.approval import Approval
 from groundplane.domain.budget import Budget
 from groundplane.domain.run import Run, RunStatus
 from groundplane.domain.spec import JobSpec, Metadata, Resources
@@ -72,3 +73,15 @@ def test_a_spent_budget_is_worse_than_an_exposure_that_ends_soon() -> None:
 def test_a_run_in_its_last_hour_is_named() -> None:
     ending = replace(RUN, status=RunStatus.RUNNING, end_date=NOW + timedelta(minutes=30))
     assert said(runs=[ending]) == [("warn", "train is stopped on its end date, 2026-11-21")]
+
+
+def test_what_waits_for_a_yes_is_told_the_most_urgent_first() -> None:
+    later = Approval(
+        id="plan-1", project="vision", kind="job", name="llm", owner="dana", created_by="ana", plan_hash="h",
+        worst_case_microusd=620_000_000, reasons=("r",), needed=1, four_eyes=True, validity_s=7200,
+        requested_at=NOW, expires_at=NOW + timedelta(hours=2),
+    )  # fmt: skip
+    sooner = replace(later, id="plan-2", expires_at=NOW + timedelta(hours=1))
+    told = notices(runs=[], endpoints=[], budgets=[], exposures=[], approvals=[later, sooner], now=NOW)
+    assert [notice.href for notice in told] == ["/console/approvals/plan-2", "/console/approvals/plan-1"]
+    assert told[1].text == "job llm of vision waits for a yes to $620.00 for 2h more"
