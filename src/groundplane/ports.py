@@ -24,6 +24,7 @@ from groundplane.domain.model import ManifestFile
 from groundplane.domain.node import Node as Node
 from groundplane.domain.node import Placement as Placement
 from groundplane.domain.planning import Offer
+from groundplane.domain.preflight import CheckResult as CheckResult
 from groundplane.domain.preflight import PreflightNeed as PreflightNeed
 from groundplane.domain.price_lists import ListPrice
 from groundplane.domain.recon import CloudView, Machine
@@ -194,7 +195,8 @@ class Order:
     `checkpoint_dir` is shared by all attempts of a run; `output_dir` too. `cpus`, `memory_bytes` and `accelerators` are
     per node. `placements` names the nodes, one per member in order of rank; without it the executor chooses `nodes` of
     them, none named in `avoid`. `readable` are paths the job may read besides its own folders; `secrets` become files.
-    With a `preflight` the node checks itself before the command starts.
+    With a `preflight` the node checks itself before the command starts. `checkpoint_share` is the folder above a
+    checkpoint_dir of the spec's own choice: it must be there already, so that a missing mount is not made by mistake.
     """
 
     attempt_id: str
@@ -221,6 +223,7 @@ class Order:
     isolation: JobIsolation = JobIsolation()
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     preflight: PreflightNeed | None = None
+    checkpoint_share: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +256,10 @@ class Executor(Protocol):
 
     async def nodes(self) -> Sequence[Node]:
         """Every node of the pool, also those that do not answer, which say so. Asking changes nothing."""
+        ...
+
+    async def preflight(self, order: Order, node: str) -> Sequence[CheckResult]:
+        """Carries out an order's checks on one node and starts nothing; twice measures twice. Raises Unavailable."""
         ...
 
     async def start(self, order: Order) -> None:

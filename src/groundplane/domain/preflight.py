@@ -41,10 +41,7 @@ class DataNeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreflightNeed:
-    """What an order asks its node to check. `only` names checks to carry out alone; empty means all of them.
-
-    `checkpoint_share` is a folder that must be there already: a share that is not mounted is not made by mistake.
-    """
+    """What an order asks its node to check. `only` names checks to carry out alone; empty means all of them."""
 
     sent_at: str
     budget_s: float = 15.0
@@ -52,7 +49,6 @@ class PreflightNeed:
     disk_bytes: int = 0
     data: tuple[DataNeed, ...] = ()
     checkpoint_bytes: int = 0
-    checkpoint_share: str = ""
     memory_bytes_per_s: float = 0.0
     only: tuple[str, ...] = ()
 
@@ -118,7 +114,6 @@ def need_of(spec: JobSpec, *, now: datetime, memory_bytes_per_s: float, budget_s
             for item in spec.data
         ),
         checkpoint_bytes=spec.checkpoint_bytes,
-        checkpoint_share=spec.checkpoint_dir,
         memory_bytes_per_s=memory_bytes_per_s,
     )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from groundplane.domain.preflight import CheckResult
 from groundplane.domain.spec import JobSpec
 
 
@@ -237,3 +238,5 @@ class Observation:
     memory_bytes: int | None = None
     accelerator_percent: float | None = None
     silent_since: datetime | None = None
+    preflight: tuple[CheckResult, ...] = ()
+    unfit_node: str = ""

@@ -4,6 +4,7 @@ python runner ATTEMPT_DIR            run the attempt in the foreground
 python runner --detach ATTEMPT_DIR   the same in a session of its own; returns once the attempt is on record
 python runner --look ATTEMPT_DIR...  one JSON line per attempt; ends what a dead runner left behind
 python runner --facts FOLDER [NVML]  one JSON line: what this node has
+python runner --preflight ROOT ORDER one JSON line: what an order's checks find here; nothing is started
 python runner --serve ROOT POOL NVML RESERVATIONS   the node's desk: a JSON line asks, a JSON line answers
 """
 
@@ -21,6 +22,7 @@ from groundplane.runner.endings import FULL_DISK, bury, look, write_ended
 from groundplane.runner.files import now_text, read_document, take_lock, write_document
 from groundplane.runner.life import Runner
 from groundplane.runner.node import facts
+from groundplane.runner.preflight import inspect
 from groundplane.runner.processes import boot_id
 
 TYPE_CHECKING = False  # as type checkers know it; importing typing would add a tenth to every job's start
@@ -86,6 +88,8 @@ def main(arguments: list[str]) -> int:
             except (OSError, ValueError) as error:  # unreadable, or processes that don't die: not known, so not claimed
                 found = {"state": "unknown", "message": str(error)}
             sys.stdout.write(json.dumps(found) + "\n")
+    elif arguments[:1] == ["--preflight"] and len(arguments) == 3:
+        sys.stdout.write(json.dumps(inspect(Path(arguments[1]).resolve(), json.loads(arguments[2]))) + "\n")
     elif arguments[:1] == ["--serve"] and len(arguments) == 5:
         from groundplane.runner.desk import Desk  # noqa: PLC0415 (a job's start need not pay for it)
         from groundplane.runner.serve import serve  # noqa: PLC0415

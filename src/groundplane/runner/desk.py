@@ -65,7 +65,7 @@ class Desk:
             for each in (
                 *(self.hello, self.facts, self.reserve, self.start, self.look, self.stop, self.log, self.samples),
                 *(self.attempts, self.release, self.withdraw, self.beat, self.free_port, self.files, self.read),
-                self.run,
+                *(self.run, self.preflight),
             )
         }
 
@@ -253,6 +253,12 @@ class Desk:
     def run(self, arguments: Sequence[str], patience_s: float = START_PATIENCE_S) -> Document:
         """What the runner program prints for these arguments, such as a preflight's."""
         return {"said": self._call(*arguments, patience_s=patience_s)}
+
+    def preflight(self, order: Document) -> Document:
+        """What the order's checks find here, in a process of its own; nothing is started."""
+        budget_s = float((order.get("preflight") or {}).get("budget_s") or 0)
+        said = self._call("--preflight", str(self._root), json.dumps(order), patience_s=budget_s + START_PATIENCE_S)
+        return {"results": json.loads(said)}
 
     # ---- inside
 

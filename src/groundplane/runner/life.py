@@ -117,11 +117,13 @@ class Runner:
     def prepare(self) -> None:
         """Makes the attempt's folders, and walls around it. StartFailed when this node can't."""
         (self.folder / "work").mkdir(exist_ok=True)
+        share = self.order.get("checkpoint_share") or ""
         for wanted in (self.order["checkpoint_dir"], self.order["output_dir"]):
-            with contextlib.suppress(OSError):  # preflight says what is wrong with it, in better words
-                Path(wanted).mkdir(
-                    exist_ok=bool(self.order.get("preflight")) or True, parents=not self.order.get("preflight")
-                )
+            try:  # a share that is not mounted must not be made on the node's own disk
+                Path(wanted).mkdir(exist_ok=True, parents=not (share and wanted.startswith(share)))
+            except OSError as error:
+                if not self.order.get("preflight"):  # else that says what is wrong with it, in better words
+                    raise StartFailed("start-failed", f"{wanted} can't be made: {error.strerror}") from None
         try:
             self.sandbox.prepare()
         except NotPossible as error:

@@ -6,9 +6,11 @@ is: `node` or `run`), `figures` (numbers by name, units last) and `took_s`. A sk
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
+import shutil
 import signal
 import threading
 import time
@@ -16,7 +18,7 @@ from pathlib import Path
 
 from groundplane.runner import preflight_accelerators, preflight_storage
 from groundplane.runner.files import now_text, parse_time, read_document, write_document
-from groundplane.runner.isolation import image_present
+from groundplane.runner.isolation import NotPossible, Sandbox, image_present
 from groundplane.runner.processes import boot_id
 from groundplane.runner.verdicts import failed, ok, skipped
 
@@ -111,15 +113,35 @@ def verdict(results: list[Document]) -> tuple[str, str]:
     return reason, text + (f" (and {more} more)" if more else "")
 
 
-def inspect(order: Document, folder: Path, become: Callable[[], object] = lambda: None) -> list[Document]:
-    """The checks from start to end, for who has nothing else to do meanwhile."""
-    inspection = Inspection(order, folder, become)
-    while not inspection.collect(1.0):
-        pass
-    found = inspection.close()
-    for pid in inspection.pids:
-        os.waitpid(pid, os.WNOHANG)
-    return found
+def inspect(root: Path, order: Document) -> list[Document]:
+    """The checks by themselves, without an attempt: in a folder of their own under `root`, which is removed again."""
+    folder = root / "preflight" / f"{order['attempt_id']}-{os.getpid()}"
+    (folder / "work").mkdir(mode=0o700, parents=True)
+    share = order.get("checkpoint_share") or ""
+    order["checkpoint_dir"] = f"{share}/.ground-preflight-{os.getpid()}" if share else str(folder / "checkpoints")
+    order["output_dir"] = str(folder / "output")
+    sandbox = Sandbox(folder, order, order["workdir"] or str(folder / "work"))
+    try:
+        if not share:
+            Path(order["checkpoint_dir"]).mkdir()
+        elif Path(share).is_dir():
+            with contextlib.suppress(OSError):  # the check says it in better words
+                Path(order["checkpoint_dir"]).mkdir()
+        sandbox.prepare()
+        inspection = Inspection(order, folder, sandbox.enter)
+        while not inspection.collect(1.0):
+            pass
+        return inspection.close()
+    except NotPossible as error:
+        found = failed(
+            f"isolation {sandbox.mode}", str(error), "choose another isolation, or another pool", fault="node"
+        )
+        return [{"name": "isolation", **found, "took_s": 0.0}]
+    finally:
+        sandbox.close()
+        with contextlib.suppress(OSError):
+            Path(order["checkpoint_dir"]).rmdir()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 # ---------------------------------------------------------------- which checks there are

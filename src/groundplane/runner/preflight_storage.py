@@ -161,7 +161,7 @@ def checkpoints(order: Document, _: Path) -> Document:
     """Writes to the checkpoint target, syncs, reads back, compares: what a night's work hangs on."""
     target = Path(order["checkpoint_dir"])
     asked = order.get("preflight") or {}
-    size_bytes, share = int(asked.get("checkpoint_bytes") or 0), asked.get("checkpoint_share") or ""
+    size_bytes, share = int(asked.get("checkpoint_bytes") or 0), order.get("checkpoint_share") or ""
     need = f"write, sync and read back in {target}"
     if share and not os.path.lexists(share):
         hint = f"make {share} on the node; is its share mounted?"

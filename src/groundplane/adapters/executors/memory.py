@@ -12,6 +12,7 @@ from pathlib import Path
 
 from groundplane.domain.node import Node, NodeAccelerator, NodeHealth
 from groundplane.domain.planning import Offer
+from groundplane.domain.preflight import CheckResult, CheckStatus
 from groundplane.domain.run import EndReason, FoundCheckpoint, Observation
 from groundplane.errors import Conflict, InvalidInput, Unavailable
 from groundplane.ports import Clock, LogChunk, Order, Sample
@@ -116,6 +117,10 @@ class MemoryExecutor:
             )
             for index in range(offer.nodes)
         ]
+
+    async def preflight(self, order: Order, node: str) -> Sequence[CheckResult]:
+        self._reach()
+        return [CheckResult(name="node", status=CheckStatus.SKIPPED, have=f"{node} is simulated: nothing to check")]
 
     async def start(self, order: Order) -> None:
         self._reach()

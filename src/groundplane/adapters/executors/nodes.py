@@ -30,6 +30,7 @@ from groundplane.adapters.executors.observing import (
 from groundplane.adapters.executors.placements import Placed, Placements
 from groundplane.domain.node import Node, NodeAccelerator, NodeHealth, Placement
 from groundplane.domain.planning import Offer
+from groundplane.domain.preflight import CheckResult, results_of
 from groundplane.domain.run import EndReason, Observation
 from groundplane.errors import Conflict, GroundError, InvalidInput, Unavailable
 from groundplane.ports import Clock, LogChunk, Order, Sample
@@ -107,6 +108,18 @@ class NodesExecutor:
         return [self._node(link) for link in self._links.values()]
 
     # ---- orders
+    async def preflight(self, order: Order, node: str) -> Sequence[CheckResult]:
+        """On the cards that are free, else on the first ones: a check disturbs nobody for long."""
+        link = self._link(node)
+        document = self._documents(replace(order, placements=(), nodes=1), Placed(members=(node,)))[0]
+        if order.accelerators:
+            self._keep_facts(link, await self._ask(link, "facts"))
+            cards = sorted(link.facts["accelerators"], key=lambda card: (bool(card["held_by"]), card["index"]))
+            document["accelerator_indexes"] = [card["index"] for card in cards[: order.accelerators]]
+        budget_s = order.preflight.budget_s if order.preflight else 0.0
+        said = await self._ask(link, "preflight", budget_s + START_PATIENCE_S, order=document)
+        return results_of(said["results"])
+
 
     async def start(self, order: Order) -> None:
         async with self._starting.setdefault(order.attempt_id, asyncio.Lock()):
@@ -308,6 +321,8 @@ class NodesExecutor:
             run = f"{self._shared_dir}/runs/{order.run_id}"
             base |= {"checkpoint_dir": f"{run}/checkpoints", "output_dir": f"{run}/output"}
         places = order.placements or tuple(Placement(node=node) for node in placed.members)
+        if order.checkpoint_share:  # the spec's own choice
+            base["checkpoint_dir"] = order.checkpoint_dir
         documents = []
         for rank, (_, member) in enumerate(_members(order.attempt_id, placed)):
             env = {**order.env, **self._gang_environment(order, placed, rank)}

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from groundplane.domain.preflight import results_of
 from groundplane.domain.run import EndReason, FoundCheckpoint, Observation
 from groundplane.ports import Sample
 
@@ -33,6 +34,8 @@ def as_observation(attempt_id: str, node: str, document: Mapping[str, Any]) -> O
         cpu_percent=sample.get("cpu_percent"),
         memory_bytes=sample.get("memory_bytes"),
         accelerator_percent=sum(loads) / len(loads) if loads else None,
+        preflight=results_of(document.get("preflight", ())),
+        unfit_node=node if document.get("end_reason") == EndReason.NODE_UNFIT else "",
     )
 
 
@@ -65,6 +68,8 @@ def together(attempt_id: str, members: Sequence[Observation]) -> tuple[Observati
         cpu_percent=_sum([each.cpu_percent for each in members]),
         memory_bytes=_sum([each.memory_bytes for each in members]),
         accelerator_percent=sum(loads) / len(loads) if loads else None,
+        preflight=(first or members[0]).preflight,
+        unfit_node=first.unfit_node if first else "",
     )
     if seen.state == "unknown":
         silent = [each for each in members if each.state == "unknown"]
