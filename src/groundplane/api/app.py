@@ -9,11 +9,13 @@ from fastapi import APIRouter, FastAPI
 from groundplane import __version__
 from groundplane.api import (
     approvals,
+    artifacts,
     audit,
     costs,
     endpoints,
     exposures,
     hub,
+    hub_push,
     keys,
     models,
     plans,
@@ -42,6 +44,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     runs.router,
     models.router,
     uploads.router,
+    artifacts.router,
     endpoints.router,
     keys.router,
     projects.router,
@@ -50,6 +53,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     audit.router,
     exposures.router,
     hub.router,
+    hub_push.router,
     recon.router,
 )
 

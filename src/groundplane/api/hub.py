@@ -44,12 +44,13 @@ class HubRoute(APIRoute):
             try:
                 return await handle(request)
             except GroundError as error:
-                said = f"{error.message}; {error.hint}" if error.hint else error.message
+                reasons = [f"{each}; {each.hint}" for each in getattr(error, "refusals", ())]
+                said = ". ".join(reasons) or (f"{error.message}; {error.hint}" if error.hint else error.message)
                 headers = {"X-Error-Message": said.encode("ascii", "replace").decode()}
                 code = next((code for kind, code in _CODES if isinstance(error, kind)), "")
                 if code:
                     headers["X-Error-Code"] = code
-                return _json({"error": said}, error.http_status, headers)
+                return answer({"error": said}, error.http_status, headers)
 
         return handled
 
@@ -63,7 +64,7 @@ async def who_am_i(actor: Annotated[Actor, requires_any_key()]) -> Response:
     """The caller's own key, as `hf auth whoami` shows it."""
     token = {"displayName": actor.key_id, "role": "read"}
     orgs = [{"type": "org", "name": actor.project}] if actor.project else []
-    return _json(
+    return answer(
         {"type": "user", "name": actor.name, "fullname": actor.name, "orgs": orgs, "auth": {"accessToken": token}}
     )
 
@@ -78,26 +79,26 @@ async def search_models(
 ) -> Response:
     """Repositories whose name holds the text, by name."""
     found = await app.hub.search(actor, text=search, project=author, limit=limit)
-    return _json([hub.info(version) for version in found])
+    return answer([hub.info(version) for version in found])
 
 
 @router.get("/api/models/{project}/{name}")
 async def repository(project: str, name: str, app: Ground, actor: Reader, blobs: bool = False) -> Response:
     """The newest version."""
-    return _json(hub.info(await app.hub.version(actor, project, name, hub.MAIN), blobs=blobs))
+    return answer(hub.info(await app.hub.version(actor, project, name, hub.MAIN), blobs=blobs))
 
 
 @router.get("/api/models/{project}/{name}/refs")
 async def references(project: str, name: str, app: Ground, actor: Reader) -> Response:
     """Branch and tags with their commits."""
     versions = await app.hub.versions(actor, project, name)
-    return _json(hub.refs(versions, await app.hub.aliases(name)))
+    return answer(hub.refs(versions, await app.hub.aliases(name)))
 
 
 @router.get("/api/models/{project}/{name}/revision/{revision:path}")
 async def revision(project: str, name: str, revision: str, app: Ground, actor: Reader, blobs: bool = False) -> Response:
     """One version."""
-    return _json(hub.info(await app.hub.version(actor, project, name, revision), blobs=blobs))
+    return answer(hub.info(await app.hub.version(actor, project, name, revision), blobs=blobs))
 
 
 @router.get("/api/models/{project}/{name}/tree/{revision}")
@@ -116,7 +117,7 @@ async def tree(
     entries = hub.tree(version, folder.strip("/"), recursive=recursive)
     if entries is None:
         raise EntryNotFound(f"{version.id} has no folder {folder}", f"ground models show {version.id} lists its files")
-    return _json(entries)
+    return answer(entries)
 
 
 @router.post("/api/models/{project}/{name}/paths-info/{revision}")
@@ -130,7 +131,7 @@ async def paths_info(project: str, name: str, revision: str, request: Request, a
             raise InvalidInput(f"the body names no paths: {error}", 'send {"paths": ["config.json"]}') from None
     else:
         wanted = [value for value in (await request.form()).getlist("paths") if isinstance(value, str)]
-    return _json(hub.paths(version, wanted))
+    return answer(hub.paths(version, wanted))
 
 
 class _PathsInfo(msgspec.Struct):
@@ -177,5 +178,5 @@ async def resolve(
     return StreamingResponse(body, status_code=status, headers=headers, media_type="application/octet-stream")
 
 
-def _json(document: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def answer(document: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     return Response(msgspec.json.encode(document), status, headers, media_type="application/json")

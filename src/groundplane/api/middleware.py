@@ -16,7 +16,7 @@ from groundplane.units import format_bytes
 
 log = logging.getLogger("groundplane.api")
 
-UPLOAD_PREFIX = "/v1/uploads/"
+UPLOAD_PREFIXES = ("/v1/uploads/", "/hf/lfs/")
 _DRAIN_LIMIT_BYTES = 256 * 2**20
 _DRAIN_LIMIT_S = 5.0
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -69,7 +69,7 @@ class BodyLimit:
         self.limit_bytes = limit_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].startswith(UPLOAD_PREFIX):
+        if scope["type"] != "http" or scope["path"].startswith(UPLOAD_PREFIXES):
             await self.app(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"0")

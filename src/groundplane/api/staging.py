@@ -6,12 +6,14 @@ A door's buffer, not a store: what is registered moves into the artifact store, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import json
 import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from groundplane.domain.model import path_fault
@@ -24,6 +26,7 @@ FILES_MAX = 10_000
 _ID = re.compile(r"upl-[0-9a-f]{32}")
 _DISK_RESERVE_BYTES = 256 * 2**20
 _FILES, _PARTIAL = "files", "partial"
+SOURCES = "sources.json"
 
 
 class Staging:
@@ -41,6 +44,21 @@ class Staging:
         """The uploaded tree. NotFound for an upload that is not there or somebody else's."""
         place = self._place(upload_id, owner)
         return place / _FILES
+
+    def place(self, upload_id: str, owner: str) -> Path:
+        """The upload's own folder, in which only the control plane's user can write."""
+        return self._place(upload_id, owner)
+
+    async def files(self, upload_id: str, owner: str) -> tuple[UploadedFile, ...]:
+        """What has arrived so far, with sizes only: what a broken push need not send again."""
+        return await asyncio.to_thread(_arrived, self._place(upload_id, owner) / _FILES)
+
+    async def sources(self, upload_id: str, owner: str) -> dict[str, Path]:
+        """Relative path → file: what arrived, and what `sources.json` names instead.
+
+        That file can't be sent: it lies outside the tree that uploads fill, in a folder only our own user can write.
+        """
+        return await asyncio.to_thread(_sources, self._place(upload_id, owner))
 
     async def receive(
         self, upload_id: str, owner: str, path: str, pieces: AsyncIterator[bytes], declared_bytes: int
@@ -65,6 +83,24 @@ class Staging:
             partial.unlink(missing_ok=True)
         return UploadedFile(path=path, size_bytes=size_bytes, sha256=digest)
 
+    async def find(self, owner: str) -> str | None:
+        """The owner's newest upload."""
+        return await asyncio.to_thread(self._find, owner)
+
+    async def capability(self, upload_id: str) -> str:
+        """The owner of an upload, for links that carry the id itself as their proof. NotFound for any other id."""
+        known = _ID.fullmatch(upload_id) and (self._root / upload_id / "owner").is_file()
+        if not known:
+            raise NotFound("this upload link has ended", "begin again")
+        return (self._root / upload_id / "owner").read_text()
+
+    async def compose(self, upload_id: str, owner: str, layout: Mapping[str, str], beside: Iterable[str]) -> Path:
+        """A tree of this upload's files, {path: uploaded name}, with folders for the paths that will stand `beside`.
+
+        InvalidInput for a path that could leave it or a clash, NotFound for a file that was not uploaded.
+        """
+        return await asyncio.to_thread(self._compose, self._place(upload_id, owner), layout, beside)
+
     async def discard(self, upload_id: str, owner: str) -> None:
         """Lets go of an upload and its files."""
         await asyncio.to_thread(shutil.rmtree, self._place(upload_id, owner))
@@ -80,6 +116,29 @@ class Staging:
             folder.mkdir(parents=True, mode=0o700)
         (place / "owner").write_text(owner)
         return upload_id
+
+    def _compose(self, place: Path, layout: Mapping[str, str], beside: Iterable[str]) -> Path:
+        tree = place / f"tree-{secrets.token_hex(8)}"
+        tree.mkdir(mode=0o700)
+        for path, name in layout.items():
+            fault = path_fault(path)
+            if fault is not None:
+                raise InvalidInput(f"the path {path!r} {fault}", "upload plain relative paths such as tokenizer.json")
+            source = place / _FILES / name
+            if not source.is_file():
+                raise NotFound(
+                    f"{path} was not uploaded: there is no {name}", "push again; a day unused ends an upload"
+                )
+            with _no_clash(tree / path):
+                (tree / path).hardlink_to(source)
+        for path in beside:
+            with _no_clash(tree / path):
+                pass
+        return tree
+
+    def _find(self, owner: str) -> str | None:
+        owned = [place for place in self._root.glob("upl-*") if (place / "owner").read_text() == owner]
+        return max(owned, key=lambda place: place.stat().st_mtime_ns).name if owned else None
 
     def _place(self, upload_id: str, owner: str) -> Path:
         place = self._root / upload_id
@@ -128,10 +187,41 @@ def _usage(folder: Path) -> tuple[int, int]:
 
 
 def _settle(partial: Path, target: Path) -> None:
+    with _no_clash(target):
+        partial.replace(target)
+
+
+@contextlib.contextmanager
+def _no_clash(target: Path) -> Iterator[None]:
+    """Makes room for a file. InvalidInput where a file is in the way of a folder or the other way round."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        partial.replace(target)
+        yield
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise InvalidInput(
             f"{target.name!r} is a file and a folder in the same upload", "rename one of the two"
         ) from None
+
+
+def _arrived(folder: Path) -> tuple[UploadedFile, ...]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return tuple(
+        UploadedFile(path=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size, sha256="")
+        for path in paths
+    )
+
+
+def _sources(place: Path) -> dict[str, Path]:
+    found = {file.path: place / _FILES / file.path for file in _arrived(place / _FILES)}
+    named = place / SOURCES
+    if not named.exists():
+        return found
+    try:
+        listed = json.loads(named.read_bytes())
+        given = {str(path): Path(source) for path, source in listed.items()}
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidInput(f"{SOURCES} is no object of paths", "push again") from None
+    for path, source in given.items():
+        if path_fault(path) is not None or not source.is_absolute():
+            raise InvalidInput(f"{SOURCES} names {path!r} as {str(source)!r}", "name plain relative and absolute paths")
+    return found | given

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
 
 from groundplane.domain import hub
 from groundplane.domain.model import ManifestFile, ModelVersion
-from groundplane.errors import IntegrityFailure, NotFound
+from groundplane.domain.model_card import CARD, facts_of
+from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore
 from groundplane.services.models import Models
@@ -61,6 +63,39 @@ class Hub:
             for version in newest.values()
             if wanted in f"{version.project}/{version.name}" and project in ("", version.project)
         ][: min(limit, MAX_LISTED)]
+
+    async def parent(self, actor: Actor, project: str, name: str, commit: str) -> ModelVersion | None:
+        """The version that a push builds on: the newest, or None for a new repository.
+
+        Conflict when the push was made for another commit; NotFound for a project the actor does not see.
+        """
+        if not actor.sees(project):
+            raise NotFound(f"there is no repository {project}/{name}", "ground projects list shows the ones you see")
+        try:
+            newest = (await self.versions(actor, project, name))[0]
+        except NotFound:
+            newest = None
+        if commit and (newest is None or not hub.commit_of(newest).startswith(commit)):
+            have = hub.commit_of(newest) if newest else "no commit yet"
+            raise Conflict(f"{project}/{name} is at {have}, not at {commit}", "fetch it and push again")
+        return newest
+
+    async def push(
+        self, actor: Actor, project: str, name: str, *, tree: Path, kept: Sequence[ManifestFile], message: str
+    ) -> ModelVersion:
+        """Registers what lies in `tree` with the parent's `kept` files beside it; facts are read from its README.md.
+
+        Raises Refusal with every file that may not enter and every fact that is missing, as `Models.register` does.
+        """
+        for file in kept:
+            await self._blobs.fetch(file.sha256, tree / file.path)
+        try:
+            card = (tree / CARD).read_text(encoding="utf-8") if (tree / CARD).is_file() else ""
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"{CARD} is not UTF-8 at byte {error.start:,}", "save it as UTF-8") from None
+        return await self._models.register(
+            actor, name=name, project=project, source=tree, facts=facts_of(card), reason=message
+        )
 
     async def content(self, file: ManifestFile, start: int, stop: int) -> AsyncIterator[bytes]:
         """The bytes from `start` up to `stop`, a chunk at a time. IntegrityFailure when the store ends early."""
