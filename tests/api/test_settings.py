@@ -27,6 +27,15 @@ def test_values_are_read_in_the_units_people_write() -> None:
     assert settings.port == 5000
 
 
+@pytest.mark.parametrize(("text", "value"), [("on", True), ("off", False), ("True", True), ("no", False)])
+def test_a_switch_is_read_as_people_write_it_and_shown_as_on_or_off(text: str, value: bool) -> None:
+    env = {"GROUND_APPROVAL_FOUR_EYES": text}
+    settings = Settings.from_env(env)
+    assert settings.approval_four_eyes is value
+    shown = {item.variable: item.value for item in settings.describe(env)}
+    assert shown["GROUND_APPROVAL_FOUR_EYES"] == ("on" if value else "off")
+
+
 def test_an_empty_variable_is_the_default() -> None:
     assert Settings.from_env({"GROUND_PORT": ""}).port == 4700
 
@@ -34,7 +43,8 @@ def test_an_empty_variable_is_the_default() -> None:
 @pytest.mark.parametrize(
     ("variable", "value"),
     [("GROUND_PORT", "many"), ("GROUND_PORT", "0"), ("GROUND_PORT", "70000"), ("GROUND_LEASE", "soon"),
-     ("GROUND_LOCAL_PRICE", "-1"), ("GROUND_STORE_QUOTA", "2 buckets")],
+     ("GROUND_LOCAL_PRICE", "-1"), ("GROUND_STORE_QUOTA", "2 buckets"), ("GROUND_APPROVAL_FOUR_EYES", "maybe"),
+     ("GROUND_APPROVAL_EXPIRY", "0s")],
 )  # fmt: skip
 def test_a_value_that_cannot_be_read_names_its_variable(variable: str, value: str) -> None:
     with pytest.raises(InvalidInput, match=variable):
