@@ -1,6 +1,6 @@
 """A spec becomes a plan: offers that fit, what they cost, what policy says, hash-bound to what it was computed from.
 
-filter (`fit`) → rank and price (`rank`) → verdicts (`policy.judge`) → `seal`; and before it is applied, `changes`
+filter (`fit`) → rank and price (`rank`) → verdicts (`RuleSet.judge`) → `seal`; and before it is applied, `changes`
 """
 
 from __future__ import annotations

@@ -76,6 +76,7 @@ class DeclaredRule:
 
     @property
     def text(self) -> str:
+        """The condition as it was written: `when …; require …`."""
         when = f"when {self.when.text}" if self.when else ""
         require = f"require {self.require.text}" if self.require else ""
         return "; ".join(filter(None, (when, require)))
