@@ -12,9 +12,12 @@ import contextlib
 import hashlib
 import itertools
 import json
+import os
 import shlex
+import signal
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,10 +27,23 @@ from groundplane.runner.desk import Desk, No
 
 Document = dict[str, Any]
 RUNNER = Path(__file__).resolve().parents[2] / "runner"
-PATIENCE_S = 10.0
-CONNECT_PATIENCE_S = 15.0
-RETRY_S, RETRY_MAX_S = 0.5, 15.0
 LINE_LIMIT_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """How long a node may take: to let us in, to answer a plain question; and the longest pause between two tries.
+
+    A connection that is dead without saying so is found out after two times `alive_s`.
+    """
+
+    connect_s: float = 10.0
+    answer_s: float = 10.0
+    alive_s: int = 4
+    retry_max_s: float = 15.0
+
+
+RETRY_S = 0.25
 
 
 class Unsent(Unavailable):
@@ -41,8 +57,11 @@ class Unanswered(Unavailable):
 
 
 class Channel(Protocol):
-    async def call(self, operation: str, patience_s: float = PATIENCE_S, **arguments: Any) -> Document:
-        """Asks the desk. Raises Unsent, Unanswered, or what the desk says no with."""
+    async def call(self, operation: str, patience_s: float = 0.0, **arguments: Any) -> Document:
+        """Asks the desk; `patience_s` where it may take longer than a plain question.
+
+        Raises Unsent, Unanswered, or what the desk says no with.
+        """
         ...
 
     async def close(self) -> None:
@@ -56,7 +75,7 @@ class DirectChannel:
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
 
-    async def call(self, operation: str, patience_s: float = PATIENCE_S, **arguments: Any) -> Document:
+    async def call(self, operation: str, patience_s: float = 0.0, **arguments: Any) -> Document:
         try:
             return await asyncio.to_thread(self.desk.handle, operation, arguments)
         except No as no:
@@ -82,10 +101,12 @@ class SshChannel:
         root: str,
         python: str = "python3",
         runner: Path = RUNNER,
+        patience: Patience | None = None,
         on_connect: Callable[[Document], Awaitable[None]] | None = None,
     ) -> None:
         self._name, self._command, self._desk = name, tuple(command), tuple(desk)
         self._root, self._python, self._runner = root, python, runner
+        self._patience = patience or Patience()
         self.on_connect = on_connect
         self._process: asyncio.subprocess.Process | None = None
         self._pending: dict[int, asyncio.Future[Document]] = {}
@@ -96,9 +117,9 @@ class SshChannel:
         self._retry: asyncio.Task[None] | None = None
         self._closed = False
 
-    async def call(self, operation: str, patience_s: float = PATIENCE_S, **arguments: Any) -> Document:
+    async def call(self, operation: str, patience_s: float = 0.0, **arguments: Any) -> Document:
         await self._connected()
-        return await self._ask(operation, patience_s, arguments)
+        return await self._ask(operation, max(patience_s, self._patience.answer_s), arguments)
 
     async def close(self) -> None:
         self._closed = True
@@ -106,7 +127,7 @@ class SshChannel:
             self._retry.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._retry
-        await self._hang_up()
+        self._hang_up()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -125,8 +146,10 @@ class SshChannel:
                 await process.stdin.drain()
                 reply = await answer
         except (TimeoutError, OSError) as error:
-            await self._hang_up()
-            self._failure = self._unsent(f"it did not answer within {patience_s:g} s", "it is asked again")
+            self._hang_up()
+            self._give_up(
+                self._unsent(f"node {self._name} did not answer within {patience_s:g} s", "it is asked again")
+            )
             why = f"node {self._name} did not answer {operation} within {patience_s:g} s"
             raise Unanswered(why, "what runs there goes on; it is asked again") from error
         finally:
@@ -147,14 +170,15 @@ class SshChannel:
                     waiting.set_result(reply)
         if self._process is process:
             self._process = None
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        _kill(process)
         status = await process.wait()
         message, hint, _ = explain(self._name, (await noise).decode(errors="replace"), status)
         for waiting in self._pending.values():
             if not waiting.done():
                 waiting.set_exception(Unanswered(f"{message}; it may have done what it was asked", hint))
         self._pending.clear()
+        if not self._closed and self._failure is None:
+            self._give_up(self._unsent(message, hint))
 
     # ---- connecting
 
@@ -162,22 +186,24 @@ class SshChannel:
         if self._process is not None:
             return
         if self._failure is not None:
-            self._try_again()
             raise self._unsent(self._failure.message, self._failure.hint, refused=self._failure.refused)
         async with self._connecting:
             if self._process is not None:
                 return
             await self._connect()
 
-    def _try_again(self) -> None:
+    def _give_up(self, failure: Unsent) -> Unsent:
+        """From now on calls fail at once, until a task of our own has connected again."""
+        self._failure = failure
         if not self._closed and (self._retry is None or self._retry.done()):
             self._retry = asyncio.get_running_loop().create_task(self._keep_trying())
+        return failure
 
     async def _keep_trying(self) -> None:
         wait_s = RETRY_S
         while not self._closed and self._process is None:
             await asyncio.sleep(wait_s)
-            wait_s = min(2 * wait_s, RETRY_MAX_S)
+            wait_s = min(2 * wait_s, self._patience.retry_max_s)
             with contextlib.suppress(Unavailable):
                 async with self._connecting:
                     if self._process is None:
@@ -201,46 +227,54 @@ class SshChannel:
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
         noise = asyncio.get_running_loop().create_task(_last_words(process.stderr))
         try:
-            async with asyncio.timeout(CONNECT_PATIENCE_S):
+            async with asyncio.timeout(2 * self._patience.connect_s):
                 while (line := await process.stdout.readline()) != b"GROUND have\n":
                     if not line:
                         raise EOFError
                     if line == b"GROUND need\n":
                         process.stdin.write(files)
                         await process.stdin.drain()
+        except asyncio.CancelledError:
+            _kill(process)
+            await asyncio.wait([noise])
+            await process.wait()
+            raise
         except (EOFError, TimeoutError, OSError) as error:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            _kill(process)
             status = await process.wait()
             said = (await noise).decode(errors="replace")
             if isinstance(error, TimeoutError):
                 said, status = said or "Connection timed out", 255
-            self._failure = self._unsent(*explain(self._name, said, status))
-            raise self._failure from None
+            raise self._give_up(self._unsent(*explain(self._name, said, status))) from None
         self._process = process
         listener = asyncio.get_running_loop().create_task(self._listen(process, noise))
         self._tasks.add(listener)
         listener.add_done_callback(self._tasks.discard)
         try:
-            hello = await self._ask("hello", PATIENCE_S, {})
+            hello = await self._ask("hello", self._patience.answer_s, {})
             if self.on_connect is not None:
                 await self.on_connect({**hello, "connect_s": time.monotonic() - began})
         except GroundError as error:
-            await self._hang_up()
-            self._failure = self._unsent(error.message, error.hint)
-            raise self._failure from error
+            self._hang_up()
+            raise self._give_up(self._unsent(error.message, error.hint)) from error
         self._failure = None
 
-    async def _hang_up(self) -> None:
+    def _hang_up(self) -> None:
         process, self._process = self._process, None
         if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
+            _kill(process)
 
     def _unsent(self, message: str, hint: str, refused: bool = False) -> Unsent:
         error = Unsent(message, hint)
         error.refused = refused
         return error
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """Not by its method, which polls first and so takes the exit status from asyncio's own watcher."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
 
 
 def _error(kind: str, message: str, hint: str) -> GroundError:

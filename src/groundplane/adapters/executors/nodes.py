@@ -104,10 +104,10 @@ class NodesExecutor:
         return [self._offer(alike) for alike in kinds.values()]
 
     async def nodes(self) -> Sequence[Node]:
-        await self._ask_all("facts", self._keep_facts)
+        with contextlib.suppress(Unavailable):
+            await self._ask_all("facts", self._keep_facts)
         return [self._node(link) for link in self._links.values()]
 
-    # ---- orders
     async def preflight(self, order: Order, node: str) -> Sequence[CheckResult]:
         """On the cards that are free, else on the first ones: a check disturbs nobody for long."""
         link = self._link(node)
@@ -120,6 +120,7 @@ class NodesExecutor:
         said = await self._ask(link, "preflight", budget_s + START_PATIENCE_S, order=document)
         return results_of(said["results"])
 
+    # ---- orders
 
     async def start(self, order: Order) -> None:
         async with self._starting.setdefault(order.attempt_id, asyncio.Lock()):
@@ -320,9 +321,9 @@ class NodesExecutor:
         elif self._shared_dir:
             run = f"{self._shared_dir}/runs/{order.run_id}"
             base |= {"checkpoint_dir": f"{run}/checkpoints", "output_dir": f"{run}/output"}
-        places = order.placements or tuple(Placement(node=node) for node in placed.members)
         if order.checkpoint_share:  # the spec's own choice
             base["checkpoint_dir"] = order.checkpoint_dir
+        places = order.placements or tuple(Placement(node=node) for node in placed.members)
         documents = []
         for rank, (_, member) in enumerate(_members(order.attempt_id, placed)):
             env = {**order.env, **self._gang_environment(order, placed, rank)}
@@ -408,7 +409,7 @@ class NodesExecutor:
 
     # ---- asking
 
-    async def _ask(self, link: Link, operation: str, patience_s: float = 10.0, **arguments: Any) -> Document:
+    async def _ask(self, link: Link, operation: str, patience_s: float = 0.0, **arguments: Any) -> Document:
         try:
             said = await link.channel.call(operation, patience_s, **arguments)
         except (Unsent, Unanswered) as error:
@@ -464,6 +465,8 @@ class NodesExecutor:
 
         async def adopt(hello: Document) -> None:
             assert self._placements is not None
+            link = self._links[name]
+            link.failure, link.heard_at = None, self._clock.now()
             for member in hello["attempts"]:
                 attempt_id, rank, size = _split(member)
                 if not self._placements.adopt(attempt_id, rank, size, name):

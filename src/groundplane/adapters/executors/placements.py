@@ -52,8 +52,10 @@ class Placements:
 
     def adopt(self, attempt_id: str, rank: int, size: int, node: str) -> bool:
         """A node says that it has this member. False when that is not where we sent it: a leftover."""
-        before = self.get(attempt_id) or Placed()
-        members = list(before.members or ("",) * size)
+        before = self.get(attempt_id)
+        if before is None:
+            before = Placed(members=("",) * size)
+        members = list(before.members)
         if len(members) != size or members[rank] not in ("", node):
             return False
         members[rank] = node

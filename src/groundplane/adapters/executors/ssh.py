@@ -14,15 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from groundplane.adapters.atomic_file import write_atomically
-from groundplane.adapters.executors.channels import RUNNER, SshChannel
+from groundplane.adapters.executors.channels import RUNNER, Patience, SshChannel
 from groundplane.adapters.executors.nodes import Link, NodesExecutor, RunnerOptions
 from groundplane.adapters.executors.placements import Placements
 from groundplane.domain.pool_file import NodeDefinition, PoolDefinition, parse_pools
 from groundplane.errors import InvalidInput, Problem
 from groundplane.ports import Clock
-
-CONNECT_TIMEOUT_S = 8
-ALIVE_INTERVAL_S, ALIVE_COUNT_MAX = 3, 3
 
 
 class SshExecutor(NodesExecutor):
@@ -37,17 +34,20 @@ class SshExecutor(NodesExecutor):
         installation: str,
         options: RunnerOptions | None = None,
         runner: Path = RUNNER,
+        patience: Patience | None = None,
     ) -> None:
+        patience = patience or Patience()
         options = options or RunnerOptions()
         own = f"{pool.root}/{installation}"
         channels = {
             node.name: SshChannel(
                 node.name,
-                ssh_command(pool, node),
+                ssh_command(pool, node, patience),
                 desk=(own, pool.name, options.nvml_library, pool.root),
                 root=pool.root,
                 python=pool.python,
                 runner=runner,
+                patience=patience,
             )
             for node in pool.nodes
         }
@@ -60,7 +60,7 @@ class SshExecutor(NodesExecutor):
             channel.on_connect = self.adopter(name)
 
 
-def ssh_command(pool: PoolDefinition, node: NodeDefinition) -> tuple[str, ...]:
+def ssh_command(pool: PoolDefinition, node: NodeDefinition, patience: Patience) -> tuple[str, ...]:
     """OpenSSH's client and its options for a node: never a question, never an unknown host key, nothing forwarded."""
     options = {
         "BatchMode": "yes",
@@ -77,9 +77,9 @@ def ssh_command(pool: PoolDefinition, node: NodeDefinition) -> tuple[str, ...]:
         "PermitLocalCommand": "no",
         "ControlMaster": "no",
         "ControlPath": "none",
-        "ConnectTimeout": str(CONNECT_TIMEOUT_S),
-        "ServerAliveInterval": str(ALIVE_INTERVAL_S),
-        "ServerAliveCountMax": str(ALIVE_COUNT_MAX),
+        "ConnectTimeout": str(max(1, round(patience.connect_s))),
+        "ServerAliveInterval": str(patience.alive_s),
+        "ServerAliveCountMax": "2",
         "LogLevel": "ERROR",
         **({"IdentityFile": _expanded(node.key_file), "IdentitiesOnly": "yes"} if node.key_file else {}),
     }
