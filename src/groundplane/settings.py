@@ -103,6 +103,12 @@ class Settings:
     reconcile_period_s: int = _setting(
         "GROUND_RECONCILE_PERIOD", 2, "How often an active run or endpoint is looked at.", parse_duration_s
     )
+    share_half_life_s: int = _setting(
+        "GROUND_SHARE_HALF_LIFE",
+        86_400,
+        "How fast the queue forgets what a project held: after this time it counts half.",
+        parse_duration_s,
+    )
     lease_s: int = _setting("GROUND_LEASE", 30, "How long a claimed row stays with its worker.", parse_duration_s)
     gateway_slice_microusd: int = _setting(
         "GROUND_GATEWAY_SLICE",

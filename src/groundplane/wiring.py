@@ -46,6 +46,7 @@ from groundplane.services.outlooks import Outlooks
 from groundplane.services.plans import Plans
 from groundplane.services.policy import Policies
 from groundplane.services.recon import Recon
+from groundplane.services.queue import Queue
 from groundplane.services.reconcile import Reconcile
 from groundplane.services.requests import Requests
 from groundplane.services.runs import Runs
@@ -78,6 +79,7 @@ class App:
     reconcile: Reconcile
     gateway_config: GatewayConfig
     lease_owner: str
+    queue: Queue
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     wakers: list[Callable[[], object]]
     loops: tuple[object, ...] = ()
@@ -219,6 +221,14 @@ async def build(settings: Settings) -> App:
             store=store,
             clock=clock,
             executors=executors,
+        queue=Queue(
+            store=store,
+            clock=clock,
+            ids=ids,
+            executors=executors,
+            half_life_s=settings.share_half_life_s,
+            wake=wake,
+        ),
             costs=costs,
             models=models,
             files=files,
@@ -227,6 +237,7 @@ async def build(settings: Settings) -> App:
         gateway_config=GatewayConfig(
             store=store,
             clock=clock,
+            wake=wake,
             costs=costs,
             usage_log=usage_log,
             sink=SnapshotFile(home / "gateway" / "snapshot.json"),

@@ -14,12 +14,14 @@ from groundplane.domain.lifecycle import (
     AskToStop,
     BeginAttempt,
     EndAttempt,
+    Enqueue,
     Finish,
     NoteRunning,
     StartAgain,
     TryAgain,
     next_actions,
 )
+from groundplane.domain.queue import QueueEntry, Stage
 from groundplane.domain.run import ENDINGS, Attempt, EndReason, Observation, Run, RunStatus
 from groundplane.domain.spec import JobSpec, Metadata, Resources, Retry
 
@@ -67,14 +69,56 @@ def seen(state: str, **facts: object) -> Observation:
     return Observation(attempt_id="run-1-1", state=state, **facts)  # type: ignore[arg-type]
 
 
+def a_seat(**changes: object) -> QueueEntry:
+    seat = QueueEntry(
+        id="run-1",
+        name="train",
+        project="vision",
+        pool="local",
+        owner="ana",
+        priority=100_000,
+        queued_at=NOW,
+        stage=Stage.PLACED,
+        nodes=1,
+        accelerators=0,
+        cpus_milli=1000,
+        memory_bytes=2**30,
+        expected_s=3600,
+    )
+    return replace(seat, **changes)  # type: ignore[arg-type]
+
+
 def decide(
-    run: Run, attempt: Attempt | None = None, observation: Observation | None = None, *, posted: int = 0
+    run: Run,
+    attempt: Attempt | None = None,
+    observation: Observation | None = None,
+    *,
+    seat: QueueEntry | None = None,
+    posted: int = 0,
 ) -> tuple[lifecycle.Action, ...]:
-    return next_actions(run, attempt, observation, posted_microusd=posted, now=NOW)
+    return next_actions(run, attempt, observation, seat=seat, posted_microusd=posted, now=NOW)
 
 
-def test_a_new_run_begins_its_first_attempt() -> None:
-    assert decide(a_run()) == (BeginAttempt(1),)
+def test_a_new_run_gets_a_place_in_the_queue_and_begins_when_it_has_one_on_nodes() -> None:
+    assert decide(a_run()) == (Enqueue(),)
+    assert decide(a_run(), seat=a_seat(stage=Stage.WAITING)) == ()
+    assert decide(a_run(), seat=a_seat()) == (BeginAttempt(1),)
+
+
+def test_a_run_asked_to_give_way_is_stopped_and_then_waits_where_it_stood() -> None:
+    leaving = a_seat(stage=Stage.LEAVING)
+    run = a_run(status=RunStatus.RUNNING, attempt=1)
+    assert decide(run, an_attempt(), seen("running"), seat=leaving) == (AskToStop(EndReason.PREEMPTED),)
+    over = seen("ended", end_reason=EndReason.PREEMPTED, exit_code=143)
+    assert decide(run, an_attempt(), over, seat=leaving)[-1] == TryAgain(0.0, preempted=True)
+    assert decide(a_run(), seat=leaving) == (TryAgain(0.0, preempted=True),), "before it had begun"
+
+
+def test_a_preemption_counts_as_no_failure() -> None:
+    run = a_run(status=RunStatus.RUNNING, attempt=4)
+    killed = seen("ended", end_reason=EndReason.KILLED, exit_code=137)
+    assert decide(run, an_attempt(4), killed, seat=a_seat(preemptions=2))[-1] == TryAgain(4.0)
+    assert isinstance(decide(run, an_attempt(4), killed, seat=a_seat(preemptions=1))[-1], Finish)
 
 
 def test_an_attempt_written_down_but_unknown_to_the_pool_is_started_again() -> None:

@@ -34,6 +34,7 @@ from groundplane.services.approvals import Approvals
 from groundplane.services.costs import Costs
 from groundplane.services.models import Models
 from groundplane.services.plans import Plans
+from groundplane.services.queue import Queue
 from groundplane.services.reconcile import Reconcile
 from groundplane.services.runs import Runs
 
@@ -113,6 +114,7 @@ class Plane:
     costs: Costs
     runs: Runs
     reconcile: Reconcile
+    queue: Queue
 
     async def submit(self, text: str = JOB) -> str:
         (plan,) = await self.plans.plan(ADMIN, text)
@@ -123,6 +125,7 @@ class Plane:
         async with self.store.transaction() as tx:
             claimed = await tx.claim(Run, now=self.clock.now(), owner="w", lease_s=30, limit=10)
         await self.reconcile.step(claimed)
+        await self.queue.step()
 
     async def run_to_end(self, run_id: str, *, steps: int = 400) -> Run:
         for _ in range(steps):
@@ -187,6 +190,7 @@ async def a_plane(folder: Path, play: Callable[[Order], Script]) -> Plane:
         files=files,
         period_s=2,
     )
+    queue = Queue(store=store, clock=clock, ids=ids, executors={"local": executor})
     access = Access(store=store, clock=clock, ids=ids)
     await access.create_project(
         ADMIN,
@@ -197,7 +201,7 @@ async def a_plane(folder: Path, play: Callable[[Order], Script]) -> Plane:
         thresholds_percent=(50, 80, 100),
         reason="test",
     )
-    return Plane(store, clock, executor, orders, access, plans, costs, runs, reconcile)
+    return Plane(store, clock, executor, orders, access, plans, costs, runs, reconcile, queue)
 
 
 def steady(order: Order) -> Script:

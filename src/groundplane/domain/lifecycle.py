@@ -1,7 +1,7 @@
 """The heart: (run, attempt, observation, now) → what to do next.
 
-A run's life: pending → an attempt is decided and written down → the executor starts it → it is observed
-until it ends → its end reason's row in ENDINGS says finish or try again → finished, hold closed.
+A run's life: pending → in its pool's queue → placed → an attempt is written down → the executor starts it → it is
+observed until it ends → its end reason's row in ENDINGS says finish or back into the queue → finished, hold closed.
 
 Nothing here acts. `services.reconcile` carries the actions out; each is safe to carry out twice.
 """
@@ -11,8 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from groundplane.domain.queue import QueueEntry, Stage
 from groundplane.domain.run import ENDINGS, Attempt, EndReason, Observation, Run, RunStatus
 from groundplane.units import format_duration, format_usd
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueue:
+    """Give the run a place in its pool's queue. Capacity is the queue's to give, so nothing starts before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +56,13 @@ class EndAttempt:
 
 @dataclass(frozen=True, slots=True)
 class TryAgain:
-    """The run goes back to pending; the next attempt begins after the back-off."""
+    """The run gives back what it holds and waits in the queue again, where it stood; not before the back-off is over.
+
+    `preempted` runs made room for others: that is no failure of theirs, and counts as none.
+    """
 
     after_s: float
+    preempted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,39 +77,47 @@ class Finish:
 FENCE_MARGIN_S = 60.0
 """What a node's clock, a last beat under way and a slow kill may add to its dead-man timer."""
 
-Action = BeginAttempt | StartAgain | NoteRunning | AskToStop | EndAttempt | TryAgain | Finish
+Action = Enqueue | BeginAttempt | StartAgain | NoteRunning | AskToStop | EndAttempt | TryAgain | Finish
 
 
 def next_actions(
-    run: Run, attempt: Attempt | None, observation: Observation | None, *, posted_microusd: int, now: datetime
+    run: Run,
+    attempt: Attempt | None,
+    observation: Observation | None,
+    *,
+    seat: QueueEntry | None,
+    posted_microusd: int,
+    now: datetime,
 ) -> tuple[Action, ...]:
     """What to do for a run, in order. No actions means: look again later.
 
     `attempt` is the run's newest; `observation` is what its executor says, None when there is no open attempt.
-    `posted_microusd` is what the ledger already holds against the run.
+    `seat` is its place in the queue, None before it has one. `posted_microusd` is what the ledger already holds against
+    the run.
     """
     if run.status.is_over:
         return ()
     if attempt is not None and attempt.end_reason is not None and run.status is not RunStatus.PENDING:
         # Its end is on record and what follows from it is not: we died, or a part did not answer, in between.
-        return _after_end(run, attempt, EndAttempt(attempt.end_reason, attempt.exit_code, attempt.message))
+        ended = EndAttempt(attempt.end_reason, attempt.exit_code, attempt.message)
+        return _after_end(run, attempt, ended, seat)
     if attempt is None or attempt.end_reason is not None:
-        return _between_attempts(run, posted_microusd, now)
+        return _between_attempts(run, seat, posted_microusd, now)
     if observation is None or observation.state == "unknown":
         # Unknown is not dead: acting on it would double-start a job that only lost its network.
-        return _while_silent(run, attempt, observation, now)
+        return _while_silent(run, attempt, observation, seat, now)
     if observation.state == "absent":
         if attempt.started:
             lost = EndAttempt(EndReason.NODE_LOST, None, f"pool {attempt.pool} no longer knows this attempt")
-            return (lost, *_after_end(run, attempt, lost))
+            return (lost, *_after_end(run, attempt, lost, seat))
         if run.stop_requested is not None:
             never = EndAttempt(run.stop_requested, None, "stopped before it started")
-            return (never, *_after_end(run, attempt, never))
+            return (never, *_after_end(run, attempt, never, seat))
         return (StartAgain(),)
     if observation.state == "ended":
         ended = EndAttempt(observation.end_reason or EndReason.RUNNER_LOST, observation.exit_code, observation.message)
-        return (ended, *_after_end(run, attempt, ended))
-    return _while_running(run, observation, posted_microusd, now)
+        return (ended, *_after_end(run, attempt, ended, seat))
+    return _while_running(run, observation, seat, posted_microusd, now)
 
 
 def remaining_duration_s(run: Run, attempts: tuple[Attempt, ...]) -> float:
@@ -117,14 +135,24 @@ def limit_reached(run: Run, posted_microusd: int, now: datetime) -> EndReason | 
     return None
 
 
-def _between_attempts(run: Run, posted_microusd: int, now: datetime) -> tuple[Action, ...]:
+def _between_attempts(run: Run, seat: QueueEntry | None, posted_microusd: int, now: datetime) -> tuple[Action, ...]:
     reason = run.stop_requested or limit_reached(run, posted_microusd, now)
     if reason is not None:
         return (Finish(ENDINGS[reason].status, reason, f"{ENDINGS[reason].meaning} No attempt was running."),)
-    return (BeginAttempt(run.attempt + 1),)
+    if seat is None:
+        return (Enqueue(),)
+    match seat.stage:
+        case Stage.PLACED:
+            return (BeginAttempt(run.attempt + 1),)
+        case Stage.LEAVING:
+            return (TryAgain(0.0, preempted=True),)
+        case _:
+            return ()
 
 
-def _while_silent(run: Run, attempt: Attempt, observation: Observation | None, now: datetime) -> tuple[Action, ...]:
+def _while_silent(
+    run: Run, attempt: Attempt, observation: Observation | None, seat: QueueEntry | None, now: datetime
+) -> tuple[Action, ...]:
     """Nothing, until the node's own dead-man timer must have ended the job: then it may start elsewhere.
 
     A job whose spec sets no such timer waits for its node, or for somebody to stop it.
@@ -141,27 +169,34 @@ def _while_silent(run: Run, attempt: Attempt, observation: Observation | None, n
         f" its dead-man timer ended the job after {format_duration(limit_s)}"
     )
     lost = EndAttempt(EndReason.NODE_LOST, None, message)
-    return (lost, *_after_end(run, attempt, lost))
+    return (lost, *_after_end(run, attempt, lost, seat))
 
 
-def _while_running(run: Run, observation: Observation, posted_microusd: int, now: datetime) -> tuple[Action, ...]:
+def _while_running(
+    run: Run, observation: Observation, seat: QueueEntry | None, posted_microusd: int, now: datetime
+) -> tuple[Action, ...]:
     actions: list[Action] = []
     if observation.state == "running" and run.status in {RunStatus.PENDING, RunStatus.STARTING}:
         actions.append(NoteRunning())
     reason = run.stop_requested or limit_reached(run, posted_microusd, now)
+    if reason is None and seat is not None and seat.stage is Stage.LEAVING:
+        reason = EndReason.PREEMPTED
     if reason is not None:
         actions.append(AskToStop(reason))
     return tuple(actions)
 
 
-def _after_end(run: Run, attempt: Attempt, ended: EndAttempt) -> tuple[Action, ...]:
+def _after_end(run: Run, attempt: Attempt, ended: EndAttempt, seat: QueueEntry | None) -> tuple[Action, ...]:
     ending = ENDINGS[ended.reason]
     if run.stop_requested is not None and ended.reason is not EndReason.SUCCEEDED:
         stop = ENDINGS[run.stop_requested]
         return (Finish(stop.status, run.stop_requested, stop.meaning),)
-    if ending.retry and attempt.number < run.spec.retry.max_attempts:
+    if ended.reason is EndReason.PREEMPTED:
+        return (TryAgain(0.0, preempted=True),)
+    failures = attempt.number - (seat.preemptions if seat is not None else 0)
+    if ending.retry and failures < run.spec.retry.max_attempts:
         # Doubling, capped at five minutes: the queue, not the back-off, decides who runs first.
-        return (TryAgain(min(run.spec.retry.backoff_s * 2.0 ** (attempt.number - 1), 300.0)),)
+        return (TryAgain(min(run.spec.retry.backoff_s * 2.0 ** max(0, failures - 1), 300.0)),)
     message = ended.message or ending.meaning
     if ending.retry:
         message = f"{message} That was attempt {attempt.number} of {run.spec.retry.max_attempts}."

@@ -39,6 +39,8 @@ class EndReason(StrEnum):
     RUNNER_LOST = "runner-lost"
     NODE_LOST = "node-lost"
     START_FAILED = "start-failed"
+    PREEMPTED = "preempted"
+    NEED_FAILED = "need-failed"
     MAX_DURATION = "max-duration"
     MAX_COST = "max-cost"
     IDLE = "idle"
@@ -89,6 +91,12 @@ ENDINGS: dict[EndReason, Ending] = {
     EndReason.START_FAILED: Ending(
         status=RunStatus.FAILED, retry=True, meaning="The executor could not start the attempt."
     ),
+    EndReason.PREEMPTED: Ending(
+        status=RunStatus.STOPPED,
+        retry=True,
+        meaning="It made room for more important work and waits in the queue again.",
+    ),
+    EndReason.NEED_FAILED: Ending(status=RunStatus.FAILED, retry=False, meaning="A run that it needs did not succeed."),
     EndReason.MAX_DURATION: Ending(
         status=RunStatus.FAILED, retry=False, meaning="The run reached the duration its spec allows."
     ),
@@ -237,6 +245,6 @@ class Observation:
     cpu_percent: float | None = None
     memory_bytes: int | None = None
     accelerator_percent: float | None = None
-    silent_since: datetime | None = None
     preflight: tuple[CheckResult, ...] = ()
     unfit_node: str = ""
+    silent_since: datetime | None = None

@@ -3,6 +3,7 @@
 | loop      | period | does                                                              |
 |-----------|--------|-------------------------------------------------------------------|
 | runs      | 0.25 s | claims due runs and takes them one step further                     |
+| queue     | 0.5 s  | a pass over each pool's queue: what starts, what gives way            |
 | endpoints | 0.25 s | claims due endpoints and asks whether they answer                    |
 | gateway   | 0.5 s  | takes usage into the ledger, reserves money ahead, publishes config  |
 | budgets   | 5 s    | fires the thresholds that spending crossed                           |
@@ -43,6 +44,9 @@ def schedule(app: App) -> tuple[Loop, ...]:
     async def endpoints() -> bool:
         for endpoint in await _claim(app, Endpoint):
             try:
+    async def queue() -> bool:
+        return await app.queue.step() > 0
+
                 await app.endpoints.step(endpoint)
             except Conflict:
                 log.info("endpoint %s changed while it was looked at", endpoint.id)
@@ -84,6 +88,7 @@ def schedule(app: App) -> tuple[Loop, ...]:
         Loop(name="beat", period_s=5.0, step=beat),
         Loop(name="sweep", period_s=60.0, step=sweep),
     )
+        Loop(name="queue", period_s=0.5, step=queue, wakeable=True),
 
 
 async def run_forever(app: App, stop: asyncio.Event) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -16,6 +16,7 @@ from pathlib import Path
 from groundplane.audit import EventDraft
 from groundplane.domain import ledger, lifecycle
 from groundplane.domain.ledger import LedgerEntry
+from groundplane.domain.queue import QueueEntry
 from groundplane.domain.run import (
     Attempt,
     Checkpoint,
@@ -30,10 +31,12 @@ from groundplane.identity import SYSTEM
 from groundplane.ports import Clock, Executor, Order, RunFiles, Store, Tx
 from groundplane.services.costs import Costs
 from groundplane.services.models import Models
+from groundplane.services.seats import adopt_seat, input_env, requeue, take_seat
 from groundplane.units import format_usd
 
 BILLING_PERIOD_S = 60.0
 STARTING_PERIOD_S = 0.1
+QUEUED_PERIOD_S = 60.0
 log = logging.getLogger(__name__)
 
 
@@ -50,6 +53,7 @@ class Reconcile:
         models: Models,
         files: RunFiles,
         period_s: float,
+        wake: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -58,26 +62,30 @@ class Reconcile:
         self._models = models
         self._files = files
         self._period_s = period_s
+        self._wake = wake
 
     async def step(self, runs: Sequence[Run]) -> None:
         """Observes each pool once for all its runs, then advances every run by itself."""
-        newest = await self._newest_attempts(runs)
+        newest, seats = await self._newest_attempts(runs)
         observed = await self._observe(runs, newest)
         for run in runs:
             try:
-                await self._advance(run, newest.get(run.id), observed.get(run.id))
+                await self._advance(run, newest.get(run.id), observed.get(run.id), seats.get(run.id))
             except Conflict:
                 # Somebody asked for something else meanwhile (a stop): that row is due at once and decided anew.
                 log.info("%s changed while it was reconciled", run.id)
             except Unavailable as error:
                 await self._postpone(run, error)
 
-    async def _newest_attempts(self, runs: Sequence[Run]) -> dict[str, Attempt]:
+    async def _newest_attempts(self, runs: Sequence[Run]) -> tuple[dict[str, Attempt], dict[str, QueueEntry]]:
+        """Each run's newest attempt and its place in the queue, by run."""
         ids = tuple(f"{run.id}-{run.attempt}" for run in runs if run.attempt > 0)
         if not ids:
             return {}
         async with self._store.transaction() as tx:
-            return {attempt.run_id: attempt for attempt in await tx.find(Attempt, {"id": ids})}
+            attempts = await tx.find(Attempt, {"id": ids}) if ids else []
+            seats = await tx.find(QueueEntry, {"id": tuple(run.id for run in runs)}) if runs else []
+        return {attempt.run_id: attempt for attempt in attempts}, {seat.id: seat for seat in seats}
 
     async def _observe(self, runs: Sequence[Run], newest: Mapping[str, Attempt]) -> dict[str, Observation]:
         by_pool: dict[str, list[Attempt]] = defaultdict(list)
@@ -93,20 +101,27 @@ class Reconcile:
             found.update({attempt.run_id: seen[attempt.id] for attempt in attempts if attempt.id in seen})
         return found
 
-    async def _advance(self, run: Run, attempt: Attempt | None, seen: Observation | None) -> None:
+    async def _advance(
+        self, run: Run, attempt: Attempt | None, seen: Observation | None, seat: QueueEntry | None
+    ) -> None:
         now = self._clock.now()
         if seen is not None and attempt is not None:
             attempt = await self._record(run, attempt, seen, now)
         async with self._store.transaction() as tx:
             posted = (await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run.id})).get((), 0)
-        actions = lifecycle.next_actions(run, attempt, seen, posted_microusd=posted, now=now)
+            if seat is None and attempt is not None and attempt.end_reason is None and attempt.node:
+                await adopt_seat(tx, run, attempt, await tx.find(Attempt, {"run_id": run.id}, order="number"))
+        actions = lifecycle.next_actions(run, attempt, seen, seat=seat, posted_microusd=posted, now=now)
+                case lifecycle.Enqueue():
+                    await self._enqueue(run, now)
+                    return
         for action in actions:
             match action:
                 case lifecycle.BeginAttempt(number):
                     run, attempt = await self._begin(run, number, now)
-                    await self._start(run, attempt)
+                    await self._start(run, attempt, seat)
                 case lifecycle.StartAgain() if attempt is not None:
-                    await self._start(run, attempt)
+                    await self._start(run, attempt, seat)
                 case lifecycle.NoteRunning():
                     run = replace(run, status=RunStatus.RUNNING, started_at=run.started_at or now, message="")
                 case lifecycle.AskToStop(reason) if attempt is not None:
@@ -114,11 +129,14 @@ class Reconcile:
                     run = replace(run, status=RunStatus.STOPPING)
                 case lifecycle.EndAttempt() as ended if attempt is not None:
                     attempt = await self._end_attempt(run, attempt, ended, now)
-                case lifecycle.TryAgain(after_s):
-                    run = replace(run, status=RunStatus.PENDING)
-                    await self._commit(run, now + timedelta(seconds=after_s))
+                case lifecycle.TryAgain() as again:
+                    await self._requeue(run, now, again)
                     return
                 case lifecycle.Finish() as finish:
+        if run.status is RunStatus.PENDING and not actions:
+            # It waits in the queue, which makes it due when it has a place; only its end date comes by itself.
+            await self._commit(run, min(now + timedelta(seconds=QUEUED_PERIOD_S), run.end_date))
+            return
                     await self._finish(run, attempt, finish)
                     return
         starting = run.status in {RunStatus.PENDING, RunStatus.STARTING, RunStatus.STOPPING}
@@ -142,7 +160,27 @@ class Reconcile:
             await _event(tx, run, now, "run.attempt", {"attempt": number, "resume_step": attempt.resumed_from_step})
         return run, attempt
 
-    async def _start(self, run: Run, attempt: Attempt) -> None:
+    async def _enqueue(self, run: Run, now: datetime) -> None:
+        async with self._store.transaction() as tx:
+            attempts = await tx.find(Attempt, {"run_id": run.id}, order="number")
+            if await take_seat(tx, run, attempts):
+                await _event(tx, run, now, "run.queue", {"pool": run.pool, "priority": run.spec.priority})
+            due = min(now + timedelta(seconds=QUEUED_PERIOD_S), run.end_date)
+            await tx.update(replace(run, due_at=due, lease_owner="", lease_expires_at=None))
+        self._wake()
+
+    async def _requeue(self, run: Run, now: datetime, again: lifecycle.TryAgain) -> None:
+        """Capacity is given back in the transaction that says it is not used any more."""
+        async with self._store.transaction() as tx:
+            attempts = await tx.find(Attempt, {"run_id": run.id}, order="number")
+            await requeue(tx, run, attempts, now, again)
+            due = min(now + timedelta(seconds=again.after_s or QUEUED_PERIOD_S), run.end_date)
+            await tx.update(replace(run, status=RunStatus.PENDING, due_at=due, lease_owner="", lease_expires_at=None))
+            if again.preempted:
+                await _event(tx, run, now, "run.requeue", {"because": EndReason.PREEMPTED.value})
+        self._wake()
+
+    async def _start(self, run: Run, attempt: Attempt, seat: QueueEntry | None) -> None:
         executor = self._executors.get(run.pool)
         if executor is None:
             raise Unavailable(f"pool {run.pool} is not registered", "ground status lists the pools")
@@ -158,7 +196,7 @@ class Reconcile:
                 if run.endpoint
                 else spec.command,
                 workdir=spec.workdir,
-                env=spec.env,
+                env=spec.env | self._inputs(seat),
                 checkpoint_dir=self._files.checkpoint_dir(run.id),
                 output_dir=self._files.output_dir(run.id),
                 cpus=spec.resources.cpus,
@@ -168,11 +206,18 @@ class Reconcile:
                 idle_limit_s=spec.idle_limit_s,
                 control_plane_gone_limit_s=spec.control_plane_gone_limit_s,
                 stop_grace_s=spec.stop_grace_s,
+                placements=seat.placements if seat is not None else (),
                 not_after=run.end_date,
                 nodes=spec.resources.nodes,
             )
         )
         async with self._store.transaction() as tx:
+    def _inputs(self, seat: QueueEntry | None) -> dict[str, str]:
+        """What the runs it needs have left for it."""
+        if seat is None:
+            return {}
+        return input_env(seat, {run_id: self._files.output_dir(run_id) for run_id in seat.needs.values() if run_id})
+
             await tx.update(replace(attempt, started=True))
 
     async def _record(self, run: Run, attempt: Attempt, seen: Observation, now: datetime) -> Attempt:
@@ -244,6 +289,7 @@ class Reconcile:
             spent = (await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run.id})).get((), 0)
             await _event(
                 tx, over, now, "run.end", {"status": status.value, "reason": reason.value, "cost": format_usd(spent)}
+        self._wake()
             )
         if attempt is not None and attempt.pool in self._executors:
             await self._executors[attempt.pool].release(attempt.id)

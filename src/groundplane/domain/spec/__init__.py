@@ -122,8 +122,21 @@ class ServingNeed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayElement:
+    """Which element of the array `name` a job is; at most `at_once` of them run at the same time, 0 is no limit."""
+
+    name: str
+    index: int
+    at_once: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """One job. `command` is argv; a string in the YAML becomes ("sh", "-c", text)."""
+    """One job. `command` is argv; a string in the YAML becomes ("sh", "-c", text).
+
+    `priority` is its class in the queue; `needs` names runs that must succeed first. With a `schedule` (cron, in
+    `timezone`) it is no job to start but one to submit at times.
+    """
 
     metadata: Metadata
     command: tuple[str, ...]
@@ -151,6 +164,12 @@ class JobSpec:
     preflight: bool = field(default=True, metadata=_LATER)
     checkpoint_dir: str = field(default="", metadata=_LATER)
     checkpoint_bytes: int = field(default=0, metadata=_LATER)
+    priority: str = field(default="training", metadata=_LATER)
+    needs: tuple[str, ...] = field(default=(), metadata=_LATER)
+    array: ArrayElement | None = field(default=None, metadata=_LATER)
+    schedule: str = field(default="", metadata=_LATER)
+    timezone: str = field(default="UTC", metadata=_LATER)
+    missed_ticks: str = field(default="once", metadata=_LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
