@@ -45,8 +45,9 @@ from groundplane.services.models import Models
 from groundplane.services.outlooks import Outlooks
 from groundplane.services.plans import Plans
 from groundplane.services.policy import Policies
-from groundplane.services.recon import Recon
 from groundplane.services.queue import Queue
+from groundplane.services.preflight import Preflight
+from groundplane.services.recon import Recon
 from groundplane.services.reconcile import Reconcile
 from groundplane.services.requests import Requests
 from groundplane.services.runs import Runs
@@ -77,9 +78,11 @@ class App:
     catalog: Catalog
     sizings: Sizings
     reconcile: Reconcile
+    preflight: Preflight
+    cordons: Cordons
+    queue: Queue
     gateway_config: GatewayConfig
     lease_owner: str
-    queue: Queue
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     wakers: list[Callable[[], object]]
     loops: tuple[object, ...] = ()
@@ -233,11 +236,12 @@ async def build(settings: Settings) -> App:
             models=models,
             files=files,
             period_s=settings.reconcile_period_s,
+            wake=wake,
+            preflight=preflight,
         ),
         gateway_config=GatewayConfig(
             store=store,
             clock=clock,
-            wake=wake,
             costs=costs,
             usage_log=usage_log,
             sink=SnapshotFile(home / "gateway" / "snapshot.json"),

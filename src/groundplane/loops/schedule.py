@@ -41,12 +41,12 @@ def schedule(app: App) -> tuple[Loop, ...]:
             await app.reconcile.step(claimed)
         return len(claimed) == CLAIM_LIMIT
 
-    async def endpoints() -> bool:
-        for endpoint in await _claim(app, Endpoint):
-            try:
     async def queue() -> bool:
         return await app.queue.step() > 0
 
+    async def endpoints() -> bool:
+        for endpoint in await _claim(app, Endpoint):
+            try:
                 await app.endpoints.step(endpoint)
             except Conflict:
                 log.info("endpoint %s changed while it was looked at", endpoint.id)
@@ -81,6 +81,7 @@ def schedule(app: App) -> tuple[Loop, ...]:
 
     return (
         Loop(name="runs", period_s=0.25, step=runs, wakeable=True),
+        Loop(name="queue", period_s=0.5, step=queue, wakeable=True),
         Loop(name="endpoints", period_s=0.25, step=endpoints, wakeable=True),
         Loop(name="gateway", period_s=0.5, step=gateway, wakeable=True),
         Loop(name="budgets", period_s=5.0, step=budgets),
@@ -88,7 +89,6 @@ def schedule(app: App) -> tuple[Loop, ...]:
         Loop(name="beat", period_s=5.0, step=beat),
         Loop(name="sweep", period_s=60.0, step=sweep),
     )
-        Loop(name="queue", period_s=0.5, step=queue, wakeable=True),
 
 
 async def run_forever(app: App, stop: asyncio.Event) -> None:

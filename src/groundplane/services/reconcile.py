@@ -31,6 +31,7 @@ from groundplane.identity import SYSTEM
 from groundplane.ports import Clock, Executor, Order, RunFiles, Store, Tx
 from groundplane.services.costs import Costs
 from groundplane.services.models import Models
+from groundplane.services.preflight import Preflight
 from groundplane.services.seats import adopt_seat, input_env, requeue, take_seat
 from groundplane.units import format_usd
 
@@ -54,6 +55,7 @@ class Reconcile:
         files: RunFiles,
         period_s: float,
         wake: Callable[[], None] = lambda: None,
+        preflight: Preflight | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -63,6 +65,7 @@ class Reconcile:
         self._files = files
         self._period_s = period_s
         self._wake = wake
+        self._preflight = preflight
 
     async def step(self, runs: Sequence[Run]) -> None:
         """Observes each pool once for all its runs, then advances every run by itself."""
@@ -80,8 +83,6 @@ class Reconcile:
     async def _newest_attempts(self, runs: Sequence[Run]) -> tuple[dict[str, Attempt], dict[str, QueueEntry]]:
         """Each run's newest attempt and its place in the queue, by run."""
         ids = tuple(f"{run.id}-{run.attempt}" for run in runs if run.attempt > 0)
-        if not ids:
-            return {}
         async with self._store.transaction() as tx:
             attempts = await tx.find(Attempt, {"id": ids}) if ids else []
             seats = await tx.find(QueueEntry, {"id": tuple(run.id for run in runs)}) if runs else []
@@ -112,11 +113,11 @@ class Reconcile:
             if seat is None and attempt is not None and attempt.end_reason is None and attempt.node:
                 await adopt_seat(tx, run, attempt, await tx.find(Attempt, {"run_id": run.id}, order="number"))
         actions = lifecycle.next_actions(run, attempt, seen, seat=seat, posted_microusd=posted, now=now)
+        for action in actions:
+            match action:
                 case lifecycle.Enqueue():
                     await self._enqueue(run, now)
                     return
-        for action in actions:
-            match action:
                 case lifecycle.BeginAttempt(number):
                     run, attempt = await self._begin(run, number, now)
                     await self._start(run, attempt, seat)
@@ -133,12 +134,12 @@ class Reconcile:
                     await self._requeue(run, now, again)
                     return
                 case lifecycle.Finish() as finish:
+                    await self._finish(run, attempt, finish)
+                    return
         if run.status is RunStatus.PENDING and not actions:
             # It waits in the queue, which makes it due when it has a place; only its end date comes by itself.
             await self._commit(run, min(now + timedelta(seconds=QUEUED_PERIOD_S), run.end_date))
             return
-                    await self._finish(run, attempt, finish)
-                    return
         starting = run.status in {RunStatus.PENDING, RunStatus.STARTING, RunStatus.STOPPING}
         await self._commit(run, now + timedelta(seconds=STARTING_PERIOD_S if starting else self._period_s))
 
@@ -187,38 +188,39 @@ class Reconcile:
         async with self._store.transaction() as tx:
             attempts = tuple(await tx.find(Attempt, {"run_id": run.id}, order="number"))
         spec = run.spec
-        await executor.start(
-            Order(
-                attempt_id=attempt.id,
-                run_id=run.id,
-                number=attempt.number,
-                command=tuple(part.replace("{port}", str(attempt.port)) for part in spec.command)
-                if run.endpoint
-                else spec.command,
-                workdir=spec.workdir,
-                env=spec.env | self._inputs(seat),
-                checkpoint_dir=self._files.checkpoint_dir(run.id),
-                output_dir=self._files.output_dir(run.id),
-                cpus=spec.resources.cpus,
-                memory_bytes=spec.resources.memory_bytes,
-                accelerators=spec.resources.accelerators,
-                max_duration_s=lifecycle.remaining_duration_s(run, attempts),
-                idle_limit_s=spec.idle_limit_s,
-                control_plane_gone_limit_s=spec.control_plane_gone_limit_s,
-                stop_grace_s=spec.stop_grace_s,
-                placements=seat.placements if seat is not None else (),
-                not_after=run.end_date,
-                nodes=spec.resources.nodes,
-            )
+        order = Order(
+            attempt_id=attempt.id,
+            run_id=run.id,
+            number=attempt.number,
+            command=tuple(part.replace("{port}", str(attempt.port)) for part in spec.command)
+            if run.endpoint
+            else spec.command,
+            workdir=spec.workdir,
+            env=spec.env | self._inputs(seat),
+            checkpoint_dir=self._files.checkpoint_dir(run.id),
+            output_dir=self._files.output_dir(run.id),
+            cpus=spec.resources.cpus,
+            memory_bytes=spec.resources.memory_bytes,
+            accelerators=spec.resources.accelerators,
+            max_duration_s=lifecycle.remaining_duration_s(run, attempts),
+            idle_limit_s=spec.idle_limit_s,
+            control_plane_gone_limit_s=spec.control_plane_gone_limit_s,
+            stop_grace_s=spec.stop_grace_s,
+            not_after=run.end_date,
+            nodes=spec.resources.nodes,
+            placements=seat.placements if seat is not None else (),
         )
+        if self._preflight is not None:
+            order = await self._preflight.furnish(run, order)
+        await executor.start(order)
         async with self._store.transaction() as tx:
+            await tx.update(replace(attempt, started=True))
+
     def _inputs(self, seat: QueueEntry | None) -> dict[str, str]:
         """What the runs it needs have left for it."""
         if seat is None:
             return {}
         return input_env(seat, {run_id: self._files.output_dir(run_id) for run_id in seat.needs.values() if run_id})
-
-            await tx.update(replace(attempt, started=True))
 
     async def _record(self, run: Run, attempt: Attempt, seen: Observation, now: datetime) -> Attempt:
         """What the executor told: times, node, new checkpoints; and the money spent since the last entry."""
@@ -237,6 +239,8 @@ class Reconcile:
         if updated == attempt and not due and not new:
             return attempt
         async with self._store.transaction() as tx:
+            if self._preflight is not None and attempt.started_at is None:
+                await self._preflight.note(tx, run, updated, seen)
             for found in new:
                 await _note_checkpoint(tx, run, attempt, found, now)
             if due and since is not None and until > since:
@@ -274,6 +278,7 @@ class Reconcile:
         now = self._clock.now()
         async with self._store.transaction() as tx:
             await self._costs.close(tx, run.hold_id)
+            await tx.delete(QueueEntry, run.id)
             over = await tx.update(
                 replace(
                     run,
@@ -289,8 +294,8 @@ class Reconcile:
             spent = (await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run.id})).get((), 0)
             await _event(
                 tx, over, now, "run.end", {"status": status.value, "reason": reason.value, "cost": format_usd(spent)}
-        self._wake()
             )
+        self._wake()
         if attempt is not None and attempt.pool in self._executors:
             await self._executors[attempt.pool].release(attempt.id)
 
