@@ -110,8 +110,9 @@ def test_who_may_not_is_told_so(served: Any, ana: Client, lea: Client) -> None:
 
 def test_nothing_of_a_file_begins_before_all_of_it_is_approved(ana: Client) -> None:
     both = JOB.replace("NAME", "first") + "---\n" + JOB.replace("NAME", "second")
-    with pytest.raises(ApprovalNeeded):
+    with pytest.raises(ApprovalNeeded) as told:
         ana.apply(both)
+    assert len(told.value.refusals) == 2
     assert not {run.name for run in ana.runs()} & {"first", "second"}
 
 

@@ -69,8 +69,7 @@ async def apply_spec(
     refused = [v.refused for plan in plans for v in plan.verdicts if v.refused is not None]
     if refused:
         raise Refusal(refused)
-    for plan in plans:
-        await app.approvals.require(plan)
+    await app.approvals.require(*plans)
     runs: list[Run] = []
     endpoints: list[Endpoint] = []
     for number, plan in enumerate(plans):

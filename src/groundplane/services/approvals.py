@@ -94,7 +94,7 @@ class Approvals:
 
     async def used(self, tx: Tx, plan: Plan) -> None:
         """The plan is applied: its approval, if it needed one, serves nothing else."""
-        approval = await tx.get(Approval, plan.id, lock=True)
+        approval = await tx.get(Approval, plan.id, lock=True) if rules.reasons(plan) else None
         if approval is not None:
             await tx.update(replace(approval, status=ApprovalStatus.APPLIED, due_at=None, lease_owner=""))
 
@@ -157,10 +157,10 @@ class Approvals:
                 raise _not_found(plan_id)
             return rules.expire(approval, self._clock.now()), await self._approvers(tx, approval)
 
-    async def require(self, plan: Plan) -> None:
-        """Raises as admission would when the plan waits for approval: for callers with costly work before admission."""
+    async def require(self, *plans: Plan) -> None:
+        """Raises as admission would when any plan waits for approval: for callers with work to do before admission."""
         async with self._store.transaction() as tx:
-            refused = await self.refusals(tx, plan)
+            refused = tuple([reason for plan in plans for reason in await self.refusals(tx, plan)])
         if refused:
             raise refusal(refused)
 

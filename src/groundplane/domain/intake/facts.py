@@ -154,7 +154,7 @@ FACTS: dict[str, Known] = {
         ("checkpoint", "checkpoints", "", "yes", _choice("yes", "no")),
         ("object", "which one", "", "run-01jd3k9x7q2m", _text),
         ("people", "who", "", "ana, ben", _text),
-        ("role", "role", "", "member", _choice("operator", "member", "finance", "security", "viewer", "caller")),
+        ("role", "role", "", "member", _choice("operator", "lead", "member", "finance", "security", "viewer", "caller")),
         ("metrics", "what to watch", "", "tokens per minute, p95 latency", _text),
         ("threshold", "when to alert", "", "80% of 80K TPM", _text),
         ("notify", "whom to tell", "", "#ml-ops", _text),

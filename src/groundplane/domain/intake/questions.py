@@ -82,7 +82,7 @@ _ASKS: Mapping[ItemKind, tuple[_Ask, ...]] = {
     K.ACCESS: (
         _Ask("people", "each person gets an own key", (), False, ("owner",)),
         _Ask("project", "access is per project"),
-        _Ask("role", "the least that does", ("member", "viewer", "caller", "finance", "security", "operator")),
+        _Ask("role", "the least that does", ("member", "lead", "viewer", "caller", "finance", "security", "operator")),
         _Ask("end_date", "keys expire"),
     ),
     K.INCIDENT: (
