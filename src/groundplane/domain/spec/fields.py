@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from groundplane.domain.isolation import Isolation
+from groundplane.domain.scheduling.state import CLASSES, DEFAULT_CLASS
 from groundplane.domain.sizing import Method, Optimizer, Precision
 from groundplane.domain.spec import CLASSIFICATIONS
 from groundplane.domain.spec import values as v
@@ -336,6 +337,36 @@ def _walls() -> Iterable[Field]:
     )  # fmt: skip
 
 
+def _queueing() -> Iterable[Field]:
+    job = (JOB,)
+    yield Field(
+        path="spec.priority", kinds=job, read=v.choice(*CLASSES), takes="a priority class", default=DEFAULT_CLASS,
+        meaning=f"Its class in the queue: {', '.join(CLASSES)}. A higher one starts first and may preempt a lower one.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.needs", kinds=job, read=v.texts(_LABEL, "a run's name or id", example="prepare"),
+        takes="list of run names or ids", default="none",
+        meaning="Runs of the project that must succeed first. `GROUND_INPUT_<NAME>` is the output folder of each.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.array", kinds=job, read=v.array, takes="range of indexes, like `1-100%10`", default="none",
+        meaning="One run per index, named `<name>-<index>`, with `GROUND_ARRAY_INDEX` set; `%10` runs 10 at once.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.schedule", kinds=job,
+        read=v.text(r"[^\x00-\x1f]{1,100}", "a cron expression", example='"0 3 * * 1"'), takes="cron expression in quotes",
+        default="none", meaning="When it is submitted, again and again: `ground schedules create -f FILE` keeps it.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.timezone", kinds=job, read=v.text(r"[A-Za-z0-9_+/-]{1,64}", "a time zone", example="Europe/Berlin"),
+        takes="IANA time zone", default="UTC", meaning="The zone in which the schedule's hours are read.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.missed_ticks", kinds=job, read=v.choice("once", "skip"), takes="`once` or `skip`", default="once",
+        meaning="Ticks that passed while no control plane ran: one run for all of them, or none.",
+    )  # fmt: skip
+
+
 def _serving() -> Iterable[Field]:
     endpoint = (ENDPOINT,)
     yield from _model_named("spec.serving", endpoint, "served")
@@ -402,7 +433,16 @@ def _endpoint() -> Iterable[Field]:
     )  # fmt: skip
 
 
-FIELDS: tuple[Field, ...] = (*_common(), *_job(), *_training(), *_walls(), *_endpoint(), *_serving(), *_resources())
+FIELDS: tuple[Field, ...] = (
+    *_common(),
+    *_job(),
+    *_training(),
+    *_walls(),
+    *_queueing(),
+    *_endpoint(),
+    *_serving(),
+    *_resources(),
+)
 
 
 def fields_of(kind: str) -> dict[str, Field]:

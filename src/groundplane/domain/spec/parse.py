@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +15,7 @@ import yaml
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from groundplane.domain.spec import (
+    ArrayElement,
     DataSource,
     EndpointSpec,
     JobSpec,
@@ -35,6 +36,7 @@ __all__ = ["dump", "parse", "parse_one", "with_absolute_paths"]
 
 MAX_PROBLEMS = 100
 MAX_LIST_ITEMS = 256
+ARRAY_INDEX = "GROUND_ARRAY_INDEX"
 
 _COMMON_NAMES = {
     "gpu": "accelerators", "gpus": "accelerators", "gpu_count": "accelerators", "num_gpus": "accelerators",
@@ -64,7 +66,7 @@ def parse(text: str, *, now: datetime) -> tuple[Spec, ...]:
         spec = _document(node, reading)
         problems += reading.problems
         if spec is not None:
-            specs.append(spec)
+            specs += elements_of(spec, reading.array)
             first = seen.setdefault((type(spec).__name__, spec.metadata.name), line_of(node))
             if first != line_of(node):
                 message = f"{spec.metadata.name!r} is also the document on line {first}"
@@ -113,14 +115,32 @@ def with_absolute_paths(text: str, folder: str) -> str:
     return text
 
 
+def elements_of(spec: Spec, array: tuple[int, int, int] | None) -> list[Spec]:
+    """The runs of an array, named `<name>-<index>`; a spec that is none is its own only element."""
+    if array is None or not isinstance(spec, JobSpec):
+        return [spec]
+    first, last, at_once = array
+    name = spec.metadata.name
+    return [
+        replace(
+            spec,
+            metadata=replace(spec.metadata, name=f"{name}-{index}"),
+            env=spec.env | {ARRAY_INDEX: str(index)},
+            array=ArrayElement(name=name, index=index, at_once=at_once),
+        )
+        for index in range(first, last + 1)
+    ]
+
+
 # ---------------------------------------------------------------- walking the nodes
 
 
 @dataclass(slots=True)
 class _Reading:
-    """One document being read: its time, and the problems so far."""
+    """One document being read: its time, its array when it is one, and the problems so far."""
 
     now: datetime
+    array: tuple[int, int, int] | None = None
     problems: list[Problem] = field(default_factory=list)
 
     @property
@@ -150,6 +170,7 @@ def _document(node: Node, reading: _Reading) -> Spec | None:
     values = _section(node, "", kind, reading)
     if reading.problems:
         return None
+    reading.array = values["spec"].pop("array", None)
     return _job(values) if kind == JOB else _endpoint(values, reading.now)
 
 
@@ -277,7 +298,9 @@ def _job(values: Mapping[str, Any]) -> JobSpec:
                 "deadline": "deadline", "checkpoint_every": "checkpoint_every_s",
                 "interruptions_per_day": "interruptions_per_day", "isolation": "isolation", "image": "image",
                 "network": "network", "secrets": "secrets", "preflight": "preflight",
-                "checkpoint_dir": "checkpoint_dir", "checkpoint_size": "checkpoint_bytes"}  # fmt: skip
+                "checkpoint_dir": "checkpoint_dir", "checkpoint_size": "checkpoint_bytes",
+                "priority": "priority", "needs": "needs", "schedule": "schedule", "timezone": "timezone",
+                "missed_ticks": "missed_ticks"}  # fmt: skip
     return JobSpec(
         metadata=Metadata(**values["metadata"]),
         command=spec["command"],
@@ -335,7 +358,7 @@ def _as_document(spec: Spec) -> dict[str, Any]:
     meta = spec.metadata
     kind = JOB if isinstance(spec, JobSpec) else ENDPOINT
     metadata: dict[str, Any] = {
-        "name": meta.name,
+        "name": spec.array.name if isinstance(spec, JobSpec) and spec.array is not None else meta.name,
         "project": meta.project,
         "owner": meta.owner,
         "cost_center": meta.cost_center,
@@ -367,6 +390,7 @@ def _job_body(spec: JobSpec) -> dict[str, Any]:
     if spec.interruptions_per_day is not None:
         body["interruptions_per_day"] = spec.interruptions_per_day
     body.update(_walls_body(spec))
+    body.update(_queueing_body(spec))
     if spec.outputs:
         models = [
             _without_empty(name=o.name, path=o.path, license=o.license, framework=o.framework) for o in spec.outputs
@@ -402,6 +426,19 @@ def _walls_body(spec: JobSpec) -> dict[str, Any]:
         body["preflight"] = False
     if spec.checkpoint_bytes:
         body["checkpoint_size"] = f"{spec.checkpoint_bytes}B"
+    return body
+
+
+def _queueing_body(spec: JobSpec) -> dict[str, Any]:
+    defaults = {"priority": "training", "timezone": "UTC", "missed_ticks": "once", "schedule": ""}
+    body: dict[str, Any] = {
+        name: getattr(spec, name) for name, default in defaults.items() if getattr(spec, name) != default
+    }
+    if spec.needs:
+        body["needs"] = list(spec.needs)
+    if spec.array is not None:
+        at_once = f"%{spec.array.at_once}" if spec.array.at_once else ""
+        body["array"] = f"{spec.array.index}{at_once}"
     return body
 
 

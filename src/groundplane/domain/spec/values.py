@@ -232,6 +232,25 @@ def texts(pattern: str, meaning: str, *, example: str) -> Reader:
     return read
 
 
+_ARRAY = re.compile(r"(\d{1,6})(?:-(\d{1,6}))?(?:%([1-9]\d{0,5}))?", re.ASCII)
+MAX_ARRAY = 1_000
+
+
+def array(node: Node, _now: datetime) -> tuple[int, int, int]:
+    """`1-100%10` → first index, last index, how many run at once; 0 is no limit."""
+    value = _plain(node, "a range of indexes")
+    hint = "write it like 1-100, or 1-100%10 for at most 10 at once"
+    match = _ARRAY.fullmatch(value)
+    if match is None:
+        raise _bad(node, f"{shown(value)} is no range of indexes", hint)
+    first, last = int(match[1]), int(match[2] or match[1])
+    if last < first:
+        raise _bad(node, f"{shown(value)} ends before it begins", hint)
+    if last - first >= MAX_ARRAY:
+        raise _bad(node, f"{shown(value)} has {last - first + 1:,} elements; the limit is {MAX_ARRAY:,}", hint)
+    return first, last, int(match[3] or 0)
+
+
 def text_map(key_pattern: str, key_meaning: str) -> Reader:
     """A mapping of strings to strings."""
 
