@@ -443,7 +443,7 @@ def test_data_goes_only_where_it_is_cleared_to_go():
 )
 def test_images_are_found_where_a_job_names_them(command: str, found: list[str]):
     assert images(replace(JOB, command=("sh", "-c", command))) == found
-    assert images(replace(JOB, env={"TRAIN_IMAGE": "t:1", "IMAGENET": "x"})) == ["t:1"]
+    assert images(replace(JOB, image="own:2", env={"TRAIN_IMAGE": "t:1", "IMAGENET": "x"})) == ["own:2", "t:1"]
 
 
 # ---------------------------------------------------------------- exceptions

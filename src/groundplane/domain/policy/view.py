@@ -200,8 +200,9 @@ def _settings(settings: PolicySettings) -> dict[str, object]:
 
 
 def images(job: JobSpec) -> list[str]:
-    """Container images that a job names: in `docker run …`, as `docker://…`, in a variable such as `TRAIN_IMAGE`."""
-    found = [value for name, value in job.env.items() if _IMAGE_ENV.search(name.upper()) and value]
+    """Container images that a job names: its own, in `docker run …`, in variables like `TRAIN_IMAGE`."""
+    found = [job.image] if job.image else []
+    found += [value for name, value in job.env.items() if _IMAGE_ENV.search(name.upper()) and value]
     for match in _IMAGE_RUN.finditer(" ".join(job.command)):
         found += [match["uri"]] if match["uri"] else _first_image(match["rest"])
     return list(dict.fromkeys(found))
