@@ -197,6 +197,7 @@ async def build(settings: Settings) -> App:
             clock=clock,
             ids=ids,
             lexicon=lexicon_of(catalogue.hardware, catalogue.models, load_terms(), clock.now().date()),
+            live=recon,
             gap_filler=_gap_filler(settings),
         ),
         plans=plans,

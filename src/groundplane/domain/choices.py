@@ -160,7 +160,12 @@ class Judge:
             return Fitness()
         count = min(need.accelerators, offer.accelerators)
         return self._meter.on(
-            self.work, accelerator=offer.accelerator, accelerators=count, cpus=offer.cpus, nodes=nodes
+            self.work,
+            accelerator=offer.accelerator,
+            accelerators=count,
+            cpus=offer.cpus,
+            nodes=nodes,
+            of=max(1, offer.accelerators),
         )
 
     def room(self, offer: Offer, nodes: int) -> Room | None:
@@ -297,43 +302,49 @@ class Judge:
 
     # ------------------------------------------------------------ all of them
 
-    def choices(self, offers: Sequence[Offer], chosen: Offer | None) -> tuple[tuple[Choice, ...], int]:
-        """Fitting ones cheapest first, then the nearest that don't fit; and how many more there are.
+    def choices(
+        self, offers: Sequence[Offer], chosen: Offer | None, kept: Sequence[Choice] = ()
+    ) -> tuple[tuple[Choice, ...], int]:
+        """Fitting ones cheapest first, `kept` ones among them, then the nearest that don't; and how many more.
 
         Where the work needs accelerators and the spec names none, machines that have them are offered as well, with
         as few nodes as hold it.
         """
         made = [self._best_count(offer) for offer in offers if not offer.term_hours]
         fitting = sorted((each for each in made if each.fits), key=_order)
-        kept = {(each.place, each.node_type, each.nodes) for each in fitting[:RESERVED_SHOWN]}
         counts = {(each.place, each.node_type): each.nodes for each in fitting[:RESERVED_SHOWN]}
         for offer in offers:
-            nodes = counts.get((offer.pool, offer.node_type), 0)
-            wanted = (offer.pool, offer.node_type, nodes) in kept or offer == chosen
-            if offer.term_hours and wanted:
-                term = self.choice(offer, need=self._eased(offer), nodes=nodes or None)
+            nodes = counts.get((offer.pool, offer.node_type))
+            if offer.term_hours and (nodes is not None or offer == chosen):
+                term = self.choice(offer, need=self._eased(offer), nodes=nodes)
                 fitting += [term] if term.fits else []
         fitting.sort(key=_order)
         misfits = sorted((each for each in made if not each.fits), key=lambda each: (len(each.reasons), *_order(each)))
         shown = [self._marked(each, chosen) for each in fitting]
-        left = [each for each in shown[FITTING_SHOWN:] if not each.chosen]
+        left = [each for each in shown[FITTING_SHOWN:] if not each.chosen and each not in kept]
         kept_fitting = [each for each in shown if each not in left]
         return (*kept_fitting, *misfits[:REJECTED_SHOWN]), len(left) + max(0, len(misfits) - REJECTED_SHOWN)
 
     def accelerated(self, offers: Sequence[Offer], count: int = 3) -> list[Choice]:
-        """The cheapest fitting choices with accelerators, on demand, one of each kind of machine."""
-        for kind in dict.fromkeys((self.spec.resources.accelerator, "")):
-            found: dict[str, Choice] = {}
-            for offer in offers:
-                if not offer.accelerators or not (kind or offer.accelerator.startswith(GPU_MAKERS)):
-                    continue
-                if offer.purchase in ("", Purchase.ON_DEMAND):
+        """The cheapest fitting choices with accelerators, on demand, one of each kind of machine.
+
+        Of the kind and cloud that were asked for, where there are any; else of any kind, then of any cloud.
+        """
+        need = self.spec.resources
+        clouds = {need.cloud} if need.cloud else {c for c, _, name in self._rows if same_sku(name, need.instance_type)}
+        able = [each for each in offers if each.accelerators and each.purchase in ("", Purchase.ON_DEMAND)]
+        for kind in dict.fromkeys((need.accelerator, "")):
+            for near in (True, False):
+                found: dict[str, Choice] = {}
+                for offer in able:
+                    if (near and offer.cloud not in clouds) or not (kind or offer.accelerator.startswith(GPU_MAKERS)):
+                        continue
                     each = self._best_count(offer, kind)
                     best = found.get(each.node_type)
                     if each.fits and (best is None or _order(each) < _order(best)):
                         found[each.node_type] = each
-            if found:  # the kind that was asked for, else any that does it
-                return sorted(found.values(), key=_order)[:count]
+                if found:
+                    return sorted(found.values(), key=_order)[:count]
         return []
 
     def is_retired(self, offer: Offer) -> bool:

@@ -15,7 +15,7 @@ from groundplane.domain.hardware import Hardware
 from groundplane.domain.outlook import BudgetImpact, Choice
 from groundplane.domain.planning import Offer, Ranking, Verdict, same_sku
 from groundplane.domain.recon import SkuRow
-from groundplane.domain.spec import EndpointSpec, JobSpec
+from groundplane.domain.spec import EndpointSpec, JobSpec, Resources
 from groundplane.domain.work import Meter, Work, main_memory
 from groundplane.errors import Refused
 from groundplane.units import format_bytes, format_usd
@@ -148,6 +148,10 @@ def _instance_type(facts: Facts) -> Iterable[Refused]:
         yield Refused(rule="instance-type", need=f"a region{of} that the catalogue knows", have=need.region, hint=hint)
         return
     if not need.instance_type:
+        if not facts.in_the_way:
+            have = "none with a known price"
+            hint = "name another region, or add prices: ground catalog update"
+            yield Refused(rule="instance-type", need=f"a machine in {_asked(need)}", have=have, hint=hint)
         return
     same = [row for row in rows if same_sku(row.name, need.instance_type)]
     if not same:
@@ -158,16 +162,15 @@ def _instance_type(facts: Facts) -> Iterable[Refused]:
     here = [row for row in same if need.cloud in ("", row.cloud) and need.region in ("", row.region)]
     if not here:
         places = ", ".join(sorted({f"{row.cloud} {row.region}" for row in same})[:5])
-        asked = " ".join(filter(None, (need.cloud, need.region)))
-        hint = f"it is known in {places}"
-        yield Refused(rule="instance-type", need=f"{same[0].name} in {asked}", have="not known there", hint=hint)
+        need_there = f"{same[0].name} in {_asked(need)}"
+        yield Refused(rule="instance-type", need=need_there, have="not known there", hint=f"it is known in {places}")
     elif not any(row.price_microusd_per_hour for row in here):
         retired = f", retired on {here[0].retirement_date}" if here[0].retirement_date else ""
         hint = f"add its price with ground catalog update{_instead(facts)}"
         yield Refused(rule="instance-type", need=f"a price of {here[0].name}", have=f"none{retired}", hint=hint)
-    elif need.purchase and not facts.in_the_way:
-        sold, hint = f"{here[0].name} as {need.purchase}", "set resources.purchase: on-demand"
-        yield Refused(rule="instance-type", need=sold, have="no price of that", hint=hint)
+    elif not facts.in_the_way:
+        sold, hint = f"{here[0].name} bought {need.purchase or 'on-demand'}", "set resources.purchase: on-demand"
+        yield Refused(rule="instance-type", need=sold, have="no price or size of that is known", hint=hint)
 
 
 def _replacement(facts: Facts) -> Iterable[Refused]:
@@ -175,6 +178,10 @@ def _replacement(facts: Facts) -> Iterable[Refused]:
     for reason in facts.because("retired"):
         shown = "; ".join(side_by_side(each) for each in facts.accelerated) or "ground recon lists what is sold"
         yield Refused(rule="replacement", need="one that is sold would be", have=reason.have, hint=shown)
+
+
+def _asked(need: Resources) -> str:
+    return " ".join(filter(None, (need.cloud, need.region)))
 
 
 def _regions(rows: Iterable[SkuRow]) -> set[str]:

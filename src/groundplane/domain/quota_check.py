@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from groundplane.domain.intake import QuotaFact
 from groundplane.domain.outlook import QuotaShot
+from groundplane.domain.planning import same_sku
 from groundplane.domain.recon import QUOTA_REQUEST_H, HaltedMachine, Quota, SkuRow
 from groundplane.domain.spec import EndpointSpec, JobSpec
 from groundplane.errors import Refused
@@ -134,3 +136,36 @@ def ways_out(
         else:
             lines.append(f"no other region that was read has room for {nodes} of them")
     return tuple(lines)
+
+
+def as_facts(rows: Sequence[SkuRow], skus: Sequence[str] = ()) -> tuple[QuotaFact, ...]:
+    """The limits that a request is judged by: those of the SKUs it names, else each region's roomiest of accelerators.
+
+    A region has a hundred families: that its roomiest one is full says what a reader must know.
+    """
+    found: dict[tuple[str, str, str], QuotaFact] = {}
+    for row in rows:
+        named = any(same_sku(row.name, sku) for sku in skus)
+        for quota in row.quotas or ():
+            if quota.free is None or not (named or (not skus and row.accelerators)) or not _counts(row, quota):
+                continue
+            fact = QuotaFact(
+                cloud=quota.cloud,
+                region=quota.region,
+                family=quota.family,
+                limit=int(quota.limit or 0),
+                used=int(quota.used or 0),
+                unit="vCPU" if quota.unit == "vCPU" else "GPU",
+                lead_time_low_h=QUOTA_REQUEST_H[0],
+                lead_time_high_h=QUOTA_REQUEST_H[1],
+                source=row.source,
+            )
+            key = (quota.cloud, quota.region, quota.family if skus else "")
+            if key not in found or fact.left > found[key].left:
+                found[key] = fact
+    return tuple(found[key] for key in sorted(found))
+
+
+def _counts(row: SkuRow, quota: Quota) -> bool:
+    """Whether it is the SKU's own limit, not one over every family of the region."""
+    return quota.family.casefold().replace(" ", "") == row.quota_family.casefold().replace(" ", "")

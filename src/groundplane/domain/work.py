@@ -31,6 +31,9 @@ GFLOPS_PER_VCPU = 90
 """Peak of one vCPU in FP32: half a core of two 512-bit multiply-add units at 2.8 GHz, 2 × 16 × 2 × 2.8 ÷ 2 = 89.6.
 Our estimate for current server processors; older and smaller ones do less."""
 
+USUAL_NODE_CARDS = 8
+"""Where only a kind of accelerator is known, a node is taken to have so many."""
+
 SMALL_MODEL_PARAMS = 10**9
 """Below so many parameters, training on processors is a choice; from there on it is taken for a mistake."""
 
@@ -120,18 +123,20 @@ class Meter:
         self._catalogue = catalogue
         self._on_cards = functools.cache(self._sum_up)
 
-    def on(self, work: Work, *, accelerator: str, accelerators: int, cpus: float, nodes: int) -> Fitness:
-        """The work on so many nodes of a kind, each with so many accelerators (0: processors alone)."""
+    def on(
+        self, work: Work, *, accelerator: str, accelerators: int, cpus: float, nodes: int, of: int = USUAL_NODE_CARDS
+    ) -> Fitness:
+        """The work on so many nodes of a kind, on so many accelerators `of` those each has (0: processors alone)."""
         if accelerators < 1:
             return self._on_processors(work, cpus, nodes)
-        return self._on_cards(work, accelerator, accelerators, nodes)
+        return self._on_cards(work, accelerator, accelerators, nodes, max(of, accelerators))
 
-    def _sum_up(self, work: Work, accelerator: str, accelerators: int, nodes: int) -> Fitness:
+    def _sum_up(self, work: Work, accelerator: str, accelerators: int, nodes: int, of: int) -> Fitness:
         known = self._catalogue
         card = known.hardware.accelerator(accelerator)
         if card is None:
             return Fitness(note=f"no memory or speed is known of {accelerator or 'its accelerator'}")
-        fabric = fabric_of(card, known.links["pcie4"], known.links["ib-ndr"], accelerators)
+        fabric = fabric_of(card, known.links["pcie4"], known.links["ib-ndr"], of)
         cards, count = known.hardware.accelerators, accelerators * nodes
         try:
             if work.training is not None:

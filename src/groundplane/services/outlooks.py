@@ -114,7 +114,7 @@ class Outlooks:
         """Everything the plan shows, but for the budget."""
         facts, spec = considered.facts, considered.spec
         best = facts.best
-        choices, left_out = facts.judge.choices(considered.offers, best)
+        choices, left_out = facts.judge.choices(considered.offers, best, facts.accelerated)
         chosen = next((each for each in choices if each.chosen), None)
         if chosen is None and best is not None:
             chosen = replace(facts.judge.choice(best), chosen=True)

@@ -7,15 +7,17 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from groundplane.audit import EventDraft
-from groundplane.domain import recon
+from groundplane.domain import quota_check, recon
 from groundplane.domain.hardware import Hardware
-from groundplane.domain.planning import Offer
+from groundplane.domain.intake import QuotaFact
+from groundplane.domain.planning import Offer, same_sku
 from groundplane.domain.recon import CloudView, Gap, Machine, Reconnaissance, SilentPool, Wanted
 from groundplane.errors import NotFound, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import CatalogBook, Clock, CloudSource, Executor, MachineProbe, PriceBook, Store
 
 LIVE_AGE_S = 300
+REQUEST_PATIENCE_S = 10.0
 
 
 class Recon:
@@ -96,6 +98,26 @@ class Recon:
             if timedelta() <= now - at < self._live_age:
                 found |= {(view.cloud, view.region): view for view in views}
         return list(found.values())
+
+    async def quotas(self, clouds: Sequence[str], skus: Sequence[str], regions: Sequence[str]) -> tuple[QuotaFact, ...]:
+        """What clouds, SKUs and regions that somebody named have left; without any, what was answered lately.
+
+        Waits for a cloud at most `REQUEST_PATIENCE_S`; what it does not answer by then is not there.
+        """
+        hardware = await asyncio.to_thread(self._catalog.hardware)
+        views = self.known()
+        if clouds or skus or regions:
+            places: dict[str, set[str]] = {}
+            for item in hardware.instance_types:
+                wanted = not skus or any(same_sku(item.name, sku) for sku in skus)
+                here = item.cloud in (clouds or (item.cloud,)) and item.region in (regions or (item.region,))
+                if wanted and here and item.region:
+                    places.setdefault(item.cloud, set()).add(item.region)
+            views, _ = await self.ask({cloud: sorted(found) for cloud, found in places.items()}, REQUEST_PATIENCE_S)
+        if not views:
+            return ()
+        survey = recon.survey(hardware, views, Wanted(), self._clock.now().date())
+        return quota_check.as_facts(survey.rows, skus)
 
     async def ask(self, places: Mapping[str, Sequence[str]], patience_s: float) -> tuple[list[CloudView], list[Gap]]:
         """Views of these regions by cloud, live or answered lately; and what did not answer within `patience_s`.

@@ -34,8 +34,18 @@ class GapFiller(Protocol):
         ...
 
 
+class QuotaSource(Protocol):
+    """What the clouds have left, as they say it now or lately."""
+
+    async def quotas(self, clouds: Sequence[str], skus: Sequence[str], regions: Sequence[str]) -> tuple[QuotaFact, ...]:
+        """Of what is named, else of everything known. What did not answer is not there; nothing is raised for it."""
+        ...
+
+
 class Requests:
-    """Stored messages. `quotas` are what is known of the clouds' limits; each request keeps those it was judged by."""
+    """Stored messages. `quotas` are what is known of the clouds' limits, `live` what they say; each request keeps those
+    it was judged by.
+    """
 
     def __init__(
         self,
@@ -45,6 +55,7 @@ class Requests:
         ids: Ids,
         lexicon: Lexicon,
         quotas: Sequence[QuotaFact] = (),
+        live: QuotaSource | None = None,
         gap_filler: GapFiller | None = None,
     ) -> None:
         self._store = store
@@ -52,6 +63,7 @@ class Requests:
         self._ids = ids
         self._lexicon = lexicon
         self._quotas = tuple(quotas)
+        self._live = live
         self._gap_filler = gap_filler
 
     async def create(
@@ -70,6 +82,10 @@ class Requests:
         now, known = self._clock.now(), (*quotas, *self._quotas)
         # A long message takes a second or two: reading it must not hold up everybody else's requests.
         intake = await asyncio.to_thread(read, message, self._lexicon, now, known)
+        if not quotas and (more := await self._live_quotas(intake)):
+            # What somebody states with the message counts instead of what a cloud says.
+            known = (*known, *more)
+            intake = await asyncio.to_thread(read, message, self._lexicon, now, known)
         suggestions, note = await self._suggestions(message, intake)
         async with self._store.transaction() as tx:
             owner = project or actor.project or ""
@@ -152,6 +168,16 @@ class Requests:
         made = self._specs(request)
         plannable = any(item.kind in SPEC_KINDS for item in request.intake.items)
         return RequestStatus.READY if plannable and not made.missing else RequestStatus.OPEN
+
+    async def _live_quotas(self, intake: Intake) -> tuple[QuotaFact, ...]:
+        if self._live is None or not any(item.kind in SPEC_KINDS for item in intake.items):
+            return ()
+        facts = [*intake.shared, *(fact for item in intake.items for fact in item.facts)]
+
+        def named(name: str) -> list[str]:
+            return sorted({str(fact.value) for fact in facts if fact.name == name})
+
+        return await self._live.quotas(named("cloud"), named("instance_type"), named("region"))
 
     async def _suggestions(self, message: str, intake: Intake) -> tuple[tuple[Suggestion, ...], str]:
         if self._gap_filler is None:
