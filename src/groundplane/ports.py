@@ -312,6 +312,18 @@ class Executor(Protocol):
         ...
 
 
+class SecretStore(Protocol):
+    """Secrets of projects: what their jobs may know and nobody may see."""
+
+    async def read(self, project: str, name: str) -> str:
+        """The secret's text, bytes that are no UTF-8 escaped. NotFound, or Unavailable when it can't be read."""
+        ...
+
+    async def names(self, project: str) -> frozenset[str]:
+        """Which there are; their values are not read."""
+        ...
+
+
 class RunFiles(Protocol):
     """Where runs keep what outlives their attempts, on storage that the control plane sees."""
 

@@ -14,6 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from groundplane.domain.isolation import Isolation
 from groundplane.errors import InvalidInput
 from groundplane.units import format_bytes, format_duration, format_usd, parse_bytes, parse_duration_s, parse_usd
 
@@ -44,6 +45,17 @@ def _switch(text: str) -> bool:
         return {"on": True, "true": True, "yes": True, "off": False, "false": False, "no": False}[text.strip().lower()]
     except KeyError:
         raise ValueError("neither on nor off") from None
+
+
+def _isolation(text: str) -> str:
+    return Isolation(text).value
+
+
+def _uid_range(text: str) -> str:
+    first, _, last = text.partition("-")
+    if not 0 < int(first) <= int(last) < 2**32 - 1:
+        raise ValueError("write it like 710000-710999, above 0")
+    return text
 
 
 def _setting(variable: str, default: Any, meaning: str, parse: Any = str, *, secret: bool = False) -> Any:
@@ -121,6 +133,54 @@ class Settings:
         0,
         "Most bytes the artifact store may hold; 0 leaves it to the disk.",
         parse_bytes,
+    )
+    store_url: str = _setting(
+        "GROUND_STORE_URL",
+        "",
+        "Bucket of the artifact store, like s3://bucket/prefix (az://, gs://); empty keeps it under GROUND_HOME.",
+    )
+    store_cold: str = _setting(
+        "GROUND_STORE_COLD", "", "Folder on cheaper storage for packs that nobody reads; empty keeps all in one place."
+    )
+    store_cold_after_s: int = _setting(
+        "GROUND_STORE_COLD_AFTER", 30 * 86_400, "How long a pack is unread before it moves there.", parse_duration_s
+    )
+    store_scrub_bytes: int = _setting(
+        "GROUND_STORE_SCRUB", 64 * 2**20, "Bytes of the artifact store re-read each minute to find damage.", parse_bytes
+    )
+    store_collect_period_s: int = _setting(
+        "GROUND_STORE_COLLECT",
+        0,
+        "How often what nothing refers to is removed from the artifact store; 0 leaves it to ground artifacts gc.",
+        parse_duration_s,
+    )
+    isolation: str = _setting(
+        "GROUND_ISOLATION",
+        "none",
+        "How jobs are kept apart that don't say: none, user, bubblewrap or podman.",
+        _isolation,
+    )
+    isolation_minimum: str = _setting(
+        "GROUND_ISOLATION_MIN", "none", "The least isolation that a job may ask for.", _isolation
+    )
+    job_uids: str = _setting(
+        "GROUND_JOB_UIDS",
+        "710000-710999",
+        "User ids given to isolated jobs where runners have root rights; nobody else may have them.",
+        _uid_range,
+    )
+    job_pids_limit: int = _setting("GROUND_JOB_PIDS", 16_384, "Most processes and threads of one job on a node.", int)
+    secrets_dir: str = _setting(
+        "GROUND_SECRETS", "", "Folder of secrets, as PROJECT/NAME files; empty means secrets under GROUND_HOME."
+    )
+    preflight_budget_s: int = _setting(
+        "GROUND_PREFLIGHT_BUDGET",
+        15,
+        "How long the checks before a start may take together; what is silent then has failed.",
+        parse_duration_s,
+    )
+    preflight_idle_s: int = _setting(
+        "GROUND_PREFLIGHT_IDLE", 300, "How often the drivers of a node that idles are probed.", parse_duration_s
     )
     log_line_limit_bytes: int = _setting(
         "GROUND_LOG_LINE_LIMIT", 65_536, "A longer log line is cut, and says so.", parse_bytes

@@ -105,6 +105,15 @@ class SpecRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PreflightRequest:
+    """YAML of jobs whose pools' nodes are checked; `node` names one, empty means every node."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    spec: str
+    node: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlansBody:
     plans: tuple[Plan, ...]
 
@@ -205,9 +214,15 @@ class LogPiece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """A landing place for files before they are registered; it is swept a day after its last use."""
+    """A landing place for files before they are registered; it is swept a day after its last use.
+
+    `folder` is where it lies: who can write there is the control plane's own user and may name files instead of sending
+    them, in `sources.json` (relative path → absolute path). `files` are those that arrived.
+    """
 
     id: str
+    folder: str = ""
+    files: tuple[UploadedFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,6 +152,18 @@ def advice_of(spec: JobSpec, results: Sequence[CheckResult]) -> tuple[str, ...]:
     )
 
 
+def lines_of(reports: Sequence[PreflightReport]) -> tuple[str, ...]:
+    """What was checked, for people: one line per node, one per failure with its way forward, and the advice."""
+    lines: list[str] = []
+    for report in reports:
+        tally = [(status, sum(each.status is status for each in report.results)) for status in CheckStatus]
+        counts = ", ".join(f"{count} {status}" for status, count in tally if count)
+        lines.append(f"preflight of {report.subject} on {report.node}: {counts}")
+        lines += [f"{each.name} failed: need {each.need}, have {each.have}; {each.hint}" for each in report.failed]
+        lines += report.advice
+    return tuple(lines)
+
+
 def mtbf_of(spec: JobSpec) -> float:
     """Seconds between failures that end the run, as its nodes and accelerators make them likely."""
     cards = spec.resources.nodes * spec.resources.accelerators

@@ -69,7 +69,7 @@ def oom_kills(cgroup: str) -> int:
 
 
 def _make(controller: str, name: str, limit: float, proc: Path) -> str:
-    for parent, version in _parents(controller, proc):
+    for parent, version in cgroup_parents(controller, proc):
         folder = parent / name
         with contextlib.suppress(OSError):  # not ours to write: try the next
             folder.mkdir(exist_ok=True)
@@ -81,7 +81,7 @@ def _make(controller: str, name: str, limit: float, proc: Path) -> str:
     return ""
 
 
-def _parents(controller: str, proc: Path) -> list[tuple[Path, int]]:
+def cgroup_parents(controller: str, proc: Path = PROC) -> list[tuple[Path, int]]:
     """Where a limited child may be made: in version 2 under a cgroup that hands the controller on."""
     found: list[tuple[Path, int]] = []
     for here, version in own_cgroups(controller, proc):

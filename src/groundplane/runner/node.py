@@ -6,7 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
-from groundplane.runner.cgroups import own_cgroups
+from groundplane.runner.cgroups import CONTROLLERS, cgroup_parents, own_cgroups
+from groundplane.runner.isolation import possible_modes
 from groundplane.runner.samples import NVML_LIBRARY, Nvml
 
 TYPE_CHECKING = False
@@ -51,4 +52,11 @@ def facts(folder: Path, nvml_library: str = NVML_LIBRARY) -> Document:
         "memory_bytes": node_memory_bytes(),
         "disk_free_bytes": free,
         "accelerators": cards,
+        "isolation": possible_modes(),
+        "limits": {name: f"cgroup{places[0][1]}" for name in CONTROLLERS if (places := _limited(name))},
     }
+
+
+def _limited(controller: str) -> list[tuple[Path, int]]:
+    """Where this process may make limited cgroups."""
+    return [(parent, version) for parent, version in cgroup_parents(controller) if os.access(parent, os.W_OK)]

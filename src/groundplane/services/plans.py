@@ -13,6 +13,7 @@ from groundplane.audit import EventDraft
 from groundplane.domain import planning
 from groundplane.domain.access import Exposure, Project
 from groundplane.domain.hardware import Hardware
+from groundplane.domain.isolation import IsolationPolicy
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.outlook import Outlook
 from groundplane.domain.planning import Offer, Plan, PlanStatus, RejectedOffer
@@ -21,7 +22,7 @@ from groundplane.domain.spec import EndpointSpec, JobSpec
 from groundplane.domain.spec.parse import parse
 from groundplane.errors import NotFound, Refused, Unavailable
 from groundplane.identity import Actor
-from groundplane.ports import Clock, Executor, Ids, PriceBook, Store, Tx
+from groundplane.ports import Clock, Executor, Ids, PriceBook, SecretStore, Store, Tx
 from groundplane.services.approvals import Approvals
 from groundplane.services.outlooks import Considered, Outlooks
 from groundplane.services.policy import Policies
@@ -58,6 +59,8 @@ class Plans:
         outlooks: Outlooks | None = None,
         gateway_addresses: tuple[str, ...] = (),
         price_stale_days: int = 30,
+        isolation: IsolationPolicy | None = None,
+        secrets: SecretStore | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -70,6 +73,8 @@ class Plans:
         self._outlooks = outlooks
         self._gateway_addresses = gateway_addresses
         self._price_stale_days = price_stale_days
+        self._isolation = isolation or IsolationPolicy()
+        self._secrets = secrets
 
     async def plan(self, actor: Actor, text: str) -> list[Plan]:
         """One plan per document, refused ones too; all are written down, or none.
@@ -202,7 +207,14 @@ class Plans:
             model=model,
             known_versions=versions,
             exposure=exposure,
+            isolation=self._isolation,
+            secrets=await self._secret_names(spec),
         )
+
+    async def _secret_names(self, spec: JobSpec | EndpointSpec) -> frozenset[str]:
+        if isinstance(spec, EndpointSpec) or not spec.secrets or self._secrets is None:
+            return frozenset()
+        return await self._secrets.names(spec.metadata.project)
 
     async def offers(self) -> tuple[tuple[Offer, ...], dict[str, str]]:
         """Every priced offer of every pool, and for each pool that does not answer, why."""

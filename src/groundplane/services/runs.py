@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from groundplane.audit import EventDraft
-from groundplane.domain import admission, lifecycle
+from groundplane.domain import admission, lifecycle, preflight
 from groundplane.domain.ledger import LedgerEntry
 from groundplane.domain.lifecycle import Explanation
 from groundplane.domain.planning import Plan, PlanStatus
+from groundplane.domain.preflight import PreflightReport
 from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatus
 from groundplane.domain.spec import JobSpec
 from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Refused
@@ -154,7 +155,20 @@ class Runs:
             run = await self._visible(tx, actor, run_id)
             attempts = await tx.find(Attempt, {"run_id": run_id}, order="number")
             posted = await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run_id})
-        return lifecycle.explain(run, tuple(attempts), posted_microusd=posted.get((), 0), now=self._clock.now())
+            reports = await self._reports(tx, attempts)
+        told = lifecycle.explain(run, tuple(attempts), posted_microusd=posted.get((), 0), now=self._clock.now())
+        waits = [run.message] if run.message and not run.status.is_over else []
+        return replace(told, lines=(*waits, *told.lines, *preflight.lines_of(reports)))
+
+    async def preflight(self, actor: Actor, run_id: str) -> list[PreflightReport]:
+        """What the nodes answered before each attempt, first to last."""
+        async with self._store.transaction() as tx:
+            await self._visible(tx, actor, run_id)
+            return await self._reports(tx, await tx.find(Attempt, {"run_id": run_id}, order="number"))
+
+    async def _reports(self, tx: Tx, attempts: Sequence[Attempt]) -> list[PreflightReport]:
+        subjects = tuple(attempt.id for attempt in attempts)
+        return await tx.find(PreflightReport, {"subject": subjects}, order="at") if subjects else []
 
     async def stop(
         self, actor: Actor, run_id: str, reason: str = "", *, because: EndReason = EndReason.STOPPED_BY_USER

@@ -531,6 +531,11 @@ class NodesExecutor:
             price_as_of=link.price_as_of or self._clock.now().date(),
             price_source="the pool file" if link.price_as_of else "",
             nodes=len(alike),
+            isolation=tuple(
+                mode
+                for mode in facts.get("isolation", {})
+                if all(each.facts.get("isolation", {}).get(mode) == "" for each in alike)
+            ),
         )
 
     async def _bring(self, link: Link, run_id: str, root: str, file: Document, target: Path) -> None:

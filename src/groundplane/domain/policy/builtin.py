@@ -13,6 +13,7 @@ from datetime import datetime
 
 from groundplane.domain.access import Exposure
 from groundplane.domain.hardware import Hardware, InstanceType
+from groundplane.domain.isolation import MEANING, STRENGTH, Isolation, IsolationPolicy, effective
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import Ranking, compact_duration, exact_usd, longest_s
 from groundplane.domain.spec import EndpointSpec, JobSpec
@@ -37,6 +38,8 @@ class Subject:
     known_versions: tuple[str, ...] = ()
     exposure: Exposure | None = None
     horizon_days: int = MAX_HORIZON_DAYS
+    isolation: IsolationPolicy = IsolationPolicy()
+    secrets: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +144,63 @@ def _accelerator_known(subject: Subject) -> Finding | None:
     near = hardware.near_accelerators(asked)
     hint = f"did you mean {' or '.join(near)}?" if near else ""
     return Finding(need="an accelerator the catalogue knows", have=asked, hint=hint)
+
+
+# ---------------------------------------------------------------- how it is kept apart, and checked
+
+
+def _isolation_possible(subject: Subject) -> Finding | None:
+    spec, best = subject.spec, subject.ranking.best
+    if isinstance(spec, EndpointSpec) or best is None or not best.offer.isolation:
+        return None
+    mode, possible = effective(spec.isolation, subject.isolation), best.offer.isolation
+    if mode.value in possible:
+        return None
+    return Finding(
+        need=f"isolation {mode} ({MEANING[mode]})",
+        have=f"pool {spec.pool} can give: {', '.join(possible)}",
+        hint=f"set isolation: {possible[-1]}, or choose another pool",
+    )
+
+
+def _isolation_enough(subject: Subject) -> Finding | None:
+    spec, least = subject.spec, subject.isolation.minimum
+    if isinstance(spec, EndpointSpec) or not spec.isolation:
+        return None
+    if STRENGTH[Isolation(spec.isolation)] >= STRENGTH[least]:
+        return None
+    return Finding(need=f"isolation {least} or stronger", have=spec.isolation, hint=f"set isolation: {least}")
+
+
+def _isolation_whole(subject: Subject) -> Finding | None:
+    spec = subject.spec
+    if isinstance(spec, EndpointSpec):
+        return None
+    mode = effective(spec.isolation, subject.isolation)
+    if mode is Isolation.PODMAN and not spec.image:
+        return Finding(need="spec.image for isolation podman", have="nothing", hint="set image: to one on the nodes")
+    if spec.image and mode is not Isolation.PODMAN:
+        return Finding(need=f"isolation podman for image {spec.image}", have=mode, hint="set isolation: podman")
+    if not spec.network and STRENGTH[mode] < STRENGTH[Isolation.BUBBLEWRAP]:
+        hint = "set isolation: bubblewrap or podman"
+        return Finding(need="a sandbox to take the network away", have=f"isolation {mode}", hint=hint)
+    return None
+
+
+def _secrets_known(subject: Subject) -> Finding | None:
+    spec = subject.spec
+    missing = [] if isinstance(spec, EndpointSpec) else [name for name in spec.secrets if name not in subject.secrets]
+    if not missing:
+        return None
+    need = f"secrets of project {spec.metadata.project}: {', '.join(missing)}"
+    return Finding(need=need, have=", ".join(sorted(subject.secrets)) or "none")
+
+
+def _preflight_on(subject: Subject) -> Finding | None:
+    spec = subject.spec
+    if isinstance(spec, EndpointSpec) or spec.preflight:
+        return None
+    return Finding(need="faults of node and storage are paid for until the job meets them", have="preflight is off")
 
 
 # ---------------------------------------------------------------- where, and for how much
@@ -303,6 +363,41 @@ RULES: tuple[Rule, ...] = (
         why="Accelerator work on a CPU node fails after minutes, or costs its hours many times over.",
         hint="set resources.accelerators",
         check=_accelerator_work,
+    ),
+    Rule(
+        id="isolation-whole",
+        why="A wall that is half asked for is none.",
+        hint="see docs/guides/jobs.md, isolation",
+        check=_isolation_whole,
+        live=True,
+    ),
+    Rule(
+        id="isolation-minimum",
+        why="The installation asks for at least this much between jobs.",
+        hint="set a stronger spec.isolation",
+        check=_isolation_enough,
+        live=True,
+    ),
+    Rule(
+        id="isolation-possible",
+        why="What a pool can't give is said before the run waits for it.",
+        hint="choose another spec.isolation, or another pool",
+        check=_isolation_possible,
+        live=True,
+    ),
+    Rule(
+        id="secrets-known",
+        why="A job without its secrets fails after it was paid for.",
+        hint="put the file under the secrets folder: GROUND_SECRETS",
+        check=_secrets_known,
+        live=True,
+    ),
+    Rule(
+        id="preflight-on",
+        why="A check before the start costs seconds; the same fault at 3 a.m. costs the night.",
+        hint="leave preflight out, or set it to true",
+        check=_preflight_on,
+        warns=True,
     ),
     Rule(
         id="pool-known",

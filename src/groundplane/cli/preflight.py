@@ -1,0 +1,80 @@
+"""`ground preflight`: whether a node can carry a job, before the first paid hour."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from groundplane.cli import render
+from groundplane.cli.options import connect, output_option
+from groundplane.cli.render import Table, View
+from groundplane.domain.preflight import CheckResult, CheckStatus, PreflightReport
+from groundplane.domain.spec.parse import with_absolute_paths
+from groundplane.errors import InvalidInput, Refusal, Refused
+
+
+@click.command()
+@click.argument("run_id", required=False, metavar="[RUN]")
+@click.option("-f", "--file", "path", metavar="FILE", help="A spec in YAML; - reads standard input.")
+@click.option("--node", default="", help="Only this node of the pool.")
+@click.option("--all", "everything", is_flag=True, help="Skipped checks too, with why.")
+@output_option
+def preflight(run_id: str | None, path: str | None, node: str, everything: bool, output: str) -> None:
+    """Check nodes, storage and data of a spec (-f), or show what was checked before a run's attempts.
+
+    Nothing starts and no money is held. Exits with 3 when a check failed on every node that was asked.
+    """
+    if (run_id is None) == (path is None):
+        raise click.UsageError("Give either a run's id or -f FILE.")
+    with connect() as client:
+        reports = client.run_preflight(run_id) if run_id else client.preflight(_spec(str(path)), node=node)
+    render.show(reports, output, lambda: _views(reports, everything) or ["nothing was checked"])
+    refused = _refused(reports)
+    if path and refused:
+        raise Refusal(refused)
+
+
+def _spec(path: str) -> str:
+    if path == "-":
+        return with_absolute_paths(sys.stdin.read(), str(Path.cwd()))
+    try:
+        return with_absolute_paths(Path(path).read_text(encoding="utf-8"), str(Path(path).resolve().parent))
+    except OSError as error:
+        raise InvalidInput(f"{path} can't be read: {error.strerror}", "give a file with a spec") from None
+
+
+def _views(reports: Sequence[PreflightReport], everything: bool) -> list[View]:
+    views: list[View] = []
+    for report in reports:
+        shown = [each for each in report.results if everything or each.status is not CheckStatus.SKIPPED]
+        skipped = len(report.results) - len(shown)
+        views.append(
+            Table(
+                title=f"{report.subject} on {report.node}",
+                columns=("CHECK", "VERDICT", "NEED", "HAVE", "TOOK"),
+                rows=tuple(
+                    (each.name, each.status.value, each.need or "-", each.have, f"{each.took_s:.2f} s")
+                    for each in shown
+                ),
+            )
+        )
+        views += [f"  {each.name}: {each.hint}" for each in report.failed]
+        views += [f"  {line}" for line in report.advice]
+        if skipped:
+            views.append(f"  {skipped} checks were skipped: --all says why")
+    return views
+
+
+def _refused(reports: Sequence[PreflightReport]) -> list[Refused]:
+    """The failures of the node that is nearest to fit; none when a node fits."""
+    if not reports or any(not report.failed for report in reports):
+        return []
+    nearest = min(reports, key=lambda report: len(report.failed))
+    return [_refusal(each, nearest.node) for each in nearest.failed]
+
+
+def _refusal(failed: CheckResult, node: str) -> Refused:
+    return Refused(rule=f"preflight {failed.name}", need=failed.need, have=f"{failed.have} on {node}", hint=failed.hint)
