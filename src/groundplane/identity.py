@@ -41,9 +41,11 @@ class Permission(StrEnum):
     AUDIT_READ = "audit:read"
     SYSTEM_READ = "system:read"
     SYSTEM_WRITE = "system:write"
+    STORAGE_WRITE = "storage:write"
     CATALOG_WRITE = "catalog:write"
     POLICY_READ = "policy:read"
     POLICY_WRITE = "policy:write"
+    NODES_WRITE = "nodes:write"
     INFERENCE = "inference:call"
 
 

@@ -16,6 +16,7 @@ from groundplane.console import (
     costs,
     endpoints,
     models,
+    nodes,
     overview,
     policy,
     recon,
@@ -51,7 +52,22 @@ def router() -> APIRouter:
         # The pages ask for ?v=VERSION, so a new release is a new address.
         return FileResponse(path, media_type=STATIC[name], headers={"Cache-Control": "private, max-age=3600"})
 
-    parts = (session, overview, recon, requests, approvals, runs, policy, models, endpoints, costs, sizing, access, audit)
+    parts = (
+        session,
+        overview,
+        recon,
+        nodes,
+        requests,
+        approvals,
+        runs,
+        policy,
+        models,
+        endpoints,
+        costs,
+        sizing,
+        access,
+        audit,
+    )
     for part in parts:
         pages.include_router(part.routes(), prefix=HOME)
 

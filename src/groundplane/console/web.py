@@ -47,6 +47,7 @@ NAVIGATION = (
     ("Overview", HOME, Permission.SYSTEM_READ),
     ("Requests", f"{HOME}/requests", Permission.REQUESTS_READ),
     ("Recon", f"{HOME}/recon", Permission.SYSTEM_READ),
+    ("Nodes", f"{HOME}/nodes", Permission.SYSTEM_READ),
     ("Approvals", f"{HOME}/approvals", Permission.RUNS_READ),
     ("Runs", f"{HOME}/runs", Permission.RUNS_READ),
     ("Policy", f"{HOME}/policy", Permission.POLICY_READ),

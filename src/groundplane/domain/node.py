@@ -68,6 +68,24 @@ class Cordon:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PoolView:
+    """A pool in numbers. `price_*` are per node and hour, None without a node that answers; `why` when none does."""
+
+    name: str
+    nodes: int
+    ready: int
+    cordoned: int
+    cpus: float
+    memory_bytes: int
+    accelerators: int
+    accelerators_free: int
+    accelerator: str
+    price_low_microusd_per_hour: int | None = None
+    price_high_microusd_per_hour: int | None = None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """One member of an attempt on a node. Empty `accelerators` leaves their choice to the executor."""
 
