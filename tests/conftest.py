@@ -63,6 +63,10 @@ def _has_podman() -> bool:
     return shutil.which("podman") is not None and shutil.which("busybox") is not None and os.geteuid() == 0
 
 
+def _has_skopeo() -> bool:
+    return shutil.which("skopeo") is not None
+
+
 def _has_compiler() -> bool:
     return shutil.which("gcc") is not None
 
@@ -86,6 +90,7 @@ SERVICES: dict[str, Callable[[], bool]] = {
     "postgresql": _has_postgresql,
     "chromium": _has_chromium,
     "compiler": _has_compiler,
+    "skopeo": _has_skopeo,
     "bubblewrap": _has_bubblewrap,
     "podman": _has_podman,
     "tmpfs": _has_tmpfs,

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -49,7 +51,7 @@ class Requires:
     async def __call__(
         self, request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
     ) -> Actor:
-        secret = credentials.credentials if credentials else session_secret(request)
+        secret = credentials.credentials if credentials else basic_secret(request) or session_secret(request)
         if not secret:
             raise Unauthenticated(
                 "this needs a key, and none was sent", "send `Authorization: Bearer <key>`, or set GROUND_KEY"
@@ -79,6 +81,17 @@ def requirement_of(route: APIRoute) -> Requires | None:
         if isinstance(dependency.call, Requires):
             return dependency.call
     return None
+
+
+def basic_secret(request: Request) -> str:
+    """The password of basic authentication, which registry clients send; the user's name is not looked at."""
+    scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "basic":
+        return ""
+    try:
+        return base64.b64decode(encoded, validate=True).decode().partition(":")[2]
+    except (binascii.Error, UnicodeDecodeError):
+        return ""
 
 
 def session_secret(request: Request) -> str:

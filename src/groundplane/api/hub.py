@@ -12,11 +12,11 @@ from urllib.parse import quote
 import msgspec
 from fastapi import APIRouter, Query, Request
 from fastapi.routing import APIRoute
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from groundplane.api.access import Ground, requires, requires_any_key
+from groundplane.api.ranges import file_answer
 from groundplane.domain import hub
-from groundplane.domain.byte_range import parse_range
 from groundplane.domain.model import ModelVersion
 from groundplane.errors import GroundError, InvalidInput, NotFound
 from groundplane.identity import Actor, Permission
@@ -147,35 +147,13 @@ async def resolve(
     file = next((file for file in version.files if file.path == path), None)
     if file is None:
         raise EntryNotFound(f"{version.id} has no file {path}", f"ground models show {version.id} lists its files")
-    etag = f'"{file.sha256}"'
     headers = {
-        "ETag": etag,
-        "X-Linked-ETag": etag,
+        "X-Linked-ETag": f'"{file.sha256}"',
         "X-Linked-Size": str(file.size_bytes),
         "X-Repo-Commit": hub.commit_of(version),
-        "Accept-Ranges": "bytes",
         "Content-Disposition": f"inline; filename*=UTF-8''{quote(path.rpartition('/')[2])}",
-        # What a certificate names never changes; what a name names may.
-        "Cache-Control": "private, no-cache",
     }
-    if request.headers.get("if-none-match") == etag:
-        return Response(status_code=304, headers=headers)
-    # An If-Range of another file: the bytes asked for are no longer these, so all of them are sent.
-    unchanged = request.headers.get("if-range", etag) == etag
-    try:
-        part = parse_range(request.headers.get("range", ""), file.size_bytes) if unchanged else None
-    except ValueError:
-        headers["Content-Range"] = f"bytes */{file.size_bytes}"
-        return Response(status_code=416, headers=headers)
-    start, stop = part or (0, file.size_bytes)
-    headers["Content-Length"] = str(stop - start)
-    if part:
-        headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size_bytes}"
-    status = 206 if part else 200
-    if request.method == "HEAD":
-        return Response(status_code=status, headers=headers, media_type="application/octet-stream")
-    body = app.hub.content(file, start, stop)
-    return StreamingResponse(body, status_code=status, headers=headers, media_type="application/octet-stream")
+    return file_answer(request, file, app.hub.content, headers)
 
 
 def answer(document: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

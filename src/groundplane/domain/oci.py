@@ -1,0 +1,174 @@
+"""Model versions as OCI artifacts: a manifest per version, and its birth certificate as a referrer.
+
+Manifests are computed from the version alone, the same bytes every time, so their digests may be pinned. Layers are the
+version's own files. Sources: OCI image and distribution specifications 1.1; CNCF ModelPack model-spec (media types,
+`org.cncf.model.filepath`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from groundplane.domain.canonical import canonical_json
+from groundplane.domain.model import ManifestFile, ModelVersion
+
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+INDEX = "application/vnd.oci.image.index.v1+json"
+MODEL = "application/vnd.cncf.model.manifest.v1+json"
+MODEL_CONFIG = "application/vnd.cncf.model.config.v1+json"
+CERTIFICATE = "application/vnd.in-toto+dsse"
+ENVELOPE = "application/vnd.dsse.envelope.v1+json"
+EMPTY = "application/vnd.oci.empty.v1+json"
+EMPTY_BYTES = b"{}"
+LATEST = "latest"
+
+_LAYER = "application/vnd.cncf.model.{kind}.v1.raw"
+_KINDS = {
+    "weight.config": {".json", ".txt", ".model", ".jinja", ".yaml", ".yml", ".vocab", ".merges"},
+    "doc": {".md", ".rst", ".png", ".jpg", ".jpeg", ".svg"},
+    "code": {".py", ".sh", ".toml", ".cfg"},
+}
+
+Document = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """Bytes a client may ask for by digest: a file of the version, or a small document made from it."""
+
+    digest: str
+    size_bytes: int
+    media_type: str
+    file: ManifestFile | None = None
+    content: bytes = b""
+
+
+def digest_of(content: bytes) -> str:
+    """As OCI writes it: `sha256:` and 64 hex digits."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def manifest(version: ModelVersion) -> Blob:
+    """The version's manifest."""
+    config = _config(version)
+    document: Document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "artifactType": MODEL,
+        "config": _descriptor(config),
+        "layers": [_layer(file) for file in version.files],
+        "annotations": {
+            "org.opencontainers.image.created": version.created_at.isoformat(),
+            "org.opencontainers.image.version": str(version.number),
+            "org.opencontainers.image.title": version.id,
+            **({"org.opencontainers.image.licenses": version.license} if version.license else {}),
+        },
+    }
+    return _small(canonical_json(document), MANIFEST)
+
+
+def certificate_manifest(version: ModelVersion) -> Blob:
+    """The manifest whose one layer is the signed envelope and whose subject is the version's manifest."""
+    subject = manifest(version)
+    document: Document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "artifactType": CERTIFICATE,
+        "config": _descriptor(_small(EMPTY_BYTES, EMPTY)),
+        "layers": [
+            {
+                **_descriptor(_certificate(version)),
+                "annotations": {"org.opencontainers.image.title": "birth-certificate.json"},
+            }
+        ],
+        "subject": _descriptor(subject),
+        "annotations": {"org.opencontainers.image.created": version.created_at.isoformat()},
+    }
+    return _small(canonical_json(document), MANIFEST)
+
+
+def referrers(versions: Sequence[ModelVersion], digest: str, artifact_type: str) -> bytes:
+    """The index of what refers to a manifest: its certificate, or nothing."""
+    found: list[object] = []
+    for version in versions:
+        if manifest(version).digest == digest and artifact_type in ("", CERTIFICATE):
+            found.append({**_descriptor(certificate_manifest(version)), "artifactType": CERTIFICATE})
+    return canonical_json({"schemaVersion": 2, "mediaType": INDEX, "manifests": found})
+
+
+def find_manifest(versions: Sequence[ModelVersion], reference: str, aliases: Mapping[str, int]) -> Blob | None:
+    """By tag (`v3`, `3`, `latest`, an alias) or by digest; None where nothing is meant."""
+    if reference.startswith("sha256:"):
+        known = (make(version) for version in versions for make in (manifest, certificate_manifest))
+        return next((blob for blob in known if blob.digest == reference), None)
+    number = aliases.get(reference)
+    if reference == LATEST:
+        number = max((version.number for version in versions), default=None)
+    elif number is None and reference.removeprefix("v").isdecimal() and reference.isascii():
+        number = int(reference.removeprefix("v"))
+    return next((manifest(version) for version in versions if version.number == number), None)
+
+
+def find_blob(versions: Sequence[ModelVersion], digest: str) -> Blob | None:
+    """A file, a config or an envelope of one of these versions. Nothing else is reachable by its digest."""
+    hexadecimal = digest.removeprefix("sha256:")
+    for version in versions:
+        for file in version.files:
+            if file.sha256 == hexadecimal:
+                return Blob(digest=digest, size_bytes=file.size_bytes, media_type=_kind(file.path), file=file)
+        for small in (_config(version), _certificate(version)):
+            if small.digest == digest:
+                return small
+    empty = _small(EMPTY_BYTES, EMPTY)
+    return empty if empty.digest == digest and versions else None
+
+
+def tags(versions: Sequence[ModelVersion], aliases: Mapping[str, int]) -> list[str]:
+    """Every tag, as the specification orders them: by their bytes."""
+    numbers = {version.number for version in versions}
+    named = [alias for alias, number in aliases.items() if number in numbers]
+    return sorted({*(f"v{number}" for number in numbers), *named, *([LATEST] if numbers else [])})
+
+
+def _config(version: ModelVersion) -> Blob:
+    described: Document = {
+        "name": version.name,
+        "version": str(version.number),
+        "createdAt": version.created_at.isoformat(),
+        "vendor": version.project,
+        "authors": [version.owner],
+        **({"licenses": [version.license]} if version.license else {}),
+    }
+    modelfs: Document = {"type": "layers", "diffIds": [f"sha256:{file.sha256}" for file in version.files]}
+    document: Document = {"descriptor": described, "config": {}, "modelfs": modelfs}
+    return _small(canonical_json(document), MODEL_CONFIG)
+
+
+def _certificate(version: ModelVersion) -> Blob:
+    return _small(version.certificate.encode(), ENVELOPE)
+
+
+def _layer(file: ManifestFile) -> Document:
+    return {
+        "mediaType": _kind(file.path),
+        "digest": f"sha256:{file.sha256}",
+        "size": file.size_bytes,
+        "annotations": {"org.cncf.model.filepath": file.path, "org.opencontainers.image.title": file.path},
+    }
+
+
+def _kind(path: str) -> str:
+    suffix = PurePosixPath(path).suffix.lower()
+    kind = next((kind for kind, suffixes in _KINDS.items() if suffix in suffixes), "weight")
+    return _LAYER.format(kind=kind)
+
+
+def _descriptor(blob: Blob) -> Document:
+    return {"mediaType": blob.media_type, "digest": blob.digest, "size": blob.size_bytes}
+
+
+def _small(content: bytes, media_type: str) -> Blob:
+    return Blob(digest=digest_of(content), size_bytes=len(content), media_type=media_type, content=content)
