@@ -19,6 +19,7 @@ from groundplane.errors import InvalidInput
 from groundplane.units import format_bytes, format_duration, format_usd, parse_bytes, parse_duration_s, parse_usd
 
 LOOPBACK_HOSTS = ("127.0.0.1", "::1", "localhost")
+GATEWAY_WORKERS_MAX = 64
 _WILDCARD_HOSTS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa: S104 - recognised, not bound
 
 
@@ -58,6 +59,13 @@ def _uid_range(text: str) -> str:
     return text
 
 
+def _workers(text: str) -> int:
+    count = int(text)
+    if not 0 <= count <= GATEWAY_WORKERS_MAX:
+        raise ValueError(f"not between 0 and {GATEWAY_WORKERS_MAX}")
+    return count
+
+
 def _setting(variable: str, default: Any, meaning: str, parse: Any = str, *, secret: bool = False) -> Any:
     return field(default=default, metadata={"variable": variable, "meaning": meaning, "parse": parse, "secret": secret})
 
@@ -90,6 +98,9 @@ class Settings:
         "GROUND_GATEWAY_HOST", "127.0.0.1", "Address of the gateway. Beyond loopback needs an exposure."
     )
     gateway_port: int = _setting("GROUND_GATEWAY_PORT", 4710, "Port of the gateway.", _port)
+    gateway_workers: int = _setting(
+        "GROUND_GATEWAY_WORKERS", 0, "Gateway processes on this machine; 0 is one per core, at most 8.", _workers
+    )
     url: str = _setting("GROUND_URL", "", "Control plane the CLI talks to; empty means the local one.")
     key: str = _setting(
         "GROUND_KEY", "", "Key the CLI sends; empty reads the admin key under GROUND_HOME.", secret=True

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import http.client
 import json
 import logging
 import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -30,12 +30,14 @@ import msgspec
 from groundplane import __version__
 from groundplane.errors import GroundError, Unavailable
 from groundplane.processes import HomeLock, check_port_free, end, make_home, read_mark, write_mark
-from groundplane.settings import LOOPBACK_HOSTS, Settings
+from groundplane.settings import Settings
 from groundplane.wire import ErrorInfo
 
 log = logging.getLogger("groundplane.supervisor")
 
 CONTROL_PLANE, GATEWAY = "control-plane", "gateway"
+GATEWAY_WORKERS_DEFAULT_MAX = 8
+_GATEWAY_BACKLOG = 2048
 READY_LIMIT_S = 60.0
 BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.5, 30.0
 STEADY_S = 60.0
@@ -69,6 +71,8 @@ class Child:
     backoff_s: float = BACKOFF_FIRST_S
     restarts: int = 0
     last_exit: int | None = None
+    listener: socket.socket | None = None
+    """A gateway worker's, kept here: connections wait in it while the worker is away, and none is dropped."""
 
 
 class Supervisor:
@@ -84,7 +88,8 @@ class Supervisor:
             os.set_blocking(descriptor, False)
         self._children = [Child(name=CONTROL_PLANE, command=("groundplane.server",))]
         if with_gateway:
-            self._children.append(Child(name=GATEWAY, command=("groundplane.gateway", *_gateway_options(settings))))
+            workers = settings.gateway_workers or min(os.cpu_count() or 1, GATEWAY_WORKERS_DEFAULT_MAX)
+            self._children += [gateway_child(settings, number, workers) for number in range(workers)]
 
     def run(self) -> None:
         """Up, until a signal or the end of an attached terminal; then down. Raises GroundError when it can't be up."""
@@ -97,6 +102,7 @@ class Supervisor:
                 self._end_leftovers()
                 self._check_ports()
                 try:
+                    self._listen()
                     self._up()
                     self._watch()
                 finally:
@@ -109,7 +115,8 @@ class Supervisor:
 
     def _end_leftovers(self) -> None:
         """Children of a supervisor that was killed: they hold the ports, the database and the gateway's log."""
-        for name in (GATEWAY, CONTROL_PLANE):
+        marked = sorted(path.stem for path in (self._settings.home / "run").glob(f"{GATEWAY}*.pid"))
+        for name in (*marked, CONTROL_PLANE):
             process = read_mark(self._pid_file(name))
             if process is not None:
                 how = end(process, wait_s=self._settings.drain_s + 2)
@@ -120,9 +127,24 @@ class Supervisor:
         if len(self._children) > 1:
             check_port_free(self._settings.gateway_host, self._settings.gateway_port, "GROUND_GATEWAY_PORT")
 
+    def _listen(self) -> None:
+        """One socket per gateway worker on the same port: the kernel spreads connections over them."""
+        for child in self._children:
+            if child.name != CONTROL_PLANE:
+                host, port = self._settings.gateway_host, self._settings.gateway_port
+                family = socket.AF_INET6 if ":" in host else socket.AF_INET
+                child.listener = socket.socket(family, socket.SOCK_STREAM)
+                child.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                child.listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                child.listener.bind((host, port))
+                child.listener.listen(_GATEWAY_BACKLOG)
+
     def _up(self) -> None:
         for child in self._children:
             self._start(child)
+            if child.name == CONTROL_PLANE:
+                self._await_ready(child)
+        for child in self._children:
             self._await_ready(child)
             if self._stop_because:
                 return
@@ -134,15 +156,18 @@ class Supervisor:
     def _start(self, child: Child) -> None:
         report_read, report_write = os.pipe()
         command = [sys.executable, "-P", "-m", *child.command]
-        if child.name == CONTROL_PLANE:
-            command += ["--report-fd", str(report_write)]
+        command += ["--report-fd", str(report_write)]
+        passed = [report_write]
+        if child.listener is not None:
+            command += ["--fd", str(child.listener.fileno())]
+            passed.append(child.listener.fileno())
         with self._log_file(child.name).open("ab") as output:
             child.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                pass_fds=(report_write,),
+                pass_fds=passed,
                 # Ctrl-C in a terminal reaches us alone; children are told when it is their turn.
                 start_new_session=True,
                 cwd=self._settings.home,
@@ -173,9 +198,7 @@ class Supervisor:
 
     def _is_ready(self, child: Child) -> bool:
         self._hear(child)
-        if child.name == CONTROL_PLANE:
-            return any(words["event"] == "ready" for words in child.said)
-        return _answers(self._settings.gateway_host, self._settings.gateway_port)
+        return any(words["event"] == "ready" for words in child.said)
 
     def _hear(self, child: Child) -> None:
         """Reads what the child reported; passes on the admin key, which is shown once and never logged."""
@@ -283,6 +306,13 @@ class Supervisor:
 
     def _down(self) -> None:
         """The gateway first: what it answered while draining still reaches the ledger of a living control plane."""
+        for child in self._children:
+            if child.listener is not None:
+                child.listener.close()
+        for child in self._children:
+            # All gateways at once: one after the other would take as long as their longest requests together.
+            if child.name != CONTROL_PLANE and child.process is not None and child.process.poll() is None:
+                child.process.terminate()
         for child in reversed(self._children):
             if child.process is None:
                 continue
@@ -367,25 +397,15 @@ def rotate(path: Path, limit_bytes: int) -> bool:
     return True
 
 
-def _gateway_options(settings: Settings) -> tuple[str, ...]:
+def gateway_child(settings: Settings, number: int, workers: int) -> Child:
+    """The gateway's worker of that number: its own log, and limits and metrics shared with the others."""
     folder = settings.home / "gateway"
-    return (
-        *("--host", settings.gateway_host, "--port", str(settings.gateway_port)),
-        *("--snapshot", str(folder / "snapshot.json"), "--wal", str(folder / "wal"), "--gateway-id", "gw-0"),
+    name = GATEWAY if number == 0 else f"{GATEWAY}-{number}"
+    options = (
+        *("--snapshot", str(folder / "snapshot.json"), "--wal", str(folder / "wal")),
+        *("--gateway-id", f"gw-{number}", "--workers", str(workers), "--shared", str(folder)),
     )
-
-
-def _answers(host: str, port: int) -> bool:
-    """Whether the gateway says that it is healthy, asked on loopback when it listens everywhere."""
-    reachable = host if host in LOOPBACK_HOSTS or host not in {"0.0.0.0", "::"} else "127.0.0.1"  # noqa: S104 - compared
-    connection = http.client.HTTPConnection(reachable, port, timeout=2)
-    try:
-        connection.request("GET", "/healthz")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
+    return Child(name=name, command=("groundplane.gateway", *options))
 
 
 def _last_line(path: Path) -> str:

@@ -43,6 +43,7 @@ class Home:
             "GROUND_HOME": str(self.path),
             "GROUND_PORT": str(self.port),
             "GROUND_GATEWAY_PORT": str(self.gateway_port),
+            "GROUND_GATEWAY_WORKERS": "1",
             "GROUND_DRAIN": "5s",
             "OMP_NUM_THREADS": "1",
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundplane.domain.limits import (
@@ -38,6 +38,7 @@ def take(account: Account, of: Limit, units: int, now: Moment) -> Binding | int:
     return units
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3000), st.integers(0, 10**18))
 def test_a_burst_admits_exactly_the_limit(value: int, now_ns: int) -> None:
     account, admitted = Account(value, at=now_ns), 0
@@ -46,6 +47,7 @@ def test_a_burst_admits_exactly_the_limit(value: int, now_ns: int) -> None:
     assert admitted == value
 
 
+@settings(deadline=None)
 @given(st.integers(1, 500), st.lists(st.integers(0, 10 * SECOND), max_size=200))
 def test_no_interval_gets_more_than_limit_plus_refill(value: int, pauses: list[int]) -> None:
     account, now, taken = Account(value), 0, 0
@@ -56,6 +58,7 @@ def test_no_interval_gets_more_than_limit_plus_refill(value: int, pauses: list[i
         assert taken * MINUTE_NS <= value * (MINUTE_NS + now)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 100_000), st.integers(0, 200_000), st.integers(1, 200_000))
 def test_the_wait_is_the_truth_to_the_nanosecond(value: int, used: int, units: int) -> None:
     of = limit(value)
@@ -76,6 +79,7 @@ def test_the_wait_is_the_truth_to_the_nanosecond(value: int, used: int, units: i
 _STEP = st.tuples(st.integers(0, 3), st.integers(0, 20 * SECOND), st.integers(1, 400), st.integers(0, 400))
 
 
+@settings(deadline=None)
 @given(st.lists(_STEP, max_size=80), st.sampled_from([1000, 1_000_000]))
 def test_what_holders_have_and_what_was_used_never_pass_the_limit(
     steps: list[tuple[int, int, int, int]], value: int
@@ -89,7 +93,7 @@ def test_what_holders_have_and_what_was_used_never_pass_the_limit(
         share = shares[holder]
         if share.free < ask:
             told = transact([share.settlement(ask)], [account], 4, at(now))
-            share.take_in(0 if isinstance(told, Binding) else told[0])
+            share.take_in(0 if isinstance(told, Binding) else told[0], ask)
         if share.free >= ask:
             spent = min(used, ask)
             share.free += -ask + ask - spent
@@ -109,7 +113,7 @@ def test_more_than_reserved_is_a_debt_that_drains() -> None:
     share = Share(of)
     told = transact([share.settlement(10)], [account], 1, at(0))
     assert not isinstance(told, Binding)
-    share.take_in(told[0])
+    share.take_in(told[0], 10)
     share.free -= 10
     share.free += 10 - 120
     share.used += 120
@@ -150,7 +154,7 @@ def test_concurrent_requests_are_lent_not_used() -> None:
     for _ in range(2):
         told = transact([share.settlement(1)], [account], 1, at(0))
         assert not isinstance(told, Binding)
-        share.take_in(told[0])
+        share.take_in(told[0], 1)
         share.free -= 1
     refused = transact([share.settlement(1)], [account], 1, at(0))
     assert isinstance(refused, Binding) and (refused.left, refused.retry_after_ns) == (0, SECOND)
@@ -182,6 +186,7 @@ def test_the_longest_wait_is_told() -> None:
     assert isinstance(never, Binding) and (never.limit.measure, never.retry_after_ns) == (Measure.TOKENS, None)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 500)), max_size=60), st.integers(0, 60))
 def test_a_budget_counts_each_settlement_until_it_was_ingested(costs: list[tuple[int, int]], seen: int) -> None:
     """reserve ≥ spend: what is left never goes below zero, whatever part of it the control plane has seen."""
@@ -195,7 +200,7 @@ def test_a_budget_counts_each_settlement_until_it_was_ingested(costs: list[tuple
             told = transact([share.settlement(worst)], [account], 1, at(0))
             if isinstance(told, Binding):
                 continue
-            share.take_in(told[0])
+            share.take_in(told[0], worst)
         share.free -= cost
         share.purse.spent(cost, seq)
         spent.append((seq, cost))

@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -393,3 +395,61 @@ async def ask(port: int, data: bytes) -> Answer:
             return await client.answer()
     finally:
         await client.close()
+
+
+# ---------------------------------------------------------------- workers
+
+
+@dataclass
+class Workers:
+    """Several gateways on one port, as the supervisor starts them: the sockets outlive the processes."""
+
+    folder: Path
+    listeners: list[socket.socket]
+    arguments: tuple[str, ...] = ()
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        port: int = self.listeners[0].getsockname()[1]
+        return port
+
+    def start(self, number: int) -> None:
+        """Starts one worker; returns once it serves."""
+        listener = self.listeners[number]
+        read, write = os.pipe()
+        command = [sys.executable, "-m", "groundplane.gateway", "--gateway-id", f"gw-{number}", "--free-min", "0"]
+        command += ["--snapshot", str(self.folder / "snapshot.json"), "--wal", str(self.folder / "wal")]
+        command += ["--workers", str(len(self.listeners)), "--shared", str(self.folder / "shared")]
+        command += ["--fd", str(listener.fileno()), "--report-fd", str(write), *self.arguments]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True, pass_fds=(listener.fileno(), write))
+        os.close(write)
+        told = os.read(read, 100)
+        os.close(read)
+        assert b"ready" in told, "the worker did not start"
+        self.processes[number : number + 1] = [process]
+
+    def stop(self) -> None:
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            assert process.wait(20) == 0
+        for listener in self.listeners:
+            listener.close()
+
+
+def start_workers(folder: Path, count: int, *arguments: str) -> Workers:
+    """`count` gateways on a free port."""
+    port, listeners = 0, []
+    for _ in range(count):
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(("127.0.0.1", port))
+        listener.listen(1024)
+        listener.setblocking(False)
+        port = listener.getsockname()[1]
+        listeners.append(listener)
+    workers = Workers(folder, listeners, arguments)
+    for number in range(count):
+        workers.start(number)
+    return workers

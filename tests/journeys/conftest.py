@@ -43,6 +43,7 @@ class Installation:
                 "GROUND_HOME": str(self.home),
                 "GROUND_PORT": str(self.port),
                 "GROUND_GATEWAY_PORT": str(self.gateway_port),
+                "GROUND_GATEWAY_WORKERS": "1",
                 "GROUND_LOCAL_PRICE": "0.36",
                 "OMP_NUM_THREADS": "1",
                 "NO_COLOR": "1",

@@ -156,7 +156,7 @@ def down(stop_runs: bool) -> None:
         # It drains its children one after the other; only then does killing make sense.
         how = end(supervisor, wait_s=2 * settings.drain_s + 15)
         stopped.append(f"supervisor (pid {supervisor.pid}) {how}")
-    for name in CHILDREN:
+    for name in _children(settings.home):
         # What a killed supervisor left behind.
         child = read_mark(settings.home / "run" / f"{name}.pid")
         if child is not None:
@@ -266,6 +266,12 @@ def _look(settings: Settings) -> Installation:
     )
 
 
+def _children(home: Path) -> list[str]:
+    """What a supervisor starts, last first: the gateway's further workers have names of their own."""
+    workers = (path.stem for path in (home / "run").glob("gateway-*.pid"))
+    return [*sorted(workers, key=lambda name: int(name.rpartition("-")[2]), reverse=True), *CHILDREN]
+
+
 def _processes(home: Path) -> tuple[ProcessState, ...]:
     restarts: dict[str, int] = {}
     try:
@@ -274,7 +280,7 @@ def _processes(home: Path) -> tuple[ProcessState, ...]:
     except FileNotFoundError:
         pass  # Never up, or down in good order: the pid files below say the rest.
     marks: list[tuple[str, ProcessMark | None]] = [("supervisor", read_mark(home / "run" / "up.lock"))]
-    marks += [(name, read_mark(home / "run" / f"{name}.pid")) for name in reversed(CHILDREN)]
+    marks += [(name, read_mark(home / "run" / f"{name}.pid")) for name in reversed(_children(home))]
     return tuple(
         ProcessState(
             name=name,

@@ -160,6 +160,7 @@ class Share:
     all_held: int = 0
     dirty: bool = False
     touched: bool = False
+    tight: bool = False
     purse: Spending | None = None
 
     def seen(self, account: Account, at_ns: int) -> None:
@@ -187,8 +188,9 @@ class Share:
         self.free = self.used = 0
         return entry
 
-    def take_in(self, units: int) -> None:
-        """What was handed out."""
+    def take_in(self, units: int, need: int) -> None:
+        """What was handed out. When it is no more than was needed, there is little left, and nothing to keep idle."""
+        self.tight = units <= need
         self.free += units
         self.held += units
 

@@ -6,7 +6,9 @@ import argparse
 import asyncio
 import errno
 import gc
+import os
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +16,8 @@ from pathlib import Path
 import uvloop
 
 from groundplane.errors import Conflict, GroundError, InvalidInput
+from groundplane.gateway.broker import BrokerCounters
+from groundplane.gateway.counters import Counters
 from groundplane.gateway.server import Gateway
 from groundplane.gateway.state import Options
 from groundplane.gateway.wal import FREE_MIN_BYTES, WriteAheadLog
@@ -45,6 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--free-min", type=parse_bytes, default=FREE_MIN_BYTES, help="refuse requests when the disk has less free"
     )
+    parser.add_argument("--fd", type=int, help="a socket that listens already, in place of --host and --port")
+    parser.add_argument("--workers", type=int, default=1, help="how many gateways share the folders (%(default)s)")
+    parser.add_argument("--shared", type=Path, help="folder in which they share limits and metrics")
+    parser.add_argument("--report-fd", type=int, help="descriptor to say `ready` on")
     parser.add_argument("--drain", type=float, default=Options().drain_s, help="seconds to finish requests on SIGTERM")
     return parser
 
@@ -52,13 +60,24 @@ def _parser() -> argparse.ArgumentParser:
 async def _serve(arguments: argparse.Namespace) -> None:
     options = Options(body_max_bytes=arguments.body_max, drain_s=arguments.drain)
     log = WriteAheadLog(arguments.wal, arguments.gateway_id, free_min_bytes=arguments.free_min)
-    gateway = Gateway(snapshot_path=arguments.snapshot, log=log, gateway_id=arguments.gateway_id, options=options)
+    counters: Counters | None = None
+    if arguments.shared is not None and arguments.workers > 1:
+        counters = BrokerCounters(arguments.shared / "limits", arguments.gateway_id, arguments.workers)
+    gateway = Gateway(
+        snapshot_path=arguments.snapshot,
+        log=log,
+        gateway_id=arguments.gateway_id,
+        options=options,
+        counters=counters,
+        metrics_folder=None if arguments.shared is None else arguments.shared / "metrics",
+    )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        port = await gateway.start(arguments.host, arguments.port)
+        listener = None if arguments.fd is None else socket.socket(fileno=arguments.fd)
+        port = await gateway.start(arguments.host, arguments.port, listener)
     except OSError as error:
         raise _start_failure(error, arguments) from error
     # What lives from here on is short-lived: the collector need not look at the rest again.
@@ -66,6 +85,9 @@ async def _serve(arguments: argparse.Namespace) -> None:
     gc.set_threshold(20_000, 20, 50)
     sys.stdout.write(f"gateway {arguments.gateway_id} listens on http://{arguments.host}:{port}\n")
     sys.stdout.flush()
+    if arguments.report_fd is not None:
+        os.write(arguments.report_fd, b'{"event":"ready"}\n')
+        os.close(arguments.report_fd)
     await stop.wait()
     await gateway.stop()
 

@@ -29,6 +29,8 @@ from groundplane.gateway.state import GatewayState, KeyState
 _PIPELINE_MAX_BYTES = 65_536
 _DISCARD_MAX_BYTES = 65_536
 _FORWARDED_PATHS = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"})
+_FIRST_REQUEST_S = 1.0
+"""How long a connection that was just made may take to send its request when the gateway is draining."""
 _FOREVER = float("inf")
 
 
@@ -43,14 +45,16 @@ class ClientConnection(asyncio.Protocol):
     """Is the `Caller` of its exchanges."""
 
     __slots__ = (
-        "_body", "_body_bytes", "_buffer", "_chunks", "_exchange", "_head", "_key", "_peer", "_peer_is_local", "_phase",
-        "_read_paused", "_refusal", "_state", "_transport", "_write_paused", "closes", "deadline_s",
+        "_body", "_body_bytes", "_buffer", "_chunks", "_exchange", "_head", "_is_new", "_key", "_peer",
+        "_peer_is_local", "_phase", "_read_paused", "_refusal", "_state", "_transport", "_write_paused", "closes",
+        "deadline_s",
     )  # fmt: skip
 
     def __init__(self, state: GatewayState) -> None:
         self._state = state
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
+        self._is_new = True
         self._phase = Phase.HEAD
         self._head: RequestHead | None = None
         self._key: KeyState | None = None
@@ -130,10 +134,13 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
 
     def close_when_idle(self) -> None:
-        """Draining: an idle connection closes now, a busy one after its answer."""
+        """Draining: an idle connection closes now, a busy one after its answer, a new one after its first answer."""
         self.closes = True
         if self.is_idle() and self._transport is not None:
-            self._transport.close()
+            if self._is_new:
+                self.deadline_s = self._state.now_s + _FIRST_REQUEST_S
+            else:
+                self._transport.close()
 
     def abort(self) -> None:
         if self._transport is not None:
@@ -350,6 +357,7 @@ class ClientConnection(asyncio.Protocol):
     def finished(self) -> None:
         """The answer is complete: on to the next request, or close."""
         self._exchange = None
+        self._is_new = False
         self._phase = Phase.HEAD
         if self._transport is None:
             return

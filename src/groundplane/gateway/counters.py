@@ -16,7 +16,12 @@ Want = tuple[Share, int]
 
 
 class Counters(Protocol):
-    """Keeps accounts of limits and fills this holder's shares. Called on the event loop's thread only."""
+    """Keeps accounts of limits and fills this holder's shares. Called on the event loop's thread only.
+
+    `alone` says that nobody else holds shares of the same limits: then what is idle need not go back.
+    """
+
+    alone: bool
 
     def refill(self, wants: Sequence[Want], now: Moment, then: Callable[[Binding | None], None]) -> None:
         """Settles what these shares owe and gets what each needs: all or nothing. Tells `then` the refusal, or None.
@@ -26,7 +31,7 @@ class Counters(Protocol):
         """
 
     def flush(self, shares: Iterable[Share], now: Moment) -> None:
-        """Charges what was used and gives back what is free and was not touched since the last flush."""
+        """Charges what was used and gives back what is free, unless it is a slice of plenty in use since the last."""
 
     def declare(self, share: Share, held: int, now: Moment) -> None:
         """This holder's first word on a share in this life: it holds so much, whatever it held before."""
@@ -37,6 +42,8 @@ class Counters(Protocol):
 
 class MemoryCounters:
     """For one process alone: accounts are objects."""
+
+    alone = True
 
     def __init__(self) -> None:
         self._accounts: dict[str, Account] = {}
@@ -52,8 +59,8 @@ class MemoryCounters:
         accounts = [self._account(share) for share, _ in wants]
         told = transact([share.settlement(need) for share, need in wants], accounts, 1, now)
         granted = [0] * len(wants) if isinstance(told, Binding) else told
-        for (share, _), account, units in zip(wants, accounts, granted, strict=True):
-            share.take_in(units)
+        for (share, need), account, units in zip(wants, accounts, granted, strict=True):
+            share.take_in(units, need)
             share.seen(account, now.ns)
         then(told if isinstance(told, Binding) else None)
 

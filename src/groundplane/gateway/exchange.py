@@ -102,7 +102,7 @@ class Exchange:
         if lane.take(*self.ask):
             self._admit()
         else:
-            lane.refill(self._state.counters, *self.ask, self._began_ns, self._refilled)
+            lane.refill(*self.ask, self._began_ns, self._refilled)
 
     def _refilled(self, binding: Binding | None) -> None:
         if self._over:
@@ -113,7 +113,7 @@ class Exchange:
             self._admit()
         else:
             # What was free beside the refill went to another request meanwhile.
-            self._lane.refill(self._state.counters, *self.ask, monotonic_ns(), self._refilled)
+            self._lane.refill(*self.ask, monotonic_ns(), self._refilled)
 
     def _admit(self) -> None:
         """Notes the reservation, then sends: nothing goes upstream that the log does not know."""

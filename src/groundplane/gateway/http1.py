@@ -100,7 +100,7 @@ class HeadMemo(Generic[_Head]):
     """
 
     def __init__(self, parse: Callable[[bytes, int], _Head]) -> None:
-        self._parse = parse
+        self._parse: Callable[[bytes, int], _Head] = parse
         self._known: dict[bytes, _Head] = {}
 
     def find(self, data: bytes, end: int) -> tuple[_Head, int] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from time import time
+from time import monotonic_ns, time
 from typing import TYPE_CHECKING
 
 from groundplane.domain.limits import Binding, Measure, Moment, Share
@@ -23,12 +23,18 @@ class Lane:
     """
 
     __slots__ = (
-        "_dirty", "_single_price", "answers", "has_budget", "key", "model", "money", "ones", "route", "shown_requests",
-        "shown_tokens", "slots", "tokens",
+        "_counters", "_dirty", "_shared", "_single_price", "answers", "has_budget", "key", "model", "money", "ones",
+        "route", "shown_requests", "shown_tokens", "slots", "tokens",
     )  # fmt: skip
 
     def __init__(
-        self, key: KeyState, route: RouteState, shares: Sequence[Share], answers: AnswerLength, dirty: list[Share]
+        self,
+        key: KeyState,
+        route: RouteState,
+        shares: Sequence[Share],
+        answers: AnswerLength,
+        counters: Counters,
+        dirty: list[Share],
     ) -> None:
         by_measure: dict[Measure, list[Share]] = {measure: [] for measure in Measure}
         for share in shares:
@@ -44,6 +50,8 @@ class Lane:
         self.shown_requests = self.ones
         self.shown_tokens = tuple(by_measure[Measure.TOKENS])
         self._dirty = dirty
+        self._counters = counters
+        self._shared = not counters.alone
         prices = {target.target.price for target in route.targets}
         self._single_price = prices.pop() if len(prices) == 1 else None
         self.answers = answers
@@ -101,16 +109,14 @@ class Lane:
             share.touched = True
         return True
 
-    def refill(
-        self, counters: Counters, tokens: int, microusd: int, now_ns: int, then: Callable[[Binding | None], None]
-    ) -> None:
+    def refill(self, tokens: int, microusd: int, now_ns: int, then: Callable[[Binding | None], None]) -> None:
         """Gets what a request needs where shares have too little; `take` succeeds right after `then(None)`."""
         wants = [(share, 1) for share in (*self.ones, *self.slots) if share.free < 1]
         wants += [(share, tokens) for share in self.tokens if share.free < tokens]
         wants += [(share, microusd) for share in self.money if share.free < microusd]
         for share, _ in wants:
             self._mark(share)
-        counters.refill(wants, Moment(now_ns, time()), then)
+        self._counters.refill(wants, Moment(now_ns, time()), then)
 
     def settle(self, reserved: tuple[int, int], tokens: int, microusd: int, seq: int) -> None:
         """Gives reservations back and charges what was used; more than reserved leaves a debt."""
@@ -134,6 +140,12 @@ class Lane:
             if not share.dirty:
                 share.dirty = True
                 self._dirty.append(share)
+
+        if self._shared:
+            # Where little is left, what one worker does not need another one waits for.
+            tight = [share for share in (*self.slots, *self.tokens, *self.money) if share.tight and share.free > 0]
+            if tight:
+                self._counters.flush(tight, Moment(monotonic_ns(), time()))
 
     def _mark(self, share: Share) -> None:
         share.touched = True

@@ -29,9 +29,7 @@ def answer_locally(state: GatewayState, path: bytes, key: KeyState | None, *, cl
     elif path == b"/metrics":
         if key is not None and not key.may_read_metrics:
             raise Fault(403, f"keys of role {key.key.role} may not read metrics", "role_forbidden", "permission_error")
-        state.metrics.log_seq = state.log.seq
-        state.metrics.log_trouble = int(bool(state.log.trouble))
-        body, content_type = state.metrics.render().encode(), _METRICS_TYPE
+        body, content_type = state.all_metrics().render().encode(), _METRICS_TYPE
     else:
         assert key is not None, "every /v1 path needs a key"
         if not key.may_call:

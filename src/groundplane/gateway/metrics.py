@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from groundplane.domain.usage import Usage
 
@@ -40,6 +41,23 @@ class ModelCounters:
             self.ttft[bisect_left(_TTFT_BUCKETS_US, ttft_us)] += 1
             self.ttft_sum_us += ttft_us
 
+    def plain(self) -> dict[str, Any]:
+        """As JSON can say it."""
+        values = {name: getattr(self, name) for name in self.__slots__}
+        return values | {"requests": {str(status): count for status, count in self.requests.items()}}
+
+    def add(self, plain: Mapping[str, Any]) -> None:
+        """Another's counts on top."""
+        for status, count in plain["requests"].items():
+            self.requests[int(status)] = self.requests.get(int(status), 0) + count
+        self.ttft = [one + other for one, other in zip(self.ttft, plain["ttft"], strict=True)]
+        for name in ("prompt_tokens", "completion_tokens", "cached_tokens", "microusd", "ttft_sum_us"):
+            setattr(self, name, getattr(self, name) + plain[name])
+
+
+_COUNTERS = ("upstream_retries", "snapshot_failures")
+_GAUGES = ("in_flight", "connections", "log_trouble")
+
 
 class Metrics:
     """Counts as integers, touched only by the event loop. `no_model` counts what never got as far as a model."""
@@ -55,6 +73,30 @@ class Metrics:
         self.snapshot_failures = 0
         self.log_seq = 0
         self.log_trouble = 0
+        self.workers = 1
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON can say it."""
+        return {
+            "models": {"": self.no_model.plain(), **{name: one.plain() for name, one in self._models.items()}},
+            "limited": dict(self.limited),
+            "snapshot_version": self.snapshot_version,
+            "log_seq": self.log_seq,
+            **{name: getattr(self, name) for name in (*_COUNTERS, *_GAUGES)},
+        }
+
+    def add(self, plain: Mapping[str, Any], *, alive: bool) -> None:
+        """Another gateway's counts on top; of one that is no more, what it counted and not how it stood."""
+        for name, counters in plain["models"].items():
+            (self.model(name) if name else self.no_model).add(counters)
+        for limit, count in plain["limited"].items():
+            self.limited[limit] += count
+        for name in _COUNTERS + (_GAUGES if alive else ()):
+            setattr(self, name, getattr(self, name) + plain[name])
+        if alive:
+            self.workers += 1
+            self.snapshot_version = min(self.snapshot_version, plain["snapshot_version"])
+            self.log_seq = max(self.log_seq, plain["log_seq"])
 
     def model(self, name: str) -> ModelCounters:
         """A model's counters; those of `other` once there have been 200 models in this process's life."""
@@ -94,7 +136,8 @@ class Metrics:
             ("gateway_in_flight", "gauge", "Requests being answered.", self.in_flight),
             ("gateway_client_connections", "gauge", "Open client connections.", self.connections),
             ("gateway_upstream_retries_total", "counter", "Requests sent to an upstream again.", self.upstream_retries),
-            ("gateway_snapshot_version", "gauge", "Version of the snapshot in use; 0 is none.", self.snapshot_version),
+            ("gateway_workers", "gauge", "Gateway processes these figures are of.", self.workers),
+            ("gateway_snapshot_version", "gauge", "Oldest snapshot in use; 0 is none.", self.snapshot_version),
             ("gateway_snapshot_failures_total", "counter", "Snapshots that could not be read.", self.snapshot_failures),
             ("gateway_usage_log_seq", "gauge", "Sequence number of the last usage record.", self.log_seq),
             ("gateway_usage_log_trouble", "gauge", "1 when the usage log can't be written.", self.log_trouble),

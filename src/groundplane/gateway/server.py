@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class Gateway:
         gateway_id: str,
         options: Options,
         counters: Counters | None = None,
+        metrics_folder: Path | None = None,
     ) -> None:
         self._log = log
         self._server: asyncio.Server | None = None
@@ -37,16 +39,30 @@ class Gateway:
         self._syncer = ThreadPoolExecutor(1, "usage-log-sync")
         self._sync: Future[None] | None = None
         self.state = GatewayState(
-            options=options, snapshot_path=snapshot_path, log=log, gateway_id=gateway_id, counters=counters
+            options=options,
+            snapshot_path=snapshot_path,
+            log=log,
+            gateway_id=gateway_id,
+            counters=counters,
+            metrics_folder=metrics_folder,
         )
 
-    async def start(self, host: str, port: int) -> int:
-        """Binds, recovers the log, reads the snapshot, listens; returns the port. Raises GroundError or OSError."""
+    async def start(self, host: str, port: int, listener: socket.socket | None = None) -> int:
+        """Binds, recovers the log, reads the snapshot, listens; returns the port. Raises GroundError or OSError.
+
+        A `listener` is a socket that listens already, kept by whoever starts workers: connections wait in it while a
+        worker is away.
+        """
         loop = asyncio.get_running_loop()
+
+        def connection() -> ClientConnection:
+            return ClientConnection(self.state)
+
         # Binding first tells a taken port apart from a log in use; nothing is accepted before the log is recovered.
-        self._server = await loop.create_server(
-            lambda: ClientConnection(self.state), host, port, backlog=_BACKLOG, start_serving=False
-        )
+        if listener is not None:
+            self._server = await loop.create_server(connection, sock=listener, backlog=_BACKLOG, start_serving=False)
+        else:
+            self._server = await loop.create_server(connection, host, port, backlog=_BACKLOG, start_serving=False)
         try:
             recovered = self._log.open()
         except BaseException:
@@ -77,6 +93,7 @@ class Gateway:
                 upstream.sweep(state.now_s)
         if self._ticks % _SPACE_TICKS == 0:
             self._log.check_space()
+            state.publish_metrics()
 
     def _sync_log(self) -> None:
         if self._sync is not None:
@@ -111,3 +128,6 @@ class Gateway:
             self._timer.cancel()
         await loop.run_in_executor(None, self._syncer.shutdown)
         self._log.close()
+        state.flush_shares()
+        state.counters.close()
+        state.publish_metrics()

@@ -24,6 +24,7 @@ from groundplane.gateway.counters import Counters, MemoryCounters
 from groundplane.gateway.http1 import HeadMemo, parse_request_head
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.metrics import Metrics, ModelCounters
+from groundplane.gateway.metrics_files import MetricsFiles
 from groundplane.gateway.records import constant_members
 from groundplane.gateway.upstream import Upstream
 from groundplane.gateway.wal import WriteAheadLog
@@ -183,11 +184,14 @@ class GatewayState:
         log: WriteAheadLog,
         gateway_id: str,
         counters: Counters | None = None,
+        metrics_folder: Path | None = None,
     ) -> None:
         self.options = options
         self.log = log
         self.counters: Counters = counters or MemoryCounters()
         self.metrics = Metrics()
+        self._metrics_files = MetricsFiles(metrics_folder, gateway_id)
+        self._metrics_files.resume(self.metrics)
         self.tables: Tables | None = None
         self.snapshot_trouble = ""
         self.clients: set[ClientConnection] = set()
@@ -219,6 +223,22 @@ class GatewayState:
         self._retired = [one for one in self._retired if one.connections]
         return [*self._upstreams.values(), *self._retired]
 
+    # ------------------------------------------------------------ metrics
+
+    def publish_metrics(self) -> None:
+        """Called by the coarse clock: leaves this worker's figures for the others."""
+        self._note_log()
+        self._metrics_files.publish(self.metrics)
+
+    def all_metrics(self) -> Metrics:
+        """The figures of every worker."""
+        self._note_log()
+        return self._metrics_files.merged(self.metrics)
+
+    def _note_log(self) -> None:
+        self.metrics.log_seq = self.log.seq
+        self.metrics.log_trouble = int(bool(self.log.trouble))
+
     # ------------------------------------------------------------ limits
 
     def recover(self, settled: Iterable[tuple[int, str, int]]) -> None:
@@ -237,7 +257,7 @@ class GatewayState:
         if len(self._answers) > _ANSWERS_KEPT:
             self._answers.clear()
         answers = self._answers.setdefault((key.key.id, model), AnswerLength())
-        lane = key.lanes[model] = Lane(key, route, shares, answers, self.dirty)
+        lane = key.lanes[model] = Lane(key, route, shares, answers, self.counters, self.dirty)
         return lane
 
     def share(self, limit: Limit) -> Share:
@@ -263,6 +283,11 @@ class GatewayState:
             for share in dirty:
                 share.dirty = False
             self.counters.flush(dirty, self._moment())
+            if not self.counters.alone:
+                for share in dirty:
+                    if share.free > 0 and not share.dirty:  # a slice in use: looked at again at the next tick
+                        share.dirty = True
+                        self.dirty.append(share)
 
     def _moment(self) -> Moment:
         return Moment(time.monotonic_ns(), time.time())
