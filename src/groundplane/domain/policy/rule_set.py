@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from groundplane.domain.intake.request import Request
+from groundplane.domain.plan_checks import CHECKS
 from groundplane.domain.planning import Verdict
 from groundplane.domain.policy.builtin import RULES, Finding, Rule, Subject
 from groundplane.domain.policy.defaults import DEFAULTS, DEFAULTS_NAME
@@ -40,6 +41,16 @@ LOCKED = frozenset(
     }
 )  # fmt: skip
 """Rules that the rest of the house rests on: nobody is excepted, no file changes them."""
+
+_LIMITS = {
+    "self-service-accelerators": "Much hardware at once is a team's decision.",
+    "self-service-plan": "Much money at once is a team's decision.",
+    "self-service-month": "Many small plans are a large one.",
+}
+"""What `domain.approval` asks beyond a project's own limits."""
+
+_ELSEWHERE = frozenset({*_LIMITS, *(check.id for check in CHECKS)})
+"""Names of what else judges a plan: a verdict has one author."""
 
 _MEND = "an operator mends the rule; ground policy test shows it"
 
@@ -103,7 +114,10 @@ class RuleSet:
         return next((each for each in self.judged if each.rule.id == id), None)
 
     def infos(self) -> tuple[RuleInfo, ...]:
-        return tuple(_info(each) for each in self.judged)
+        """Every rule for people; with them what else judges each plan, by sums (`plan_checks`) and projects' limits."""
+        sums = (_elsewhere(each.id, each.why, Severity.WARN if each.warns else Severity.REFUSE) for each in CHECKS)
+        limits = (_elsewhere(id, why, Severity.APPROVE) for id, why in _LIMITS.items())
+        return (*(_info(each) for each in self.judged), *sums, *limits)
 
 
 # ---------------------------------------------------------------- putting it together
@@ -171,7 +185,7 @@ def _conflict(
 ) -> Problem | None:
     if entry.id in said:
         return _problem(entry.source, f"rule {entry.id} is also at {said[entry.id]}", "keep one of them")
-    if entry.id in LOCKED:
+    if entry.id in LOCKED | _ELSEWHERE:
         hint = "the rest of the house rests on it; write a rule of another name"
         return _problem(entry.source, f"rule {entry.id} is locked", hint)
     if isinstance(entry, RuleChange) and entry.id not in judged:
@@ -246,6 +260,14 @@ def _broken(id: str, why: str, severity: Severity, found: Finding) -> Verdict:
     if severity is Severity.APPROVE:
         return Verdict(rule=id, why=why, refused=None, approval=f"{found.have}; {found.need}")
     return Verdict(rule=id, why=why, refused=Refused(rule=id, need=found.need, have=found.have, hint=found.hint))
+
+
+def _elsewhere(id: str, why: str, severity: Severity) -> RuleInfo:
+    hint = "ask for approval: ground approvals" if severity is Severity.APPROVE else "the plan's own numbers say what would do"
+    return RuleInfo(
+        id=id, over="plan", severity=severity.value, why=why, hint=hint, text="", source=DEFAULTS_NAME, enabled=True,
+        locked=True, tests=0,
+    )  # fmt: skip
 
 
 def _info(each: Judged) -> RuleInfo:
