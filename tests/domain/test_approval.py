@@ -168,7 +168,8 @@ def test_dear_plans_need_several_people_and_one_person_counts_once() -> None:
     assert yes(waiting, "LEA") == waiting
     refused = blocked(a_plan(), waiting, ("op",), NOW)
     assert refused is not None and refused.have == "1 (lea)" and refused.need.startswith("2 approvals")
-    approved = yes(waiting, "op")
+    approved = yes(waiting, "op", NOW + 70 * HOUR)
+    assert approved.expires_at == waiting.expires_at, "no yes is used when it is older than an approval may be"
     assert approved.status is ApprovalStatus.APPROVED and counted(approved, "a" * 64) == ("lea", "op")
     assert asked(limits=replace(limits, second_threshold_microusd=620 * USD)).needed == 1
 
