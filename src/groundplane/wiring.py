@@ -46,12 +46,13 @@ from groundplane.services.outlooks import Outlooks
 from groundplane.services.plans import Plans
 from groundplane.services.policy import Policies
 from groundplane.services.queue import Queue
-from groundplane.services.preflight import Preflight
+from groundplane.services.quotas import Quotas
 from groundplane.services.recon import Recon
 from groundplane.services.reconcile import Reconcile
 from groundplane.services.requests import Requests
 from groundplane.services.runs import Runs
 from groundplane.services.sizing import Sizings
+from groundplane.services.standing import Standing
 from groundplane.settings import Settings
 
 
@@ -81,6 +82,8 @@ class App:
     preflight: Preflight
     cordons: Cordons
     queue: Queue
+    standing: Standing
+    quotas: Quotas
     gateway_config: GatewayConfig
     lease_owner: str
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -181,8 +184,31 @@ async def build(settings: Settings) -> App:
         ),
         gateway_addresses=(settings.gateway_host,),
     )
+    preflight = Preflight(
+        store=store,
+        clock=clock,
+        ids=ids,
+        executors=executors,
+        cordons=cordons,
+        secrets=secrets,
+        files=files,
+        hardware=catalog_book.hardware,
+        policy=isolation,
+        budget_s=settings.preflight_budget_s,
+        idle_period_s=settings.preflight_idle_s,
+    )
+    queue = Queue(store=store, clock=clock, executors=executors, half_life_s=settings.share_half_life_s, wake=wake)
+    standing = Standing(store=store, clock=clock, executors=executors, queue=queue)
     runs = Runs(
-        store=store, clock=clock, ids=ids, plans=plans, approvals=approvals, costs=costs, executors=executors, wake=wake
+        store=store,
+        clock=clock,
+        ids=ids,
+        plans=plans,
+        approvals=approvals,
+        costs=costs,
+        executors=executors,
+        wake=wake,
+        standing=standing,
     )
     return App(
         settings=settings,
@@ -221,18 +247,13 @@ async def build(settings: Settings) -> App:
         sizings=Sizings(catalogue=catalogue, clock=clock),
         recon=recon,
         catalog=Catalog(store=store, clock=clock, book=catalog_book),
+        queue=queue,
+        standing=standing,
+        quotas=Quotas(store=store, clock=clock, ids=ids, executors=executors),
         reconcile=Reconcile(
             store=store,
             clock=clock,
             executors=executors,
-        queue=Queue(
-            store=store,
-            clock=clock,
-            ids=ids,
-            executors=executors,
-            half_life_s=settings.share_half_life_s,
-            wake=wake,
-        ),
             costs=costs,
             models=models,
             files=files,

@@ -190,7 +190,7 @@ async def a_plane(folder: Path, play: Callable[[Order], Script]) -> Plane:
         files=files,
         period_s=2,
     )
-    queue = Queue(store=store, clock=clock, ids=ids, executors={"local": executor})
+    queue = Queue(store=store, clock=clock, executors={"local": executor})
     access = Access(store=store, clock=clock, ids=ids)
     await access.create_project(
         ADMIN,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from groundplane.audit import EventDraft
-from groundplane.domain.node import Node
+from groundplane.domain.node import Cordon, Node
 from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Reservation, ReservedPart, Stage
 from groundplane.domain.run import Checkpoint, EndReason, Run, RunStatus
 from groundplane.domain.scheduling.scheduler import schedule
@@ -22,7 +22,7 @@ from groundplane.domain.scheduling.shares import decayed, dominant
 from groundplane.domain.scheduling.state import Amount, Decision, PoolState, Preempt, Reserved, Rules, Start, class_name
 from groundplane.errors import Unavailable
 from groundplane.identity import SYSTEM
-from groundplane.ports import Clock, Executor, Ids, Store, Tx
+from groundplane.ports import Clock, Executor, Store, Tx
 
 log = logging.getLogger(__name__)
 USAGE_PERIOD_S = 60.0
@@ -50,7 +50,6 @@ class Queue:
         store: Store,
         clock: Clock,
         executors: Mapping[str, Executor],
-        ids: Ids,
         half_life_s: float = 86_400.0,
         rules: Rules | None = None,
         wake: Callable[[], None] = lambda: None,
@@ -58,7 +57,6 @@ class Queue:
         self._store = store
         self._clock = clock
         self._executors = executors
-        self._ids = ids
         self._half_life_s = half_life_s
         self._rules = rules or Rules()
         self._wake = wake
@@ -81,6 +79,11 @@ class Queue:
     async def view(self, tx: Tx, pool: str, nodes: Sequence[Node]) -> View:
         """What a pass over this pool would look at now."""
         now = self._clock.now()
+        cordons = {each.node: each for each in await tx.find(Cordon, {"pool": pool})}
+        nodes = [
+            replace(node, cordoned=node.cordoned or cordons[node.name].reason) if node.name in cordons else node
+            for node in nodes
+        ]
         state = await tx.get(QueueState, "queue")
         entries = tuple(await tx.find(QueueEntry))
         quotas = await tx.find(ProjectQuota)
@@ -151,8 +154,9 @@ class Queue:
 
     async def _stamp(self, tx: Tx, pool: str, nodes: tuple[Node, ...]) -> object:
         """Equal as long as nothing changed that a decision depends on, time apart."""
-        versions = [(await tx.total(kind, "version")).get((), 0) for kind in (QueueEntry, ProjectQuota, Reservation)]
-        counts = [(await tx.total(kind, "*")).get((), 0) for kind in (QueueEntry, ProjectQuota, Reservation)]
+        kinds: tuple[type, ...] = (QueueEntry, ProjectQuota, Reservation, Cordon)
+        versions = [(await tx.total(kind, "version")).get((), 0) for kind in kinds]
+        counts = [(await tx.total(kind, "*")).get((), 0) for kind in kinds]
         shapes = tuple((n.name, n.takes_work, n.cpus, n.memory_bytes, len(n.accelerators)) for n in nodes)
         return tuple(versions), tuple(counts), shapes
 

@@ -19,6 +19,7 @@ from groundplane.ports import Clock, Executor, Ids, LogChunk, Sample, Store, Tx
 from groundplane.services.approvals import Approvals, refusal
 from groundplane.services.costs import Costs
 from groundplane.services.plans import Plans
+from groundplane.services.standing import Standing
 
 
 class Runs:
@@ -35,6 +36,7 @@ class Runs:
         costs: Costs,
         executors: Mapping[str, Executor],
         wake: Callable[[], None],
+        standing: Standing | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -44,6 +46,7 @@ class Runs:
         self._costs = costs
         self._executors = executors
         self._wake = wake
+        self._standing = standing
 
     async def submit(self, actor: Actor, plan_id: str, *, idempotency_key: str = "") -> Run:
         """Admits a job plan: hold and run in one transaction. Raises Refusal, ApprovalNeeded, NotFound, InvalidInput.
@@ -156,7 +159,12 @@ class Runs:
             attempts = await tx.find(Attempt, {"run_id": run_id}, order="number")
             posted = await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run_id})
             reports = await self._reports(tx, attempts)
-        told = lifecycle.explain(run, tuple(attempts), posted_microusd=posted.get((), 0), now=self._clock.now())
+        now = self._clock.now()
+        told = lifecycle.explain(run, tuple(attempts), posted_microusd=posted.get((), 0), now=now)
+        if run.status is RunStatus.PENDING and run.stop_requested is None and self._standing is not None:
+            story = await self._standing.story(run)
+            if story is not None:
+                told = replace(told, sentence=story.sentence(now), lines=(*story.blockers, *told.lines))
         waits = [run.message] if run.message and not run.status.is_over else []
         return replace(told, lines=(*waits, *told.lines, *preflight.lines_of(reports)))
 

@@ -354,7 +354,8 @@ def _queueing() -> Iterable[Field]:
     )  # fmt: skip
     yield Field(
         path="spec.schedule", kinds=job,
-        read=v.text(r"[^\x00-\x1f]{1,100}", "a cron expression", example='"0 3 * * 1"'), takes="cron expression in quotes",
+        read=v.text(r"[^\x00-\x1f]{1,100}", "a cron expression", example='"0 3 * * 1"'),
+        takes="cron expression in quotes",
         default="none", meaning="When it is submitted, again and again: `ground schedules create -f FILE` keeps it.",
     )  # fmt: skip
     yield Field(
