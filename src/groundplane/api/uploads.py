@@ -27,7 +27,15 @@ Landing = Annotated[Staging, Depends(staging)]
 @router.post("", status_code=201)
 async def create_upload(landing: Landing, actor: Writer) -> Upload:
     """Begins an upload. Only the key that began it can add to it or register it."""
-    return Upload(id=await landing.begin(actor.key_id))
+    upload_id = await landing.begin(actor.key_id)
+    return Upload(id=upload_id, folder=str(landing.place(upload_id, actor.key_id)))
+
+
+@router.get("/{upload_id}")
+async def get_upload(upload_id: str, landing: Landing, actor: Writer) -> Upload:
+    """What has arrived: a broken push goes on from here."""
+    files = await landing.files(upload_id, actor.key_id)
+    return Upload(id=upload_id, folder=str(landing.place(upload_id, actor.key_id)), files=files)
 
 
 @router.put("/{upload_id}/{path:path}", openapi_extra=_BODY)

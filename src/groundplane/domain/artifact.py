@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from groundplane.domain.model import ManifestFile
+from groundplane.errors import Problem
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +100,49 @@ class Scrubbed:
     checked_pieces: int
     damage: tuple[Damage, ...]
     next_after: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArtifactCheck:
+    """Whether an artifact's bytes still are what was pushed; `problems` name the file and the piece."""
+
+    id: str
+    ok: bool
+    checked_files: int
+    checked_bytes: int
+    problems: tuple[Problem, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectStorage:
+    """What a project keeps, each file once. `limit_bytes` is None without a quota."""
+
+    project: str
+    used_bytes: int
+    limit_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DamagedSpot:
+    """A damaged spot with everything that needs it: model versions and artifacts, by id and file."""
+
+    spot: Damage
+    used_by: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScrubReport:
+    """What a scrub found. `lost` are files that something refers to and the store can't tell of."""
+
+    checked_bytes: int
+    checked_pieces: int
+    damage: tuple[DamagedSpot, ...]
+    lost: tuple[str, ...]
+    next_after: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.damage and not self.lost
 
 
 def over_quota(used_bytes: int, coming_bytes: int, quota: StorageQuota | None) -> int:

@@ -1,0 +1,262 @@
+"""The part of the SDK that moves files: uploads, artifacts pushed and pulled, and the store beneath them."""
+
+from __future__ import annotations
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from groundplane.client.pulling import pull_file
+from groundplane.domain.artifact import Artifact, ArtifactCheck, Collected, ProjectStorage, ScrubReport
+from groundplane.domain.model import ManifestFile, path_refusals
+from groundplane.errors import InvalidInput, NotFound, Refusal
+from groundplane.wire import Upload, UploadedFile
+from groundplane.wire_storage import (
+    CollectRequest,
+    FilePieces,
+    Known,
+    KnownRequest,
+    PushRequest,
+    QuotaRequest,
+    ScrubRequest,
+    StorageView,
+)
+
+Answer = TypeVar("Answer")
+Progress = Callable[[int], object]
+PARALLEL = 4
+_UPLOAD_PIECE_BYTES = 1 << 20
+_PATIENCE_S = 24 * 3600.0
+_SOURCES = "sources.json"
+
+
+class ArtifactCalls(ABC):
+    """Mixed into `groundplane.client.Client`, which sends."""
+
+    # ------------------------------------------------------------ push
+
+    def push(
+        self,
+        path: Path,
+        *,
+        name: str,
+        project: str,
+        keep_until: datetime | None = None,
+        pinned: bool = False,
+        resume: str = "",
+        progress: Progress = lambda count: None,
+        began: Callable[[str], object] = lambda upload_id: None,
+    ) -> Artifact:
+        """A file, or everything below a folder, under a name.
+
+        On the control plane's own machine and as its user, files are named and not sent. Elsewhere only files that
+        nothing the caller sees has are sent, several at once. `began` is told the upload's id: a push that broke off
+        goes on with it as `resume`. Links are not followed. Raises Refusal, NotFound, Conflict, Unavailable.
+        """
+        files = local_files(path)
+        upload = self._upload(resume) if resume else self.create_upload()
+        began(upload.id)
+        known: tuple[ManifestFile, ...] = ()
+        if _name_sources(upload.folder, files):
+            progress(sum(file.stat().st_size for file in files.values()))
+        else:
+            known = self._known(files)
+            skip = {file.path for file in known}
+            arrived = {file.path: file.size_bytes for file in upload.files}
+            skip |= {relative for relative, file in files.items() if arrived.get(relative) == file.stat().st_size}
+            progress(sum(files[relative].stat().st_size for relative in skip))
+            self._send_all(upload.id, {rel: file for rel, file in files.items() if rel not in skip}, progress)
+        body = PushRequest(
+            upload_id=upload.id, name=name, project=project, known=known, keep_until=keep_until, pinned=pinned
+        )
+        return self._call("POST", "/v1/artifacts", Artifact, body=body, timeout_s=_PATIENCE_S)
+
+    def _known(self, files: Mapping[str, Path]) -> tuple[ManifestFile, ...]:
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            hashed = list(pool.map(_hashed, files.items()))
+        found = self._call(
+            "POST", "/v1/artifacts/known", Known, body=KnownRequest(sha256s=tuple({file.sha256 for file in hashed}))
+        )
+        return tuple(file for file in hashed if file.sha256 in set(found.sha256s))
+
+    def _send_all(self, upload_id: str, files: Mapping[str, Path], progress: Progress) -> None:
+        def send(item: tuple[str, Path]) -> None:
+            progress(self.upload_file(upload_id, item[0], item[1]).size_bytes)
+
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            for _ in pool.map(send, files.items()):
+                pass
+
+    def create_upload(self) -> Upload:
+        return self._call("POST", "/v1/uploads", Upload)
+
+    def _upload(self, upload_id: str) -> Upload:
+        return self._call("GET", f"/v1/uploads/{_quoted(upload_id)}", Upload)
+
+    def upload_file(self, upload_id: str, path: str, source: Path) -> UploadedFile:
+        """Streams one file; `path` is where it lies in the model's folder."""
+        size_bytes = source.stat().st_size
+        return self._call(
+            "PUT",
+            f"/v1/uploads/{_quoted(upload_id)}/{quote(path)}",
+            UploadedFile,
+            content=_pieces(source),
+            headers={"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"},
+            timeout_s=600,
+        )
+
+    def delete_upload(self, upload_id: str) -> None:
+        self._send("DELETE", f"/v1/uploads/{_quoted(upload_id)}")
+
+    # ------------------------------------------------------------ pull
+
+    def pull(self, ref: str, target: Path, *, progress: Progress = lambda count: None) -> Artifact:
+        """Every file of an artifact below `target`, each verified piece by piece and put in place whole.
+
+        Pieces are read where they lie when that can be reached (a local pack, a signed URL), else through the control
+        plane. Broken off, it goes on where it was: what is already there is verified and kept. Raises NotFound,
+        IntegrityFailure naming the piece, Unavailable on a full disk.
+        """
+        artifact = self.artifact(ref)
+        refusals = path_refusals([file.path for file in artifact.files])
+        if refusals:
+            raise Refusal(refusals)
+        for file in artifact.files:
+            place = target / file.path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            pieces = self.pieces(artifact.id, file.path)
+            pull_file(pieces, place, self._range_of(artifact.id, file.path), progress)
+        return artifact
+
+    def _range_of(self, artifact_id: str, path: str) -> Callable[[int, int], bytes]:
+        def read(offset: int, count: int) -> bytes:
+            params = {"path": path, "offset": offset, "limit": count}
+            answer = self._send("GET", f"/v1/artifacts/{_quoted(artifact_id)}/content", params=params, timeout_s=600)
+            content: bytes = answer.content
+            return content
+
+        return read
+
+    def pieces(self, ref: str, path: str) -> FilePieces:
+        """How a file is put together, and where its pieces can be read."""
+        return self._call("GET", f"/v1/artifacts/{_quoted(ref)}/pieces", FilePieces, params={"path": path})
+
+    # ------------------------------------------------------------ artifacts and storage
+
+    def artifacts(self, *, project: str | None = None, limit: int = 100) -> list[Artifact]:
+        """Newest first."""
+        return self._call("GET", "/v1/artifacts", list[Artifact], params={"project": project, "limit": limit})
+
+    def artifact(self, ref: str) -> Artifact:
+        """By id, or the newest of a name."""
+        return self._call("GET", f"/v1/artifacts/{_quoted(ref)}", Artifact)
+
+    def verify_artifact(self, ref: str) -> ArtifactCheck:
+        """Reads every piece again."""
+        return self._call("POST", f"/v1/artifacts/{_quoted(ref)}/verify", ArtifactCheck, timeout_s=_PATIENCE_S)
+
+    def delete_artifact(self, ref: str, reason: str = "") -> Artifact:
+        """Takes the name away; the bytes go with the next collection."""
+        return self._call("DELETE", f"/v1/artifacts/{_quoted(ref)}", Artifact, params={"reason": reason})
+
+    def storage(self) -> StorageView:
+        return self._call("GET", "/v1/storage", StorageView)
+
+    def collect(self, *, grace_s: float = 3600.0, thorough: bool = False) -> Collected:
+        """Removes from the store what nothing refers to. Raises Forbidden, Unavailable."""
+        body = CollectRequest(grace_s=grace_s, thorough=thorough)
+        return self._call("POST", "/v1/storage/collect", Collected, body=body, timeout_s=_PATIENCE_S)
+
+    def scrub(self, limit_bytes: int | None = None, after: str = "") -> ScrubReport:
+        """Reads the store and names what is damaged."""
+        body = ScrubRequest(limit_bytes=limit_bytes, after=after)
+        return self._call("POST", "/v1/storage/scrub", ScrubReport, body=body, timeout_s=_PATIENCE_S)
+
+    def set_storage_quota(self, project: str, limit_bytes: int | None) -> ProjectStorage:
+        """The most bytes a project may keep; None lifts it."""
+        body = QuotaRequest(limit_bytes=limit_bytes)
+        return self._call("PUT", f"/v1/storage/quotas/{_quoted(project)}", ProjectStorage, body=body)
+
+    @abstractmethod
+    def _call(
+        self,
+        method: str,
+        path: str,
+        answer: type[Answer],
+        *,
+        body: Any = None,
+        content: Iterator[bytes] | None = None,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Answer: ...
+
+    @abstractmethod
+    def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        content: Any = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+    ) -> Any: ...
+
+
+def local_files(path: Path) -> dict[str, Path]:
+    """Relative POSIX path → file. Links and special files are refused, by name: they could lead anywhere."""
+    if path.is_symlink() or not path.exists():
+        raise NotFound(f"there is no file or folder {path}", "links are not followed: give what they lead to")
+    if path.is_file():
+        return {path.name: path.absolute()}
+    found: dict[str, Path] = {}
+    for folder, names, files in os.walk(path.absolute()):
+        for name in sorted([*files, *(each for each in names if Path(folder, each).is_symlink())]):
+            file = Path(folder, name)
+            if file.is_symlink() or not file.is_file():
+                raise InvalidInput(f"{file} is no regular file", "leave it out, or copy the folder: cp -rL")
+            found[file.relative_to(path.absolute()).as_posix()] = file
+    if not found:
+        raise InvalidInput(f"{path} holds no files", "give a file, or a folder that holds some")
+    return found
+
+
+def _name_sources(folder: str, files: Mapping[str, Path]) -> bool:
+    """Names the files to a control plane on this machine. Only its own user can: it could read them anyway."""
+    if not folder or not os.access(folder, os.W_OK):
+        return False
+    draft = Path(folder) / f".{_SOURCES}"
+    try:
+        draft.write_text(json.dumps({relative: str(file) for relative, file in files.items()}))
+        draft.replace(Path(folder) / _SOURCES)
+    except OSError:
+        return False
+    return True
+
+
+def _hashed(item: tuple[str, Path]) -> ManifestFile:
+    import hashlib  # noqa: PLC0415 - only a push to another machine hashes here
+
+    relative, file = item
+    with file.open("rb", buffering=0) as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        return ManifestFile(path=relative, sha256=digest, size_bytes=opened.tell())
+
+
+def _pieces(source: Path) -> Iterator[bytes]:
+    with source.open("rb") as file:
+        while piece := file.read(_UPLOAD_PIECE_BYTES):
+            yield piece
+
+
+def _quoted(text: str) -> str:
+    if not text.strip("."):
+        raise InvalidInput(f"{text!r} is no name", "name the object")
+    return quote(text, safe="")
