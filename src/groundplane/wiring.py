@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 
-from groundplane.adapters.artifacts import folder_store, seal_key
+from groundplane.adapters.artifacts import PackStore, bucket_store, folder_store, seal_key
 from groundplane.adapters.catalog_overlay import OperatorCatalog
 from groundplane.adapters.clouds.aws import AwsCloud
 from groundplane.adapters.clouds.azure import AzureCloud
@@ -26,25 +26,31 @@ from groundplane.adapters.policy_files import FolderPolicyFiles
 from groundplane.adapters.prices import BookPriceBook
 from groundplane.adapters.provenance import MachineProvenance
 from groundplane.adapters.run_files import HomeRunFiles
+from groundplane.adapters.secrets import FolderSecrets
 from groundplane.adapters.signing import FileSigner
 from groundplane.adapters.snapshot_file import SnapshotFile
 from groundplane.adapters.store.sql import SqlStore
 from groundplane.adapters.system import RandomIds, SystemClock
 from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.domain.intake.lexicon import lexicon_of
+from groundplane.domain.isolation import Isolation, IsolationPolicy
 from groundplane.ports import Clock, Executor, Store
 from groundplane.services.access import Access
 from groundplane.services.approvals import Approvals
+from groundplane.services.artifacts import Artifacts
 from groundplane.services.audit_trail import AuditTrail
 from groundplane.services.catalog import Catalog
+from groundplane.services.cordons import Cordons
 from groundplane.services.costs import Costs
 from groundplane.services.endpoints import Endpoints
 from groundplane.services.gateway_config import GatewayConfig
 from groundplane.services.hub import Hub
 from groundplane.services.models import Models
+from groundplane.services.nodes import Nodes
 from groundplane.services.outlooks import Outlooks
 from groundplane.services.plans import Plans
 from groundplane.services.policy import Policies
+from groundplane.services.preflight import Preflight
 from groundplane.services.queue import Queue
 from groundplane.services.quotas import Quotas
 from groundplane.services.recon import Recon
@@ -74,6 +80,7 @@ class App:
     runs: Runs
     endpoints: Endpoints
     models: Models
+    artifacts: Artifacts
     hub: Hub
     recon: Recon
     catalog: Catalog
@@ -81,6 +88,7 @@ class App:
     reconcile: Reconcile
     preflight: Preflight
     cordons: Cordons
+    nodes: Nodes
     queue: Queue
     standing: Standing
     quotas: Quotas
@@ -120,7 +128,7 @@ async def build(settings: Settings) -> App:
         for waker in wakers:
             waker()
 
-    blobs = folder_store(home / "store", settings.store_quota_bytes, key=seal_key(home / "keys"))
+    blobs = _artifact_store(settings)
     models = Models(
         store=store,
         clock=clock,
@@ -166,6 +174,8 @@ async def build(settings: Settings) -> App:
         store=store, clock=clock, ids=ids, files=FolderPolicyFiles(policy_dir, home / "policy-in-force.json")
     )
     await policies.start()
+    cordons, secrets = Cordons(store=store, clock=clock), FolderSecrets(_secrets_dir(settings))
+    isolation = _isolation_policy(settings)
     plans = Plans(
         store=store,
         clock=clock,
@@ -183,6 +193,8 @@ async def build(settings: Settings) -> App:
             rules_version=lambda: policies.version,
         ),
         gateway_addresses=(settings.gateway_host,),
+        isolation=isolation,
+        secrets=secrets,
     )
     preflight = Preflight(
         store=store,
@@ -243,6 +255,7 @@ async def build(settings: Settings) -> App:
             wake=wake,
         ),
         models=models,
+        artifacts=Artifacts(store=store, clock=clock, ids=ids, blobs=blobs),
         hub=Hub(models=models, blobs=blobs),
         sizings=Sizings(catalogue=catalogue, clock=clock),
         recon=recon,
@@ -261,6 +274,9 @@ async def build(settings: Settings) -> App:
             wake=wake,
             preflight=preflight,
         ),
+        preflight=preflight,
+        cordons=cordons,
+        nodes=Nodes(store=store, clock=clock, executors=executors, prices=prices, cordons=cordons),
         gateway_config=GatewayConfig(
             store=store,
             clock=clock,
@@ -270,6 +286,29 @@ async def build(settings: Settings) -> App:
         ),
         lease_owner=f"{socket.gethostname()}:{home}",
         wakers=wakers,
+    )
+
+
+def _artifact_store(settings: Settings) -> PackStore:
+    key = seal_key(settings.home / "keys")
+    if settings.store_url:
+        return bucket_store(settings.store_url, settings.store_quota_bytes, key=key)
+    cold = Path(settings.store_cold).expanduser() if settings.store_cold else None
+    return folder_store(settings.home / "store", settings.store_quota_bytes, key=key, cold=cold)
+
+
+def _secrets_dir(settings: Settings) -> Path:
+    return Path(settings.secrets_dir).expanduser() if settings.secrets_dir else settings.home / "secrets"
+
+
+def _isolation_policy(settings: Settings) -> IsolationPolicy:
+    first, _, last = settings.job_uids.partition("-")
+    return IsolationPolicy(
+        default=Isolation(settings.isolation),
+        minimum=Isolation(settings.isolation_minimum),
+        first_uid=int(first),
+        uids=int(last) - int(first) + 1,
+        pids_limit=settings.job_pids_limit,
     )
 
 

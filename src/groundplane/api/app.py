@@ -18,9 +18,11 @@ from groundplane.api import (
     hub_push,
     keys,
     models,
+    nodes,
     oci,
     plans,
     policy,
+    preflight,
     projects,
     recon,
     requests,
@@ -43,8 +45,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     policy.router,
     approvals.router,
     runs.router,
+    preflight.router,
     models.router,
-    oci.router,
     uploads.router,
     artifacts.router,
     endpoints.router,
@@ -56,7 +58,9 @@ ROUTERS: tuple[APIRouter, ...] = (
     exposures.router,
     hub.router,
     hub_push.router,
+    oci.router,
     recon.router,
+    nodes.router,
 )
 
 _DESCRIPTION = """The control plane of one installation.

@@ -78,6 +78,17 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
         refusals.labels(rule).set(count)
     current = Gauge("ground_policy_current", "1 when the policy files as last read are in force.", registry=registry)
     current.set(app.policies.healthy)
+    checked = ("check", "verdict")
+    checks = Gauge("ground_preflight_checks", "Checks of nodes since the start.", checked, registry=registry)
+    for (check, verdict), count in app.preflight.counts.items():
+        checks.labels(check, verdict).set(count)
+    cordons = Gauge("ground_nodes_cordoned", "Nodes that take no new work.", ("pool",), registry=registry)
+    for pool, number in Tally(each.pool for each in (await app.cordons.of_pool()).values()).items():
+        cordons.labels(pool).set(number)
+    await _storage_metrics(app, actor, registry)
+    machines = Gauge("ground_nodes", "Nodes by how they are.", ("pool", "health"), registry=registry)
+    for (pool, health), number in (await app.nodes.tally(actor)).items():
+        machines.labels(pool, health).set(number)
     steps = Gauge("ground_loop_steps", "Steps a loop has taken.", ("loop",), registry=registry)
     failures = Gauge("ground_loop_failures", "Steps of a loop that failed.", ("loop",), registry=registry)
     seconds = Gauge("ground_loop_last_step_seconds", "How long a loop's last step took.", ("loop",), registry=registry)
@@ -86,3 +97,28 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
         failures.labels(loop.name).set(loop.failures)
         seconds.labels(loop.name).set(loop.last_step_s)
     return generate_latest(registry)
+
+
+async def _storage_metrics(app: Any, actor: Actor, registry: CollectorRegistry) -> None:
+    usage, projects = await app.artifacts.totals(actor)
+    store = Gauge(
+        "ground_store_bytes",
+        "The artifact store: its files' bytes, the bytes stored for them, and what its disk could still take.",
+        ("part",),
+        registry=registry,
+    )
+    for part, size_bytes in (("files", usage.file_bytes), ("stored", usage.stored_bytes), ("free", usage.free_bytes)):
+        store.labels(part).set(size_bytes)
+    Gauge("ground_store_sharing_ratio", "Bytes of files per stored byte.", registry=registry).set(usage.sharing)
+    damage = Gauge("ground_store_damage", "Damaged places and lost files that scrubs found.", registry=registry)
+    damage.set(app.artifacts.damaged_spots)
+    freed = Gauge("ground_store_freed_bytes", "Bytes collections freed since the start.", registry=registry)
+    freed.set(app.artifacts.freed_bytes)
+    kept = Gauge(
+        "ground_storage_kept_bytes",
+        "Bytes of a project's artifacts and model versions; a file in two of them counts twice.",
+        ("project",),
+        registry=registry,
+    )
+    for project, size_bytes in projects.items():
+        kept.labels(project).set(size_bytes)

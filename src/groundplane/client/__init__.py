@@ -24,8 +24,10 @@ import msgspec
 from groundplane import __version__
 from groundplane.audit import Event
 from groundplane.client.approvals import ApprovalCalls
-from groundplane.client.policy import PolicyCalls
 from groundplane.client.artifacts import ArtifactCalls
+from groundplane.client.nodes import NodeCalls
+from groundplane.client.policy import PolicyCalls
+from groundplane.client.preflight import PreflightCalls
 from groundplane.client.recon import ReconCalls
 from groundplane.client.requests import RequestCalls
 from groundplane.domain.access import Exposure, Key, Project
@@ -76,7 +78,7 @@ LOG_PIECE_BYTES = 1 << 18
 _FOLLOW_PAUSE_FIRST_S, _FOLLOW_PAUSE_MAX_S = 0.1, 1.0
 
 
-class Client(ApprovalCalls, ArtifactCalls, PolicyCalls, ReconCalls, RequestCalls):
+class Client(ApprovalCalls, ArtifactCalls, NodeCalls, PolicyCalls, PreflightCalls, ReconCalls, RequestCalls):
     """A connection to one control plane. Close it, or use it in a `with` block."""
 
     def __init__(self, base_url: str, key: str, *, timeout_s: float = 60.0) -> None:

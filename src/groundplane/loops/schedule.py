@@ -10,6 +10,8 @@
 | approvals | 1 s    | ends what waited too long, tells people of what waits and was decided  |
 | beat      | 5 s    | tells runners that the control plane lives                           |
 | sweep     | 60 s   | ends attempts that a pool knows and the database does not            |
+| probe     | 10 s   | asks idle nodes for their chain of drivers, each once a while        |
+| storage   | 60 s   | re-reads a part of the artifact store, moves cold packs, collects    |
 """
 
 from __future__ import annotations
@@ -23,12 +25,14 @@ from groundplane.domain.approval import Approval
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.run import Attempt, EndReason, Observation, Run
 from groundplane.errors import Conflict, Unavailable
+from groundplane.identity import SYSTEM
 from groundplane.loops.worker import Loop, run_loop
 from groundplane.ports import Executor
 from groundplane.wiring import App
 
 log = logging.getLogger(__name__)
 CLAIM_LIMIT = 64
+COLLECT_GRACE_S = 3600.0
 Claimed = TypeVar("Claimed", Run, Endpoint, Approval)
 
 
@@ -79,6 +83,14 @@ def schedule(app: App) -> tuple[Loop, ...]:
         await end_orphans(app)
         return False
 
+    async def storage() -> bool:
+        await keep_storage(app)
+        return False
+
+    async def probe() -> bool:
+        await app.preflight.probe_idle()
+        return False
+
     return (
         Loop(name="runs", period_s=0.25, step=runs, wakeable=True),
         Loop(name="queue", period_s=0.5, step=queue, wakeable=True),
@@ -88,6 +100,8 @@ def schedule(app: App) -> tuple[Loop, ...]:
         Loop(name="approvals", period_s=1.0, step=approvals),
         Loop(name="beat", period_s=5.0, step=beat),
         Loop(name="sweep", period_s=60.0, step=sweep),
+        Loop(name="probe", period_s=10.0, step=probe),
+        Loop(name="storage", period_s=60.0, step=storage),
     )
 
 
@@ -150,3 +164,17 @@ async def _claim(app: App, kind: type[Claimed]) -> list[Claimed]:
         return await tx.claim(
             kind, now=app.clock.now(), owner=app.lease_owner, lease_s=app.settings.lease_s, limit=CLAIM_LIMIT
         )
+
+
+async def keep_storage(app: App) -> None:
+    """A stretch of the scrub; what is cold moves; a collection when its period is over, where it is switched on."""
+    settings = app.settings
+    if settings.store_scrub_bytes:
+        report = await app.artifacts.scrub_some(settings.store_scrub_bytes)
+        for found in report.damage:
+            spot = found.spot
+            log.error("artifact store: pack %s is damaged (%s); used by %s", spot.pack, spot.why, found.used_by)
+    if settings.store_cold:
+        await app.artifacts.cool(settings.store_cold_after_s)
+    if settings.store_collect_period_s and app.artifacts.collection_is_due(settings.store_collect_period_s):
+        await app.artifacts.collect(SYSTEM, grace_s=COLLECT_GRACE_S)
