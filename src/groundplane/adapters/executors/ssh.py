@@ -1,7 +1,7 @@
 """Attempts on machines reached over SSH: no agent to install, a Python ≥ 3.9 and an account is all they need.
 
 One `ssh` process of the system's OpenSSH per node is kept; a desk at its other end answers. Why it and not a library:
-docs/decisions/ssh-client.md.
+docs/decisions/0006-ssh-client.md.
 """
 
 from __future__ import annotations
