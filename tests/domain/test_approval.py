@@ -212,6 +212,21 @@ def test_time_ends_a_question_and_an_approval_whether_or_not_somebody_wrote_it_d
     assert rules.expire(approved, end + HOUR).status is ApprovalStatus.EXPIRED
 
 
+def test_planning_the_same_work_anew_replaces_a_question_nobody_answered_yet() -> None:
+    assert rules.is_same_work(asked(), job(accelerators=2), "ana")
+    assert not rules.is_same_work(asked(), job(), "max")
+    one_of_two = yes(asked(limits=SelfService(second_threshold_microusd=0)), "lea")
+    for answered in (one_of_two, yes(asked(), "lea")):
+        assert not rules.is_same_work(answered, job(), "ana")
+    elsewhere = replace(job(), metadata=replace(job().metadata, project="other"))
+    assert not rules.is_same_work(asked(), elsewhere, "ana")
+    over = rules.replaced(asked(), "plan-2", NOW)
+    assert (over.status, rules.untold(over, NOW), over.due_at) == (ApprovalStatus.EXPIRED, "", None)
+    assert no(approve(over, a_plan(), person("lea"), NOW)).have == "replaced by plan-2"
+    refused = blocked(a_plan(), over, (), NOW)
+    assert refused is not None and refused.have == "replaced by plan-2"
+
+
 def test_a_question_is_asked_only_about_what_needs_it() -> None:
     with pytest.raises(ValueError, match="needs no approval"):
         asked(a_plan(verdicts=()))

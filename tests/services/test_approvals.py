@@ -368,7 +368,7 @@ async def test_a_yes_while_somebody_is_being_told_wins(world: World) -> None:
 
 
 async def test_counts_and_waits_are_tallied_per_project(world: World) -> None:
-    await world.planned()
+    await world.planned(actor=MAX)
     plan = await world.planned()
     world.clock.advance(90)
     await world.approvals.approve(LEA, plan.id)
@@ -376,6 +376,33 @@ async def test_counts_and_waits_are_tallied_per_project(world: World) -> None:
     assert tallies["vision"].by_status == {"waiting": 1, "approved": 1}
     assert tallies["vision"].approved_after_s == 90
     assert await world.approvals.tallies(FAR) == {}
+
+
+async def test_planning_anew_replaces_the_question_that_nobody_answered(world: World) -> None:
+    first = await world.planned()
+    answered = await world.planned(JOB.replace("name: llm", "name: other"))
+    await world.approvals.approve(LEA, answered.id)
+    theirs = await world.planned(actor=MAX)
+    second = await world.planned()
+    await world.planned(JOB.replace("name: llm", "name: other"))
+    assert (await world.plan(first.id)).status is PlanStatus.EXPIRED
+    assert (await world.plan(answered.id)).status is PlanStatus.APPROVED
+    told = await refused(world.runs.submit(ANA, first.id))
+    assert told.refusals[0].have == f"replaced by {second.id}"
+    event = (await world.events(first))[-1]
+    assert (event.action, event.actor, event.reason) == ("plan.expire", "ana", f"replaced by {second.id}")
+    waiting = {asked.id for asked in await world.approvals.approvals(MAX, status="waiting")}
+    assert first.id not in waiting and {theirs.id, second.id} <= waiting
+
+
+async def test_planning_anew_does_not_use_up_the_month(world: World) -> None:
+    await world.approvals.set_limits(ADMIN, "vision", SelfService(month_max_microusd=150 * USD))
+    for _ in range(4):
+        plan = await world.planned()
+        assert [verdict.rule for verdict in plan.verdicts if verdict.approval] == ["self-service-accelerators"]
+    theirs = await world.planned(JOB.replace("max_duration: 10h", "max_duration: 20h"), actor=MAX)
+    month = next(verdict for verdict in theirs.verdicts if verdict.rule == "self-service-month")
+    assert month.approval.startswith("$60.00 held, spent and waiting this month and up to $120.00 more")
 
 
 async def test_an_unknown_status_and_an_unknown_plan_are_told(world: World) -> None:

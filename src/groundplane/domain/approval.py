@@ -57,7 +57,8 @@ class Approval:
 
     `needed` different people must say yes before `expires_at`, and the plan must be applied before it, too: it lies
     `validity_s` after the question, then after the first yes. With `four_eyes` neither who made the plan nor who owns
-    the work may say yes. `told` remembers which notices went out; `waited_s` is how long it took to decide.
+    the work may say yes. `rejection` is why it ended other than by time. `told` remembers which notices went out;
+    `waited_s` is how long it took to decide.
     """
 
     id: str
@@ -218,6 +219,20 @@ def expire(approval: Approval, now: datetime) -> Approval:
     return _decided(_to_tell(approval, now), ApprovalStatus.EXPIRED, now)
 
 
+def replaced(approval: Approval, by: str, now: datetime) -> Approval:
+    """The question ended because whoever asked it has planned the same work anew; nobody need be told of it."""
+    ended = replace(approval, rejection=f"replaced by {by}", lease_owner="", lease_expires_at=None, due_at=None)
+    return _decided(ended, ApprovalStatus.EXPIRED, now)
+
+
+def is_same_work(approval: Approval, spec: JobSpec | EndpointSpec, by: str) -> bool:
+    """Whether a new plan of this person replaces this question: the same work, and nobody has said yes yet."""
+    kind = "job" if isinstance(spec, JobSpec) else "endpoint"
+    mine = (spec.metadata.project, kind, spec.metadata.name, by)
+    same = (approval.project, approval.kind, approval.name, approval.created_by) == mine
+    return same and approval.status is ApprovalStatus.WAITING and not approval.votes
+
+
 def is_expired(approval: Approval, now: datetime) -> bool:
     """Whether time has ended it, written down or not."""
     return approval.status is ApprovalStatus.EXPIRED or (approval.status.is_open and now >= approval.expires_at)
@@ -248,7 +263,7 @@ def _not_open(approval: Approval, now: datetime) -> Refused | None:
     elif approval.status is ApprovalStatus.REJECTED:
         have = f"rejected by {approval.rejected_by}: {approval.rejection}"
     elif is_expired(approval, now):
-        have = f"it expired at {_stamp(approval.expires_at)}"
+        have = approval.rejection or f"it expired at {_stamp(approval.expires_at)}"
     else:
         return None
     return Refused(rule="approval-open", need="a plan that waits for approval", have=have, hint=_AGAIN)
@@ -293,7 +308,7 @@ def blocked(plan: Plan, approval: Approval | None, approvers: tuple[str, ...], n
         have = f"rejected by {approval.rejected_by}: {approval.rejection}"
         return Refused(rule="approval-rejected", need="a plan that nobody rejected", have=have, hint=_AGAIN)
     if is_expired(approval, now):
-        have = f"it expired at {_stamp(approval.expires_at)}"
+        have = approval.rejection or f"it expired at {_stamp(approval.expires_at)}"
         return Refused(rule="approval-expired", need="an approval in force", have=have, hint=_AGAIN)
     given = counted(approval, plan.hash)
     if len(given) >= approval.needed:
@@ -338,7 +353,9 @@ def untold(approval: Approval, now: datetime) -> str:
         due = f"given-{len(approval.votes)}" if approval.votes else "needed"
         if now >= _remind_at(approval) and due in approval.told:
             due = f"expiring-{approval.status}"
-    elif approval.status is not ApprovalStatus.APPLIED:
+    elif approval.status is ApprovalStatus.REJECTED or (
+        approval.status is ApprovalStatus.EXPIRED and not approval.rejection
+    ):
         due = str(approval.status)
     return "" if due in approval.told else due
 

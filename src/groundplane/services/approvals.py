@@ -51,9 +51,12 @@ class Approvals:
     # ------------------------------------------------------------ inside a caller's transaction
 
     async def verdicts(
-        self, tx: Tx, spec: JobSpec | EndpointSpec, worst_case_microusd: int, *, lock: bool = False
+        self, tx: Tx, spec: JobSpec | EndpointSpec, worst_case_microusd: int, *, by: str = "", lock: bool = False
     ) -> tuple[Verdict, ...]:
-        """One verdict per self-service limit that this work is beyond. `lock` keeps the month's sum from moving."""
+        """One verdict per self-service limit that this work is beyond. `lock` keeps the month's sum from moving.
+
+        `by` plans it: the question that a plan of theirs would replace is not counted as waiting.
+        """
         name = spec.metadata.project
         project = await tx.get(Project, name)
         limits = project.self_service if project is not None else SelfService()
@@ -65,17 +68,44 @@ class Approvals:
                 # The month's first plans race before its row is there to be locked: the project's stands in for it.
                 await tx.get(Project, name, lock=True)
                 month = await tx.get(Budget, this_month, lock=True)
-            waiting = await tx.total(Approval, "worst_case_microusd", where={"project": name, "status": OPEN})
-            taken = waiting[()] + (month.held_microusd + month.posted_microusd if month is not None else 0)
+            waiting = [
+                asked.worst_case_microusd
+                for asked in await tx.find(Approval, {"project": name, "status": OPEN})
+                if not (by and rules.is_same_work(asked, spec, by))
+            ]
+            taken = sum(waiting) + (month.held_microusd + month.posted_microusd if month is not None else 0)
         return rules.beyond(spec, worst_case_microusd, limits, taken)
 
-    async def ask(self, tx: Tx, plan: Plan) -> None:
-        """Writes the question down when the plan needs approval; nothing otherwise."""
-        if plan.status is not PlanStatus.NEEDS_APPROVAL:
-            return
-        project = await tx.get(Project, plan.project)
-        limits = project.self_service if project is not None else SelfService()
-        await tx.insert(rules.ask(plan, limits, four_eyes=self._four_eyes, validity_s=self._validity_s))
+    async def ask(self, tx: Tx, *plans: Plan) -> list[EventDraft]:
+        """Writes the question down for each of these new plans that needs approval, in place of the same person's
+        earlier question about the same work. Returns the events to append at the end of the transaction.
+        """
+        events: list[EventDraft] = []
+        for plan in plans:
+            if plan.status is PlanStatus.NEEDS_APPROVAL:
+                project = await tx.get(Project, plan.project)
+                limits = project.self_service if project is not None else SelfService()
+                events += await self._replace(tx, plan)
+                await tx.insert(rules.ask(plan, limits, four_eyes=self._four_eyes, validity_s=self._validity_s))
+        return events
+
+    async def _replace(self, tx: Tx, plan: Plan) -> list[EventDraft]:
+        where = {"project": plan.project, "status": ApprovalStatus.WAITING, "created_by": plan.created_by}
+        events: list[EventDraft] = []
+        spec = plan.job or plan.endpoint
+        assert spec is not None, f"plan {plan.id} plans nothing"
+        for found in await tx.find(Approval, where):
+            if not rules.is_same_work(found, spec, plan.created_by):
+                continue
+            older = await tx.get(Plan, found.id, lock=True)
+            before = await tx.get(Approval, found.id, lock=True)
+            if older is None or before is None or not rules.is_same_work(before, spec, plan.created_by):
+                continue  # somebody said yes meanwhile
+            after = rules.replaced(before, plan.id, self._clock.now())
+            await tx.update(after)
+            await tx.update(replace(older, status=_PLAN_STATUS[after.status]))
+            events.append(self._event(older, after, "plan.expire", plan.created_by, after.rejection, {}))
+        return events
 
     async def refusals(self, tx: Tx, plan: Plan) -> tuple[Refused, ...]:
         """Why a plan (its row locked) may not be applied for want of approval; empty when it may."""
@@ -110,10 +140,7 @@ class Approvals:
                 raise Refusal([after])
             if after == before:
                 return before
-            facts: dict[str, object] = {
-                "hash": plan.hash,
-                "approvals": f"{len(rules.counted(after, plan.hash))} of {after.needed}",
-            }
+            facts: dict[str, object] = {"approvals": f"{len(rules.counted(after, plan.hash))} of {after.needed}"}
             return await self._write(tx, plan, after, "plan.approve", actor.name, comment, facts)
 
     async def reject(self, actor: Actor, plan_id: str, reason: str) -> Approval:
@@ -127,7 +154,7 @@ class Approvals:
                 raise Refusal([after])
             if after == before:
                 return before
-            return await self._write(tx, plan, after, "plan.reject", actor.name, said, {"hash": plan.hash})
+            return await self._write(tx, plan, after, "plan.reject", actor.name, said, {})
 
     async def approvals(
         self, actor: Actor, *, project: str | None = None, status: str | None = None, limit: int = 100
@@ -235,7 +262,7 @@ class Approvals:
             if plan is None or before is None or before.version != claimed.version:
                 return None  # somebody was faster: it is due again
             after = rules.expire(before, self._clock.now())
-            return await self._write(tx, plan, after, "plan.expire", SYSTEM.name, "", {"hash": plan.hash})
+            return await self._write(tx, plan, after, "plan.expire", SYSTEM.name, "", {})
 
     # ------------------------------------------------------------ parts
 
@@ -256,20 +283,23 @@ class Approvals:
         written = await tx.update(after)
         if plan.status is not _PLAN_STATUS[after.status]:
             await tx.update(replace(plan, status=_PLAN_STATUS[after.status]))
-        await tx.append_event(
-            EventDraft(
-                at=self._clock.now(),
-                actor=by,
-                action=action,
-                object_kind="plan",
-                object_id=plan.id,
-                project=plan.project,
-                before={"status": str(plan.status)},
-                after={"status": str(_PLAN_STATUS[after.status]), **facts},
-                reason=reason,
-            )
-        )
+        await tx.append_event(self._event(plan, after, action, by, reason, facts))
         return written
+
+    def _event(
+        self, plan: Plan, after: Approval, action: str, by: str, reason: str, facts: dict[str, object]
+    ) -> EventDraft:
+        return EventDraft(
+            at=self._clock.now(),
+            actor=by,
+            action=action,
+            object_kind="plan",
+            object_id=plan.id,
+            project=plan.project,
+            before={"status": str(plan.status)},
+            after={"status": str(_PLAN_STATUS[after.status]), "hash": plan.hash, **facts},
+            reason=reason,
+        )
 
     async def _approvers(self, tx: Tx, approval: Approval) -> tuple[str, ...]:
         keys = await tx.find(Key, {"role": rules.APPROVING_ROLES, "revoked_at": None})

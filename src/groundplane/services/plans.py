@@ -96,9 +96,11 @@ class Plans:
             for spec, found, outlook in zip(specs, considered, outlooks, strict=True):
                 plan = await self._draw_up(tx, actor, spec, market, found, outlook)
                 await tx.insert(plan)
-                await self._approvals.ask(tx, plan)
-                await tx.append_event(_event(plan))
                 plans.append(plan)
+            replaced = await self._approvals.ask(tx, *plans)
+            # The chain is locked from the first event on: no other row may be waited for after it.
+            for draft in (*replaced, *map(_event, plans)):
+                await tx.append_event(draft)
         return plans
 
     async def get(self, actor: Actor, plan_id: str) -> Plan:
@@ -169,7 +171,9 @@ class Plans:
             outlook = replace(outlook, budget=await self._outlooks.budget(tx, found))
             verdicts += self._outlooks.verdicts(found, outlook.budget)
         if subject.ranking.best is not None:
-            verdicts += await self._approvals.verdicts(tx, spec, subject.ranking.best.worst_case_microusd)
+            verdicts += await self._approvals.verdicts(
+                tx, spec, subject.ranking.best.worst_case_microusd, by=actor.name
+            )
         return planning.seal(
             spec,
             subject.ranking,
