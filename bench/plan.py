@@ -1,10 +1,11 @@
-"""What planning costs: ten thousand offers ranked, a spec parsed, the catalogue loaded.
+"""What planning costs: ten thousand offers ranked and set side by side, a spec parsed, the catalogue loaded.
 
     python bench/plan.py [--rounds 15] [--json]
 
 In one process, without API or database. Each figure is a median over the rounds, with its growth over the size of
-its input: offers filtered, priced and ranked, rules judged and the plan sealed; specs of 1 to 1,000 environment
-variables, and the worst documents the limits allow.
+its input: offers filtered, priced and ranked, rules judged and the plan sealed; the same offers held against a
+training and set side by side with their hours and dollars; the catalogue's own offers in that way; specs of 1 to 1,000
+environment variables, and the worst documents the limits allow.
 """
 
 from __future__ import annotations
@@ -15,21 +16,29 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 from groundplane.adapters.catalog_files import load_catalogue
-from groundplane.domain import planning, policy
+from groundplane.domain import planning
+from groundplane.domain.catalogue import Catalogue
+from groundplane.domain.choices import Judge, Market, cloud_offers
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.planning import Offer
-from groundplane.domain.spec import JobSpec, Metadata, Resources
+from groundplane.domain.policy import rule_set
+from groundplane.domain.policy.builtin import Subject
+from groundplane.domain.recon import SkuRow, Wanted, survey
+from groundplane.domain.spec import JobSpec, Metadata, Resources, TrainingNeed
 from groundplane.domain.spec.parse import parse
 from groundplane.domain.spec.yaml_nodes import MAX_BYTES
+from groundplane.domain.work import Meter, Work, work_of
 from groundplane.errors import InvalidInput
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 GIB = 2**30
 RANK_LIMIT_MS = 200
 PARSE_LIMIT_MS = 50
+RULES = rule_set.built_in()
 
 SPEC = """\
 apiVersion: groundplane/v1
@@ -52,13 +61,21 @@ def main() -> None:
     arguments.add_argument("--json", action="store_true")
     options = arguments.parse_args()
     start = time.perf_counter()
-    hardware = load_catalogue().hardware
+    catalogue = load_catalogue()
+    hardware = catalogue.hardware
     figures: dict[str, float] = {"catalogue loaded and checked, first time, ms": (time.perf_counter() - start) * 1000}
     for count in (100, 1_000, 10_000):
         offers = some_offers(count, hardware)
         figures[f"{count:,} offers to a sealed plan, ms"] = median_ms(
             lambda o=offers: plan(o, hardware), options.rounds
         )
+        figures[f"{count:,} offers side by side, ms"] = median_ms(
+            lambda o=offers: side_by_side(o, catalogue, ()), options.rounds
+        )
+    rows = survey(hardware, (), Wanted(include_retired=True), NOW.date()).rows
+    figures[f"{len(rows)} rows of the catalogue side by side, ms"] = median_ms(
+        lambda: side_by_side([], catalogue, rows), options.rounds
+    )
     for count in (1, 100, 1_000):
         text = SPEC.format(env="\n".join(f'    V{number}: "{number}"' for number in range(count)))
         figures[f"spec of {len(text):,} bytes parsed, ms"] = median_ms(lambda t=text: parse(t, now=NOW), options.rounds)
@@ -77,11 +94,21 @@ def main() -> None:
 
 def plan(offers: list[Offer], hardware: Hardware) -> None:
     ranking = planning.rank(JOB, offers, hardware)
-    subject = policy.Subject(
-        spec=JOB, ranking=ranking, hardware=hardware, now=NOW, pools=("cloud", "local"), silent_pools={}
-    )
-    sealed = planning.seal(JOB, ranking, policy.judge(subject), id="plan-1", created_by="ana", now=NOW)
+    subject = Subject(spec=JOB, ranking=ranking, hardware=hardware, now=NOW, pools=("cloud", "local"), silent_pools={})
+    sealed = planning.seal(JOB, ranking, RULES.judge(subject), id="plan-1", created_by="ana", now=NOW)
     assert sealed.offer is not None
+
+
+def side_by_side(offers: list[Offer], catalogue: Catalogue, rows: tuple[SkuRow, ...]) -> None:
+    """A training of 8B parameters over the offers; sums over cards are made anew each time, as for a first plan."""
+    market = Market(pools=tuple(offers), rows=rows, terms=catalogue.purchase_terms, registered=frozenset({"cloud"}))
+    work = work_of(TRAINING, catalogue)
+    assert isinstance(work, Work)
+    judge = Judge(TRAINING, market, catalogue, Meter(catalogue), work, now=NOW, stale_days=30)
+    ranking = planning.rank(TRAINING, offers, catalogue.hardware, also=judge)
+    everything = [*offers, *cloud_offers(market, TRAINING.resources)]
+    choices, _ = judge.choices(everything, ranking.best.offer if ranking.best else None)
+    assert any(choice.fits for choice in choices)
 
 
 JOB = JobSpec(
@@ -92,6 +119,13 @@ JOB = JobSpec(
     max_cost_microusd=10**9,
     max_duration_s=3600,
     pool="cloud",
+)
+
+
+TRAINING = replace(
+    JOB,
+    training=TrainingNeed(model="llama-3.1-8b", method="lora", tokens=10**7),
+    resources=Resources(cpus=8, memory_bytes=32 * GIB, accelerators=1),
 )
 
 

@@ -9,9 +9,12 @@ interval and a restart.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
+from typing import NamedTuple
 
 from groundplane.domain import planning
 from groundplane.domain.catalogue import Catalogue, PurchaseTerm
@@ -34,6 +37,8 @@ RESERVED_SHOWN = 3
 """A term is shown for the cheapest so many machines: for one piece of work it seldom pays."""
 
 FITTING_SHOWN, REJECTED_SHOWN = 15, 20
+
+_ANYTHING = Fitness()
 
 GPU_MAKERS = ("nvidia-", "amd-")
 """Work that does not name its accelerator is taken to be written for GPUs."""
@@ -105,6 +110,18 @@ def _ways_to_buy(row: SkuRow, terms: Iterable[PurchaseTerm]) -> list[Offer]:
     return offers
 
 
+class Appraisal(NamedTuple):
+    """An offer for so much, and its place in the order: reasons against it, expected and worst case, seconds, names."""
+
+    key: tuple[int, int, int, int, str, str, str]
+    offer: Offer
+    need: Resources
+
+    @property
+    def fits(self) -> bool:
+        return not self.key[0]
+
+
 class Judge:
     """Holds offers against one spec: what stands in the way of each, and what each would cost.
 
@@ -126,47 +143,82 @@ class Judge:
         self._market, self._catalogue, self._meter = market, catalogue, meter
         self._stale_days = stale_days
         self._rows: Mapping[tuple[str, str, str], SkuRow] = {(r.cloud, r.region, r.name): r for r in market.rows}
+        self._fits: dict[tuple[str, int, float, int, int], Fitness] = {}
+        self._same = functools.cache(catalogue.hardware.same_accelerator)
+        self._needs: dict[tuple[int, str], Resources] = {}
         self.needs_accelerator = self._needs_accelerator()
 
     # ------------------------------------------------------------ what stands in the way
 
+    def objects(self, offer: Offer) -> bool:
+        """Whether anything beyond `resources` keeps an offer from carrying it."""
+        return bool(self._objections(offer, self.spec.resources))
+
     def reasons(self, offer: Offer) -> tuple[Refused, ...]:
         """What beyond `resources` keeps an offer from carrying it: memory, time, restriction, quota, lead time."""
-        return self._reasons(offer, self.spec.resources, self.spec.resources.nodes)
+        return self._reasons(offer, self.spec.resources)
 
-    def _reasons(self, offer: Offer, need: Resources, nodes: int) -> tuple[Refused, ...]:
-        found: list[Refused] = []
-        fit = self.fitness(offer, need, nodes)
-        room = self.room(offer, nodes)
+    def _objections(self, offer: Offer, need: Resources) -> tuple[str, ...]:
+        """The rules that speak against an offer for so much; words for them are made for those that are shown."""
+        found: list[str] = []
+        fit = self.fitness(offer, need)
+        room = self.room(offer, need.nodes)
         if self.is_retired(offer):
-            found.append(self._gone(offer))
+            found.append("retired")
         if self.needs_accelerator and not need.accelerators:
-            found.append(self._no_accelerator(offer, fit, nodes))
+            found.append("gpu-work")
         elif fit.short is not None:
-            found.append(fit.short)
+            found.append(fit.short.rule)
         elif self.work is not None and offer.accelerators and need.accelerators and fit.report is None:
-            found.append(_unknown_card(offer))
-        elif (hours := self._hours(offer, fit, nodes)) is None:
-            found.append(_never_done(self._rate(offer)[0], nodes))
-        elif hours * 3600 > self.spec.max_duration_s and fit.hours is not None:
-            found.append(self._too_slow(offer, hours, nodes))
-        if room is not None:
-            found += room.refusals(self.spec, self.now, 0.0 if fit.hours is None else fit.hours)
+            found.append("accelerator-known")
+        elif (hours := self._hours(offer, fit, need.nodes)) is None:
+            found.append("interruptions")
+        elif fit.hours is not None and hours * 3600 > self.spec.max_duration_s:
+            found.append("time")
+        if room is not None and (room.short or room.row.restriction):
+            found.append("room")
         return tuple(found)
 
-    def fitness(self, offer: Offer, need: Resources, nodes: int) -> Fitness:
-        """The work on so many nodes of an offer, on the accelerators that the spec asks for."""
+    def _reasons(self, offer: Offer, need: Resources) -> tuple[Refused, ...]:
+        """The objections in words."""
+        found: list[Refused] = []
+        fit = self.fitness(offer, need)
+        for rule in self._objections(offer, need):
+            if rule == "retired":
+                found.append(self._gone(offer))
+            elif rule == "gpu-work":
+                found.append(self._no_accelerator(offer, fit, need.nodes))
+            elif rule == "accelerator-known":
+                found.append(_unknown_card(offer))
+            elif rule == "interruptions":
+                found.append(_never_done(self._rate(offer)[0], need.nodes))
+            elif rule == "time":
+                found.append(self._too_slow(offer, self._hours(offer, fit, need.nodes) or 0.0, need.nodes))
+            elif rule == "room":
+                room = self.room(offer, need.nodes)
+                assert room is not None
+                found += room.refusals(self.spec, self.now, fit.hours or 0.0)
+            else:
+                assert fit.short is not None
+                found.append(fit.short)
+        return tuple(found)
+
+    def fitness(self, offer: Offer, need: Resources) -> Fitness:
+        """The work on as many nodes of an offer, on the accelerators that are asked for."""
         if self.work is None:
-            return Fitness()
+            return _ANYTHING
         count = min(need.accelerators, offer.accelerators)
-        return self._meter.on(
-            self.work,
-            accelerator=offer.accelerator,
-            accelerators=count,
-            cpus=offer.cpus,
-            nodes=nodes,
-            of=max(1, offer.accelerators),
-        )
+        key = (offer.accelerator, count, offer.cpus if not count else 0.0, need.nodes, offer.accelerators)
+        if key not in self._fits:
+            self._fits[key] = self._meter.on(
+                self.work,
+                accelerator=offer.accelerator,
+                accelerators=count,
+                cpus=offer.cpus,
+                nodes=need.nodes,
+                of=max(1, offer.accelerators),
+            )
+        return self._fits[key]
 
     def room(self, offer: Offer, nodes: int) -> Room | None:
         """What the cloud's limits leave for so many nodes; None for a pool's offer."""
@@ -230,18 +282,27 @@ class Judge:
         kept = 1 - rate * nodes * lost_s / 86_400
         return hours / kept if kept > 0 else None
 
-    def choice(self, offer: Offer, *, need: Resources | None = None, nodes: int | None = None) -> Choice:
-        """The offer with its hours and dollars, and every reason against it."""
+    def _cost(self, offer: Offer, need: Resources) -> tuple[int, int, int, int]:
+        """(expected, worst case) in micro-dollars, seconds of work, seconds paid."""
+        hours = self._hours(offer, self.fitness(offer, need), need.nodes)
+        work_s = self.spec.max_duration_s if hours is None else math.ceil(round(hours * 3600, 6))
+        paid_s = offer.term_hours * 3600 or work_s
+        expected = cost_microusd(offer.price_microusd_per_hour, paid_s, need.nodes)
+        return expected, max(planning.worst_case(self.spec, offer, need.nodes), expected), work_s, paid_s
+
+    def appraise(self, offer: Offer, need: Resources) -> Appraisal:
+        """How many reasons are against an offer, and what it costs: enough to put ten thousand in order."""
+        against = len(planning.lacks(need, offer, self._same)) + len(self._objections(offer, need))
+        expected, worst, work_s, _ = self._cost(offer, need)
+        return Appraisal((against, expected, worst, work_s, offer.pool, offer.node_type, offer.purchase), offer, need)
+
+    def choice(self, offer: Offer, need: Resources | None = None) -> Choice:
+        """The offer with its hours and dollars, and every reason against it, for what is asked or for `need`."""
         asked = need or self.spec.resources
-        count = asked.nodes if nodes is None else nodes
-        reasons = planning.fit_anywhere(replace(asked, nodes=count), offer, self._catalogue.hardware)
-        reasons += self._reasons(offer, asked, count)
-        fit, room = self.fitness(offer, asked, count), self.room(offer, count)
-        hours = self._hours(offer, fit, count)
-        shown_h = self.spec.max_duration_s / 3600 if hours is None else hours
-        seconds = offer.term_hours * 3600 or shown_h * 3600
-        expected = cost_microusd(offer.price_microusd_per_hour, seconds, count)
-        worst = max(planning.worst_case(self.spec, offer, count), expected)
+        count = asked.nodes
+        reasons = planning.fit_anywhere(asked, offer, self._catalogue.hardware) + self._reasons(offer, asked)
+        fit, room = self.fitness(offer, asked), self.room(offer, count)
+        expected, worst, work_s, seconds = self._cost(offer, asked)
         age_days = (self.now.date() - offer.price_as_of).days
         return Choice(
             place=offer.pool if offer.cloud else f"pool {offer.pool}",
@@ -256,11 +317,11 @@ class Judge:
             price_as_of=offer.price_as_of,
             price_source=offer.price_source,
             price_stale=not 0 <= age_days <= self._stale_days,
-            hours=round(shown_h, 4),
-            worst_hours=round(max(self.spec.max_duration_s / 3600, shown_h), 4),
+            hours=work_s / 3600,
+            worst_hours=max(self.spec.max_duration_s, work_s) / 3600,
             expected_microusd=expected,
             worst_case_microusd=worst,
-            arithmetic=planning.written_out(offer.price_microusd_per_hour, count, round(seconds), expected),
+            arithmetic=planning.written_out(offer.price_microusd_per_hour, count, seconds, expected),
             idle_weekend_microusd=cost_microusd(offer.price_microusd_per_hour, WEEKEND_H * 3600, count),
             lead_time_h=(0, 0) if room is None else room.lead_time_h,
             quota="" if room is None else room.words,
@@ -310,20 +371,22 @@ class Judge:
         Where the work needs accelerators and the spec names none, machines that have them are offered as well, with
         as few nodes as hold it.
         """
-        made = [self._best_count(offer) for offer in offers if not offer.term_hours]
-        fitting = sorted((each for each in made if each.fits), key=_order)
-        counts = {(each.place, each.node_type): each.nodes for each in fitting[:RESERVED_SHOWN]}
-        for offer in offers:
-            nodes = counts.get((offer.pool, offer.node_type))
-            if offer.term_hours and (nodes is not None or offer == chosen):
-                term = self.choice(offer, need=self._eased(offer), nodes=nodes)
-                fitting += [term] if term.fits else []
-        fitting.sort(key=_order)
-        misfits = sorted((each for each in made if not each.fits), key=lambda each: (len(each.reasons), *_order(each)))
-        shown = [self._marked(each, chosen) for each in fitting]
-        left = [each for each in shown[FITTING_SHOWN:] if not each.chosen and each not in kept]
-        kept_fitting = [each for each in shown if each not in left]
-        return (*kept_fitting, *misfits[:REJECTED_SHOWN]), len(left) + max(0, len(misfits) - REJECTED_SHOWN)
+        made = [self._best(offer) for offer in offers if not offer.term_hours]
+        fitting = sorted((each for each in made if each.fits), key=_key)
+        misfits = sorted((each for each in made if not each.fits), key=_key)
+        needs = {(each.offer.pool, each.offer.node_type): each.need for each in fitting[:RESERVED_SHOWN]}
+        terms = [
+            self.appraise(offer, needs.get((offer.pool, offer.node_type), self.spec.resources))
+            for offer in offers
+            if offer.term_hours and ((offer.pool, offer.node_type) in needs or offer == chosen)
+        ]
+        own = [each for each in fitting[FITTING_SHOWN:] if each.offer == chosen]
+        shown = [*fitting[:FITTING_SHOWN], *own, *(term for term in terms if term.fits)]
+        choices = [self._marked(self.choice(each.offer, each.need), each.offer, chosen) for each in shown]
+        choices += [each for each in kept if each not in choices]
+        choices.sort(key=_order)
+        choices += [self._marked(self.choice(m.offer, m.need), m.offer, chosen) for m in misfits[:REJECTED_SHOWN]]
+        return tuple(choices), max(0, len(made) + len(terms) - len(choices))
 
     def accelerated(self, offers: Sequence[Offer], count: int = 3) -> list[Choice]:
         """The cheapest fitting choices with accelerators, on demand, one of each kind of machine.
@@ -335,16 +398,17 @@ class Judge:
         able = [each for each in offers if each.accelerators and each.purchase in ("", Purchase.ON_DEMAND)]
         for kind in dict.fromkeys((need.accelerator, "")):
             for near in (True, False):
-                found: dict[str, Choice] = {}
+                found: dict[str, Appraisal] = {}
                 for offer in able:
                     if (near and offer.cloud not in clouds) or not (kind or offer.accelerator.startswith(GPU_MAKERS)):
                         continue
-                    each = self._best_count(offer, kind)
-                    best = found.get(each.node_type)
-                    if each.fits and (best is None or _order(each) < _order(best)):
-                        found[each.node_type] = each
+                    each = self._best(offer, kind)
+                    best = found.get(offer.node_type)
+                    if each.fits and (best is None or each.key < best.key):
+                        found[offer.node_type] = each
                 if found:
-                    return sorted(found.values(), key=_order)[:count]
+                    nearest = sorted(found.values(), key=_key)[:count]
+                    return [self.choice(each.offer, each.need) for each in nearest]
         return []
 
     def is_retired(self, offer: Offer) -> bool:
@@ -360,12 +424,16 @@ class Judge:
         have = f"{offer.node_type}, retired{f' on {day}' if day else ''}"
         return Refused(rule="retired", need="a machine that is still sold", have=have, hint="choose another")
 
-    def _best_count(self, offer: Offer, kind: str | None = None) -> Choice:
+    def _best(self, offer: Offer, kind: str | None = None) -> Appraisal:
+        """The offer as it is asked for, or with as few nodes as hold the work where the spec leaves that open."""
         need = self._eased(offer, kind)
         if need is None:
-            return self.choice(offer)
-        tried = [self.choice(offer, need=need, nodes=nodes) for nodes in _counts(self.spec.resources.nodes)]
-        return min(tried, key=lambda each: (not each.fits, *_order(each)))
+            return self.appraise(offer, self.spec.resources)
+        tried = [self.appraise(offer, self._of_nodes(need, nodes)) for nodes in _counts(self.spec.resources.nodes)]
+        return min(tried, key=_key)
+
+    def _of_nodes(self, need: Resources, nodes: int) -> Resources:
+        return need if need.nodes == nodes else replace(need, nodes=nodes)
 
     def _eased(self, offer: Offer, kind: str | None = None) -> Resources | None:
         """What is asked of a machine with accelerators by a spec that was written for processors; None: as it is.
@@ -375,16 +443,21 @@ class Judge:
         need = self.spec.resources
         if not offer.accelerators or not self.needs_accelerator or (need.accelerators and kind is None):
             return None
-        memory = main_memory(self.work)[0] if self.work is not None else min(need.memory_bytes, 2**30)
         count = need.accelerators or offer.accelerators
-        return replace(need, cpus=0.1, memory_bytes=memory, accelerators=count, accelerator=kind or "")
+        key = (count, kind or "")
+        if key not in self._needs:
+            memory = main_memory(self.work)[0] if self.work is not None else min(need.memory_bytes, 2**30)
+            eased = replace(need, cpus=0.1, memory_bytes=memory, accelerators=count, accelerator=kind or "")
+            self._needs[key] = eased
+        return self._needs[key]
 
-    def _marked(self, choice: Choice, chosen: Offer | None) -> Choice:
-        if chosen is None or choice.nodes != self.spec.resources.nodes:
-            return choice
-        place = chosen.pool if chosen.cloud else f"pool {chosen.pool}"
-        same = (choice.place, choice.node_type, choice.purchase) == (place, chosen.node_type, self._purchase(chosen))
+    def _marked(self, choice: Choice, offer: Offer, chosen: Offer | None) -> Choice:
+        same = offer == chosen and choice.nodes == self.spec.resources.nodes
         return replace(choice, chosen=True) if same else choice
+
+
+def _key(appraisal: Appraisal) -> tuple[int, int, int, int, str, str, str]:
+    return appraisal.key
 
 
 def _counts(nodes: int) -> Iterable[int]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, datetime
 from enum import StrEnum
+from typing import Protocol
 
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.outlook import Basis, Outlook
@@ -100,6 +101,18 @@ class Ranking:
         return self.quotes[0] if self.quotes else None
 
 
+class Objector(Protocol):
+    """Whoever finds reasons against an offer beyond what it has: asked of all, told of those that are shown."""
+
+    def objects(self, offer: Offer) -> bool:
+        """Whether there is a reason."""
+        ...
+
+    def reasons(self, offer: Offer) -> tuple[Refused, ...]:
+        """Every reason, with its figures."""
+        ...
+
+
 class PlanStatus(StrEnum):
     READY = "ready"
     NEEDS_APPROVAL = "needs-approval"
@@ -149,7 +162,7 @@ def fit(need: Resources, pool: str, offer: Offer, hardware: Hardware) -> tuple[R
 
 def fit_anywhere(need: Resources, offer: Offer, hardware: Hardware) -> tuple[Refused, ...]:
     """`fit` for what an offer has, wherever it is: another pool, type or cloud than the one asked for is no reason."""
-    return tuple(_reason(rule, need, offer.pool, offer) for rule in _lacks(need, offer, hardware.same_accelerator))
+    return tuple(_reason(rule, need, offer.pool, offer) for rule in lacks(need, offer, hardware.same_accelerator))
 
 
 def rank(
@@ -157,22 +170,20 @@ def rank(
     offers: Sequence[Offer],
     hardware: Hardware,
     unpriced: Sequence[RejectedOffer] = (),
-    also: Callable[[Offer], tuple[Refused, ...]] | None = None,
+    also: Objector | None = None,
 ) -> Ranking:
     """Filters, prices and ranks. Cheapest worst case first; among equals the smallest node, then by name.
 
-    `unpriced` are offers that were rejected before, for want of a price; `also` finds reasons beyond `resources`.
+    `unpriced` are offers that were rejected before, for want of a price; `also` objects beyond `resources`.
     """
     need = spec.resources
     same = functools.cache(hardware.same_accelerator)  # ten thousand offers name a few dozen accelerators
     fitting: list[tuple[int, Offer]] = []
-    missing: list[tuple[tuple[str, ...], Offer, tuple[Refused, ...]]] = []
+    missing: list[tuple[tuple[str, ...], Offer]] = []
     for offer in offers:
         misses = _misses(need, spec.pool, offer, same)
-        elsewhere = bool(misses) and misses[0] in _PLACE
-        more = also(offer) if also is not None and not elsewhere else ()
-        if misses or more:
-            missing.append((misses, offer, more))
+        if misses or (also is not None and also.objects(offer)):
+            missing.append((misses, offer))
         else:
             fitting.append((worst_case(spec, offer), offer))
     fitting.sort(key=lambda pair: (pair[0], *_size(pair[1])))
@@ -186,9 +197,12 @@ def rank(
         RejectedOffer(
             pool=offer.pool,
             node_type=offer.node_type,
-            reasons=(*(_reason(rule, need, spec.pool, offer) for rule in misses), *more),
+            reasons=(
+                *(_reason(rule, need, spec.pool, offer) for rule in misses),
+                *(also.reasons(offer) if also is not None and not _PLACE.intersection(misses) else ()),
+            ),
         )
-        for misses, offer, more in missing[:MAX_REJECTED]
+        for misses, offer in missing[:MAX_REJECTED]
     ]
     own = [item for item in unpriced if item.pool == spec.pool]
     others = [item for item in unpriced if item.pool != spec.pool]
@@ -203,18 +217,17 @@ def rank(
 def _misses(need: Resources, pool: str, offer: Offer, same: Callable[[str, str], bool]) -> tuple[str, ...]:
     """The rules an offer fails, in the order they are told; those of another place are told for that alone."""
     elsewhere = _elsewhere(need, pool, offer)
-    return (elsewhere,) if elsewhere else _lacks(need, offer, same)
+    return (elsewhere,) if elsewhere else lacks(need, offer, same)
 
 
 _PLACE = frozenset({"pool", "instance-type", "cloud", "region", "purchase"})
 """Rules that an offer fails for where it is, not for what it has."""
 
 
-def _nearness(miss: tuple[tuple[str, ...], Offer, tuple[Refused, ...]]) -> tuple[bool, int, str, str]:
+def _nearness(miss: tuple[tuple[str, ...], Offer]) -> tuple[bool, int, str, str]:
     """The fewest reasons first; what is elsewhere comes last."""
-    rules, offer, more = miss
-    elsewhere = bool(rules) and rules[0] in _PLACE
-    return elsewhere, len(rules) + len(more), offer.pool, offer.node_type
+    rules, offer = miss
+    return bool(_PLACE.intersection(rules)), len(rules), offer.pool, offer.node_type
 
 
 def _elsewhere(need: Resources, pool: str, offer: Offer) -> str:
@@ -242,19 +255,22 @@ def same_sku(name: str, asked: str) -> bool:
     return name.lower().removeprefix("standard_") == asked.lower().removeprefix("standard_")
 
 
-def _lacks(need: Resources, offer: Offer, same: Callable[[str, str], bool]) -> tuple[str, ...]:
-    """What an offer has too little of."""
-    fails = (
-        ("cpus", need.cpus > offer.cpus),
-        ("memory", need.memory_bytes > offer.memory_bytes),
-        ("disk", need.disk_bytes > offer.disk_free_bytes),
-        ("accelerators", need.accelerators > offer.accelerators),
-        ("nodes", need.nodes > offer.nodes),
-    )
-    misses = tuple(rule for rule, failed in fails if failed)
+def lacks(need: Resources, offer: Offer, same: Callable[[str, str], bool]) -> tuple[str, ...]:
+    """The rules by which an offer has too little, in the order they are told."""
+    misses: list[str] = []
+    if need.cpus > offer.cpus:
+        misses.append("cpus")
+    if need.memory_bytes > offer.memory_bytes:
+        misses.append("memory")
+    if need.disk_bytes > offer.disk_free_bytes:
+        misses.append("disk")
+    if need.accelerators > offer.accelerators:
+        misses.append("accelerators")
+    if need.nodes > offer.nodes:
+        misses.append("nodes")
     if need.accelerators and "accelerators" not in misses and not same(need.accelerator, offer.accelerator):
-        return (*misses, "accelerator")
-    return misses
+        misses.append("accelerator")
+    return tuple(misses)
 
 
 def _reason(rule: str, need: Resources, pool: str, offer: Offer) -> Refused:
@@ -396,7 +412,12 @@ def plan_hash(digest: str, offer: Offer | None, verdicts: Sequence[Verdict], bas
         "spec": digest,
         "offer": place,
         "verdicts": [
-            [v.rule, None if v.refused is None else asdict(v.refused), v.warning, *filter(None, (v.approval, v.exception))]
+            [
+                v.rule,
+                None if v.refused is None else asdict(v.refused),
+                v.warning,
+                *filter(None, (v.approval, v.exception)),
+            ]
             for v in verdicts
         ],
     }

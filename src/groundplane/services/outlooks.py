@@ -211,7 +211,7 @@ class Outlooks:
         judge = Judge(spec, market, catalogue, meter, work, now=now, stale_days=self._stale_days)
         clouds = cloud_offers(market, need)
         candidates = [*offers, *(_named(clouds, spec) if need.names_cloud else ())]
-        ranking = planning.rank(spec, candidates, hardware, unpriced, judge.reasons)
+        ranking = planning.rank(spec, candidates, hardware, unpriced, judge)
         in_the_way: tuple[Refused, ...] = ()
         if ranking.best is None:
             big_enough = planning.rank(spec, candidates, hardware, unpriced)
