@@ -138,6 +138,7 @@ def test_a_viewer_sees_what_a_viewer_may_and_no_more(plane: Plane) -> None:
         ("/console/models", "Models"),
         ("/console/endpoints", "Endpoints"),
         ("/console/costs", "Costs"),
+        ("/console/storage", "Storage"),
         ("/console/sizing", "Sizing"),
     ]
     refused = visitor.get("/console/audit")

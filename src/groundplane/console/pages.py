@@ -12,6 +12,7 @@ from groundplane.api.access import requires_any_key
 from groundplane.console import (
     access,
     approvals,
+    artifacts,
     audit,
     costs,
     endpoints,
@@ -62,6 +63,7 @@ def router() -> APIRouter:
         runs,
         policy,
         models,
+        artifacts,
         endpoints,
         costs,
         sizing,

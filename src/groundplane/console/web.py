@@ -54,6 +54,7 @@ NAVIGATION = (
     ("Models", f"{HOME}/models", Permission.MODELS_READ),
     ("Endpoints", f"{HOME}/endpoints", Permission.ENDPOINTS_READ),
     ("Costs", f"{HOME}/costs", Permission.COSTS_READ),
+    ("Storage", f"{HOME}/storage", Permission.MODELS_READ),
     ("Sizing", f"{HOME}/sizing", Permission.RUNS_READ),
     ("Keys", f"{HOME}/keys", Permission.KEYS_READ),
     ("Audit", f"{HOME}/audit", Permission.AUDIT_READ),
