@@ -125,6 +125,9 @@ TOO_MUCH = {
     "doubling": "['aaaaaaaaaa'].map(a, a + a)[0] != ''",
     "walking": "spec.data.all(a, spec.data.all(b, spec.data.all(c, true)))",
     "matching": " && ".join(["spec.name.matches('a')"] * 5),
+    "three quotes": "spec.name == '''a'''",
+    "behind a comment": "true // it's\n && ['a'].map(a, a + a)[0] != '' // it's",
+    "behind a raw text": "spec.name != r'\\' && ['a'].map(a, a + a)[0] != ''",
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from groundplane.adapters.executors.memory import MemoryExecutor
 from groundplane.adapters.notify import MemoryNotifier
-from groundplane.adapters.policy_files import FolderPolicyFiles, MemoryPolicyFiles
+from groundplane.adapters.policy_files import MemoryPolicyFiles
 from groundplane.adapters.prices import BookPriceBook
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.store.sql import SqlStore
@@ -20,7 +20,7 @@ from groundplane.audit import Event, check_chain
 from groundplane.domain.access import Project
 from groundplane.domain.planning import Offer, Plan
 from groundplane.domain.policy import rule_set
-from groundplane.errors import IntegrityFailure, InvalidInput, NotFound
+from groundplane.errors import InvalidInput, NotFound
 from groundplane.identity import Actor, Role
 from groundplane.ports import PolicyFiles, Store
 from groundplane.services.approvals import Approvals
@@ -255,42 +255,3 @@ async def test_exceptions_and_plans_live_in_a_database_too(tmp_path: Path):
         assert await house.said(plan) == {"team-label": "excepted"}
     finally:
         await store.close()
-
-
-# ---------------------------------------------------------------- the folder
-
-
-@pytest.fixture(params=["folder", "memory"])
-def files(request: pytest.FixtureRequest, tmp_path: Path) -> PolicyFiles:
-    if request.param == "memory":
-        return MemoryPolicyFiles({"a.yaml": TEAM})
-    (tmp_path / "policy").mkdir()
-    (tmp_path / "policy" / "a.yaml").write_text(TEAM)
-    return FolderPolicyFiles(tmp_path / "policy", tmp_path / "kept.json")
-
-
-async def test_policy_files_are_read_and_the_last_good_ones_kept(files: PolicyFiles):
-    assert await files.read() == {"a.yaml": TEAM}
-    assert await files.last_good() == {}
-    await files.keep({"a.yaml": TEAM})
-    await files.keep({"b.yaml": "x"})
-    assert await files.last_good() == {"b.yaml": "x"}
-    assert files.folder
-
-
-async def test_a_folder_takes_its_yaml_files_and_says_which_it_cannot_read(tmp_path: Path):
-    folder = tmp_path / "policy"
-    files = FolderPolicyFiles(folder, tmp_path / "kept.json")
-    assert await files.read() == {}
-    folder.mkdir()
-    for name in ("b.yml", ".hidden.yaml", "notes.txt", "a.yaml~"):
-        (folder / name).write_text("x")
-    assert list(await files.read()) == ["b.yml"]
-    (folder / "c.yaml").write_bytes(b"\xff")
-    (folder / "d.yaml").mkdir()
-    with pytest.raises(InvalidInput) as caught:
-        await files.read()
-    assert [problem.field for problem in caught.value.problems] == ["c.yaml", "d.yaml"]
-    (tmp_path / "kept.json").write_text('{"sha256": "x", "files": {}}')
-    with pytest.raises(IntegrityFailure, match="is not what was written"):
-        await files.last_good()

@@ -25,8 +25,10 @@ MAX_SHOWN_CHARACTERS = 300
 
 ROOTS = ("spec", "plan", "model", "request", "project", "settings", "now")
 
-_TEXT = re.compile(r"""[rR]?(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")""")
-_COMMENT = re.compile(r"//[^\n]*")
+# One pass over comments, raw texts and texts: a quote in a comment opens nothing, two slashes in a text end nothing.
+_UNSPOKEN = re.compile(
+    r"""//[^\n]*|\b(?:[rR][bB]?|[bB][rR])(?:'[^'\n]*'|"[^"\n]*")|'(?:\\.|[^'\\\n])*'|"(?:\\.|[^"\\\n])*\""""
+)
 _WALK = re.compile(r"\.\s*(?:all|exists|exists_one|map|filter)\s*\(")
 _MAP = re.compile(r"\.\s*map\s*\(")
 _MATCHES = re.compile(r"\bmatches\s*\(")
@@ -82,7 +84,7 @@ _ENVIRONMENT = cel.NewEnv(variables={name: cel.Type.TIMESTAMP if name == "now" e
 def compiled(text: str, schema: Mapping[str, object], *, truth: bool = True) -> Expression:
     """The expression, when it may be used. `schema` is what there is to ask for: nested dicts, a dict without entries
     being open. ExpressionFault otherwise."""
-    bare = _COMMENT.sub("", _TEXT.sub("''", text))
+    bare = _UNSPOKEN.sub(lambda found: "" if found[0].startswith("//") else "''", text)
     _check_bounds(text, bare)
     _check_paths(bare, schema)
     try:
@@ -148,6 +150,8 @@ def _value(part: Expression, values: Values) -> str:
 def _check_bounds(text: str, bare: str) -> None:
     if not text.strip():
         raise ExpressionFault("is empty", "write a condition such as spec.nodes <= 4")
+    if "'''" in text or '"""' in text:
+        raise ExpressionFault("has a text in three quotes", "write it in one")
     if len(text) > MAX_CHARACTERS:
         raise ExpressionFault(f"has {len(text):,} characters; the limit is {MAX_CHARACTERS:,}", "make two rules of it")
     deepest = depth = 0

@@ -24,7 +24,7 @@ from groundplane.domain.spec.yaml_nodes import compose_documents, is_null, line_
 from groundplane.errors import InvalidInput, Problem
 
 POLICY_VERSION = "groundplane/policy/v1"
-MAX_RULES = 500
+MAX_RULES_OF_FILE = 500
 MAX_TESTS = 100
 MAX_PROBLEMS = 50
 _ID = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
@@ -202,7 +202,7 @@ def _file(documents: Sequence[Node], reading: _Reading) -> PolicyFile:
     settings, lines = _settings(root["settings"], reading) if "settings" in root else ({}, {})
     rules: list[DeclaredRule] = []
     changes: list[RuleChange] = []
-    for node in reading.items(root["rules"], "rules", MAX_RULES) if "rules" in root else ():
+    for node in reading.items(root["rules"], "rules", MAX_RULES_OF_FILE) if "rules" in root else ():
         rule = _rule(node, reading)
         if isinstance(rule, DeclaredRule):
             rules.append(rule)

@@ -42,6 +42,8 @@ LOCKED = frozenset(
 )  # fmt: skip
 """Rules that the rest of the house rests on: nobody is excepted, no file changes them."""
 
+MAX_RULES = 2_000
+
 _LIMITS = {
     "self-service-accelerators": "Much hardware at once is a team's decision.",
     "self-service-plan": "Much money at once is a team's decision.",
@@ -151,6 +153,10 @@ def read_files(texts: Mapping[str, str]) -> tuple[PolicyFile, ...]:
 def build(files: Sequence[PolicyFile]) -> RuleSet:
     """Raises InvalidInput where files say two things of one rule or setting, or name a rule that nobody defines."""
     problems: list[Problem] = []
+    if (count := sum(len(file.rules) for file in files)) > MAX_RULES:
+        raise InvalidInput(
+            f"{count:,} rules in all; the limit is {MAX_RULES:,}", "each is judged on every plan: merge some"
+        )
     judged: dict[str, Judged] = {
         rule.id: Judged(rule=rule, severity=Severity.WARN if rule.warns else Severity.REFUSE) for rule in RULES
     }
@@ -263,7 +269,11 @@ def _broken(id: str, why: str, severity: Severity, found: Finding) -> Verdict:
 
 
 def _elsewhere(id: str, why: str, severity: Severity) -> RuleInfo:
-    hint = "ask for approval: ground approvals" if severity is Severity.APPROVE else "the plan's own numbers say what would do"
+    hint = (
+        "ask for approval: ground approvals"
+        if severity is Severity.APPROVE
+        else "the plan's own numbers say what would do"
+    )
     return RuleInfo(
         id=id, over="plan", severity=severity.value, why=why, hint=hint, text="", source=DEFAULTS_NAME, enabled=True,
         locked=True, tests=0,
