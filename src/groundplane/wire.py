@@ -91,6 +91,7 @@ class Status:
     model_versions: int
     holds_pending: int
     held_microusd: int
+    policy: str = ""
 
 
 # ---------------------------------------------------------------- plans and runs

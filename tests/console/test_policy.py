@@ -56,6 +56,7 @@ def test_a_broken_folder_is_told_on_the_page(plane: Plane) -> None:
         assert operator.post("/console/policy/reload", data={"reason": "try"}).status_code == 422
         page = operator.get("/console/policy").text
         assert "are not in force" in page and "broken.yaml:3" in page
+        assert "the policy files are not in force: broken.yaml:3" in operator.get("/console").text
     finally:
         broken.unlink()
     assert "are not in force" not in operator.post("/console/policy/reload", data={"reason": "mended"}).text

@@ -123,6 +123,7 @@ def test_a_broken_file_changes_nothing_and_says_where(shared: Installation) -> N
         shared.ground("up", "--detach")
         assert shared.data("policy", "list")["version"] == version
         assert "not in force: broken.yaml:5" in shared.ground("policy", "list").stderr
+        assert "the folder is NOT in force: broken.yaml:5: rule x-label" in shared.ground("status").stdout
     finally:
         (shared.home / "policy" / "broken.yaml").unlink()
     assert shared.data("policy", "reload")["problems"] == []

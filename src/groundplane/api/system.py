@@ -75,4 +75,5 @@ async def status(app: Ground, actor: Annotated[Actor, requires(Permission.SYSTEM
         model_versions=len(await app.models.versions(actor)),
         holds_pending=len(holds),
         held_microusd=sum(hold.amount_microusd - hold.posted_microusd for hold in holds),
+        policy=app.policies.summary,
     )

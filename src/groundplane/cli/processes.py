@@ -309,6 +309,7 @@ def _status_views(found: Installation) -> list[View]:
         f"endpoints  {_counts(answer.endpoints) or 'none'}",
         f"models     {answer.model_versions} versions, {answer.projects} projects",
         f"money      {format_usd(answer.held_microusd)} held in {answer.holds_pending} holds",
+        f"policy     {answer.policy}",
         f"state      {answer.home} ({answer.database}), {disk}",
     ]
 

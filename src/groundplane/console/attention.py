@@ -34,16 +34,22 @@ def notices(
     budgets: Sequence[Budget],
     exposures: Sequence[Exposure],
     approvals: Sequence[Approval] = (),
+    policy_problem: str = "",
     now: datetime,
 ) -> list[Notice]:
     """What failed within a day, what waits for a yes, what money is nearly out, what ends soon; the worst first."""
     found = [
+        *_policy(policy_problem),
         *_failures(runs, endpoints, now),
         *_waiting(approvals, now),
         *_money(budgets),
         *_endings(runs, endpoints, exposures, now),
     ]
     return sorted(found, key=lambda notice: notice.level != "bad")
+
+
+def _policy(problem: str) -> list[Notice]:
+    return [Notice("bad", f"the policy files are not in force: {problem}", "/console/policy")] if problem else []
 
 
 def _failures(runs: Sequence[Run], endpoints: Sequence[Endpoint], now: datetime) -> list[Notice]:

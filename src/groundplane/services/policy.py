@@ -54,6 +54,17 @@ class Policies:
         return self._rules.version
 
     @property
+    def summary(self) -> str:
+        """What is in force, in one line; with the first reason why the folder is not."""
+        said = f"{len(self._rules.judged)} rules, version {self.version[:12]}"
+        return said if self.healthy else f"{said}; the folder is NOT in force: {self.problem}"
+
+    @property
+    def problem(self) -> str:
+        """Why the folder as it was last read is not in force; empty when it is."""
+        return str(self._problems[0]) if self._problems else ""
+
+    @property
     def healthy(self) -> bool:
         """Whether the folder as it was last read is what is in force."""
         return not self._problems
