@@ -132,6 +132,7 @@ def test_a_viewer_sees_what_a_viewer_may_and_no_more(plane: Plane) -> None:
         ("/console/requests", "Requests"),
         ("/console/recon", "Recon"),
         ("/console/nodes", "Nodes"),
+        ("/console/plans", "Plans"),
         ("/console/approvals", "Approvals"),
         ("/console/runs", "Runs"),
         ("/console/policy", "Policy"),

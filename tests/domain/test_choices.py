@@ -92,10 +92,8 @@ specs = st.builds(
 def test_the_worst_case_is_never_below_what_is_expected_and_sums_add_up(spec: JobSpec) -> None:
     for each in choices(spec, NODE):
         assert 0 <= each.expected_microusd <= each.worst_case_microusd
-        hours = each.hours
-        if each.purchase is Purchase.RESERVED:
-            hours = 8_760
-        assert each.expected_microusd == pytest.approx(each.price_microusd_per_hour * hours * each.nodes, rel=1e-3)
+        seconds = 8_760 * 3600 if each.purchase is Purchase.RESERVED else round(each.hours * 3600)
+        assert each.expected_microusd == -(-each.price_microusd_per_hour * each.nodes * seconds // 3600)
         assert each.idle_weekend_microusd == each.price_microusd_per_hour * 60 * each.nodes
         assert each.fits is not bool(each.reasons)
 

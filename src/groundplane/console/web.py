@@ -48,6 +48,7 @@ NAVIGATION = (
     ("Requests", f"{HOME}/requests", Permission.REQUESTS_READ),
     ("Recon", f"{HOME}/recon", Permission.SYSTEM_READ),
     ("Nodes", f"{HOME}/nodes", Permission.SYSTEM_READ),
+    ("Plans", f"{HOME}/plans", Permission.RUNS_READ),
     ("Approvals", f"{HOME}/approvals", Permission.RUNS_READ),
     ("Runs", f"{HOME}/runs", Permission.RUNS_READ),
     ("Policy", f"{HOME}/policy", Permission.POLICY_READ),
