@@ -57,6 +57,7 @@ from groundplane.services.recon import Recon
 from groundplane.services.reconcile import Reconcile
 from groundplane.services.requests import Requests
 from groundplane.services.runs import Runs
+from groundplane.services.schedules import Schedules
 from groundplane.services.sizing import Sizings
 from groundplane.services.standing import Standing
 from groundplane.settings import Settings
@@ -92,6 +93,7 @@ class App:
     queue: Queue
     standing: Standing
     quotas: Quotas
+    schedules: Schedules
     gateway_config: GatewayConfig
     lease_owner: str
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -262,6 +264,7 @@ async def build(settings: Settings) -> App:
         catalog=Catalog(store=store, clock=clock, book=catalog_book),
         queue=queue,
         standing=standing,
+        schedules=Schedules(store=store, clock=clock, plans=plans, runs=runs),
         quotas=Quotas(store=store, clock=clock, ids=ids, executors=executors),
         reconcile=Reconcile(
             store=store,

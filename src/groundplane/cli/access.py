@@ -124,10 +124,18 @@ def projects() -> None:
 @click.option("--cost-center", required=True, help="Who pays.")
 @click.option("--budget", type=Money(), metavar="USD", help="Monthly limit; nothing is admitted without one.")
 @click.option("--thresholds", default="50,80,100", show_default=True, metavar="P,P", help="Percent that notify.")
+@click.option("--accelerators", type=click.IntRange(0), help="Most accelerators it may hold at once: its quota.")
 @click.option("--reason", default="", help="Why: written to the audit trail.")
 @output_option
 def create_project(
-    name: str, owner: str, cost_center: str, budget: int | None, thresholds: str, reason: str, output: str
+    name: str,
+    owner: str,
+    cost_center: str,
+    budget: int | None,
+    thresholds: str,
+    accelerators: int | None,
+    reason: str,
+    output: str,
 ) -> None:
     """Create a project: a team's home, with its budget."""
     with connect() as client:
@@ -139,6 +147,8 @@ def create_project(
             thresholds_percent=percents(thresholds),
             reason=reason,
         )
+        if accelerators is not None:
+            client.set_quota(name, {"accelerators": accelerators}, reason=reason)
     render.show(made, output, lambda: [_projects_table([made])])
     if budget is None and output == "table":
         render.say(f"it has no budget yet: ground budget set {name} 100")

@@ -28,6 +28,7 @@ from groundplane.client.artifacts import ArtifactCalls
 from groundplane.client.nodes import NodeCalls
 from groundplane.client.policy import PolicyCalls
 from groundplane.client.preflight import PreflightCalls
+from groundplane.client.queue import QueueCalls
 from groundplane.client.recon import ReconCalls
 from groundplane.client.requests import RequestCalls
 from groundplane.domain.access import Exposure, Key, Project
@@ -78,7 +79,9 @@ LOG_PIECE_BYTES = 1 << 18
 _FOLLOW_PAUSE_FIRST_S, _FOLLOW_PAUSE_MAX_S = 0.1, 1.0
 
 
-class Client(ApprovalCalls, ArtifactCalls, NodeCalls, PolicyCalls, PreflightCalls, ReconCalls, RequestCalls):
+class Client(
+    ApprovalCalls, ArtifactCalls, NodeCalls, PolicyCalls, PreflightCalls, QueueCalls, ReconCalls, RequestCalls
+):
     """A connection to one control plane. Close it, or use it in a `with` block."""
 
     def __init__(self, base_url: str, key: str, *, timeout_s: float = 60.0) -> None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from groundplane.domain.node import Node
-from groundplane.domain.queue import QueueEntry
+from groundplane.domain.queue import ProjectQuota, QueueEntry
 from groundplane.domain.scheduling.reasons import each
-from groundplane.domain.scheduling.state import class_name
+from groundplane.domain.scheduling.state import Amount, class_name
 from groundplane.units import format_duration
 
 
@@ -79,6 +79,15 @@ class PoolUse:
     silent: str
     nodes: tuple[NodeUse, ...]
     waiting: tuple[InLine, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuotaUse:
+    """A project's quota with what it holds of it now. Without a quota of its own, every limit is None."""
+
+    quota: ProjectQuota
+    held: Amount
+    waiting: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

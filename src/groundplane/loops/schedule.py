@@ -4,6 +4,7 @@
 |-----------|--------|-------------------------------------------------------------------|
 | runs      | 0.25 s | claims due runs and takes them one step further                     |
 | queue     | 0.5 s  | a pass over each pool's queue: what starts, what gives way            |
+| schedules | 1 s    | submits the jobs whose tick has come                                 |
 | endpoints | 0.25 s | claims due endpoints and asks whether they answer                    |
 | gateway   | 0.5 s  | takes usage into the ledger, reserves money ahead, publishes config  |
 | budgets   | 5 s    | fires the thresholds that spending crossed                           |
@@ -23,6 +24,7 @@ from typing import TypeVar
 
 from groundplane.domain.approval import Approval
 from groundplane.domain.endpoint import Endpoint
+from groundplane.domain.queue import Schedule
 from groundplane.domain.run import Attempt, EndReason, Observation, Run
 from groundplane.errors import Conflict, Unavailable
 from groundplane.identity import SYSTEM
@@ -33,7 +35,7 @@ from groundplane.wiring import App
 log = logging.getLogger(__name__)
 CLAIM_LIMIT = 64
 COLLECT_GRACE_S = 3600.0
-Claimed = TypeVar("Claimed", Run, Endpoint, Approval)
+Claimed = TypeVar("Claimed", Run, Endpoint, Approval, Schedule)
 
 
 def schedule(app: App) -> tuple[Loop, ...]:
@@ -47,6 +49,14 @@ def schedule(app: App) -> tuple[Loop, ...]:
 
     async def queue() -> bool:
         return await app.queue.step() > 0
+
+    async def schedules() -> bool:
+        for kept in await _claim(app, Schedule):
+            try:
+                await app.schedules.step(kept)
+            except Conflict:
+                log.info("schedule %s changed while it was looked at", kept.id)
+        return False
 
     async def endpoints() -> bool:
         for endpoint in await _claim(app, Endpoint):
@@ -94,6 +104,7 @@ def schedule(app: App) -> tuple[Loop, ...]:
     return (
         Loop(name="runs", period_s=0.25, step=runs, wakeable=True),
         Loop(name="queue", period_s=0.5, step=queue, wakeable=True),
+        Loop(name="schedules", period_s=1.0, step=schedules),
         Loop(name="endpoints", period_s=0.25, step=endpoints, wakeable=True),
         Loop(name="gateway", period_s=0.5, step=gateway, wakeable=True),
         Loop(name="budgets", period_s=5.0, step=budgets),
@@ -119,7 +130,7 @@ async def release_own_leases(app: App) -> None:
 
     Only one control plane runs on a home, so nobody else can hold a lease under its name.
     """
-    for kind in (Run, Endpoint, Approval):
+    for kind in (Run, Endpoint, Approval, Schedule):
         async with app.store.transaction() as tx:
             for row in await tx.find(kind, {"lease_owner": app.lease_owner}):
                 await tx.update(replace(row, lease_owner="", lease_expires_at=None))

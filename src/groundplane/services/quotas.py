@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -11,6 +11,7 @@ from groundplane.audit import EventDraft
 from groundplane.domain import access
 from groundplane.domain.node import Node
 from groundplane.domain.queue import ProjectQuota, QueueEntry, Reservation, ReservedPart
+from groundplane.domain.queue_view import QuotaUse
 from groundplane.domain.scheduling.state import Amount
 from groundplane.errors import InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import Actor
@@ -20,15 +21,6 @@ from groundplane.units import format_duration
 
 LIMITS = ("accelerators", "cpus_milli", "memory_bytes", "runs")
 _HORIZON_DAYS = 366
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuotaUse:
-    """A project's quota with what it holds of it now. Without a quota of its own, every limit is None."""
-
-    quota: ProjectQuota
-    held: Amount
-    waiting: int
 
 
 class Quotas:

@@ -1,0 +1,98 @@
+"""The part of the SDK that stands in line: who holds, who waits, quotas, reservations, schedules."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from groundplane.domain.queue import ProjectQuota, Reservation, Schedule
+from groundplane.domain.queue_view import PoolUse, QuotaUse
+from groundplane.wire_queue import QuotaRequest, ReservationRequest, ScheduleChange, ScheduleRequest
+
+Answer = TypeVar("Answer")
+
+
+class QueueCalls(ABC):
+    """Mixed into `groundplane.client.Client`, which sends."""
+
+    def queue(self, pool: str | None = None) -> list[PoolUse]:
+        """Every pool's nodes with who holds them, and who waits. NotFound for a pool that there is not."""
+        return self._call("GET", "/v1/queue", list[PoolUse], params={"pool": pool})
+
+    def quotas(self) -> list[QuotaUse]:
+        return self._call("GET", "/v1/quotas", list[QuotaUse])
+
+    def set_quota(
+        self,
+        project: str,
+        limits: Mapping[str, int | None],
+        *,
+        cohort: str | None = None,
+        weight: float | None = None,
+        reason: str = "",
+    ) -> ProjectQuota:
+        """`limits` names accelerators, cpus_milli, memory_bytes or runs; None lifts one, what is not named stays."""
+        body = QuotaRequest(limits=dict(limits), cohort=cohort, weight=weight, reason=reason)
+        return self._call("PUT", f"/v1/projects/{quote(project, safe='')}/quota", ProjectQuota, body=body)
+
+    def reservations(self) -> list[Reservation]:
+        return self._call("GET", "/v1/reservations", list[Reservation])
+
+    def reserve(
+        self,
+        *,
+        project: str,
+        pool: str,
+        starts_at: datetime,
+        ends_at: datetime,
+        accelerators: int = 0,
+        cpus: float = 0.0,
+        reason: str = "",
+    ) -> Reservation:
+        """Raises Refusal when there is not as much that no run may hold until then and nobody reserved."""
+        body = ReservationRequest(
+            project=project,
+            pool=pool,
+            starts_at=starts_at,
+            ends_at=ends_at,
+            accelerators=accelerators,
+            cpus=cpus,
+            reason=reason,
+        )
+        return self._call("POST", "/v1/reservations", Reservation, body=body)
+
+    def cancel_reservation(self, reservation_id: str, reason: str = "") -> Reservation:
+        path = f"/v1/reservations/{quote(reservation_id, safe='')}"
+        return self._call("DELETE", path, Reservation, params={"reason": reason})
+
+    def schedules(self) -> list[Schedule]:
+        return self._call("GET", "/v1/schedules", list[Schedule])
+
+    def create_schedule(self, text: str, *, until: datetime | None = None, reason: str = "") -> Schedule:
+        """Keeps a job spec that has a `schedule`; one of the same name in the project is replaced."""
+        body = ScheduleRequest(text=text, until=until, reason=reason)
+        return self._call("POST", "/v1/schedules", Schedule, body=body)
+
+    def pause_schedule(self, schedule_id: str, paused: bool, reason: str = "") -> Schedule:
+        body = ScheduleChange(paused=paused, reason=reason)
+        return self._call("PATCH", f"/v1/schedules/{quote(schedule_id, safe='')}", Schedule, body=body)
+
+    def delete_schedule(self, schedule_id: str, reason: str = "") -> None:
+        self._send("DELETE", f"/v1/schedules/{quote(schedule_id, safe='')}", params={"reason": reason})
+
+    @abstractmethod
+    def _call(
+        self,
+        method: str,
+        path: str,
+        answer: type[Answer],
+        *,
+        body: Any = None,
+        params: Mapping[str, Any] | None = None,
+    ) -> Answer: ...
+
+    @abstractmethod
+    def _send(self, method: str, path: str, *, params: Mapping[str, Any] | None = None) -> Any: ...
