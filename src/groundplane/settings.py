@@ -66,6 +66,13 @@ def _workers(text: str) -> int:
     return count
 
 
+def _nodes(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError("at least 1")
+    return count
+
+
 def _setting(variable: str, default: Any, meaning: str, parse: Any = str, *, secret: bool = False) -> Any:
     return field(default=default, metadata={"variable": variable, "meaning": meaning, "parse": parse, "secret": secret})
 
@@ -98,6 +105,15 @@ class Settings:
         "GROUND_GATEWAY_HOST", "127.0.0.1", "Address of the gateway. Beyond loopback needs an exposure."
     )
     gateway_port: int = _setting("GROUND_GATEWAY_PORT", 4710, "Port of the gateway.", _port)
+    gateway_limits_url: str = _setting(
+        "GROUND_GATEWAY_LIMITS_URL",
+        "",
+        "Redis or Valkey where several machines' gateways keep limits, as redis://host:6379/0; empty: this one.",
+        secret=True,
+    )
+    gateway_nodes: int = _setting(
+        "GROUND_GATEWAY_NODES", 1, "Machines whose gateways share limits: what a local share is a part of.", _nodes
+    )
     gateway_workers: int = _setting(
         "GROUND_GATEWAY_WORKERS", 0, "Gateway processes on this machine; 0 is one per core, at most 8.", _workers
     )

@@ -404,6 +404,7 @@ def gateway_child(settings: Settings, number: int, workers: int) -> Child:
     options = (
         *("--snapshot", str(folder / "snapshot.json"), "--wal", str(folder / "wal")),
         *("--gateway-id", f"gw-{number}", "--workers", str(workers), "--shared", str(folder)),
+        *("--nodes", str(settings.gateway_nodes)),
     )
     return Child(name=name, command=("groundplane.gateway", *options))
 

@@ -407,6 +407,7 @@ class Workers:
     folder: Path
     listeners: list[socket.socket]
     arguments: tuple[str, ...] = ()
+    limits_url: str = ""
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
@@ -422,7 +423,13 @@ class Workers:
         command += ["--snapshot", str(self.folder / "snapshot.json"), "--wal", str(self.folder / "wal")]
         command += ["--workers", str(len(self.listeners)), "--shared", str(self.folder / "shared")]
         command += ["--fd", str(listener.fileno()), "--report-fd", str(write), *self.arguments]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, text=True, pass_fds=(listener.fileno(), write))
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            pass_fds=(listener.fileno(), write),
+            env={**os.environ, "GROUND_GATEWAY_LIMITS_URL": self.limits_url},
+        )
         os.close(write)
         told = os.read(read, 100)
         os.close(read)
@@ -438,7 +445,7 @@ class Workers:
             listener.close()
 
 
-def start_workers(folder: Path, count: int, *arguments: str) -> Workers:
+def start_workers(folder: Path, count: int, *arguments: str, limits_url: str = "") -> Workers:
     """`count` gateways on a free port."""
     port, listeners = 0, []
     for _ in range(count):
@@ -449,7 +456,7 @@ def start_workers(folder: Path, count: int, *arguments: str) -> Workers:
         listener.setblocking(False)
         port = listener.getsockname()[1]
         listeners.append(listener)
-    workers = Workers(folder, listeners, arguments)
+    workers = Workers(folder, listeners, arguments, limits_url)
     for number in range(count):
         workers.start(number)
     return workers

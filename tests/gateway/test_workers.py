@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import signal
 import time
@@ -108,6 +109,53 @@ async def test_hard_limits_are_never_passed_by_any_number_of_workers(
     assert spent == 170 * used["talk"] // 90
     refused = next(answer for answer in usd if answer.status != 200)
     assert refused.error["code"] == "insufficient_quota"
+
+
+@pytest.mark.needs("redis")
+async def test_two_machines_keep_one_limit_in_redis_and_go_on_without_it(
+    tmp_path: Path, upstream: MockUpstream, fleets: list[Workers], redis_socket: tuple[str, int]
+) -> None:
+    """Together they admit the limit; while Redis is paused each admits its part, and answers in bounded time."""
+    url, pid = redis_socket
+    both, names = [], ("one", "two")
+    for name in names:
+        folder = tmp_path / name
+        folder.mkdir()
+        keys = (
+            key(requests_per_minute=200, when_down="fail-closed"),
+            key("spare", id="key-spare", requests_per_minute=400),
+        )
+        await write_snapshot(folder, 1, keys=keys, routes=(route("tiny", upstream.base_url),))
+        arguments = ("--node", name, "--nodes", "2")
+        workers = await asyncio.to_thread(start_workers, folder, 1, *arguments, limits_url=url)
+        fleets.append(workers)
+        both.append(workers)
+    began = time.monotonic()
+    admitted, codes = 0, set()
+    for _ in range(4):
+        answers = await asyncio.gather(*(ask(both[number % 2].port, post(chat(max_tokens=1))) for number in range(100)))
+        admitted += sum(answer.status == 200 for answer in answers)
+        codes |= {answer.status for answer in answers}
+    minutes = (time.monotonic() - began) / 60
+    assert len(upstream.seen) == admitted <= 200 * (1 + minutes)
+    assert admitted >= 150 and 429 in codes, "but for answers that came too late, the whole limit is admitted"
+    took: list[float] = []
+    statuses: Counter[int] = Counter()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        clients = [await RawClient.open(workers.port) for workers in both]
+        for number in range(600):
+            began = time.monotonic()
+            await clients[number % 2].send(post(chat(max_tokens=1), secret="spare"))
+            statuses[(await clients[number % 2].answer()).status] += 1
+            took.append(time.monotonic() - began)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    for client in clients:
+        await client.close()
+    assert statuses[200] + statuses[429] == 600
+    assert 350 <= statuses[200] <= 400 * (1 + sum(took) / 60) + 2
+    assert sorted(took)[int(0.98 * len(took))] < 0.1
 
 
 async def test_unused_reservations_come_back_to_every_worker(

@@ -18,6 +18,7 @@ import uvloop
 from groundplane.errors import Conflict, GroundError, InvalidInput
 from groundplane.gateway.broker import BrokerCounters
 from groundplane.gateway.counters import Counters
+from groundplane.gateway.redis_counters import RedisCounters
 from groundplane.gateway.server import Gateway
 from groundplane.gateway.state import Options
 from groundplane.gateway.wal import FREE_MIN_BYTES, WriteAheadLog
@@ -52,8 +53,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fd", type=int, help="a socket that listens already, in place of --host and --port")
     parser.add_argument("--workers", type=int, default=1, help="how many gateways share the folders (%(default)s)")
     parser.add_argument("--shared", type=Path, help="folder in which they share limits and metrics")
+    parser.add_argument(
+        "--node", default=socket.gethostname(), help="name of this machine among those that share limits"
+    )
+    parser.add_argument("--nodes", type=int, default=1, help="how many machines share limits (%(default)s)")
     parser.add_argument("--report-fd", type=int, help="descriptor to say `ready` on")
     parser.add_argument("--drain", type=float, default=Options().drain_s, help="seconds to finish requests on SIGTERM")
+    # Its password has no business in the list of processes.
+    parser.set_defaults(limits_url=os.environ.get("GROUND_GATEWAY_LIMITS_URL", ""))
     return parser
 
 
@@ -61,7 +68,15 @@ async def _serve(arguments: argparse.Namespace) -> None:
     options = Options(body_max_bytes=arguments.body_max, drain_s=arguments.drain)
     log = WriteAheadLog(arguments.wal, arguments.gateway_id, free_min_bytes=arguments.free_min)
     counters: Counters | None = None
-    if arguments.shared is not None and arguments.workers > 1:
+    if arguments.limits_url:
+        redis = RedisCounters(
+            arguments.limits_url,
+            f"{arguments.node}:{arguments.gateway_id}",
+            arguments.nodes * arguments.workers,
+        )
+        await redis.ready()
+        counters = redis
+    elif arguments.shared is not None and arguments.workers > 1:
         counters = BrokerCounters(arguments.shared / "limits", arguments.gateway_id, arguments.workers)
     gateway = Gateway(
         snapshot_path=arguments.snapshot,

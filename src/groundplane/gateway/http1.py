@@ -43,8 +43,8 @@ _SINGLE = (b"host", b"content-length", b"transfer-encoding", b"authorization", b
 class RequestHead:
     """A request's head. `content_length` is None for a chunked body, 0 for none.
 
-    `secret_sha256` is the digest of what it brought as a bearer's secret, if it did; `passed` are the lines that an
-    upstream may see: W3C trace context, and never the key. `plain`: a POST that asks nothing of the connection.
+    `secret_sha256` is the digest, in hex, of what it brought as a bearer's secret, if it did; `passed` are the lines
+    that an upstream may see: W3C trace context, and never the key. `plain`: a POST that asks nothing of the connection.
     """
 
     method: bytes
@@ -62,7 +62,7 @@ class RequestHead:
         self.path = self.target.partition(b"?")[0]
         scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
         if secret and scheme.lower() == b"bearer":
-            self.secret_sha256 = hashlib.sha256(secret.strip(b" ")).digest()
+            self.secret_sha256 = hashlib.sha256(secret.strip(b" ")).hexdigest().encode()
         self.plain = self.method == b"POST" and not self.close and not self.expects_continue
         parent, state = headers.get(b"traceparent"), headers.get(b"tracestate")
         if parent is not None:

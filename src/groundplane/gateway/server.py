@@ -71,7 +71,7 @@ class Gateway:
             raise
         self.state.recover(recovered.settled)
         self._log.check_space()
-        self.state.poll_snapshot()
+        self.state.poll_snapshot(wait=True)
         bound: int = self._server.sockets[0].getsockname()[1]
         await self._server.start_serving()
         self._tick()

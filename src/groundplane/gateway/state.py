@@ -11,13 +11,13 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from groundplane.domain.limits import Limit, Measure, Moment, Share, Spending
-from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, decode
+from groundplane.domain.limits import Limit, Measure, Moment, Share, Spending, WhenDown
+from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, index, read_key
 from groundplane.domain.usage import AnswerLength
 from groundplane.errors import IntegrityFailure
 from groundplane.gateway.counters import Counters, MemoryCounters
@@ -116,20 +116,21 @@ class KeyState:
 
 
 class Tables:
-    """One snapshot, ready: keys by the SHA-256 digest of their secret, made into `KeyState`s when first used."""
+    """One snapshot, ready: keys by the SHA-256 digest of their secret, decoded when first used."""
 
     def __init__(
         self,
         snapshot: Snapshot,
-        keys: dict[bytes, SnapshotKey],
+        keys: dict[bytes, bytes],
         routes: dict[str, dict[str, RouteState]],
-        limits: dict[tuple[str, str], list[Limit]],
     ) -> None:
         self.version = snapshot.version
         self.budgets = snapshot.budgets
         self._keys = keys
         self._routes = routes
-        self._limits = limits
+        self._limits: dict[tuple[str, str], list[Limit]] = {}
+        for limit in snapshot.limits:
+            self._limits.setdefault((limit.scope, limit.name), []).append(limit)
         self._states: dict[bytes, KeyState] = {}
 
     def __len__(self) -> int:
@@ -139,9 +140,10 @@ class Tables:
         """The key with this digest; None when there is none. Whether it has expired is the caller's to ask."""
         state = self._states.get(digest)
         if state is None:
-            key = self._keys.get(digest)
-            if key is None:
+            text = self._keys.get(digest)
+            if text is None:
                 return None
+            key = read_key(digest, text)
             state = self._states[digest] = _key_state(key, self._routes.get(key.project, {}))
         return state
 
@@ -153,7 +155,7 @@ class Tables:
             (Measure.TOKENS, key.tokens_per_minute),
         ):
             if value is not None:
-                found.append(Limit("key", key.id, measure, value))
+                found.append(Limit("key", key.id, measure, value, WhenDown(key.when_down)))
         scopes = [("key", key.id), ("project", key.project), ("model", f"{key.project}/{route.route.model}")]
         scopes += [("endpoint", name) for name in dict.fromkeys(one.target.endpoint for one in route.targets)]
         for scope in scopes:
@@ -170,6 +172,7 @@ def _key_state(key: SnapshotKey, routes: dict[str, RouteState]) -> KeyState:
         may_call=Permission.INFERENCE in permissions,
         may_read_metrics=Permission.SYSTEM_READ in permissions,
         expires_at=float("inf") if key.expires_at is None else key.expires_at,
+        networks=tuple(ip_network(network) for network in key.networks),
     )
 
 
@@ -204,6 +207,7 @@ class GatewayState:
         self.request_heads = HeadMemo(parse_request_head)
         self._snapshot_path = snapshot_path
         self._snapshot_seen: tuple[int, int, int] | None = None
+        self._loading = False
         self._gateway_id = gateway_id
         self._shares: dict[str, Share] = {}
         self._spending: dict[str, Spending] = {}
@@ -294,30 +298,42 @@ class GatewayState:
 
     # ------------------------------------------------------------ snapshot
 
-    def poll_snapshot(self) -> None:
-        """Takes up the snapshot file if it has changed. A damaged one changes nothing but the metrics."""
+    def poll_snapshot(self, *, wait: bool = False) -> None:
+        """Takes up the snapshot file if it has changed. A damaged one changes nothing but the metrics.
+
+        It is read and checked beside the loop, so that requests go on; `wait` has it done when this returns.
+        """
+        if self._loading:
+            return
         try:
             status = self._snapshot_path.stat()
-            seen = (status.st_mtime_ns, status.st_ino, status.st_size)
-            if seen == self._snapshot_seen:
-                return
-            data = self._snapshot_path.read_bytes()
         except FileNotFoundError:
             return
         except OSError as error:
             self.snapshot_trouble = f"the snapshot can't be read: {error}"
             return
-        self._snapshot_seen = seen
-        try:
-            snapshot = decode(data)
-        except IntegrityFailure as error:
-            self.snapshot_trouble = error.message
-            self.metrics.snapshot_failures += 1
+        seen = (status.st_mtime_ns, status.st_ino, status.st_size)
+        if seen == self._snapshot_seen:
             return
-        self.snapshot_trouble = ""
-        self.apply(snapshot)
+        self._snapshot_seen = seen
+        if wait:
+            self._loaded(_load(self._snapshot_path))
+            return
+        self._loading = True
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(None, _load, self._snapshot_path)
+        work.add_done_callback(lambda done: self._loaded(done.result()))
 
-    def apply(self, snapshot: Snapshot) -> None:
+    def _loaded(self, found: _Loaded | str) -> None:
+        self._loading = False
+        if isinstance(found, str):
+            self.snapshot_trouble = found
+            self.metrics.snapshot_failures += 1
+        else:
+            self.snapshot_trouble = ""
+            self.apply(*found)
+
+    def apply(self, snapshot: Snapshot, keys: dict[bytes, bytes]) -> None:
         """Swaps the tables. Shares keep what was used; a changed limit counts from now on."""
         ingested = snapshot.ingested.get(self._gateway_id, 0)
         for spending in self._spending.values():
@@ -337,8 +353,7 @@ class GatewayState:
             longest = max((target.max_output_tokens for target in route.targets), default=0)
             state = RouteState(route, targets, self.metrics.model(route.model), longest)
             by_project.setdefault(route.project, {})[route.model] = state
-        keys = {bytes.fromhex(key.secret_sha256): key for key in snapshot.keys}
-        self.tables = Tables(snapshot, keys, by_project, {})
+        self.tables = Tables(snapshot, keys, by_project)
         self.metrics.snapshot_version = snapshot.version
 
     def _upstream(self, base_url: str) -> Upstream:
@@ -350,3 +365,16 @@ class GatewayState:
 
 def _nothing(_told: object) -> None:
     """For a refill that asks for nothing."""
+
+
+_Loaded = tuple[Snapshot, dict[bytes, bytes]]
+
+
+def _load(path: Path) -> _Loaded | str:
+    """The snapshot, indexed, or what is wrong with it. Runs beside the loop."""
+    try:
+        return index(path.read_bytes())
+    except OSError as error:
+        return f"the snapshot can't be read: {error}"
+    except IntegrityFailure as error:
+        return error.message

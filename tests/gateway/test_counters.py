@@ -1,0 +1,307 @@
+"""Where limits are kept, by one suite: in this process, among a machine's workers, in a real Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import os
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from tests.gateway.harness import poll
+
+from groundplane.domain.limits import Binding, Limit, Measure, Moment, Share, WhenDown
+from groundplane.gateway.broker import BrokerCounters
+from groundplane.gateway.counters import Counters, MemoryCounters
+from groundplane.gateway.redis_counters import RedisCounters
+
+_NAMES = itertools.count()
+
+
+@pytest.fixture(params=["memory", "broker", pytest.param("redis", marks=pytest.mark.needs("redis"))])
+async def holders(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[list[Counters]]:
+    """Two holders of the same limits; of memory there can be one only, which then is both."""
+    made: list[Counters] = []
+    if request.param == "memory":
+        made = [MemoryCounters()] * 2
+    elif request.param == "broker":
+        made = [BrokerCounters(tmp_path / "limits", name, 2) for name in ("a", "b")]
+    else:
+        url, _ = request.getfixturevalue("redis_socket")
+        for name in ("a", "b"):
+            one = RedisCounters(url, f"{name}{next(_NAMES)}", 2)
+            assert await one.ready()
+            made.append(one)
+    yield made
+    for counters in dict.fromkeys(made):
+        counters.close()
+
+
+def limit(value: int, measure: Measure = Measure.REQUESTS, name: str = "", **more: object) -> Limit:
+    return Limit("key", name or f"key-{next(_NAMES)}", measure, value, **more)  # type: ignore[arg-type]
+
+
+def now() -> Moment:
+    return Moment(time.monotonic_ns(), time.time())
+
+
+def share(counters: Counters, of: Limit, held: int = 0) -> Share:
+    made = Share(of)
+    counters.declare(made, held, now())
+    return made
+
+
+async def get(counters: Counters, *wants: tuple[Share, int]) -> Binding | None:
+    """What a request does: takes what is free, or asks for what it needs; then has it in flight."""
+    if any(one.free < need for one, need in wants):
+        future: asyncio.Future[Binding | None] = asyncio.get_running_loop().create_future()
+        counters.refill(wants, now(), future.set_result)
+        told = await future
+        if told is not None:
+            return told
+    for one, need in wants:
+        one.free -= need
+    return None
+
+
+async def settled(counters: Counters, *shares: Share) -> None:
+    """Everything that is owed and idle has arrived where limits are kept."""
+    for one in shares:
+        one.touched = False
+        counters.flush([one], now())
+    for one in shares:  # whoever keeps limits answers in order
+        future: asyncio.Future[Binding | None] = asyncio.get_running_loop().create_future()
+        counters.refill([(one, 0)], now(), future.set_result)
+        await future
+
+
+async def test_a_burst_over_two_holders_admits_exactly_the_limit(holders: list[Counters]) -> None:
+    of = limit(50, Measure.TOKENS_DAY)
+    both = [share(counters, of) for counters in holders]
+    if holders[0] is holders[1]:
+        both[1] = both[0]
+    admitted = 0
+    for turn in range(120):
+        one = turn % 2
+        if await get(holders[one], (both[one], 1)) is None:
+            both[one].used += 1
+            admitted += 1
+    assert admitted == 50
+
+
+async def test_a_rate_refills_evenly_and_says_when(holders: list[Counters]) -> None:
+    of = limit(600)
+    one = share(holders[0], of)
+    began = time.monotonic()
+    admitted = 0
+    while (told := await get(holders[0], (one, 100))) is None:
+        one.used += 100
+        admitted += 100
+    assert 600 <= admitted <= 600 + 10 * (time.monotonic() - began) + 100
+    assert told.retry_after_ns is not None and 0 < told.retry_after_ns <= 10_000_000_000
+    told = await get(holders[0], (one, 1))
+    if told is not None:
+        assert told.retry_after_ns is not None and told.retry_after_ns <= 100_000_000
+        await asyncio.sleep(told.retry_after_ns / 1e9 + 0.001)
+        assert await get(holders[0], (one, 1)) is None
+
+
+async def test_all_are_taken_or_none(holders: list[Counters]) -> None:
+    rate, tokens = share(holders[0], limit(10)), share(holders[0], limit(100, Measure.TOKENS_DAY))
+    assert await get(holders[0], (rate, 1), (tokens, 60)) is None
+    for _ in range(20):
+        told = await get(holders[0], (rate, 1), (tokens, 60))
+        assert told is not None and told.limit.measure is Measure.TOKENS_DAY
+        assert (told.left, told.requested) == (40, 60)
+    for _ in range(9):
+        assert await get(holders[0], (rate, 1)) is None
+
+
+async def test_the_spent_budget_is_told_first_and_then_the_longest_wait(holders: list[Counters]) -> None:
+    rate, day = share(holders[0], limit(1)), share(holders[0], limit(10, Measure.TOKENS_DAY))
+    usd = share(holders[0], limit(5, Measure.BUDGET, version=1))
+    assert await get(holders[0], (rate, 1), (day, 10), (usd, 5)) is None
+    told = await get(holders[0], (rate, 1), (day, 1), (usd, 1))
+    assert told is not None and (told.limit.measure, told.retry_after_ns) == (Measure.BUDGET, None)
+    told = await get(holders[0], (rate, 1), (day, 11))
+    assert told is not None and (told.limit.measure, told.retry_after_ns) == (Measure.TOKENS_DAY, None)
+
+
+async def test_what_is_not_used_comes_back_and_what_was_used_does_not(holders: list[Counters]) -> None:
+    of = limit(100, Measure.TOKENS_DAY)
+    one = share(holders[0], of)
+    assert await get(holders[0], (one, 90)) is None
+    one.free += 90 - 30
+    one.used += 30
+    await settled(holders[0], one)
+    other = one if holders[0] is holders[1] else share(holders[1], of)
+    told = await get(holders[1], (other, 71))
+    assert told is not None and told.left == 70
+    assert await get(holders[1], (other, 70)) is None
+
+
+async def test_more_than_reserved_is_a_debt(holders: list[Counters]) -> None:
+    one = share(holders[0], limit(100, Measure.TOKENS_DAY))
+    assert await get(holders[0], (one, 10)) is None
+    one.free += 10 - 100
+    one.used += 100
+    told = await get(holders[0], (one, 1))
+    assert told is not None and told.left == 0 and one.in_flight == 0
+
+
+async def test_concurrent_requests_are_lent(holders: list[Counters]) -> None:
+    one = share(holders[0], limit(2, Measure.CONCURRENT))
+    assert await get(holders[0], (one, 1)) is None
+    assert await get(holders[0], (one, 1)) is None
+    told = await get(holders[0], (one, 1))
+    assert told is not None and told.retry_after_ns == 1_000_000_000
+    one.free += 1
+    assert await get(holders[0], (one, 1)) is None
+
+
+async def test_an_older_figure_does_not_replace_a_newer_budget(holders: list[Counters]) -> None:
+    name = f"p{next(_NAMES)}"
+    new = share(holders[0], limit(50, Measure.BUDGET, name, version=7))
+    assert await get(holders[0], (new, 10)) is None
+    old = share(holders[1], limit(100, Measure.BUDGET, name, version=6))
+    if holders[0] is holders[1]:
+        old.held = 0
+    told = await get(holders[1], (old, 41))
+    assert told is not None and told.left == 40
+
+
+async def test_a_holder_that_comes_back_states_what_it_spent(holders: list[Counters]) -> None:
+    name = f"p{next(_NAMES)}"
+    first = share(holders[0], limit(100, Measure.BUDGET, name, version=1))
+    assert await get(holders[0], (first, 60)) is None
+    if holders[0] is holders[1]:
+        return  # of a process that was alone nothing is left
+    again = share(holders[0], limit(100, Measure.BUDGET, name, version=1), held=25)
+    told = await get(holders[0], (again, 76))
+    assert told is not None and told.left == 75
+    assert await get(holders[0], (again, 75)) is None
+
+
+async def test_slices_are_handed_out_of_plenty(holders: list[Counters]) -> None:
+    one = share(holders[0], limit(1_000_000, Measure.TOKENS))
+    assert await get(holders[0], (one, 10)) is None
+    assert one.free > 10_000 and not one.tight
+    left, _ = one.standing(time.monotonic_ns())
+    assert 999_900 <= left <= 1_000_000
+
+
+# ---------------------------------------------------------------- one machine's workers
+
+
+async def test_what_a_dead_worker_had_counts_as_used(tmp_path: Path) -> None:
+    of, lent = limit(100, Measure.TOKENS_DAY), limit(1, Measure.CONCURRENT)
+    dead = BrokerCounters(tmp_path, "a", 2)
+    assert await get(dead, (share(dead, of), 60), (share(dead, lent), 1)) is None
+    fcntl.flock(dead._held_fd, fcntl.LOCK_UN)  # what `kill -9` does to its locks
+    other = BrokerCounters(tmp_path, "b", 2)
+    one = share(other, of)
+    told = await get(other, (one, 41))
+    assert told is not None and told.left == 40
+    assert await get(other, (share(other, lent), 1)) is None, "what was only lent is free again"
+    other.close()
+    dead.close()
+
+
+async def test_a_reboot_does_not_stop_the_clock(tmp_path: Path) -> None:
+    of = limit(60)
+    before = BrokerCounters(tmp_path, "a", 1)
+    one = share(before, of)
+    assert await get(before, (one, 60)) is None
+    one.used += 60
+    before.flush([one], Moment(time.monotonic_ns() + 10**18, time.time()))
+    before._map[8:44] = b"0" * 36
+    before.close()
+    again = BrokerCounters(tmp_path, "a", 1)
+    two = share(again, of)
+    assert again._load(again._row(of)).at <= time.monotonic_ns()
+    assert two.limit == of
+    again.close()
+
+
+# ---------------------------------------------------------------- Redis away
+
+
+@contextlib.contextmanager
+def paused(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+@pytest.mark.needs("redis")
+async def test_a_silent_server_is_answered_for_by_policy_within_milliseconds(redis_socket: tuple[str, int]) -> None:
+    url, pid = redis_socket
+    counters = RedisCounters(url, f"h{next(_NAMES)}", 4)
+    assert await counters.ready()
+    closed = share(counters, limit(100, Measure.TOKENS_DAY, when_down=WhenDown.CLOSED))
+    opened = share(counters, limit(100, Measure.TOKENS_DAY, when_down=WhenDown.OPEN))
+    local = share(counters, limit(100, Measure.TOKENS_DAY, when_down=WhenDown.LOCAL))
+    for one in (closed, opened, local):
+        assert await get(counters, (one, 1)) is None
+        one.used += 1
+    with paused(pid):
+        took = []
+        for _ in range(50):
+            began = time.monotonic()
+            told = await get(counters, (closed, 1))
+            took.append(time.monotonic() - began)
+            assert told is not None and told.store_down
+            assert await get(counters, (opened, 1000)) is None
+        admitted = 0
+        while await get(counters, (local, 1)) is None:
+            local.used += 1
+            admitted += 1
+        assert admitted == 25, "its part of the limit: one of four"
+    assert sorted(took)[-4] < 0.005, "after three silences nobody waits"
+    assert max(took) < 0.1
+
+    async def answered() -> bool:
+        told = await get(counters, (closed, 1))
+        return told is None
+
+    end = time.monotonic() + 15
+    while not await answered():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+    # What was admitted meanwhile is charged now: 1 before, 25 without the server.
+    told = await get(counters, (local, 75))
+    assert told is not None and told.left == 74
+    counters.close()
+
+
+@pytest.mark.needs("redis")
+async def test_a_server_that_comes_late_is_connected_to(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    counters = RedisCounters(f"unix://{path}", "late", 1)
+    assert not await counters.ready()
+    one = share(counters, limit(10, when_down=WhenDown.CLOSED))
+    told = await get(counters, (one, 1))
+    assert told is not None and told.store_down
+    server = subprocess.Popen(
+        ["redis-server", "--port", "0", "--unixsocket", str(path), "--save", ""],
+        stdout=subprocess.DEVNULL,
+        cwd=tmp_path,
+    )
+    try:
+        end = time.monotonic() + 15
+        while await get(counters, (one, 1)) is not None:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.05)
+    finally:
+        counters.close()
+        server.terminate()
+        server.wait(10)
+    await poll(lambda: counters._connection is None)
