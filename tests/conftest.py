@@ -67,6 +67,10 @@ def _has_skopeo() -> bool:
     return shutil.which("skopeo") is not None
 
 
+def _has_redis() -> bool:
+    return shutil.which("redis-server") is not None
+
+
 def _has_compiler() -> bool:
     return shutil.which("gcc") is not None
 
@@ -89,6 +93,7 @@ def _has_tmpfs() -> bool:
 SERVICES: dict[str, Callable[[], bool]] = {
     "postgresql": _has_postgresql,
     "chromium": _has_chromium,
+    "redis": _has_redis,
     "compiler": _has_compiler,
     "skopeo": _has_skopeo,
     "bubblewrap": _has_bubblewrap,
