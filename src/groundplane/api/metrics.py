@@ -89,6 +89,7 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
     machines = Gauge("ground_nodes", "Nodes by how they are.", ("pool", "health"), registry=registry)
     for (pool, health), number in (await app.nodes.tally(actor)).items():
         machines.labels(pool, health).set(number)
+    await _queue_metrics(app, actor, registry)
     steps = Gauge("ground_loop_steps", "Steps a loop has taken.", ("loop",), registry=registry)
     failures = Gauge("ground_loop_failures", "Steps of a loop that failed.", ("loop",), registry=registry)
     seconds = Gauge("ground_loop_last_step_seconds", "How long a loop's last step took.", ("loop",), registry=registry)
@@ -122,3 +123,22 @@ async def _storage_metrics(app: Any, actor: Actor, registry: CollectorRegistry) 
     )
     for project, size_bytes in projects.items():
         kept.labels(project).set(size_bytes)
+
+
+async def _queue_metrics(app: Any, actor: Actor, registry: CollectorRegistry) -> None:
+    """How long the queues are, and what passes over them decided since the first one."""
+    line = ("pool", "project", "class")
+    waiting = Gauge("ground_queue_waiting", "Runs that wait in a pool's queue.", line, registry=registry)
+    oldest = Gauge("ground_queue_oldest_seconds", "How long the oldest of them waits.", line, registry=registry)
+    tally = await app.queue.tally()
+    for labels, (count, oldest_s) in tally.waiting.items():
+        if actor.sees(labels[1]):
+            waiting.labels(*labels).set(count)
+            oldest.labels(*labels).set(oldest_s)
+    starts = Gauge("ground_queue_starts", "Runs that were given a place.", ("class",), registry=registry)
+    waited = Gauge("ground_queue_waited_seconds", "Seconds they had waited, summed.", ("class",), registry=registry)
+    for name, count in tally.started.items():
+        starts.labels(name).set(count)
+        waited.labels(name).set(tally.waited_s.get(name, 0.0))
+    Gauge("ground_queue_preemptions", "Runs asked to make room.", registry=registry).set(tally.preemptions)
+    Gauge("ground_queue_passes", "Passes that decided something.", registry=registry).set(tally.passes)

@@ -21,6 +21,7 @@ from groundplane.console import (
     overview,
     plans,
     policy,
+    queue,
     recon,
     requests,
     runs,
@@ -57,6 +58,7 @@ def router() -> APIRouter:
     parts = (
         session,
         overview,
+        queue,
         recon,
         nodes,
         requests,

@@ -51,6 +51,7 @@ NAVIGATION = (
     ("Plans", f"{HOME}/plans", Permission.RUNS_READ),
     ("Approvals", f"{HOME}/approvals", Permission.RUNS_READ),
     ("Runs", f"{HOME}/runs", Permission.RUNS_READ),
+    ("Queue", f"{HOME}/queue", Permission.RUNS_READ),
     ("Policy", f"{HOME}/policy", Permission.POLICY_READ),
     ("Models", f"{HOME}/models", Permission.MODELS_READ),
     ("Endpoints", f"{HOME}/endpoints", Permission.ENDPOINTS_READ),

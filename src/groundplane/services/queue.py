@@ -41,6 +41,17 @@ class View:
     failed_needs: dict[str, str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """The queues in numbers. `waiting` is (pool, project, class) → how many, and how many seconds the oldest."""
+
+    waiting: dict[tuple[str, str, str], tuple[int, float]]
+    started: dict[str, int]
+    waited_s: dict[str, float]
+    preemptions: int
+    passes: int
+
+
 class Queue:
     """Passes over the queues of all pools. `half_life_s` is how fast what a project held is forgotten."""
 
@@ -113,6 +124,25 @@ class Queue:
             ),
             held_back=held_back,
             failed_needs=failed,
+        )
+
+    async def tally(self) -> Tally:
+        """For metrics: of every project, so the caller filters."""
+        now = self._clock.now()
+        async with self._store.transaction() as tx:
+            state = await tx.get(QueueState, "queue") or QueueState(usage_at=now)
+            entries = await tx.find(QueueEntry, {"stage": Stage.WAITING})
+        waiting: dict[tuple[str, str, str], tuple[int, float]] = {}
+        for entry in entries:
+            line = (entry.pool, entry.project, class_name(entry.priority))
+            count, oldest_s = waiting.get(line, (0, 0.0))
+            waiting[line] = (count + 1, max(oldest_s, (now - entry.queued_at).total_seconds()))
+        return Tally(
+            waiting=waiting,
+            started=state.started,
+            waited_s=state.waited_s,
+            preemptions=state.preemptions,
+            passes=state.passes,
         )
 
     # ------------------------------------------------------------ a pass

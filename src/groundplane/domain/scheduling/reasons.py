@@ -61,9 +61,7 @@ def reason_of(pool: Pool, run: Waiting, counts: Counts) -> Reason:
         return Reason(layer, f"it needs {each(ask)}; the pool has {able} such {_nodes(able)} in all")
     free = counts.free
     if free < ask.nodes:
-        return Reason(
-            layer, f"it needs {each(ask)}; {free} of {able} {_nodes(able)} {'has' if free == 1 else 'have'} that free"
-        )
+        return Reason(layer, f"it needs {each(ask)}; {free} of {able} {'has' if able == 1 else 'have'} that free")
     before = [other for other in pool.planned() if other != run.id]
     if before:
         return Reason("queue", f"there is room, but {before[0]} is before it and would start later")
