@@ -51,6 +51,9 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
     active = await app.runs.runs(actor, project=None, status="active", limit=_ACTIVE_RUNS_MAX)
     for (project, status), count in Tally((run.project, run.status.value) for run in active).items():
         runs.labels(project, status).set(count)
+    plans = Gauge("ground_plans", "Plans made, by what became of them.", ("project", "status"), registry=registry)
+    for (project, status), count in (await app.plans.counts(actor)).items():
+        plans.labels(project, status).set(count)
     endpoints = Gauge("ground_endpoints", "Endpoints.", ("project", "status"), registry=registry)
     for (project, status), count in Tally(
         (e.project, e.status.value) for e in await app.endpoints.endpoints(actor)

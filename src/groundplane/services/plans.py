@@ -120,6 +120,12 @@ class Plans:
             found = await tx.find(Plan, where, order="-created_at", limit=min(limit, MAX_LISTED))
         return [plan for plan in found if actor.sees(plan.project)]
 
+    async def counts(self, actor: Actor) -> dict[tuple[str, str], int]:
+        """(project, status) → plans, of the projects that the actor sees."""
+        async with self._store.transaction() as tx:
+            found = await tx.total(Plan, "*", by=("project", "status"))
+        return {(str(p), str(status)): n for (p, status), n in found.items() if actor.sees(str(p))}
+
     async def recheck(self, plan: Plan) -> list[Refused]:
         """What changed since the plan was made: node, fit, price, rules. Empty when it may be applied as it stands.
 
@@ -286,6 +292,11 @@ def _event(plan: Plan) -> EventDraft:
         "status": str(plan.status),
         "worst_case_microusd": plan.worst_case_microusd,
     }
+    if plan.outlook is not None:
+        after["expected_microusd"] = plan.outlook.expected_microusd
+        after["rules"] = plan.outlook.basis.rules
+    if plan.offer is not None:
+        after["place"] = f"{plan.offer.pool}/{plan.offer.node_type}"
     if plan.status is PlanStatus.REFUSED:
         after["refused"] = refused
     if plan.status is PlanStatus.NEEDS_APPROVAL:

@@ -1,0 +1,199 @@
+"""Outlooks over real catalogue rows and clouds that answer, fall silent, or change their mind before apply."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from groundplane.adapters.catalog_overlay import OperatorCatalog
+from groundplane.adapters.executors.memory import MemoryExecutor
+from groundplane.adapters.machine import ThisMachine
+from groundplane.adapters.notify import MemoryNotifier
+from groundplane.adapters.prices import BookPriceBook
+from groundplane.adapters.store.memory import MemoryStore
+from groundplane.adapters.system import RandomIds
+from groundplane.domain.access import Project
+from groundplane.domain.planning import Plan
+from groundplane.domain.recon import CloudSku, CloudView, Quota
+from groundplane.identity import Actor, Role
+from groundplane.services import outlooks
+from groundplane.services.approvals import Approvals
+from groundplane.services.outlooks import Outlooks
+from groundplane.services.plans import Plans
+from groundplane.services.recon import Recon
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+ANA = Actor(name="ana", role=Role.MEMBER, project="default")
+A100 = """\
+apiVersion: groundplane/v1
+kind: Job
+metadata: {name: tune, project: default, owner: ana, cost_center: research}
+spec:
+  command: [python, train.py]
+  resources: {cpus: 24, memory: 200GiB, accelerators: 1, instance_type: NC24ads_A100_v4, region: eastus}
+  end_date: 30d
+  max_cost: $1,000
+  max_duration: 1d
+"""
+
+
+class SetClock:
+    time = NOW
+
+    def now(self) -> datetime:
+        return self.time
+
+
+class SaidCloud:
+    """A cloud that answers what it is told to, after `wait_s`."""
+
+    cloud = "azure"
+
+    def __init__(self) -> None:
+        self.used, self.limit, self.wait_s, self.asked = 0.0, 96.0, 0.0, 0
+
+    async def look(self, regions: Sequence[str]) -> list[CloudView]:
+        self.asked += 1
+        await asyncio.sleep(self.wait_s)
+        family = "StandardNCADSA100v4Family"
+        sku = CloudSku(name="Standard_NC24ads_A100_v4", cpus=24, memory_bytes=220 * 2**30, quota_family=family)
+        return [
+            CloudView(
+                cloud="azure",
+                region=region,
+                source="said",
+                read_at=NOW,
+                skus=(sku,),
+                quotas=(
+                    Quota(cloud="azure", region=region, family=family, unit="vCPU", used=self.used, limit=self.limit),
+                ),
+            )
+            for region in regions
+        ]
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.store, self.clock, self.cloud, self.rules = MemoryStore(), SetClock(), SaidCloud(), "rules-1"
+        self.book = OperatorCatalog(folder / "catalog")
+        prices = BookPriceBook(local_price_microusd_per_hour=1, as_of=NOW.date(), hardware=self.book.hardware)
+        self.recon = Recon(
+            store=self.store,
+            clock=self.clock,
+            machine=ThisMachine(folder),
+            executors={},
+            prices=prices,
+            catalog=self.book,
+            clouds=(self.cloud,),
+        )
+        self.plans = Plans(
+            store=self.store,
+            clock=self.clock,
+            ids=RandomIds(self.clock),
+            executors={"local": MemoryExecutor(self.clock)},
+            prices=prices,
+            approvals=Approvals(
+                store=self.store, clock=self.clock, notify=MemoryNotifier(), validity_s=3600, four_eyes=True
+            ),
+            hardware=self.book.hardware,
+            outlooks=Outlooks(
+                clock=self.clock,
+                catalogue=self.book.catalogue,
+                registered=("local",),
+                recon=self.recon,
+                rules_version=lambda: self.rules,
+            ),
+        )
+
+    async def plan(self, text: str = A100) -> Plan:
+        (plan,) = await self.plans.plan(ANA, text)
+        return plan
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> World:
+    world = World(tmp_path)
+    async with world.store.transaction() as tx:
+        await tx.insert(Project(id="default", owner="ana", cost_center="research", created_at=NOW))
+    return world
+
+
+def rules(plan: Plan) -> set[str]:
+    return {verdict.rule for verdict in plan.verdicts if verdict.refused is not None}
+
+
+async def test_what_changed_of_quota_and_rules_is_told_with_its_figures(world: World) -> None:
+    plan = await world.plan()
+    assert plan.outlook is not None
+    assert [(shot.used, shot.limit) for shot in plan.outlook.quotas] == [(0.0, 96.0)]
+    assert [change.rule for change in await world.plans.recheck(plan)] == ["executor"]
+    world.cloud.used, world.rules = 90.0, "rules-2"
+    world.clock.time = NOW.replace(hour=13)  # what was answered before is too old by now
+    changed = {change.rule: str(change) for change in await world.plans.recheck(plan)}
+    assert set(changed) == {"executor", "rules-unchanged", "quota-unchanged", "quota"}
+    assert changed["quota-unchanged"].endswith("in azure eastus, has 90 of 96")
+    assert changed["quota"].startswith("quota: needs 24 vCPU of StandardNCADSA100v4Family")
+
+
+async def test_the_hash_binds_prices_quota_and_rules(world: World) -> None:
+    first = await world.plan()
+    same = await world.plan()
+    assert first.hash == same.hash and first.outlook is not None and same.outlook is not None
+    world.rules = "rules-2"
+    other = await world.plan()
+    assert other.hash != first.hash and other.outlook is not None
+    assert replace(other.outlook.basis, rules="") == replace(first.outlook.basis, rules="")
+    world.cloud.used = 24.0
+    world.clock.time = NOW.replace(hour=13)
+    third = await world.plan()
+    assert third.outlook is not None and third.outlook.basis.quotas != first.outlook.basis.quotas
+
+
+async def test_a_slow_cloud_is_a_gap_now_and_an_answer_later(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outlooks, "PATIENCE_S", 0.02)
+    world.cloud.wait_s, world.cloud.used = 0.2, 96.0
+    before = await world.plan()
+    (warning,) = [verdict.warning for verdict in before.verdicts if verdict.rule == "quota-known"]
+    assert "azure did not answer within 0.02 s" in warning and "quota" not in rules(before)
+    while world.recon.known() == []:
+        await asyncio.sleep(0.01)
+    after = await world.plan()
+    assert "quota" in rules(after) and world.cloud.asked >= 1
+
+
+async def test_without_any_live_source_nothing_is_refused_for_quota(world: World) -> None:
+    world.cloud.cloud = "somewhere-else"
+    plan = await world.plan()
+    assert rules(plan) == set()
+    (warning,) = [verdict.warning for verdict in plan.verdicts if verdict.rule == "quota-known"]
+    assert "no live source answered" in warning
+
+
+async def test_one_region_name_in_two_clouds_takes_offers_of_each_and_says_so(world: World, tmp_path: Path) -> None:
+    folder = tmp_path / "catalog"
+    folder.mkdir(exist_ok=True)
+    (folder / "instance_types.yaml").write_text(
+        "table: instance_types\nas_of: 2026-11-20\nsources: {c: {what: us, where: here, as_of: 2026-11-01}}\nrows:\n"
+        "  - {cloud: aws, name: mine.large, region: eastus, cpus: 8, memory_gib: 32, usd_per_hour: 0.01,"
+        " price_as_of: 2026-11-01, status: current, sources: [c], as_of: 2026-11-01}\n"
+    )
+    text = A100.replace(
+        "cpus: 24, memory: 200GiB, accelerators: 1, instance_type: NC24ads_A100_v4, ", "cpus: 4, memory: 8GiB, "
+    )
+    plan = await world.plan(text)
+    assert plan.offer is not None and plan.offer.pool == "aws eastus"
+    (warning,) = [verdict.warning for verdict in plan.verdicts if verdict.rule == "region-clear"]
+    assert warning.startswith("aws and azure both have a region eastus")
+    chosen = await world.plan(text.replace("region: eastus", "region: eastus, cloud: azure"))
+    assert chosen.offer is not None and chosen.offer.pool == "azure eastus"
+
+
+async def test_counts_are_by_project_and_status(world: World) -> None:
+    await world.plan()
+    assert await world.plans.counts(ANA) == {("default", "ready"): 1}
+    assert await world.plans.counts(Actor(name="bo", role=Role.MEMBER, project="other")) == {}
