@@ -69,6 +69,8 @@ class Campaign:
         self.plane = Installation(self.place / "ground", port, gateway_port, quick)
         self.plane.home.mkdir()
         (self.plane.home / "pools.yaml").write_text(json.dumps(pool_file(self.hosts)))
+
+    def begin(self) -> None:
         bring_up(self.plane)
         self.plane.ground("budget", "set", "research", "$5000")
 
@@ -250,6 +252,11 @@ class Campaign:
             f"{attempts} attempts: {dict(statuses)}"
         )
 
+    def last_words(self) -> str:
+        """The ends of the logs, for whoever has to find out what went wrong."""
+        logs = [self.plane.home / "log" / f"{name}.log" for name in ("supervisor", "control-plane")]
+        return "\n".join(f"== {log.name}\n{log.read_text()[-4000:]}" for log in logs if log.exists())
+
     def close(self) -> None:
         shut_down(self.plane)
 
@@ -283,13 +290,17 @@ def play(place: Path, hosts: Hosts, *, seed: int, faults: int, limit_s: float, p
     """A whole campaign; returns its report. AssertionError with what does not hold, and the seed."""
     campaign = Campaign(place, hosts, seed)
     try:
+        campaign.begin()
         campaign.inflict(faults, time.monotonic() + limit_s)
         campaign.settle(patience_s)
         campaign.sweep()
-        wait_for(lambda: _answers(campaign), "the control plane to answer", 30)
+        wait_for(lambda: _answers(campaign), "the control plane to answer", 90)
         wrong = campaign.verdict()
         assert not wrong, f"seed {seed}: {wrong}\n{campaign.report()}"
         return campaign.report()
+    except BaseException:
+        print(campaign.last_words(), file=sys.stderr)
+        raise
     finally:
         campaign.close()
 

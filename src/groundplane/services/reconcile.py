@@ -69,24 +69,32 @@ class Reconcile:
 
     async def step(self, runs: Sequence[Run]) -> None:
         """Observes each pool once for all its runs, then advances every run by itself."""
-        newest, seats = await self._newest_attempts(runs)
+        newest, seats, posted = await self._load(runs)
         observed = await self._observe(runs, newest)
+        calm: list[tuple[Run, datetime]] = []
         for run in runs:
+            seen = observed.get(run.id)
             try:
-                await self._advance(run, newest.get(run.id), observed.get(run.id), seats.get(run.id))
+                due = await self._advance(run, newest.get(run.id), seen, seats.get(run.id), posted.get(run.id, 0))
+                if due is not None:
+                    calm.append((run, due))
             except Conflict:
                 # Somebody asked for something else meanwhile (a stop): that row is due at once and decided anew.
                 log.info("%s changed while it was reconciled", run.id)
             except Unavailable as error:
                 await self._postpone(run, error)
+        await self._look_again(calm)
 
-    async def _newest_attempts(self, runs: Sequence[Run]) -> tuple[dict[str, Attempt], dict[str, QueueEntry]]:
-        """Each run's newest attempt and its place in the queue, by run."""
+    async def _load(self, runs: Sequence[Run]) -> tuple[dict[str, Attempt], dict[str, QueueEntry], dict[str, int]]:
+        """Each run's newest attempt, its place in the queue and what the ledger holds against it, by run."""
         ids = tuple(f"{run.id}-{run.attempt}" for run in runs if run.attempt > 0)
         async with self._store.transaction() as tx:
             attempts = await tx.find(Attempt, {"id": ids}) if ids else []
-            seats = await tx.find(QueueEntry, {"id": tuple(run.id for run in runs)}) if runs else []
-        return {attempt.run_id: attempt for attempt in attempts}, {seat.id: seat for seat in seats}
+            every = tuple(run.id for run in runs)
+            seats = await tx.find(QueueEntry, {"id": every}) if runs else []
+            sums = await tx.total(LedgerEntry, "amount_microusd", by=("run_id",), where={"run_id": every})
+        posted = {str(run_id): microusd for (run_id,), microusd in sums.items()}
+        return {attempt.run_id: attempt for attempt in attempts}, {seat.id: seat for seat in seats}, posted
 
     async def _observe(self, runs: Sequence[Run], newest: Mapping[str, Attempt]) -> dict[str, Observation]:
         by_pool: dict[str, list[Attempt]] = defaultdict(list)
@@ -103,21 +111,25 @@ class Reconcile:
         return found
 
     async def _advance(
-        self, run: Run, attempt: Attempt | None, seen: Observation | None, seat: QueueEntry | None
-    ) -> None:
+        self, run: Run, attempt: Attempt | None, seen: Observation | None, seat: QueueEntry | None, posted: int
+    ) -> datetime | None:
+        """One run's step. When there was nothing to do: when to look again; else that is committed already."""
         now = self._clock.now()
+        before = attempt
         if seen is not None and attempt is not None:
             attempt = await self._record(run, attempt, seen, now)
-        async with self._store.transaction() as tx:
-            posted = (await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run.id})).get((), 0)
-            if seat is None and attempt is not None and attempt.end_reason is None and attempt.node:
-                await adopt_seat(tx, run, attempt, await tx.find(Attempt, {"run_id": run.id}, order="number"))
+        homeless = seat is None and attempt is not None and attempt.end_reason is None and attempt.node
+        if attempt is not before or homeless:
+            async with self._store.transaction() as tx:
+                posted = (await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run.id})).get((), 0)
+                if homeless and attempt is not None:
+                    await adopt_seat(tx, run, attempt, await tx.find(Attempt, {"run_id": run.id}, order="number"))
         actions = lifecycle.next_actions(run, attempt, seen, seat=seat, posted_microusd=posted, now=now)
         for action in actions:
             match action:
                 case lifecycle.Enqueue():
                     await self._enqueue(run, now)
-                    return
+                    return None
                 case lifecycle.BeginAttempt(number):
                     run, attempt = await self._begin(run, number, now)
                     await self._start(run, attempt, seat)
@@ -132,16 +144,30 @@ class Reconcile:
                     attempt = await self._end_attempt(run, attempt, ended, now)
                 case lifecycle.TryAgain() as again:
                     await self._requeue(run, now, again)
-                    return
+                    return None
                 case lifecycle.Finish() as finish:
                     await self._finish(run, attempt, finish)
-                    return
+                    return None
         if run.status is RunStatus.PENDING and not actions:
             # It waits in the queue, which makes it due when it has a place; only its end date comes by itself.
-            await self._commit(run, min(now + timedelta(seconds=QUEUED_PERIOD_S), run.end_date))
-            return
+            return min(now + timedelta(seconds=QUEUED_PERIOD_S), run.end_date)
         starting = run.status in {RunStatus.PENDING, RunStatus.STARTING, RunStatus.STOPPING}
-        await self._commit(run, now + timedelta(seconds=STARTING_PERIOD_S if starting else self._period_s))
+        due = now + timedelta(seconds=STARTING_PERIOD_S if starting else self._period_s)
+        if not actions:
+            return due
+        await self._commit(run, due)
+        return None
+
+    async def _look_again(self, calm: Sequence[tuple[Run, datetime]]) -> None:
+        """Gives back the rows of runs that needed nothing, in one transaction: most runs need nothing most times."""
+        if not calm:
+            return
+        async with self._store.transaction() as tx:
+            for run, due in calm:
+                try:
+                    await tx.update(replace(run, due_at=due, lease_owner="", lease_expires_at=None))
+                except Conflict:
+                    log.info("%s changed while it was reconciled", run.id)
 
     async def _begin(self, run: Run, number: int, now: datetime) -> tuple[Run, Attempt]:
         """The intent is durable before the side effect."""
