@@ -22,11 +22,14 @@ def routes() -> APIRouter:
 
     @router.get("")
     async def policy(request: Request, actor: Reader, ground: Ground) -> Response:
+        state = await ground.policies.state()
         return page(
             request,
             "policy.html",
             actor,
-            state=await ground.policies.state(),
+            state=state,
+            # What this installation decided for itself comes first.
+            rules=sorted(state.rules, key=lambda rule: not rule.changed_by and rule.source == "built-in"),
             exceptions=await ground.policies.exceptions(actor, over_too=True),
             projects=[project.id for project in await ground.access.projects(actor)],
             may_write=actor.may(Permission.POLICY_WRITE),
