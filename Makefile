@@ -12,6 +12,7 @@ LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hash
 BENCHES := $(filter-out bench/_%,$(wildcard bench/*.py))
 BENCH_LIMIT_S ?= 300
 SOAK_MINUTES ?= 10
+SOAK_FAULTS ?= 500
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format bench soak docs lock clean
@@ -41,10 +42,8 @@ format: $(VENV)/dev.stamp ## put the code in the house's format
 bench: $(VENV)/dev.stamp ## every performance claim, measured on this machine
 	@for bench in $(BENCHES); do echo "== $$bench"; timeout $(BENCH_LIMIT_S) $(BIN)/python $$bench || exit 1; done
 
-soak: $(VENV)/dev.stamp ## the journeys over and over for SOAK_MINUTES (10)
-	@end=$$(( $$(date +%s) + 60 * $(SOAK_MINUTES) )); round=0; \
-	while [ $$(date +%s) -lt $$end ]; do round=$$(( round + 1 )); echo "== round $$round"; \
-		$(BIN)/python -m pytest -q -x tests/journeys || exit 1; done
+soak: $(VENV)/dev.stamp ## random faults against a real control plane and sshd hosts, SOAK_FAULTS (500) or SOAK_MINUTES (10) long
+	@$(BIN)/python -m tests.faults --faults $(SOAK_FAULTS) --minutes $(SOAK_MINUTES) $(if $(SEED),--seed $(SEED))
 
 docs: $(VENV)/dev.stamp ## make docs/MAP.md and docs/reference/ anew from the code's own words
 	@$(BIN)/python docs/make_map.py

@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from groundplane.adapters.executors.nodes import RunnerOptions
 from groundplane.adapters.executors.ssh import SshExecutor
 from groundplane.domain.pool_file import PoolDefinition, parse_pools
 from groundplane.domain.run import EndReason, FoundCheckpoint, Observation
-from groundplane.errors import Conflict
+from groundplane.errors import Conflict, Unavailable
 from groundplane.ports import Executor, Order
 from groundplane.runner.files import read_state
 
@@ -155,7 +156,8 @@ def ssh_pool(hosts: Hosts, count: int = 4, **fields: object) -> PoolDefinition:
 async def pool(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pool]:
     if request.param == "memory":
         hand = Hand()
-        memory = MemoryExecutor(hand, play=lambda order: SCRIPTS[order.env["DOES"]])
+        two = replace((await MemoryExecutor(hand).offers())[0], nodes=2)
+        memory = MemoryExecutor(hand, play=lambda order: SCRIPTS[order.env["DOES"]], offers=[two])
         yield Pool(memory, tmp_path, hand, lambda: memory)
         return
     home = tmp_path / "home"
@@ -342,6 +344,28 @@ async def test_a_stop_of_the_unknown_can_be_swept_away(pool: Pool) -> None:
     assert await pool.executor.attempts() == ["att-1"]
     await pool.executor.release("att-1")
     assert await pool.executor.attempts() == []
+
+
+async def test_a_gang_runs_as_one_or_is_refused_where_there_is_one_node(pool: Pool) -> None:
+    if len(await pool.executor.nodes()) < 2:
+        if isinstance(pool.executor, LocalExecutor):
+            with pytest.raises(Unavailable, match="has one"):
+                await pool.start("succeeds", nodes=2)
+        return
+    await pool.start("succeeds", nodes=2)
+    seen = await pool.ended()
+    assert seen.end_reason is EndReason.SUCCEEDED
+    assert len(seen.node.split(",")) == 2
+    for rank in (0, 1):
+        assert (await pool.executor.log("att-1", 0, 1000, rank)).data == b"one\ntwo\n"
+    assert await pool.executor.attempts() == ["att-1"]
+
+
+async def test_nodes_say_what_they_have_and_how_they_are(pool: Pool) -> None:
+    for node in await pool.executor.nodes():
+        assert node.takes_work
+        assert node.cpus > 0
+        assert node.memory_bytes > 0
 
 
 async def test_beating_is_harmless_at_any_time(pool: Pool) -> None:

@@ -17,8 +17,6 @@ from groundplane.domain.run import EndReason, FoundCheckpoint, Observation
 from groundplane.errors import Conflict, InvalidInput, Unavailable
 from groundplane.ports import Clock, LogChunk, Order, Sample
 
-NODE = "memory-0"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
@@ -232,7 +230,7 @@ class MemoryExecutor:
         seen = Observation(
             attempt_id=attempt_id,
             state="running",
-            node=playing.order.placements[0].node if playing.order.placements else NODE,
+            node=",".join(self._members(playing.order)),
             started_at=playing.started_at,
             last_log_at=None if heard_s is None else playing.started_at + timedelta(seconds=heard_s),
             checkpoints=tuple(found for at_s, found in script.checkpoints if at_s <= until_s),
@@ -248,6 +246,12 @@ class MemoryExecutor:
             exit_code=over.exit_code,
             message=over.message,
         )
+
+    def _members(self, order: Order) -> list[str]:
+        """The named nodes, or the first ones: a pool that runs nothing is never full."""
+        if order.placements:
+            return [place.node for place in order.placements]
+        return [f"{self._pool}-{index}" for index in range(order.nodes)]
 
     def _default_offer(self) -> Offer:
         return Offer(
