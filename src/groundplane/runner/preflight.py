@@ -122,11 +122,9 @@ def inspect(root: Path, order: Document) -> list[Document]:
     order["output_dir"] = str(folder / "output")
     sandbox = Sandbox(folder, order, order["workdir"] or str(folder / "work"))
     try:
-        if not share:
-            Path(order["checkpoint_dir"]).mkdir()
-        elif Path(share).is_dir():
+        for wanted in (order["checkpoint_dir"], order["output_dir"]):
             with contextlib.suppress(OSError):  # the check says it in better words
-                Path(order["checkpoint_dir"]).mkdir()
+                Path(wanted).mkdir()
         sandbox.prepare()
         inspection = Inspection(order, folder, sandbox.enter)
         while not inspection.collect(1.0):
