@@ -50,7 +50,7 @@ def routes() -> APIRouter:
             misfits=plan_report.misfits(plan),
             sections=plan_report.sections(plan),
             refused=[verdict for verdict in plan.verdicts if verdict.refused is not None],
-            warned=[v for v in plan.verdicts if v.refused is None and (v.warning or v.approval)],
+            warned=[v for v in plan.verdicts if v.refused is None and (v.warning or v.approval or v.exception)],
             markdown=plan_report.markdown(plan),
         )
 

@@ -126,9 +126,9 @@ def markdown(plan: Plan) -> str:
     refused = [verdict for verdict in plan.verdicts if verdict.refused is not None]
     if refused:
         parts += ["", "### Refused", "", *_bullets(map(_refusal, refused), escaped=True)]
-    warned = [verdict for verdict in plan.verdicts if verdict.warning or verdict.approval]
+    warned = [verdict for verdict in plan.verdicts if verdict.warning or verdict.approval or verdict.exception]
     if warned:
-        said = [f"**{v.rule}**: {_text(v.warning or v.approval)}" for v in warned]
+        said = [f"**{v.rule}**: {_text(v.warning or v.approval or v.exception)}" for v in warned]
         parts += ["", "### Warnings and approvals", "", *_bullets(said, escaped=True)]
     if plan.outlook is not None:
         shown = fitting(plan.outlook)
