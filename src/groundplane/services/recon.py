@@ -46,7 +46,7 @@ class Recon:
         self._kept: dict[tuple[str, tuple[str, ...]], tuple[datetime, list[CloudView]]] = {}
         self._asking = asyncio.Lock()
         self._measuring = asyncio.Lock()
-        self._under_way: set[asyncio.Future[list[CloudView]]] = set()
+        self._under_way: dict[tuple[str, tuple[str, ...]], asyncio.Future[list[CloudView]]] = {}
 
     async def recon(self, actor: Actor, wanted: Wanted, *, live: bool = False) -> Reconnaissance:
         """Everything that fits the filters. `live` asks the clouds too; what does not answer is told as a gap.
@@ -122,16 +122,14 @@ class Recon:
     async def ask(self, places: Mapping[str, Sequence[str]], patience_s: float) -> tuple[list[CloudView], list[Gap]]:
         """Views of these regions by cloud, live or answered lately; and what did not answer within `patience_s`.
 
-        A cloud that is slower goes on answering, for whoever asks next.
+        A cloud that is slower goes on answering, for whoever asks next; two who ask the same wait for one answer.
         """
         sources = {source.cloud: source for source in self._clouds}
-        asked = {cloud: tuple(regions) for cloud, regions in places.items() if cloud in sources and regions}
         tasks = {
-            cloud: asyncio.ensure_future(self._of_regions(sources[cloud], regions)) for cloud, regions in asked.items()
+            cloud: self._shared(sources[cloud], tuple(regions))
+            for cloud, regions in places.items()
+            if cloud in sources and regions
         }
-        self._under_way |= set(tasks.values())
-        for task in tasks.values():
-            task.add_done_callback(self._under_way.discard)
         if tasks:
             await asyncio.wait(tasks.values(), timeout=patience_s)
         views: list[CloudView] = []
@@ -144,6 +142,14 @@ class Recon:
             gaps.append(Gap(cloud=cloud, region="", what="live data", why=why, hint="plan again in a minute"))
         gaps += [gap for view in views for gap in view.gaps]
         return views, gaps
+
+    def _shared(self, source: CloudSource, regions: tuple[str, ...]) -> asyncio.Future[list[CloudView]]:
+        key = (source.cloud, regions)
+        if key not in self._under_way:
+            task = asyncio.ensure_future(self._of_regions(source, regions))
+            self._under_way[key] = task
+            task.add_done_callback(lambda _: self._under_way.pop(key, None))
+        return self._under_way[key]
 
     async def _of_regions(self, source: CloudSource, regions: tuple[str, ...]) -> list[CloudView]:
         known = {view.region: view for view in self.known() if view.cloud == source.cloud}
