@@ -166,7 +166,7 @@ def test_members_push_and_operators_keep_the_store(served: Served, folder: Path)
     assert served.client.scrub().ok
     assert served.client.storage().store.packs >= 1
     assert "ground_store_bytes" in served.client.metrics()
-    actions = {event.action for event in served.client.audit(limit=50)}
+    actions = {event.action for event in served.client.audit_events()}
     assert {"artifact.push", "artifact.delete"} <= actions
 
 

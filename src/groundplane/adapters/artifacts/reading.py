@@ -14,6 +14,7 @@ from groundplane.domain.packs import Piece
 from groundplane.domain.pieces import PIECE_BYTES_MAX
 from groundplane.errors import IntegrityFailure
 
+_SHARE_PIECES = 16
 RESTORE_HINT = "push the same content again, or restore the store from a backup"
 
 
@@ -98,11 +99,10 @@ class PieceReader:
         return reader
 
 
-def shares(pieces: Sequence[Piece], threads: int) -> Iterator[tuple[int, Sequence[Piece]]]:
-    """(offset in the file, neighbouring pieces) for each thread: each reads one stretch of the file."""
-    per_share = max(1, -(-len(pieces) // threads))
+def shares(pieces: Sequence[Piece]) -> Iterator[tuple[int, Sequence[Piece]]]:
+    """(offset in the file, neighbouring pieces), in file order: threads that take the next one each stay close."""
     offset = 0
-    for begin in range(0, len(pieces), per_share):
-        share = pieces[begin : begin + per_share]
+    for begin in range(0, len(pieces), _SHARE_PIECES):
+        share = pieces[begin : begin + _SHARE_PIECES]
         yield offset, share
         offset += sum(piece.length for piece in share)

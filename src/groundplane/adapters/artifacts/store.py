@@ -226,10 +226,14 @@ class PackStore:
             part.unlink(missing_ok=True)
 
     def _lay_out(self, recipe: Recipe, copy: int) -> None:
+        # A file takes one writer at a time; waiting here costs less than waiting in the kernel.
+        writing = threading.Lock()
+
         def write(data: memoryview, offset: int) -> None:
-            while data:
-                count = os.pwrite(copy, data, offset)
-                data, offset = data[count:], offset + count
+            with writing:
+                while data:
+                    count = os.pwrite(copy, data, offset)
+                    data, offset = data[count:], offset + count
 
         self._each(recipe, write)
         if not is_sealed(self._key, recipe):
@@ -268,7 +272,7 @@ class PackStore:
         if len(pieces) < _PARALLEL_FROM_PIECES:
             share(0, pieces)
             return
-        for done in [self._pool.submit(share, offset, part) for offset, part in shares(pieces, self._threads)]:
+        for done in [self._pool.submit(share, offset, part) for offset, part in shares(pieces)]:
             done.result()
 
     @contextmanager

@@ -1,0 +1,241 @@
+"""The artifact store against its floors, interleaved: medians, and the ratio to the floor; and what variants add.
+
+    python bench/artifacts.py [--size-mib 512] [--rounds 3] [--files 20000] [--folder DIR] [--dvc PROGRAM] [--json]
+
+A seeded safetensors file of 32 tensors. Floors: `cp`, `cp` and flush, the whole file's SHA-256 by OpenSSL in one
+thread, and its BLAKE3 from memory-mapped pages on all cores. A push hashes twice, copies, flushes and renames; a pull
+verifies, writes and flushes. Variants are pushed onto the base: two tensors of 32 changed, 5 % in one run, 5 % in 64
+runs, a metadata edit, every tensor changed. `--dvc` pushes the same files with a DVC found there, for comparison.
+`--size-mib 2048` is the figure that documents name; `--folder /dev/shm` leaves the disk out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+from blake3 import blake3
+
+from groundplane.adapters.artifacts import PackStore, folder_store
+
+MIB = 2**20
+TENSORS = 32
+GOALS = {
+    "push, cold": ("sha256", 1.5),
+    "verify": ("blake3, mapped", 1.2),
+    "pull": ("cp", 1.3),
+}
+NEW_BYTES_GOALS_PERCENT = {"2 of 32 tensors": 6.5, "metadata edit": 1.0}
+Step = tuple[str, Callable[[], Awaitable[object] | object]]
+
+
+async def timed(work: Callable[[], Awaitable[object] | object]) -> float:
+    """Seconds of wall clock."""
+    start = time.perf_counter()
+    result = work()
+    if isinstance(result, Awaitable):
+        await result
+    return time.perf_counter() - start
+
+
+# ---------------------------------------------------------------- files
+
+
+def header(tensor_bytes: int, note: str) -> bytes:
+    entries: dict[str, object] = {"__metadata__": {"format": "pt", "note": note}}
+    for number in range(TENSORS):
+        span = [number * tensor_bytes, (number + 1) * tensor_bytes]
+        entries[f"layers.{number}.weight"] = {"dtype": "U8", "shape": [tensor_bytes], "data_offsets": span}
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def write_base(path: Path, size_mib: int) -> int:
+    """Returns the bytes of one tensor."""
+    tensor_bytes = size_mib * MIB // TENSORS
+    with path.open("wb") as file:
+        file.write(header(tensor_bytes, "base"))
+        for number in range(TENSORS):
+            chance = random.Random(number)
+            for _ in range(0, tensor_bytes, MIB):
+                file.write(chance.randbytes(min(MIB, tensor_bytes)))
+    return tensor_bytes
+
+
+def variants(base: Path, target: Path, tensor_bytes: int) -> Iterator[tuple[str, Path]]:
+    """Each as a file of its own, made from the base; the one before is overwritten."""
+    start, total, chance = len(header(tensor_bytes, "base")), tensor_bytes * TENSORS, random.Random(4700)
+    changes = {
+        "2 of 32 tensors": [(9 * tensor_bytes, tensor_bytes), (20 * tensor_bytes, tensor_bytes)],
+        "5 % in one run": [(total * 2 // 5, total // 20)],
+        "5 % in 64 runs": [(run * total // 64 + 12_345, total // 20 // 64) for run in range(64)],
+        "every tensor": [(0, total)],
+    }
+    for name, runs in changes.items():
+        shutil.copyfile(base, target)
+        with target.open("r+b") as file:
+            for offset, count in runs:
+                file.seek(start + offset)
+                for at in range(0, count, MIB):
+                    file.write(chance.randbytes(min(MIB, count - at)))
+        yield name, target
+    with base.open("rb") as source, target.open("wb") as file:
+        source.seek(start)
+        file.write(header(tensor_bytes, "a longer note than before: " + "fine-tuned on tickets, " * 20))
+        shutil.copyfileobj(source, file, MIB)
+    yield "metadata edit", target
+
+
+# ---------------------------------------------------------------- measures
+
+
+def openssl_sha256(path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
+        hashlib.file_digest(file, "sha256")
+
+
+def copy_and_flush(source: Path, copy: Path) -> None:
+    subprocess.run(["cp", "--reflink=never", source, copy], check=True)
+    with copy.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def steps(store: PackStore, source: Path, sha256: str) -> list[Step]:
+    copy, pulled, size_bytes = source.with_name("copy"), source.with_name("pulled"), source.stat().st_size
+    mapped = blake3(max_threads=blake3.AUTO)
+    return [
+        ("cp", lambda: subprocess.run(["cp", "--reflink=never", source, copy], check=True)),
+        ("cp and flush", lambda: copy_and_flush(source, copy)),
+        ("sha256", lambda: openssl_sha256(source)),
+        ("push, cold", lambda: store.put_file(source)),
+        ("push again", lambda: store.put_file(source)),
+        ("blake3, mapped", lambda: mapped.update_mmap(source)),
+        ("verify", lambda: store.verify(sha256, size_bytes)),
+        ("pull", lambda: store.fetch(sha256, pulled)),
+    ]
+
+
+async def measure(folder: Path, size_mib: int, rounds: int) -> dict[str, float]:
+    source, times = folder / "base.safetensors", dict[str, list[float]]()
+    write_base(source, size_mib)
+    with source.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    for number in range(rounds):
+        root = folder / f"store-{number}"
+        store = folder_store(root)
+        for name, work in steps(store, source, sha256):
+            for left in ("copy", "pulled"):
+                source.with_name(left).unlink(missing_ok=True)
+            # What the step before wrote is on disk before the next one begins: each pays for its own bytes.
+            await asyncio.to_thread(os.sync)
+            times.setdefault(name, []).append(await timed(work))
+        store.close()
+        shutil.rmtree(root)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+async def differences(folder: Path, size_mib: int, dvc: str | None) -> dict[str, dict[str, float]]:
+    """Variant → {"new_percent", "seconds"}, pushed onto the base; with DVC's beside them."""
+    base, target = folder / "base.safetensors", folder / "variant.safetensors"
+    tensor_bytes = write_base(base, size_mib)
+    store = folder_store(folder / "store")
+    await store.put_file(base)
+    found: dict[str, dict[str, float]] = {}
+    for name, path in variants(base, target, tensor_bytes):
+        before = (await store.usage()).stored_bytes
+        seconds = await timed(lambda path=path: store.put_file(path))  # type: ignore[misc]
+        new = (await store.usage()).stored_bytes - before
+        found[name] = {"new_percent": 100 * new / path.stat().st_size, "seconds": seconds}
+        if dvc is not None:
+            found[name]["dvc_seconds"] = dvc_add(dvc, folder / "dvc", path)
+    store.close()
+    return found
+
+
+def dvc_add(program: str, folder: Path, path: Path) -> float:
+    """Seconds of `dvc add`, which stores whole files by MD5."""
+    if not folder.exists():
+        folder.mkdir()
+        subprocess.run([program, "init", "--no-scm", "-q"], cwd=folder, check=True)
+    shutil.copyfile(path, folder / path.name)
+    start = time.perf_counter()
+    subprocess.run([program, "add", "-q", path.name], cwd=folder, check=True)
+    return time.perf_counter() - start
+
+
+async def many(folder: Path, count: int) -> dict[str, float]:
+    """Small files: what a push costs beside its bytes."""
+    source = folder / "small"
+    source.mkdir()
+    for number in range(count):
+        (source / str(number)).write_bytes(b"%d" % number * 200)
+    paths = sorted(source.iterdir())
+    store = folder_store(folder / "small-store")
+    copied = await timed(lambda: shutil.copytree(source, folder / "small-copy"))
+    pushed = await timed(lambda: store.put_files(paths))
+    again = await timed(lambda: store.put_files(paths))
+    usage = await store.usage()
+    store.close()
+    return {"copytree_s": copied, "push_s": pushed, "push_again_s": again, "packs": usage.packs}
+
+
+# ---------------------------------------------------------------- report
+
+
+def report(
+    times: dict[str, float], new: dict[str, dict[str, float]], small: dict[str, float], options: argparse.Namespace
+) -> None:
+    print(f"{options.size_mib} MiB, {os.cpu_count()} cores, medians of {options.rounds} interleaved rounds")
+    print(f"{'':<18}{'s':>9}{'MiB/s':>9}  against its floor")
+    for name, seconds in times.items():
+        floor, goal = GOALS.get(name, ("", 0.0))
+        ratio = seconds / times[floor] if floor else 0.0
+        verdict = f"{ratio:.2f} x {floor} (goal {goal}: {'met' if ratio <= goal else 'NOT met'})" if floor else ""
+        print(f"{name:<18}{seconds:>9.3f}{options.size_mib / seconds:>9,.0f}  {verdict}")
+    print(f"\n{'pushed onto base':<18}{'new %':>9}{'s':>9}")
+    for name, figures in new.items():
+        goal = NEW_BYTES_GOALS_PERCENT.get(name)
+        verdict = "" if goal is None else f"  (goal {goal} %: {'met' if figures['new_percent'] <= goal else 'NOT met'})"
+        peer = f"  dvc add {figures['dvc_seconds']:.2f} s, 100 % new" if "dvc_seconds" in figures else ""
+        print(f"{name:<18}{figures['new_percent']:>9.2f}{figures['seconds']:>9.3f}{verdict}{peer}")
+    rate, packs = options.files / small["push_s"], int(small["packs"])
+    print(
+        f"\n{options.files} small files: push {small['push_s']:.2f} s ({rate:,.0f} files/s, {packs} packs), "
+        f"again {small['push_again_s']:.2f} s; copytree without flushing {small['copytree_s']:.2f} s"
+    )
+
+
+def main() -> None:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size-mib", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--files", type=int, default=20_000)
+    parser.add_argument("--folder", type=Path, default=None, help="where to work; /dev/shm leaves the disk out")
+    parser.add_argument("--dvc", default=None, help="a dvc program to compare with")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        times = asyncio.run(measure(folder, options.size_mib, options.rounds))
+        new = asyncio.run(differences(folder, options.size_mib, options.dvc))
+        small = asyncio.run(many(folder, options.files))
+    if options.json:
+        print(json.dumps({"seconds": times, "variants": new, "small": small}))
+    else:
+        report(times, new, small, options)
+
+
+if __name__ == "__main__":
+    main()
