@@ -43,6 +43,24 @@ def test_an_exception_is_made_and_ended_on_the_page(plane: Plane) -> None:
     assert viewer.post("/console/policy/exceptions", data=form).status_code == 403
 
 
+def test_a_request_says_on_its_page_which_rule_it_breaks(plane: Plane) -> None:
+    rule = plane.home / "policy" / "polite.yaml"
+    rule.parent.mkdir(exist_ok=True)
+    require = "'request.message.contains(\"please\")'"
+    rule.write_text(
+        f"policy: groundplane/policy/v1\nrules:\n  - {{id: polite, over: request, require: {require}, why: W., hint: say it}}\n"
+    )
+    plane.client.reload_policy()
+    try:
+        made = plane.client.create_request("We need 2 GPUs by Friday.", project="vision")
+        page = plane.browser().get(f"/console/requests/{made.id}").text
+        assert "<strong>polite</strong>: needs W, has it does not hold" in page
+        assert "say it" in page
+    finally:
+        rule.unlink()
+        plane.client.reload_policy()
+
+
 def test_a_broken_folder_is_told_on_the_page(plane: Plane) -> None:
     folder = plane.home / "policy"
     folder.mkdir(exist_ok=True)

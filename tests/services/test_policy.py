@@ -17,6 +17,7 @@ from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.store.sql import SqlStore
 from groundplane.adapters.system import RandomIds
 from groundplane.audit import Event, check_chain
+from groundplane.domain import plan_report
 from groundplane.domain.access import Project
 from groundplane.domain.planning import Offer, Plan
 from groundplane.domain.policy import rule_set
@@ -170,6 +171,7 @@ async def test_an_exception_lifts_a_rule_until_it_ends_and_says_so_on_the_plan(h
     assert [each.id for each in await house.policies.exceptions(ANA)] == []
     assert [each.id for each in await house.policies.exceptions(ANA, over_too=True)] == [made.id]
     assert plan.hash != refused.hash
+    assert "excepted until 2026-11-20 13:00 UTC by ana: founding" in plan_report.markdown(plan)
 
 
 async def test_an_exception_can_be_ended_and_both_are_on_the_trail(house: House):

@@ -43,12 +43,14 @@ def routes() -> APIRouter:
     async def one(request: Request, request_id: str, actor: Reader, ground: Ground) -> Response:
         found = await ground.requests.get(actor, request_id)
         open_still = found.status is not RequestStatus.CLOSED
+        verdicts = await ground.policies.judge_request(actor, request_id)
         return page(
             request,
             "request.html",
             actor,
             asked=found,
             specs=await ground.requests.specs(actor, request_id),
+            spoken=[v for v in verdicts if v.refused or v.approval or v.warning],
             label=lambda name: known_fact(name).label,
             example=lambda name: known_fact(name).example,
             shown=shown,
