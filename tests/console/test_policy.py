@@ -47,9 +47,8 @@ def test_a_request_says_on_its_page_which_rule_it_breaks(plane: Plane) -> None:
     rule = plane.home / "policy" / "polite.yaml"
     rule.parent.mkdir(exist_ok=True)
     require = "'request.message.contains(\"please\")'"
-    rule.write_text(
-        f"policy: groundplane/policy/v1\nrules:\n  - {{id: polite, over: request, require: {require}, why: W., hint: say it}}\n"
-    )
+    polite = f"{{id: polite, over: request, require: {require}, why: W., hint: say it}}"
+    rule.write_text(f"policy: groundplane/policy/v1\nrules:\n  - {polite}\n")
     plane.client.reload_policy()
     try:
         made = plane.client.create_request("We need 2 GPUs by Friday.", project="vision")
