@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from groundplane.adapters.catalog_files import load_catalogue
 from groundplane.domain import planning, quota_check, storage_check
 from groundplane.domain.choices import Judge, Market, cloud_offers
 from groundplane.domain.outlook import Choice, Purchase
+from groundplane.domain.plan_checks import CHECKS
 from groundplane.domain.planning import Offer
 from groundplane.domain.recon import CloudView, Quota, SkuRow, Wanted, survey
 from groundplane.domain.spec import DataSource, JobSpec, Metadata, Resources, TrainingNeed
@@ -266,3 +268,8 @@ def test_a_tier_gives_by_its_size_and_an_unknown_one_is_named() -> None:
     assert reading.bytes_per_s == pytest.approx(500e6 * 2e12 / 2**40)
     _, (wrong,) = storage_check.readings(replace(JOB, data=(replace(tier, tier="az-blob-hott"),)), CATALOGUE.storage)
     assert wrong.hint.startswith("did you mean az-blob-hot")
+
+
+def test_the_guide_names_every_check() -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "guides" / "planning.md").read_text(encoding="utf-8")
+    assert [check.id for check in CHECKS if f"`{check.id}`" not in guide] == []
