@@ -45,6 +45,8 @@ time.sleep(seconds)
 open(os.path.join(folder, "done"), "a").write(os.environ["GROUND_RUN_ID"] + "\\n")
 """
 RUNS_AT_ONCE = 6
+SERVER_REST_S = 15.0
+HOST_REST_S = 6.0
 PRICES = {"local": "0.36", "lab": "$1.20"}
 
 
@@ -82,7 +84,7 @@ class Campaign:
             self.mend_due()
             self.keep_runs_at_work()
             kinds = (self.kill_server, self.kill_runner, self.kill_job, self.crash_host, self.cut_cable)
-            kind = self.chance.choices(kinds, weights=(2, 3, 3, 1, 2))[0]
+            kind = self.chance.choices(kinds, weights=(2, 4, 4, 1, 1))[0]
             if kind():
                 self.faults[kind.__name__] += 1
             time.sleep(self.chance.uniform(0.1, 0.6))
@@ -117,8 +119,12 @@ class Campaign:
         return run
 
     def kill_server(self) -> bool:
+        """Not while it is only starting: its supervisor waits longer after each crash in a row."""
         try:
-            self.plane.process_running("groundplane.server").kill()
+            server = self.plane.process_running("groundplane.server")
+            if time.time() - server.create_time() < SERVER_REST_S:
+                return False
+            server.kill()
         except (ValueError, psutil.NoSuchProcess):
             return False
         return True
@@ -140,7 +146,10 @@ class Campaign:
         return True
 
     def crash_host(self) -> bool:
-        host = self.chance.choice(self.hosts.hosts)
+        rested = [host for host in self.hosts.hosts if time.monotonic() - host.started_at >= HOST_REST_S]
+        if not rested:
+            return False
+        host = self.chance.choice(rested)
         host.crash()
         host.start()
         return True
@@ -196,7 +205,7 @@ class Campaign:
 
     def sweep(self) -> None:
         """A restarted control plane sweeps at once."""
-        self.kill_server()
+        wait_for(self.kill_server, "the control plane to be up for a while", 120)
         wait_for(lambda: not self.ours(), "no process to be left after a sweep", 30)
 
     def verdict(self) -> list[str]:

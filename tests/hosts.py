@@ -53,6 +53,7 @@ class Host:
     address: str
     folder: Path
     process: subprocess.Popen[bytes] | None = None
+    started_at: float = 0.0
 
     @property
     def home(self) -> Path:
@@ -68,6 +69,7 @@ class Host:
             return
         namespaces = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
         init = ["sh", "-c", _INIT, "init", str(self.folder), self.name, str(_tool("sshd"))]
+        self.started_at = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _WITH_US, "ip", "netns", "exec", self.namespace, *namespaces, *init],
             stdin=subprocess.DEVNULL,

@@ -23,6 +23,9 @@ from groundplane.domain.ledger import UsageRecord
 from groundplane.domain.model import ManifestFile
 from groundplane.domain.node import Node as Node
 from groundplane.domain.node import Placement as Placement
+from groundplane.domain.order import LogChunk as LogChunk
+from groundplane.domain.order import Order as Order
+from groundplane.domain.order import Sample as Sample
 from groundplane.domain.planning import Offer
 from groundplane.domain.preflight import CheckResult as CheckResult
 from groundplane.domain.preflight import PreflightNeed as PreflightNeed
@@ -32,7 +35,7 @@ from groundplane.domain.run import EndReason
 from groundplane.domain.run import FoundCheckpoint as FoundCheckpoint
 from groundplane.domain.run import Observation as Observation
 from groundplane.domain.spec import JobSpec
-from groundplane.errors import Problem, Refused
+from groundplane.errors import Problem, Refused, Unavailable
 
 Row = TypeVar("Row")
 """A frozen dataclass with an `id`, and a `version` when it can change."""
@@ -188,63 +191,8 @@ class Store(Protocol):
 # ---------------------------------------------------------------- executors
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """Everything a node needs to run one attempt. `attempt_id` makes starting it idempotent.
-
-    `checkpoint_dir` is shared by all attempts of a run; `output_dir` too. `cpus`, `memory_bytes` and `accelerators` are
-    per node. `placements` names the nodes, one per member in order of rank; without it the executor chooses `nodes` of
-    them, none named in `avoid`. `readable` are paths the job may read besides its own folders; `secrets` become files.
-    With a `preflight` the node checks itself before the command starts. `checkpoint_share` is the folder above a
-    checkpoint_dir of the spec's own choice: it must be there already, so that a missing mount is not made by mistake.
-    """
-
-    attempt_id: str
-    run_id: str
-    number: int
-    command: tuple[str, ...]
-    workdir: str
-    env: dict[str, str]
-    checkpoint_dir: str
-    output_dir: str
-    cpus: float
-    memory_bytes: int
-    accelerators: int
-    max_duration_s: float
-    idle_limit_s: float | None
-    control_plane_gone_limit_s: float | None
-    stop_grace_s: float
-    not_after: datetime
-    nodes: int = 1
-    placements: tuple[Placement, ...] = ()
-    avoid: tuple[str, ...] = ()
-    pids_limit: int = 0
-    readable: tuple[str, ...] = ()
-    isolation: JobIsolation = JobIsolation()
-    secrets: dict[str, str] = field(default_factory=dict, repr=False)
-    preflight: PreflightNeed | None = None
-    checkpoint_share: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LogChunk:
-    """Bytes of an attempt's log from `offset`; `next_offset` is where to go on; `complete` when no more will come."""
-
-    data: bytes
-    offset: int
-    next_offset: int
-    complete: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """One measurement beside a job, taken by its runner."""
-
-    at: datetime
-    cpu_percent: float
-    memory_bytes: int
-    disk_free_bytes: int
-    accelerators: tuple[dict[str, float], ...] = ()
+class Unplaced(Unavailable):
+    """The nodes an attempt was meant for can't take it, and nothing of it was started: it may go elsewhere."""
 
 
 class Executor(Protocol):
@@ -263,7 +211,8 @@ class Executor(Protocol):
         ...
 
     async def start(self, order: Order) -> None:
-        """Starts the attempt, once: a second call with the same attempt id changes nothing. Raises Unavailable.
+        """Starts the attempt, once: a second call with the same attempt id changes nothing. Raises Unavailable,
+        or Unplaced when it is certain that nothing was started.
 
         Dying halfway leaves an attempt that the next call finishes starting, or that `observe` reports as ended.
         """

@@ -74,6 +74,7 @@ class Finish:
     message: str
 
 
+NOT_PLACED_PAUSE_S = 2.0
 FENCE_MARGIN_S = 60.0
 """What a node's clock, a last beat under way and a slow kill may add to its dead-man timer."""
 
@@ -193,6 +194,8 @@ def _after_end(run: Run, attempt: Attempt, ended: EndAttempt, seat: QueueEntry |
         return (Finish(stop.status, run.stop_requested, stop.meaning),)
     if ended.reason is EndReason.PREEMPTED:
         return (TryAgain(0.0, preempted=True),)
+    if ended.reason is EndReason.NOT_PLACED:
+        return (TryAgain(NOT_PLACED_PAUSE_S, preempted=True),)
     failures = attempt.number - (seat.preemptions if seat is not None else 0)
     if ending.retry and failures < run.spec.retry.max_attempts:
         # Doubling, capped at five minutes: the queue, not the back-off, decides who runs first.

@@ -39,6 +39,7 @@ class EndReason(StrEnum):
     RUNNER_LOST = "runner-lost"
     NODE_LOST = "node-lost"
     START_FAILED = "start-failed"
+    NOT_PLACED = "not-placed"
     PREEMPTED = "preempted"
     NEED_FAILED = "need-failed"
     MAX_DURATION = "max-duration"
@@ -97,6 +98,12 @@ ENDINGS: dict[EndReason, Ending] = {
         meaning="It made room for more important work and waits in the queue again.",
     ),
     EndReason.NEED_FAILED: Ending(status=RunStatus.FAILED, retry=False, meaning="A run that it needs did not succeed."),
+    EndReason.NOT_PLACED: Ending(
+        # No failure of the run's: it counts as none, and the queue finds it another node.
+        status=RunStatus.FAILED,
+        retry=True,
+        meaning="The node it was given could not take it.",
+    ),
     EndReason.MAX_DURATION: Ending(
         status=RunStatus.FAILED, retry=False, meaning="The run reached the duration its spec allows."
     ),

@@ -28,7 +28,7 @@ from groundplane.domain.run import (
 )
 from groundplane.errors import Conflict, GroundError, IntegrityFailure, InvalidInput, NotFound, Refusal, Unavailable
 from groundplane.identity import SYSTEM
-from groundplane.ports import Clock, Executor, Order, RunFiles, Store, Tx
+from groundplane.ports import Clock, Executor, Order, RunFiles, Store, Tx, Unplaced
 from groundplane.services.costs import Costs
 from groundplane.services.models import Models
 from groundplane.services.preflight import Preflight
@@ -81,6 +81,8 @@ class Reconcile:
             except Conflict:
                 # Somebody asked for something else meanwhile (a stop): that row is due at once and decided anew.
                 log.info("%s changed while it was reconciled", run.id)
+            except Unplaced as error:
+                await self._give_back(run, error)
             except Unavailable as error:
                 await self._postpone(run, error)
         await self._look_again(calm)
@@ -351,6 +353,18 @@ class Reconcile:
     async def _commit(self, run: Run, due_at: datetime) -> None:
         async with self._store.transaction() as tx:
             await tx.update(replace(run, due_at=due_at, lease_owner="", lease_expires_at=None))
+
+    async def _give_back(self, run: Run, error: Unplaced) -> None:
+        """The nodes it was given can't take it: that attempt is over, unstarted, and the queue finds others."""
+        log.warning("%s goes back into the queue: %s", run.id, error)
+        now = self._clock.now()
+        async with self._store.transaction() as tx:
+            current = await tx.get(Run, run.id)
+            attempt = await tx.get(Attempt, f"{run.id}-{current.attempt}") if current is not None else None
+        if current is None or attempt is None or current.status.is_over or attempt.end_reason is not None:
+            return
+        await self._end_attempt(current, attempt, lifecycle.EndAttempt(EndReason.NOT_PLACED, None, error.message), now)
+        await self._commit(current, now)  # what follows from that end is decided by the next step
 
     async def _postpone(self, run: Run, error: Unavailable) -> None:
         """A part we need does not answer: say so on the run and look again later; nothing is decided by silence."""

@@ -33,7 +33,7 @@ from groundplane.domain.planning import Offer
 from groundplane.domain.preflight import CheckResult, results_of
 from groundplane.domain.run import EndReason, Observation
 from groundplane.errors import Conflict, GroundError, InvalidInput, Unavailable
-from groundplane.ports import Clock, LogChunk, Order, Sample
+from groundplane.ports import Clock, LogChunk, Order, Sample, Unplaced
 
 START_PATIENCE_S = 75.0
 LOOK_BATCH = 200
@@ -237,9 +237,10 @@ class NodesExecutor:
                 self._ask(self._link(node), "start", START_PATIENCE_S, order=document)
                 for (node, _), document in zip(members, self._documents(order, placed), strict=True)
             )
-        except GroundError:
+        except Unavailable as error:
             if self._placements is not None and len(members) == 1 and await self._withdrawn(members):
-                self._placements.put(order.attempt_id, replace(placed, members=()))  # the next call may go elsewhere
+                self._placements.put(order.attempt_id, replace(placed, members=()))
+                raise Unplaced(error.message, error.hint) from error
             raise
 
     async def _reserve_somewhere(self, order: Order, before: Placed) -> Placed:
@@ -250,10 +251,10 @@ class NodesExecutor:
             try:
                 nodes = self._choose(order, tried)
                 port = (await self._ask(self._link(nodes[0]), "free_port"))["port"] if len(nodes) > 1 else 0
-            except Unavailable:
+            except Unavailable as error:
                 # From here on it is known that no node has it, whichever node is silent.
                 self._placements.put(order.attempt_id, before)
-                raise
+                raise Unplaced(error.message, error.hint) from error
             placed = replace(before, run_id=order.run_id, members=nodes, port=port)
             members = _members(order.attempt_id, placed)
             failures = await asyncio.gather(
@@ -273,7 +274,7 @@ class NodesExecutor:
             tried |= set(failed)
             if order.placements or not isinstance(error, GroundError) or len(self._links) - len(tried) < order.nodes:
                 self._placements.put(order.attempt_id, before)
-                raise error
+                raise Unplaced(error.message, error.hint) if isinstance(error, Unavailable) else error
 
     async def _withdrawn(self, members: Sequence[tuple[str, str]]) -> bool:
         """Whether every node gave its reservation back, so that none of it can start."""
