@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from groundplane.client.pulling import pull_file
+from groundplane.client.node_cache import NodeCache
+from groundplane.client.pulling import part_of, pull_file
 from groundplane.domain.artifact import Artifact, ArtifactCheck, Collected, ProjectStorage, ScrubReport
 from groundplane.domain.model import ManifestFile, path_refusals
 from groundplane.errors import InvalidInput, NotFound, Refusal
@@ -116,12 +117,21 @@ class ArtifactCalls(ABC):
 
     # ------------------------------------------------------------ pull
 
-    def pull(self, ref: str, target: Path, *, progress: Progress = lambda count: None) -> Artifact:
+    def pull(
+        self,
+        ref: str,
+        target: Path,
+        *,
+        progress: Progress = lambda count: None,
+        cache: NodeCache | None = None,
+        pin: bool = False,
+    ) -> Artifact:
         """Every file of an artifact below `target`, each verified piece by piece and put in place whole.
 
         Pieces are read where they lie when that can be reached (a local pack, a signed URL), else through the control
-        plane. Broken off, it goes on where it was: what is already there is verified and kept. Raises NotFound,
-        IntegrityFailure naming the piece, Unavailable on a full disk.
+        plane. Broken off, it goes on where it was: what is already there is verified and kept. `cache` is the node's
+        own store of files, `pin` keeps these in it. Raises NotFound, IntegrityFailure naming the piece, Unavailable on
+        a full disk.
         """
         artifact = self.artifact(ref)
         refusals = path_refusals([file.path for file in artifact.files])
@@ -131,7 +141,11 @@ class ArtifactCalls(ABC):
             place = target / file.path
             place.parent.mkdir(parents=True, exist_ok=True)
             pieces = self.pieces(artifact.id, file.path)
+            if cache is not None and not part_of(pieces, place).exists():
+                cache.give(file.sha256, part_of(pieces, place))
             pull_file(pieces, place, self._range_of(artifact.id, file.path), progress)
+            if cache is not None:
+                cache.take(file.sha256, place, pin=pin)
         return artifact
 
     def _range_of(self, artifact_id: str, path: str) -> Callable[[int, int], bytes]:

@@ -39,13 +39,18 @@ class _Stretch:
         return sum(piece.size_bytes for piece in self.pieces)
 
 
+def part_of(file: FilePieces, target: Path) -> Path:
+    """Where a file lies until it is whole."""
+    return target.parent / f".{target.name[:100]}.{file.sha256[:16]}.part"
+
+
 def pull_file(file: FilePieces, target: Path, through_us: Range, progress: Callable[[int], object]) -> None:
     """Writes the file beside its place and renames it when every piece is there, verified and on disk.
 
     What lies beside it from a pull that broke off is verified and kept. Twice is the same as once. Conflict while
     another pull of the same file is at work.
     """
-    part = target.parent / f".{target.name[:100]}.{file.sha256[:16]}.part"
+    part = part_of(file, target)
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
         try:
