@@ -12,7 +12,7 @@ from groundplane.cli.options import Moment, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
 from groundplane.domain.artifact import Artifact, ScrubReport
-from groundplane.errors import Conflict, IntegrityFailure, InvalidInput
+from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, Unavailable
 from groundplane.units import format_bytes, parse_bytes, parse_duration_s
 
 
@@ -59,7 +59,7 @@ def push(
                 progress=advance,
                 began=begun.append,
             )
-        except (KeyboardInterrupt, ConnectionError):
+        except (KeyboardInterrupt, Unavailable):
             if begun:
                 render.say(f"go on with: ground artifacts push {path} --resume {begun[0]}")
             raise
