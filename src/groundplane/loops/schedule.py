@@ -111,7 +111,7 @@ def schedule(app: App) -> tuple[Loop, ...]:
         Loop(name="approvals", period_s=1.0, step=approvals),
         Loop(name="beat", period_s=5.0, step=beat),
         Loop(name="sweep", period_s=60.0, step=sweep),
-        Loop(name="probe", period_s=10.0, step=probe),
+        Loop(name="probe", period_s=min(10.0, app.settings.preflight_idle_s), step=probe),
         Loop(name="storage", period_s=60.0, step=storage),
     )
 

@@ -134,7 +134,7 @@ class Sandbox:
         """Becomes the job's user, with its own folders and without the home. OSError where the kernel says no."""
         if not self.uid or self.mode == "podman":
             return  # podman changes the user itself
-        hide_home(self.home, [(path, True) for path in self.writable()])
+        hide_home(self.home, [(path, True) for path in self.writable() if _seen(path)])
         os.setgroups([])
         os.setresgid(self.uid, self.uid, self.uid)
         os.setresuid(self.uid, self.uid, self.uid)
