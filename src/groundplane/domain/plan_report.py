@@ -29,7 +29,7 @@ def choice_row(choice: Choice) -> tuple[str, ...]:
     cards = f"{choice.accelerators:g} × {choice.accelerator}" if choice.accelerators else "-"
     price = exact_usd(choice.price_microusd_per_hour) + (" stale" if choice.price_stale else "")
     return (
-        ("* " if choice.chosen else "") + choice.place + (" SIMULATED" if choice.simulated else ""),
+        _where(choice),
         choice.node_type,
         str(choice.purchase),
         str(choice.nodes),
@@ -43,9 +43,15 @@ def choice_row(choice: Choice) -> tuple[str, ...]:
     )
 
 
+def _where(choice: Choice) -> str:
+    place = ("* " if choice.chosen else "") + choice.place
+    return place + (" SIMULATED" if choice.simulated else "") + ("" if choice.fits else ", refused")
+
+
 def fitting(outlook: Outlook) -> tuple[Choice, ...]:
-    """What fits, cheapest first, and the chosen one even where something stands in its way."""
-    return tuple(each for each in outlook.choices if each.fits or each.chosen)
+    """What fits, cheapest first; then the chosen one where something stands in its way."""
+    refused = (each for each in outlook.choices if each.chosen and not each.fits)
+    return (*(each for each in outlook.choices if each.fits), *refused)
 
 
 def misfits(plan: Plan) -> tuple[tuple[str, str, str, str], ...]:

@@ -371,7 +371,7 @@ def _assumptions(considered: Considered, choices: Sequence[Choice]) -> tuple[str
         guess = "estimated, " if term.estimated else ""
         source = f"({guess}{', '.join(term.sources)}, as of {term.as_of})"
         if term.kind == "spot":
-            found.append(f"{term.id}: {term.interruptions_per_day:g} interruptions a node and day {source}")
+            found.append(f"{term.id}: interruptions a node and day: {term.interruptions_per_day:g} {source}")
         else:
             found.append(f"{term.id}: {term.discount:.0%} off the list price for {term.hours:,} h {source}")
     if considered.facts.work is not None and considered.facts.work.training is not None:
