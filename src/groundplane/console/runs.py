@@ -63,6 +63,7 @@ def routes() -> APIRouter:
             explanation=await ground.runs.explain(actor, run_id),
             attempts=await ground.runs.attempts(actor, run_id),
             checkpoints=await ground.runs.checkpoints(actor, run_id),
+            preflight=await ground.runs.preflight(actor, run_id),
             cpu=cpu,
             memory=memory,
             log=await _log(ground, actor, run_id, attempt, offset),

@@ -1,0 +1,88 @@
+"""The rules on isolation, secrets and preflight: what a pool can't give is said before the run waits for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+
+from groundplane.domain import planning
+from groundplane.domain.hardware import Hardware
+from groundplane.domain.isolation import Isolation, IsolationPolicy
+from groundplane.domain.planning import Offer
+from groundplane.domain.policy.builtin import Subject
+from groundplane.domain.policy.rule_set import built_in
+from groundplane.domain.spec import JobSpec, Metadata, Resources
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+JOB = JobSpec(
+    metadata=Metadata(name="tiny", project="vision", owner="ana", cost_center="research"),
+    command=("python", "train.py"),
+    resources=Resources(cpus=2, memory_bytes=2**31),
+    end_date=NOW + timedelta(days=7),
+    max_cost_microusd=500_000,
+    max_duration_s=1800,
+)
+NODE = Offer(
+    pool="local", node_type="this-machine", cpus=8, memory_bytes=2**36, disk_free_bytes=2**36, accelerators=0,
+    accelerator="", price_microusd_per_hour=100_000, price_as_of=date(2026, 11, 1), price_source="the operator",
+    isolation=("none", "user"),
+)  # fmt: skip
+
+
+def said(spec: JobSpec, policy: IsolationPolicy | None = None, secrets: frozenset[str] = frozenset()) -> list[str]:
+    about = Subject(
+        spec=spec,
+        ranking=planning.rank(spec, (NODE,), Hardware()),
+        hardware=Hardware(),
+        now=NOW,
+        pools=("local",),
+        silent_pools={},
+        isolation=policy or IsolationPolicy(),
+        secrets=secrets,
+    )
+    verdicts = built_in().judge(about)
+    refused = [f"{each.refused} | {each.refused.hint}" for each in verdicts if each.refused is not None]
+    return refused + [f"{each.rule}? {each.warning}" for each in verdicts if each.warning]
+
+
+def test_what_the_pool_can_give_passes() -> None:
+    assert said(replace(JOB, isolation="user")) == []
+
+
+def test_isolation_that_no_node_of_the_pool_can_give_is_refused_with_what_it_can() -> None:
+    (word,) = said(replace(JOB, isolation="bubblewrap"))
+    assert word.startswith("isolation-possible: needs isolation bubblewrap")
+    assert word.endswith("has pool local can give: none, user | set isolation: user, or choose another pool")
+
+
+def test_the_installations_default_is_judged_like_a_choice() -> None:
+    (word,) = said(JOB, IsolationPolicy(default=Isolation.BUBBLEWRAP))
+    assert word.startswith("isolation-possible")
+
+
+def test_less_than_the_minimum_is_refused_and_saying_nothing_gets_it() -> None:
+    least = IsolationPolicy(minimum=Isolation.USER)
+    assert said(JOB, least) == []
+    (word,) = said(replace(JOB, isolation="none"), least)
+    assert word == "isolation-minimum: needs isolation user or stronger, has none | set isolation: user"
+
+
+def test_half_a_wall_is_refused() -> None:
+    for spec, need in (
+        (replace(JOB, isolation="user", image="x:1"), "isolation podman for image x:1"),
+        (replace(JOB, network=False), "a sandbox to take the network away"),
+    ):
+        (word,) = said(spec)
+        assert word.startswith(f"isolation-whole: needs {need}")
+
+
+def test_secrets_that_the_project_does_not_have_are_refused() -> None:
+    wants = replace(JOB, secrets=("hub", "wandb"))
+    assert said(wants, secrets=frozenset({"hub", "wandb"})) == []
+    (word,) = said(wants, secrets=frozenset({"hub"}))
+    assert word.startswith("secrets-known: needs secrets of project vision: wandb, has hub")
+
+
+def test_going_without_preflight_is_warned_of() -> None:
+    (word,) = said(replace(JOB, preflight=False))
+    assert word.startswith("preflight-on? preflight is off")
