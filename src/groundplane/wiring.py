@@ -44,6 +44,7 @@ from groundplane.services.cordons import Cordons
 from groundplane.services.costs import Costs
 from groundplane.services.endpoints import Endpoints
 from groundplane.services.gateway_config import GatewayConfig
+from groundplane.services.gateway_limits import GatewayLimits
 from groundplane.services.hub import Hub
 from groundplane.services.models import Models
 from groundplane.services.nodes import Nodes
@@ -95,6 +96,7 @@ class App:
     quotas: Quotas
     schedules: Schedules
     gateway_config: GatewayConfig
+    gateway_limits: GatewayLimits
     lease_owner: str
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     wakers: list[Callable[[], object]]
@@ -280,6 +282,7 @@ async def build(settings: Settings) -> App:
         preflight=preflight,
         cordons=cordons,
         nodes=Nodes(store=store, clock=clock, executors=executors, prices=prices, cordons=cordons),
+        gateway_limits=GatewayLimits(store=store, clock=clock),
         gateway_config=GatewayConfig(
             store=store,
             clock=clock,

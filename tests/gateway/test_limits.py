@@ -26,6 +26,8 @@ from tests.gateway.harness import (
     running,
 )
 
+from groundplane.domain.limits import Limit, Measure
+
 
 async def many(bench: Bench, count: int, body: object) -> list[Answer]:
     return await asyncio.gather(*(ask(bench.port, post(body)) for _ in range(count)))
@@ -271,3 +273,89 @@ async def test_limits_survive_a_swap_and_a_change(tmp_path: Path, upstream: Mock
         statuses = [answer.status for answer in await many(bench, 10, chat())]
     assert statuses.count(200) == 3
     assert json.loads(upstream.seen[0].body)["model"] == "tiny"
+
+
+async def test_a_key_is_good_from_its_networks_only(tmp_path: Path, upstream: MockUpstream) -> None:
+    keys = (key(networks=("10.0.0.0/8",)), key("home", id="key-2", networks=("::1/128", "127.0.0.0/8")))
+    async with running(tmp_path, keys=keys, routes=(route("tiny", upstream.base_url),)) as bench:
+        refused = await ask(bench.port, post(chat()))
+        assert (refused.status, refused.error["code"]) == (403, "network_not_allowed")
+        assert (await ask(bench.port, post(chat(), secret="home"))).status == 200
+    assert len(upstream.seen) == 1
+
+
+async def test_the_old_secret_opens_the_same_key_until_its_grace_is_over(
+    tmp_path: Path, upstream: MockUpstream
+) -> None:
+    keys = (key("new", requests_per_minute=3), key("old", requests_per_minute=3, expires_at=time.time() + 0.4))
+    async with running(tmp_path, keys=keys, routes=(route("tiny", upstream.base_url),)) as bench:
+        statuses = [(await ask(bench.port, post(chat(), secret=secret))).status for secret in ("old", "new") * 2]
+        assert statuses == [200, 200, 200, 429], "both secrets count for one key"
+        await asyncio.sleep(0.45)
+        assert (await ask(bench.port, post(chat(), secret="old"))).status == 401
+
+
+@pytest.mark.parametrize(
+    ("scope", "name"), [("project", "vision"), ("model", "vision/tiny"), ("endpoint", "tiny"), ("key", "key-1")]
+)
+async def test_every_scope_has_limits_of_every_kind(
+    tmp_path: Path, upstream: MockUpstream, scope: str, name: str
+) -> None:
+    hold = asyncio.Event()
+
+    async def slowly(exchange: Exchange) -> None:
+        await hold.wait()
+        await exchange.json(completion(prompt=10, completion=10))
+
+    routes = (route("tiny", upstream.base_url),)
+
+    def limits(measure: Measure, value: int) -> dict[str, object]:
+        return {"keys": (key(),), "routes": routes, "limits": (Limit(scope, name, measure, value),)}
+
+    async with running(tmp_path, **limits(Measure.CONCURRENT, 2)) as bench:
+        assert bench.gateway is not None
+        state = bench.gateway.state
+        upstream.behave = slowly
+        waiting = [asyncio.create_task(ask(bench.port, post(chat(max_tokens=5)))) for _ in range(2)]
+        await poll(lambda: len(upstream.seen) == 2)
+        refused = await ask(bench.port, post(chat(max_tokens=5)))
+        assert refused.status == 429 and f"concurrent requests of {scope} {name}" in refused.error["message"]
+        hold.set()
+        assert [answer.status for answer in await asyncio.gather(*waiting)] == [200, 200]
+        assert (await ask(bench.port, post(chat(max_tokens=5)))).status == 200
+        await bench.publish(**limits(Measure.REQUESTS, 2))
+        await poll(lambda: state.tables is not None and state.tables.version == 2)
+        assert [(await ask(bench.port, post(chat()))).status for _ in range(3)] == [200, 200, 429]
+        await bench.publish(**limits(Measure.TOKENS_DAY, 100))
+        await poll(lambda: state.tables is not None and state.tables.version == 3)
+        statuses = [(await ask(bench.port, post(chat(max_tokens=20)))).status for _ in range(5)]
+        assert statuses[:2] == [200, 200] and statuses[-1] == 429
+        refused = await ask(bench.port, post(chat(max_tokens=20)))
+        assert f"tokens per day of {scope} {name}" in refused.error["message"]
+        assert int(refused.headers["retry-after"]) <= 86_400
+
+
+async def test_answers_lengths_are_learned_where_no_limit_is_named(tmp_path: Path, upstream: MockUpstream) -> None:
+    """The first eight reserve 512 tokens each; later ones what answers came to."""
+    keys = (key(tokens_per_minute=100_000),)
+    async with running(tmp_path, keys=keys, routes=(route("tiny", upstream.base_url),)) as bench:
+        left = [int((await ask(bench.port, post(chat()))).headers["x-ratelimit-remaining-tokens"]) for _ in range(30)]
+    assert 100_000 - left[0] > 512
+    assert left[-2] - left[-1] < 20, "the reservation is now near the five tokens of an answer"
+
+
+async def test_many_keys_stall_nothing_when_a_snapshot_is_swapped(tmp_path: Path, upstream: MockUpstream) -> None:
+    routes = (route("tiny", upstream.base_url),)
+    many_keys = (key(), *(key(f"s{number}", id=f"k{number}") for number in range(20_000)))
+    async with running(tmp_path, keys=many_keys, routes=routes) as bench:
+        assert bench.gateway is not None
+        state = bench.gateway.state
+        await asyncio.to_thread(lambda: asyncio.run(bench.publish(keys=many_keys, routes=routes)))
+        stalls, before = [], time.monotonic()
+        while state.tables is None or state.tables.version < 2:
+            await asyncio.sleep(0.001)
+            stalls.append(time.monotonic() - before)
+            before = time.monotonic()
+        assert len(state.tables) == 20_001
+        assert (await ask(bench.port, post(chat()))).status == 200
+    assert max(stalls) < 0.1, "before, 5,000 keys took 125 ms"

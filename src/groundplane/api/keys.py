@@ -1,4 +1,4 @@
-"""Keys: made, listed, revoked. A secret is answered once, at its making; hashes of secrets never leave."""
+"""Keys: made, listed, rotated, revoked. A secret is answered once, at its making; hashes of secrets never leave."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from groundplane.api.access import Ground, requires
 from groundplane.domain.access import Key
 from groundplane.identity import Actor, Permission
-from groundplane.wire import KeyRequest, NewKey
+from groundplane.wire import KeyRequest, NewKey, RotationRequest
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
 Writer = Annotated[Actor, requires(Permission.KEYS_WRITE)]
@@ -34,10 +34,18 @@ async def create_key(body: KeyRequest, app: Ground, actor: Writer) -> NewKey:
         owner=body.owner,
         role=body.role,
         models=body.models,
+        networks=body.networks,
         requests_per_minute=body.requests_per_minute,
         tokens_per_minute=body.tokens_per_minute,
         expires_at=body.expires_at,
     )
+    return NewKey(key=_shown(key), secret=secret)
+
+
+@router.post("/{key_id}/rotate")
+async def rotate_key(key_id: str, body: RotationRequest, app: Ground, actor: Writer) -> NewKey:
+    """Gives a key a new secret; the one it had opens for the grace period too."""
+    key, secret = await app.access.rotate_key(actor, key_id, grace_s=body.grace_s, reason=body.reason)
     return NewKey(key=_shown(key), secret=secret)
 
 
@@ -48,4 +56,4 @@ async def revoke_key(key_id: str, app: Ground, actor: Writer, reason: str = "") 
 
 
 def _shown(key: Key) -> Key:
-    return replace(key, secret_sha256="")
+    return replace(key, secret_sha256="", old_secret_sha256="")

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import Moment, Money, connect, output_option
+from groundplane.cli.options import Duration, Moment, Money, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
 from groundplane.domain.access import Exposure, Key, Project, SelfService
@@ -19,7 +19,7 @@ from groundplane.units import format_usd
 
 @click.group()
 def keys() -> None:
-    """Create, list and revoke keys."""
+    """Create, list, rotate and revoke keys."""
 
 
 @keys.command("create")
@@ -28,6 +28,7 @@ def keys() -> None:
 @click.option("--name", default="", help="What it is for; the role when left out.")
 @click.option("--owner", default="", help="Who answers for it; you when left out.")
 @click.option("--models", default="", metavar="A,B", help="Endpoints it may call; all of the project when left out.")
+@click.option("--networks", default="", metavar="A,B", help="Networks it may call models from, like 10.0.0.0/8.")
 @click.option("--rpm", type=click.IntRange(1), help="Most requests per minute.")
 @click.option("--tpm", type=click.IntRange(1), help="Most tokens per minute.")
 @click.option("--expires", type=Moment(ahead=True), metavar="TIME", help="A date, a time, or a duration such as 90d.")
@@ -38,6 +39,7 @@ def create_key(
     name: str,
     owner: str,
     models: str,
+    networks: str,
     rpm: int | None,
     tpm: int | None,
     expires: datetime | None,
@@ -51,6 +53,7 @@ def create_key(
             owner=owner or client.whoami().name,
             role=Role(role),
             models=[model.strip() for model in models.split(",") if model.strip()],
+            networks=[network.strip() for network in networks.split(",") if network.strip()],
             requests_per_minute=rpm,
             tokens_per_minute=tpm,
             expires_at=expires,
@@ -70,6 +73,23 @@ def list_keys(project: str | None, output: str) -> None:
     with connect() as client:
         found = client.keys(project)
     render.show(found, output, lambda: [_keys_table(found)])
+
+
+@keys.command("rotate")
+@click.argument("key_id", metavar="KEY")
+@click.option(
+    "--grace", type=Duration(), default="1d", show_default=True, help="How long the secret before opens beside the new."
+)
+@click.option("--reason", default="", help="Why: written to the audit trail.")
+@output_option
+def rotate_key(key_id: str, grace: int, reason: str, output: str) -> None:
+    """Give a key a new secret, printed this once. The one before works on for the grace period."""
+    with connect() as client:
+        made = client.rotate_key(key_id, grace_s=grace, reason=reason)
+    if output == "table":
+        until = moment(made.key.old_secret_expires_at)
+        render.say(f"key {key_id} has a new secret, shown this once; the one before opens until {until}:")
+    render.show(made, output, lambda: [made.secret])
 
 
 @keys.command("revoke")
@@ -137,7 +157,7 @@ def create_project(
     reason: str,
     output: str,
 ) -> None:
-    """Create a project: a team's home, with its budget."""
+    """Create a project: a team's home, with its budget and its quota."""
     with connect() as client:
         made = client.create_project(
             name=name,

@@ -37,6 +37,7 @@ from groundplane.domain.certificate import Facts
 from groundplane.domain.compare import Comparison
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.ledger import CostRow
+from groundplane.domain.limits import LimitRule, Measure, WhenDown
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import Plan
 from groundplane.domain.run import Run
@@ -57,6 +58,7 @@ from groundplane.wire import (
     ExposureRequest,
     Health,
     KeyRequest,
+    LimitRequest,
     LogPiece,
     ModelCheck,
     NewKey,
@@ -65,6 +67,7 @@ from groundplane.wire import (
     ReasonRequest,
     RegisterRequest,
     Report,
+    RotationRequest,
     RunDetail,
     RunExplanation,
     SizeRequest,
@@ -316,6 +319,7 @@ class Client(
         owner: str,
         role: Role,
         models: Sequence[str] = (),
+        networks: Sequence[str] = (),
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
         expires_at: datetime | None = None,
@@ -328,14 +332,50 @@ class Client(
             owner=owner,
             role=role,
             models=tuple(models),
+            networks=tuple(networks),
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
             expires_at=expires_at,
         )
         return self._call("POST", "/v1/keys", NewKey, body=body)
 
+    def rotate_key(self, key_id: str, *, grace_s: int = 86_400, reason: str = "") -> NewKey:
+        """The answer holds the new secret, this once; the one before opens for `grace_s` more."""
+        body = _made(RotationRequest, grace_s=grace_s, reason=reason)
+        return self._call("POST", f"/v1/keys/{_part(key_id)}/rotate", NewKey, body=body)
+
     def revoke_key(self, key_id: str, reason: str = "") -> Key:
         return self._call("DELETE", f"/v1/keys/{_part(key_id)}", Key, params={"reason": reason})
+
+    def limits(self, project: str | None = None) -> list[LimitRule]:
+        """Limits at the gateway; those that keys carry themselves are with the keys."""
+        return self._get("/v1/limits", list[LimitRule], params={"project": project})
+
+    def set_limit(
+        self,
+        *,
+        project: str,
+        scope: str,
+        name: str,
+        measure: Measure,
+        value: int,
+        when_down: WhenDown = WhenDown.LOCAL,
+        reason: str = "",
+    ) -> LimitRule:
+        body = _made(
+            LimitRequest,
+            project=project,
+            scope=scope,
+            name=name,
+            measure=measure,
+            value=value,
+            when_down=when_down,
+            reason=reason,
+        )
+        return self._call("PUT", "/v1/limits", LimitRule, body=body)
+
+    def lift_limit(self, limit_id: str, reason: str = "") -> LimitRule:
+        return self._call("DELETE", "/v1/limits", LimitRule, params={"id": limit_id, "reason": reason})
 
     def projects(self) -> list[Project]:
         return self._get("/v1/projects", list[Project])

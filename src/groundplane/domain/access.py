@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from ipaddress import ip_network
 
 from groundplane.errors import InvalidInput
 from groundplane.identity import CROSS_PROJECT, ROLE_PERMISSIONS, Actor, Permission, Role
@@ -50,7 +52,8 @@ class Project:
 class Key:
     """A credential; only the SHA-256 of its secret is kept.
 
-    Empty `models` on a caller key allows every model of the project.
+    Empty `models` on a caller key allows every model of the project; empty `networks` calls from every address.
+    After a rotation the secret before opens too, until `old_secret_expires_at`.
     """
 
     id: str
@@ -60,11 +63,14 @@ class Key:
     role: Role
     secret_sha256: str
     models: tuple[str, ...] = ()
+    networks: tuple[str, ...] = ()
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     created_at: datetime
     expires_at: datetime | None = None
     revoked_at: datetime | None = None
+    old_secret_sha256: str = ""
+    old_secret_expires_at: datetime | None = None
     version: int = 0
 
 
@@ -83,6 +89,25 @@ class Exposure:
 def is_active(key: Key, now: datetime) -> bool:
     """Whether the key opens anything at this moment."""
     return key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
+
+
+def opened_by(key: Key, digest: str, now: datetime) -> bool:
+    """Whether a secret of this digest is one of the key's live ones. Compare in constant time before trusting it."""
+    if digest == key.secret_sha256:
+        return True
+    until = key.old_secret_expires_at
+    return digest == key.old_secret_sha256 and until is not None and until > now
+
+
+def checked_networks(networks: Sequence[str]) -> tuple[str, ...]:
+    """Networks as CIDR, each once. Raises InvalidInput naming the one that is none."""
+    found = []
+    for text in networks:
+        try:
+            found.append(str(ip_network(text.strip(), strict=False)))
+        except ValueError:
+            raise InvalidInput(f"{text[:80]!r} is no network", "write it like 10.20.0.0/16 or 192.0.2.7") from None
+    return tuple(dict.fromkeys(found))
 
 
 def may_infer(key: Key) -> bool:

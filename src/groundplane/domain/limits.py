@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import StrEnum
 
 MINUTE_NS = 60_000_000_000
@@ -72,6 +73,25 @@ class Limit:
     @property
     def id(self) -> str:
         return f"{self.scope}:{self.name}:{self.measure.value}"
+
+
+LIMIT_SCOPES = ("project", "model", "endpoint", "key")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitRule:
+    """A limit as somebody set it. id is `scope:name:measure`; a model's name has its project before it."""
+
+    id: str
+    scope: str
+    name: str
+    project: str
+    measure: Measure
+    value: int
+    when_down: WhenDown = WhenDown.LOCAL
+    set_by: str
+    set_at: datetime
+    version: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,12 +103,21 @@ def compile_snapshot(
     return Snapshot(
         version=version,
         compiled_at=now.timestamp(),
-        keys=tuple(_key(key) for key in sorted(live, key=lambda key: key.id)),
+        keys=tuple(one for key in sorted(live, key=lambda key: key.id) for one in _secrets(key, now)),
         routes=tuple(_route(one) for one in sorted(ready, key=lambda one: one.id)),
         budgets=dict(sorted(budgets.items())),
         ingested=dict(sorted(ingested.items())),
         limits=tuple(sorted(limits, key=lambda limit: limit.id)),
     )
+
+
+def _secrets(key: Key, now: datetime) -> list[SnapshotKey]:
+    """The key once for each of its live secrets."""
+    found, until = [_key(key)], key.old_secret_expires_at
+    if key.old_secret_sha256 and until is not None and until > now:
+        ends = until if key.expires_at is None else min(until, key.expires_at)
+        found.append(replace(found[0], secret_sha256=key.old_secret_sha256, expires_at=ends.timestamp()))
+    return found
 
 
 def _key(key: Key) -> SnapshotKey:
@@ -119,6 +128,7 @@ def _key(key: Key) -> SnapshotKey:
         owner=key.owner,
         role=key.role.value,
         models=key.models,
+        networks=key.networks,
         requests_per_minute=key.requests_per_minute,
         tokens_per_minute=key.tokens_per_minute,
         expires_at=None if key.expires_at is None else key.expires_at.timestamp(),

@@ -149,18 +149,20 @@ class Tables:
 
     def limits(self, key: SnapshotKey, route: RouteState) -> list[Limit]:
         """Every limit that a request of this key on this route has to keep."""
-        found: list[Limit] = []
+        found: dict[str, Limit] = {}
         for measure, value in (
             (Measure.REQUESTS, key.requests_per_minute),
             (Measure.TOKENS, key.tokens_per_minute),
         ):
             if value is not None:
-                found.append(Limit("key", key.id, measure, value, WhenDown(key.when_down)))
+                limit = Limit("key", key.id, measure, value, WhenDown(key.when_down))
+                found[limit.id] = limit
         scopes = [("key", key.id), ("project", key.project), ("model", f"{key.project}/{route.route.model}")]
         scopes += [("endpoint", name) for name in dict.fromkeys(one.target.endpoint for one in route.targets)]
         for scope in scopes:
-            found += self._limits.get(scope, [])
-        return found
+            # What was set for the key later replaces what it was made with.
+            found |= {limit.id: limit for limit in self._limits.get(scope, [])}
+        return list(found.values())
 
 
 def _key_state(key: SnapshotKey, routes: dict[str, RouteState]) -> KeyState:

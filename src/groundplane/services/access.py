@@ -8,7 +8,7 @@ import hmac
 import secrets
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from groundplane.audit import EventDraft
 from groundplane.domain import access
@@ -22,6 +22,7 @@ from groundplane.units import format_usd
 DEFAULT_PROJECT = "default"
 _SECRET_BYTES = 25  # 200 bits: 40 characters of base 32
 _SECRET_CHARACTERS_MAX = 200
+_GRACE_MAX_S = 90 * 86_400
 
 
 def new_secret(role: Role) -> str:
@@ -77,10 +78,19 @@ class Access:
         digest = secret_sha256(secret)
         async with self._store.transaction() as tx:
             found = await tx.find(Key, {"secret_sha256": digest}, limit=1)
+            found = found or await tx.find(Key, {"old_secret_sha256": digest}, limit=1)
         # The index compares hashes, which tell nothing of the secret; the last word takes constant time.
-        if not found or not hmac.compare_digest(found[0].secret_sha256, digest):
+        if not found:
             raise unknown
         key = found[0]
+        current = hmac.compare_digest(key.secret_sha256, digest)
+        if not current and not hmac.compare_digest(key.old_secret_sha256, digest):
+            raise unknown
+        if not access.opened_by(key, digest, self._clock.now()):
+            raise Unauthenticated(
+                f"this secret of key {key.id} was replaced on {key.old_secret_expires_at:%Y-%m-%d %H:%M} UTC",
+                "use the key's new secret",
+            )
         if key.revoked_at is not None:
             raise Unauthenticated(f"key {key.id} was revoked on {key.revoked_at:%Y-%m-%d}", "ask for a new key")
         if not access.is_active(key, self._clock.now()):
@@ -137,6 +147,7 @@ class Access:
         owner: str,
         role: Role,
         models: tuple[str, ...] = (),
+        networks: tuple[str, ...] = (),
         requests_per_minute: int | None = None,
         tokens_per_minute: int | None = None,
         expires_at: datetime | None = None,
@@ -154,6 +165,7 @@ class Access:
         key = replace(
             self._key(secret, name=name, project=project, owner=owner, role=role, now=now),
             models=tuple(dict.fromkeys(access.checked_text(model, "model") for model in models)),
+            networks=access.checked_networks(networks),
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
             expires_at=expires_at,
@@ -171,6 +183,37 @@ class Access:
                 await visible_project(tx, actor, project)
             where = None if project is None else {"project": project}
             return [key for key in await tx.find(Key, where, order="created_at") if actor.sees(key.project)]
+
+    async def rotate_key(self, actor: Actor, key_id: str, *, grace_s: int, reason: str = "") -> tuple[Key, str]:
+        """The key with a new secret; the one it had opens for `grace_s` more. An older one ends now.
+
+        Twice: the secret of the first call is then the one that ends. Conflict when the key opens nothing any more.
+        """
+        if not 0 <= grace_s <= _GRACE_MAX_S:
+            raise InvalidInput(f"a grace of {grace_s} s is not between 0 and {_GRACE_MAX_S}", "use at most 90d")
+        now = self._clock.now()
+        async with self._store.transaction() as tx:
+            if (key := await tx.get(Key, key_id, lock=True)) is None or not actor.sees(key.project):
+                raise NotFound(f"no key {key_id[:80]!r}", "ground keys list")
+            if not access.may_grant(actor, key.role):
+                raise Forbidden(
+                    f"a {actor.role.value} may not rotate a key of the role {key.role.value}", "ask an admin"
+                )
+            if not access.is_active(key, now):
+                raise Conflict(f"key {key_id} opens nothing any more", "make a new one: ground keys create")
+            secret = new_secret(key.role)
+            old_until = now + timedelta(seconds=grace_s)
+            rotated = await tx.update(
+                replace(
+                    key,
+                    secret_sha256=secret_sha256(secret),
+                    old_secret_sha256=key.secret_sha256,
+                    old_secret_expires_at=old_until,
+                )
+            )
+            after = {"old_secret_expires_at": old_until}
+            await self._tell(tx, actor, "key.rotate", "key", key_id, key.project, after, reason)
+        return rotated, secret
 
     async def revoke_key(self, actor: Actor, key_id: str, reason: str = "") -> Key:
         """Ends the key at once. Twice is the same as once. Refused for the last admin key that opens anything."""
@@ -292,6 +335,7 @@ def _facts(key: Key) -> dict[str, object]:
         "owner": key.owner,
         "role": key.role.value,
         "models": key.models,
+        "networks": key.networks,
         "expires_at": key.expires_at,
         "requests_per_minute": key.requests_per_minute,
         "tokens_per_minute": key.tokens_per_minute,

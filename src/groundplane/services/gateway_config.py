@@ -12,6 +12,7 @@ from dataclasses import replace
 from groundplane.domain import snapshot as compiled
 from groundplane.domain.access import Key
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
+from groundplane.domain.limits import Limit, LimitRule
 from groundplane.ports import Clock, SnapshotSink, Store, UsageLog
 from groundplane.services.costs import Costs
 
@@ -31,6 +32,7 @@ class GatewayConfig:
         """Read, ingest, reserve, publish."""
         async with self._store.transaction() as tx:
             keys = await tx.find(Key, {"revoked_at": None})
+            rules = await tx.find(LimitRule)
             endpoints = await tx.find(Endpoint, {"status": EndpointStatus.READY})
         while await self._costs.ingest():
             pass
@@ -42,7 +44,13 @@ class GatewayConfig:
         if self._last is not None:
             version = max(version, self._last.version + 1)
         snapshot = compiled.compile_snapshot(
-            keys=keys, endpoints=endpoints, budgets=budgets, ingested=ingested, version=version, now=now
+            keys=keys,
+            endpoints=endpoints,
+            budgets=budgets,
+            ingested=ingested,
+            version=version,
+            now=now,
+            limits=[Limit(rule.scope, rule.name, rule.measure, rule.value, rule.when_down) for rule in rules],
         )
         if self._last is not None and _same(snapshot, self._last):
             return

@@ -29,6 +29,7 @@ from groundplane.domain.budget import Budget, Hold, HoldStatus
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.intake.request import Request
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
+from groundplane.domain.limits import LimitRule
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.node import Cordon
 from groundplane.domain.planning import Plan
@@ -38,7 +39,7 @@ from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Reser
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0008"
+SCHEMA_REVISION = "0009"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -65,7 +66,8 @@ KINDS: dict[type, Kind] = {
     kind.row: kind
     for kind in (
         Kind(row=Project, table="projects", not_negative=("monthly_limit_microusd",)),
-        Kind(row=Key, table="keys", unique=(("secret_sha256",),), indexes=(("project",),)),
+        Kind(row=Key, table="keys", unique=(("secret_sha256",),), indexes=(("project",), ("old_secret_sha256",))),
+        Kind(row=LimitRule, table="gateway_limits", indexes=(("project",),), not_negative=("value",)),
         Kind(row=Exposure, table="exposures"),
         Kind(
             row=Budget,

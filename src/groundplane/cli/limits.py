@@ -1,0 +1,102 @@
+"""`ground limits`: what a project, a model, an endpoint or a key may send through the gateway."""
+
+from __future__ import annotations
+
+import click
+
+from groundplane.cli import render
+from groundplane.cli.options import connect, output_option
+from groundplane.cli.render import Table
+from groundplane.domain.limits import LimitRule, Measure, WhenDown
+from groundplane.errors import InvalidInput
+
+
+@click.group()
+def limits() -> None:
+    """Limit what goes through the gateway."""
+
+
+@limits.command("set")
+@click.option("--project", required=True)
+@click.option("--key", "key_id", help="Limit one key of the project.")
+@click.option("--model", help="Limit one model name of the project.")
+@click.option("--endpoint", help="Limit one endpoint of the project.")
+@click.option("--rpm", type=click.IntRange(0), help="Most requests per minute.")
+@click.option("--tpm", type=click.IntRange(0), help="Most tokens per minute.")
+@click.option("--tpd", type=click.IntRange(0), help="Most tokens per day, from midnight UTC.")
+@click.option("--concurrent", type=click.IntRange(0), help="Most requests at the same time.")
+@click.option(
+    "--when-down",
+    type=click.Choice([one.value for one in WhenDown]),
+    default=WhenDown.LOCAL.value,
+    show_default=True,
+    help="What counts while the place where several machines keep limits does not answer.",
+)
+@click.option("--reason", default="", help="Why: written to the audit trail.")
+@output_option
+def set_limits(
+    project: str,
+    key_id: str | None,
+    model: str | None,
+    endpoint: str | None,
+    when_down: str,
+    reason: str,
+    output: str,
+    **values: int | None,
+) -> None:
+    """Set limits of a project, or of one key, model or endpoint of it. 0 admits nothing."""
+    named = [(scope, name) for scope, name in (("key", key_id), ("model", model), ("endpoint", endpoint)) if name]
+    if len(named) > 1:
+        raise InvalidInput("--key, --model and --endpoint exclude each other", "set one after the other")
+    scope, name = named[0] if named else ("project", project)
+    wanted = {_MEASURES[option]: value for option, value in values.items() if value is not None}
+    if not wanted:
+        raise InvalidInput("no limit is given", "one of: --rpm, --tpm, --tpd, --concurrent")
+    with connect() as client:
+        made = [
+            client.set_limit(
+                project=project,
+                scope=scope,
+                name=name,
+                measure=measure,
+                value=value,
+                when_down=WhenDown(when_down),
+                reason=reason,
+            )
+            for measure, value in wanted.items()
+        ]
+    render.show(made, output, lambda: [_table(made)])
+
+
+_MEASURES = {
+    "rpm": Measure.REQUESTS,
+    "tpm": Measure.TOKENS,
+    "tpd": Measure.TOKENS_DAY,
+    "concurrent": Measure.CONCURRENT,
+}
+
+
+@limits.command("list")
+@click.option("--project", help="Of one project.")
+@output_option
+def list_limits(project: str | None, output: str) -> None:
+    """List limits; those that keys carry themselves are in `ground keys list`."""
+    with connect() as client:
+        found = client.limits(project)
+    render.show(found, output, lambda: [_table(found)])
+
+
+@limits.command("lift")
+@click.argument("limit_id", metavar="LIMIT")
+@click.option("--reason", default="", help="Why: written to the audit trail.")
+@output_option
+def lift_limit(limit_id: str, reason: str, output: str) -> None:
+    """Take a limit away."""
+    with connect() as client:
+        rule = client.lift_limit(limit_id, reason)
+    render.show(rule, output, lambda: [f"limit {rule.id} is lifted"])
+
+
+def _table(found: list[LimitRule]) -> Table:
+    rows = [(rule.id, rule.project, str(rule.value), rule.when_down.value, rule.set_by) for rule in found]
+    return Table(("LIMIT", "PROJECT", "VALUE", "WHEN DOWN", "SET BY"), rows, right=frozenset({"VALUE"}))
