@@ -55,6 +55,8 @@ def test_a_waiting_plan_needs_somebody_and_a_button_approves_it(plane: Plane, an
     shown = lea.get(f"/console/approvals/{plan.id}").text
     assert "self-service-plan: up to $0.06; project asking spends up to $0.00 a plan without approval" in shown
     assert "<script>document.title" not in shown and "&lt;script&gt;" in shown
+    whole = lea.get(f"/console/plans/{plan.id}").text
+    assert f'action="/console/approvals/{plan.id}/approve"' in whole and "Reject seen-and-approved for good" in whole
     stale = lea.post(f"/console/approvals/{plan.id}/approve", data={"hash": "0" * 64})
     assert stale.status_code == 409 and "approval-hash" in stale.text
     done = lea.post(f"/console/approvals/{plan.id}/approve", data={"hash": plan.hash, "comment": HOSTILE})

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Form, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.console.approvals import question
 from groundplane.console.web import HOME, PageRoute, back, page
 from groundplane.domain import plan_report
 from groundplane.errors import InvalidInput
@@ -44,6 +45,7 @@ def routes() -> APIRouter:
             actor,
             plan=plan,
             spec=plan.job or plan.endpoint,
+            question=await question(ground, actor, plan_id),
             headings=plan_report.CHOICE_HEADINGS,
             right=plan_report.RIGHT,
             choices=[(each, plan_report.choice_row(each)) for each in plan_report.fitting(outlook)] if outlook else [],
