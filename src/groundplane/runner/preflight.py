@@ -222,7 +222,7 @@ def _carry_out(
             began = time.monotonic()
             try:
                 found = check(order, folder)
-            except Exception as error:  # a check that breaks must say so: silence would look like a hang
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # said, not silent
                 found = failed("an answer", f"the check broke: {error!r}", "report it", fault="run")
             line = json.dumps({"name": name, **found, "took_s": round(time.monotonic() - began, 3)})
             with said:

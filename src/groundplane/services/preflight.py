@@ -99,15 +99,15 @@ class Preflight:
             checkpoint_dir=f"{share}/{order.run_id}" if share else order.checkpoint_dir,
         )
 
-    def need(self, spec: JobSpec, *, only: tuple[str, ...] = ()) -> PreflightNeed:
+    def need(self, spec: JobSpec) -> PreflightNeed:
+        """What a node is asked to check for this spec, with the catalogue's figure for its accelerator."""
         card = self._hardware().accelerator(spec.resources.accelerator) if spec.resources.accelerator else None
-        asked = preflight.need_of(
+        return preflight.need_of(
             spec,
             now=self._clock.now(),
             memory_bytes_per_s=float(card.bandwidth_bytes_per_s) if card else 0.0,
             budget_s=float(self._budget_s),
         )
-        return replace(asked, only=only)
 
     async def _read_secrets(self, spec: JobSpec) -> dict[str, str]:
         project = spec.metadata.project
