@@ -18,6 +18,8 @@ from groundplane.domain.catalogue import Catalogue
 from groundplane.domain.catalogue_changes import Proposal, TableView
 from groundplane.domain.certificate import Circumstances
 from groundplane.domain.hardware import Hardware
+from groundplane.domain.intake import QuotaFact
+from groundplane.domain.intake.request import Suggestion
 from groundplane.domain.isolation import JobIsolation as JobIsolation
 from groundplane.domain.ledger import UsageRecord
 from groundplane.domain.model import ManifestFile
@@ -558,4 +560,26 @@ class CatalogBook(Protocol):
 
     def write(self, proposal: Proposal) -> None:
         """Puts the proposed files in place, each whole or not at all. Twice is the same as once."""
+        ...
+
+
+# ---------------------------------------------------------------- requests
+
+
+class GapFiller(Protocol):
+    """Something that reads the message and proposes facts that are still missing."""
+
+    async def suggest(self, message: str, asked: Sequence[tuple[int, str, str]]) -> tuple[Suggestion, ...]:
+        """Proposals for (item, fact, why it matters), each with the words it goes by. Raises Unavailable.
+
+        Calling it twice costs twice and may answer otherwise; nothing depends on its answer.
+        """
+        ...
+
+
+class QuotaSource(Protocol):
+    """What the clouds have left, as they say it now or lately."""
+
+    async def quotas(self, clouds: Sequence[str], skus: Sequence[str], regions: Sequence[str]) -> tuple[QuotaFact, ...]:
+        """Of what is named, else of everything known. What did not answer is not there; nothing is raised for it."""
         ...

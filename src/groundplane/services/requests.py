@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from groundplane.audit import EventDraft
 from groundplane.domain.access import Project
@@ -16,30 +15,11 @@ from groundplane.domain.intake.read import read
 from groundplane.domain.intake.request import Request, RequestStatus, Specs, Suggestion
 from groundplane.errors import Conflict, InvalidInput, NotFound, TooLarge, Unavailable
 from groundplane.identity import Actor
-from groundplane.ports import Clock, Ids, Store, Tx
+from groundplane.ports import Clock, GapFiller, Ids, QuotaSource, Store, Tx
 from groundplane.units import format_bytes
 
 MAX_LISTED = 1_000
 ANSWERS_MAX = 200
-
-
-class GapFiller(Protocol):
-    """Something that reads the message and proposes facts that are still missing."""
-
-    async def suggest(self, message: str, asked: Sequence[tuple[int, str, str]]) -> tuple[Suggestion, ...]:
-        """Proposals for (item, fact, why it matters), each with the words it goes by. Raises Unavailable.
-
-        Calling it twice costs twice and may answer otherwise; nothing depends on its answer.
-        """
-        ...
-
-
-class QuotaSource(Protocol):
-    """What the clouds have left, as they say it now or lately."""
-
-    async def quotas(self, clouds: Sequence[str], skus: Sequence[str], regions: Sequence[str]) -> tuple[QuotaFact, ...]:
-        """Of what is named, else of everything known. What did not answer is not there; nothing is raised for it."""
-        ...
 
 
 class Requests:
