@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import os
 import random
 import secrets
-import signal
 import stat
 import subprocess
 import sys
-import tempfile
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from tests.adapters.artifact_files import digest, safetensors, tensors, write
 
 from groundplane.adapters.artifacts import PackStore, bucket_store, folder_store, memory_store
-from groundplane.domain.packs import sealed
-from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Unavailable
+from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Unavailable
 
 MIB = 2**20
 Make = Callable[[int], PackStore]
@@ -76,55 +70,6 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
 @pytest.fixture
 def folder(tmp_path: Path) -> PackStore:
     return folder_store(tmp_path / "store")
-
-
-def write(path: Path, data: bytes) -> Path:
-    path.write_bytes(data)
-    return path
-
-
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-async def shown(root: Path) -> set[str]:
-    """The files a freshly opened store tells of, each read and verified."""
-    store = folder_store(root)
-    found = {recipe.sha256.hex(): recipe.size_bytes for recipe in store._index.recipes()}
-    for sha256, size_bytes in found.items():
-        await store.verify(sha256, size_bytes)
-    store.close()
-    return set(found)
-
-
-async def rot(root: Path, store: PackStore, sha256: str, where: int = 0, bit: int = 0) -> str:
-    """Flips one bit of a stored file on disk; returns the BLAKE3 of the piece it is in."""
-    for piece in await store.pieces(sha256):
-        if where < piece.size_bytes:
-            pack = root / "packs" / piece.pack
-            data = bytearray(pack.read_bytes())
-            data[piece.offset + where] ^= 1 << bit
-            pack.chmod(0o644)
-            pack.write_bytes(data)
-            return piece.blake3
-        where -= piece.size_bytes
-    raise AssertionError("the file is shorter")
-
-
-def tensors(seed: int, count: int = 8, size_bytes: int = 300_000) -> dict[str, bytes]:
-    chance = random.Random(seed)
-    return {f"layer.{number}": chance.randbytes(size_bytes) for number in range(count)}
-
-
-def safetensors(parts: dict[str, bytes], metadata: dict[str, str] | None = None) -> bytes:
-    """The format by hand: a length, a header, the bytes."""
-    header: dict[str, object] = {"__metadata__": metadata} if metadata else {}
-    offset = 0
-    for name, data in parts.items():
-        header[name] = {"dtype": "U8", "shape": [len(data)], "data_offsets": [offset, offset + len(data)]}
-        offset += len(data)
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + b"".join(parts.values())
 
 
 # ---------------------------------------------------------------- every store
@@ -340,79 +285,6 @@ async def test_twenty_thousand_small_files_are_a_handful_of_packs(folder: PackSt
     assert [sha256 for sha256, _ in stored] == [digest(path.read_bytes()) for path in paths]
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-async def test_a_flipped_bit_is_found_by_verify_fetch_and_scrub_and_named(tmp_path: Path, data: st.DataObject) -> None:
-    root = Path(tempfile.mkdtemp(dir=tmp_path))
-    folder = folder_store(root)
-    content = data.draw(st.binary(min_size=1, max_size=5000))
-    sha256, size = await folder.put_file(write(tmp_path / "a", content))
-    where, bit = data.draw(st.integers(0, size - 1)), data.draw(st.integers(0, 7))
-    piece = await rot(root, folder, sha256, where, bit)
-    with pytest.raises(IntegrityFailure, match=f"{sha256}: piece {piece}"):
-        await folder.verify(sha256, size)
-    with pytest.raises(IntegrityFailure, match=sha256):
-        await folder.fetch(sha256, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    assert not list(tmp_path.glob(".*.part"))
-    (spot,) = (await folder.scrub()).damage
-    assert (spot.piece, spot.files) == (piece, (sha256,))
-    folder.close()
-
-
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.integers(0, 10**9), st.integers(0, 7))
-async def test_any_flipped_bit_of_a_directory_is_found_and_the_pack_named(
-    folder: PackStore, tmp_path: Path, where: int, bit: int
-) -> None:
-    sha256, _ = await folder.put_file(write(tmp_path / "a", b"abc"))
-    (pack,) = (tmp_path / "store" / "packs").iterdir()
-    good = pack.read_bytes()
-    rotten = bytearray(good)
-    rotten[3 + where % (len(good) - 3)] ^= 1 << bit
-    pack.chmod(0o644)
-    pack.write_bytes(rotten)
-    try:
-        (spot,) = (await folder.scrub()).damage
-        assert (spot.pack, spot.files) == (pack.name, (sha256,))
-        fresh = folder_store(tmp_path / "store")
-        assert (await fresh.usage()).damaged_packs == (pack.name,)
-        with pytest.raises(NotFound):
-            await fresh.read(sha256, 0, 1)
-        fresh.close()
-    finally:
-        pack.write_bytes(good)
-
-
-async def test_pushing_again_heals_what_was_found_rotten(folder: PackStore, tmp_path: Path) -> None:
-    sha256, size = await folder.put_file(write(tmp_path / "a", b"abc"))
-    await rot(tmp_path / "store", folder, sha256)
-    with pytest.raises(IntegrityFailure):
-        await folder.verify(sha256, size)
-    await folder.put_file(tmp_path / "a")
-    await folder.verify(sha256, size)
-    await folder_store(tmp_path / "store").verify(sha256, size)
-
-
-async def test_a_recipe_made_with_another_key_is_checked_by_sha256(tmp_path: Path) -> None:
-    """Whoever can write into the store can't make other bytes pass for a file's SHA-256."""
-    forged = folder_store(tmp_path / "store", key=b"f" * 32)
-    content = random.Random(6).randbytes(3 * MIB)
-    sha256, size = await forged.put_file(write(tmp_path / "a", content))
-    other, _ = await forged.put_file(write(tmp_path / "b", bytes(reversed(content))))
-    ours = folder_store(tmp_path / "store", key=b"o" * 32)
-    await ours.verify(sha256, size)
-    await ours.fetch(sha256, tmp_path / "out")
-    swapped = forged._index.recipe(bytes.fromhex(other))
-    assert swapped is not None
-    lie = sealed(b"f" * 32, bytes.fromhex(sha256), size, swapped.packed)
-    ours._index._recipes[lie.sha256] = lie
-    for call in (ours.verify(sha256, size), ours.fetch(sha256, tmp_path / "out2")):
-        with pytest.raises(IntegrityFailure, match="now hash to"):
-            await call
-    assert not (tmp_path / "out2").exists()
-
-
 async def test_files_of_the_first_release_are_read_moved_by_a_push_and_collected(tmp_path: Path) -> None:
     contents = [b"old one", b"old two"]
     for content in contents:
@@ -464,38 +336,6 @@ async def test_fetch_replaces_what_lies_at_the_target_whole(folder: PackStore, t
     assert (tmp_path / "target").read_bytes() == b"new"
 
 
-async def test_a_file_that_changes_while_it_is_stored_is_refused(folder: PackStore, tmp_path: Path) -> None:
-    path, stop = write(tmp_path / "growing", b"a" * 20 * MIB), asyncio.Event()
-
-    async def grow() -> None:
-        with path.open("ab") as file:
-            while not stop.is_set():
-                file.write(b"b" * 1000)
-                file.flush()
-                await asyncio.sleep(0)
-
-    writer = asyncio.create_task(grow())
-    try:
-        with pytest.raises(Conflict, match="changed while"):
-            await folder.put_file(path)
-    finally:
-        stop.set()
-        await writer
-    assert await shown(tmp_path / "store") == set()
-
-
-async def test_opening_sweeps_what_the_dead_left_and_spares_the_living(tmp_path: Path) -> None:
-    root = tmp_path / "store"
-    store = folder_store(root)
-    write(root / "tmp" / "123-dead", b"half")
-    living = store._objects.draft()
-    folder_store(root)
-    assert not (root / "tmp" / "123-dead").exists()
-    assert len(list((root / "tmp").iterdir())) == 1
-    living.discard()
-    assert list((root / "tmp").iterdir()) == []
-
-
 async def test_the_quota_counts_what_an_earlier_process_stored(tmp_path: Path) -> None:
     await folder_store(tmp_path / "store").put_file(write(tmp_path / "a", b"a" * 700))
     with pytest.raises(Unavailable, match="300 bytes free"):
@@ -515,105 +355,3 @@ async def test_a_bucket_is_read_by_a_signed_url_and_by_the_next_process(bucket: 
 async def test_a_bucket_that_is_not_there_is_named(bucket: str, tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="s3://nothing-here"):
         bucket_store("s3://nothing-here/at-all")
-
-
-# ---------------------------------------------------------------- a real full disk
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Four MiB of real file system."""
-    mount = tmp_path / "disk"
-    mount.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(mount)], check=True)
-    try:
-        yield mount
-    finally:
-        subprocess.run(["umount", str(mount)], check=True)
-
-
-@pytest.mark.needs("tmpfs")
-async def test_a_full_disk_loses_nothing_and_names_the_bytes(small_disk: Path, tmp_path: Path) -> None:
-    store = folder_store(small_disk / "store")
-    kept = await store.put_file(write(tmp_path / "small", random.Random(9).randbytes(MIB)))
-    with pytest.raises(Unavailable, match=f"needs {8 * MIB} bytes") as refusal:
-        await store.put_file(write(tmp_path / "large", random.Random(8).randbytes(8 * MIB)))
-    assert refusal.value.details["free_bytes"] <= 3 * MIB  # type: ignore[operator]
-    assert await shown(small_disk / "store") == {kept[0]}
-    assert list((small_disk / "store" / "tmp").iterdir()) == []
-    await store.verify(*kept)
-    await store.put_file(write(tmp_path / "fits", random.Random(10).randbytes(MIB)))
-    store.close()
-
-
-@pytest.mark.needs("tmpfs")
-async def test_a_disk_that_fills_up_while_writing_loses_nothing(small_disk: Path, tmp_path: Path) -> None:
-    """The room is there when each put begins and gone before it ends: only the write itself finds out."""
-    store = folder_store(small_disk / "store", threads=8)
-    paths = [write(tmp_path / str(number), random.Random(number).randbytes(3 * MIB)) for number in range(6)]
-    results = await asyncio.gather(*(store.put_file(path) for path in paths), return_exceptions=True)
-    stored = {result[0] for result in results if isinstance(result, tuple)}
-    assert len(stored) <= 1
-    assert all(isinstance(result, tuple | Unavailable) for result in results), results
-    assert await shown(small_disk / "store") == stored
-    assert list((small_disk / "store" / "tmp").iterdir()) == []
-    store.close()
-
-
-@pytest.mark.needs("tmpfs")
-async def test_a_full_target_leaves_no_half_file(small_disk: Path, folder: PackStore, tmp_path: Path) -> None:
-    sha256, _ = await folder.put_file(write(tmp_path / "a", random.Random(11).randbytes(6 * MIB)))
-    with pytest.raises(Unavailable, match="disk of the target"):
-        await folder.fetch(sha256, small_disk / "model")
-    assert list(small_disk.iterdir()) == []
-
-
-# ---------------------------------------------------------------- sudden death
-
-_PUSH_AND_PULL_FOREVER = """
-import asyncio, sys
-from pathlib import Path
-from groundplane.adapters.artifacts import folder_store
-async def main():
-    store, files, out = folder_store(Path(sys.argv[1])), sorted(Path(sys.argv[2]).iterdir()), Path(sys.argv[3])
-    print("ready", flush=True)
-    while True:
-        stored = await store.put_files(files)
-        for number, (sha256, _) in enumerate(stored):
-            await store.fetch(sha256, out / str(number))
-        await store.collect(frozenset(), grace_s=0, thorough=True)
-asyncio.run(main())
-"""
-
-
-async def test_a_kill_at_any_moment_of_push_pull_and_collection_leaves_nothing_half_written(
-    tmp_path: Path,
-) -> None:
-    """Twenty kills; GROUND_KILLS=200 for the long form."""
-    root, source, out, chance = tmp_path / "store", tmp_path / "source", tmp_path / "out", random.Random(4700)
-    for folder in (source, out):
-        folder.mkdir()
-    for number in range(5):
-        write(source / str(number), chance.randbytes(chance.randrange(1, 8 * MIB)))
-    contents = {digest(path.read_bytes()) for path in source.iterdir()}
-    for _ in range(int(os.environ.get("GROUND_KILLS", "20"))):
-        command = [sys.executable, "-c", _PUSH_AND_PULL_FOREVER, root, source, out]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE)
-        try:
-            assert child.stdout is not None
-            assert child.stdout.readline() == b"ready\n"
-            with pytest.raises(subprocess.TimeoutExpired):
-                child.wait(chance.random() * 0.3)
-            child.send_signal(signal.SIGKILL)
-        finally:
-            child.kill()
-            child.communicate()
-        assert await shown(root) <= contents
-        pulled = [path for path in out.iterdir() if not path.name.startswith(".")]
-        assert all(digest(path.read_bytes()) in contents for path in pulled)
-    store = folder_store(root)
-    assert list((root / "tmp").iterdir()) == []
-    for sha256, size_bytes in await store.put_files(sorted(source.iterdir())):
-        await store.verify(sha256, size_bytes)
-    await store.collect(frozenset(), grace_s=0)
-    assert list((root / "packs").iterdir()) == [], "a dead push leaked a piece"
