@@ -68,7 +68,8 @@ class _Playing:
 
 
 class MemoryExecutor:
-    """ports.Executor in memory. `play` gives each order its script; the default succeeds at once.
+    """ports.Executor in memory. `play` gives each order its script; the default succeeds at once. `check` answers for
+    a node's preflight.
 
     `reachable = False` makes it a pool behind a cut cable: orders raise Unavailable, observations are unknown.
     """
@@ -80,11 +81,13 @@ class MemoryExecutor:
         play: Callable[[Order], Script] = lambda _: Script(),
         offers: Sequence[Offer] = (),
         pool: str = "memory",
+        check: Callable[[Order, str], Sequence[CheckResult]] | None = None,
     ) -> None:
         self._clock = clock
         self._play = play
         self._pool = pool
         self._offers = tuple(replace(offer, simulated=True) for offer in offers) or (self._default_offer(),)
+        self._check = check or _nothing_to_check
         self._playing: dict[str, _Playing] = {}
         self._called_off: dict[str, EndReason] = {}
         self.reachable = True
@@ -118,7 +121,7 @@ class MemoryExecutor:
 
     async def preflight(self, order: Order, node: str) -> Sequence[CheckResult]:
         self._reach()
-        return [CheckResult(name="node", status=CheckStatus.SKIPPED, have=f"{node} is simulated: nothing to check")]
+        return self._check(order, node)
 
     async def start(self, order: Order) -> None:
         self._reach()
@@ -267,3 +270,7 @@ class MemoryExecutor:
             price_source="",
             simulated=True,
         )
+
+
+def _nothing_to_check(_: Order, node: str) -> Sequence[CheckResult]:
+    return [CheckResult(name="node", status=CheckStatus.SKIPPED, have=f"{node} is simulated: nothing to check")]
