@@ -35,6 +35,8 @@ TONES = {
     "stopping": BUSY,
     "succeeded": GOOD,
     "failed": BAD,
+    "ok": GOOD,
+    "skipped": OFF,
     "stopped": OFF,
     "deploying": BUSY,
     "ready": GOOD,
