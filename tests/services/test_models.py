@@ -17,6 +17,7 @@ from tests.services.model_house import ADA, EVE, FACTS, NOW, House, built
 
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.audit import check_chain
+from groundplane.domain.artifact import StorageQuota
 from groundplane.domain.certificate import Circumstances, Facts
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatus
@@ -373,3 +374,14 @@ async def test_the_certificate_is_shown_with_its_meaning(house: House) -> None:
     assert found["sha256"] == version.certificate_sha256
     assert found["envelope"] == json.loads(version.certificate)
     assert found["statement"]["predicateType"] == "https://groundplane.dev/birth-certificate/v1"  # type: ignore[index]
+
+
+async def test_a_registration_over_the_projects_quota_is_refused_and_an_equal_one_is_not(house: House) -> None:
+    first = await house.register()
+    async with house.store.transaction() as tx:
+        await tx.insert(StorageQuota(id="vision", limit_bytes=first.size_bytes))
+    assert (await house.register()).number == 2
+    (house.source / "config.json").write_bytes(b"{}" + b" " * 500)
+    with pytest.raises(Refusal) as refusal:
+        await house.register()
+    assert [refused.rule for refused in refusal.value.refusals] == ["storage-quota"]

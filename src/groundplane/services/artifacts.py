@@ -138,7 +138,7 @@ class Artifacts:
             pinned=pushed.pinned,
         )
         async with self._store.transaction() as tx:
-            await self._demand_quota(tx, pushed.project, files)
+            await demand_quota(tx, pushed.project, files)
             await tx.insert(artifact)
             after = {"name": artifact.name, "files": len(files), "size_bytes": artifact.size_bytes}
             await tx.append_event(self._event(actor, "artifact.push", artifact, after))
@@ -363,16 +363,6 @@ class Artifacts:
             if quota is not None and sum(file.size_bytes for file in files) > quota.limit_bytes:
                 raise Refusal([_quota_refusal(project, files, quota, 0)])
 
-    async def _demand_quota(self, tx: Tx, project: str, files: Sequence[ManifestFile]) -> None:
-        quota = await tx.get(StorageQuota, project, lock=True)
-        if quota is None:
-            return
-        held = {file.sha256: file for owner, file in await _held(tx, SYSTEM) if owner == project}
-        used_bytes = _distinct_bytes(held.values())
-        coming_bytes = _distinct_bytes(file for file in files if file.sha256 not in held)
-        if over_quota(used_bytes, coming_bytes, quota):
-            raise Refusal([_quota_refusal(project, files, quota, used_bytes)])
-
     async def _note(self, actor: Actor, action: str, after: dict[str, object]) -> None:
         async with self._store.transaction() as tx:
             await tx.append_event(
@@ -400,6 +390,18 @@ class Artifacts:
             after=dict(after),
             reason=reason,
         )
+
+
+async def demand_quota(tx: Tx, project: str, files: Sequence[ManifestFile]) -> None:
+    """Raises Refusal when these files would take a project over its quota; what it keeps already costs nothing."""
+    quota = await tx.get(StorageQuota, project, lock=True)
+    if quota is None:
+        return
+    held = {file.sha256: file for owner, file in await _held(tx, SYSTEM) if owner == project}
+    used_bytes = _distinct_bytes(held.values())
+    coming_bytes = _distinct_bytes(file for file in files if file.sha256 not in held)
+    if over_quota(used_bytes, coming_bytes, quota):
+        raise Refusal([_quota_refusal(project, files, quota, used_bytes)])
 
 
 async def _held(tx: Tx, actor: Actor) -> list[tuple[str, ManifestFile]]:

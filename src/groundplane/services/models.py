@@ -29,6 +29,7 @@ from groundplane.domain.spec import ModelOutput
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
 from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import BlobStore, Clock, FoundFile, ModelFiles, Provenance, Signer, Store, Tx
+from groundplane.services.artifacts import demand_quota
 from groundplane.units import format_bytes
 
 NUMBER_TRIES = 100
@@ -205,6 +206,7 @@ class Models:
                         raise Refusal([_taken(draft.name)])
                     if draft.run_id and (known := await _output(tx, draft.run_id, draft.name)) is not None:
                         return known
+                    await demand_quota(tx, draft.project, draft.files)
                     number = 1 if newest is None else newest.number + 1
                     version = self._certified(draft, number)
                     await tx.insert(version)
