@@ -38,7 +38,7 @@ async def list_quotas(app: Ground, actor: Annotated[Actor, requires(Permission.P
 
 
 @router.put("/projects/{name}/quota")
-async def set_quota(name: str, body: QuotaRequest, app: Ground, actor: Keeper) -> ProjectQuota:
+async def set_project_quota(name: str, body: QuotaRequest, app: Ground, actor: Keeper) -> ProjectQuota:
     """Changes parts of a project's quota. What runs goes on; what waits is judged by the new one."""
     if unknown := sorted(set(body.limits) - set(LIMITS)):
         raise InvalidInput(f"unknown limit {unknown[0]!r}", f"one of: {', '.join(LIMITS)}")
