@@ -48,6 +48,7 @@ PRINTING = {
 SLEEPING_TESTS = {
     "tests/adapters/test_store_conformance.py": "nothing tells that a task waits for a database's lock",
     "tests/adapters/test_store_databases.py": "nothing tells that another process's lock is waited for",
+    "tests/gateway/test_counters.py": "Retry-After is taken at its word",
     "tests/gateway/test_limits.py": "a key expires by the clock, and Retry-After is taken at its word",
 }
 

@@ -21,7 +21,6 @@ from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.intake import QuotaFact
 from groundplane.domain.intake.request import Missing, NextStep, SpecDraft
 from groundplane.domain.ledger import CostRow
-from groundplane.domain.limits import Measure, WhenDown
 from groundplane.domain.planning import Plan
 from groundplane.domain.price_lists import ListPrice
 from groundplane.domain.run import Attempt, Checkpoint, Run
@@ -308,37 +307,6 @@ class KeyRequest:
         _check_zone("expires_at", self.expires_at)
         _check_range("requests_per_minute", self.requests_per_minute, 1, RATE_MAX)
         _check_range("tokens_per_minute", self.tokens_per_minute, 1, RATE_MAX)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LimitRequest:
-    """One limit of a project, or of a model, endpoint or key of it, which `name` names."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-    project: str
-    scope: str
-    name: str
-    measure: Measure
-    value: int
-    when_down: WhenDown = WhenDown.LOCAL
-    reason: str = ""
-
-    def __post_init__(self) -> None:
-        _check_text(project=self.project, scope=self.scope, name=self.name, reason=self.reason)
-        _check_range("value", self.value, 0, RATE_MAX)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RotationRequest:
-    """`grace_s`: how long the secret before opens beside the new one."""
-
-    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
-    grace_s: int = 86_400
-    reason: str = ""
-
-    def __post_init__(self) -> None:
-        _check_text(reason=self.reason)
-        _check_range("grace_s", self.grace_s, 0, 90 * 86_400)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -186,9 +186,8 @@ async def test_a_key_revoked_is_refused_by_every_worker_within_a_second(
     assert await statuses() == {200}
     await write_snapshot(tmp_path, 2, keys=(key("other", id="key-2"),), routes=routes)
     revoked_at = time.monotonic()
-    await asyncio.sleep(0.9)
-    assert await statuses() == {401}
-    assert time.monotonic() - revoked_at < 2
+    while await statuses() != {401}:
+        assert time.monotonic() - revoked_at < 1.0
     for client in clients:
         await client.close()
 
@@ -302,7 +301,12 @@ async def test_metrics_are_of_all_workers_and_survive_a_death(
 
     await until('groundplane_gateway_requests_total{status="200",model="tiny"} 40')
     await until("groundplane_gateway_workers 2")
-    await asyncio.sleep(1.1)  # a killed worker's last second of counts is lost with it
+    # A killed worker's last second of counts is lost with it: it must have left them first.
+    def left() -> int:
+        told = [json.loads(path.read_bytes())["models"] for path in (tmp_path / "shared" / "metrics").glob("*.json")]
+        return sum(models.get("tiny", {}).get("requests", {}).get("200", 0) for models in told)
+
+    await poll(lambda: left() == 40)
     workers.processes[0].kill()
     await asyncio.to_thread(workers.processes[0].wait)
     await asyncio.to_thread(workers.start, 0)

@@ -25,6 +25,7 @@ from groundplane import __version__
 from groundplane.audit import Event
 from groundplane.client.approvals import ApprovalCalls
 from groundplane.client.artifacts import ArtifactCalls
+from groundplane.client.limits import LimitCalls
 from groundplane.client.nodes import NodeCalls
 from groundplane.client.policy import PolicyCalls
 from groundplane.client.preflight import PreflightCalls
@@ -37,7 +38,6 @@ from groundplane.domain.certificate import Facts
 from groundplane.domain.compare import Comparison
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.ledger import CostRow
-from groundplane.domain.limits import LimitRule, Measure, WhenDown
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import Plan
 from groundplane.domain.run import Run
@@ -58,7 +58,6 @@ from groundplane.wire import (
     ExposureRequest,
     Health,
     KeyRequest,
-    LimitRequest,
     LogPiece,
     ModelCheck,
     NewKey,
@@ -67,7 +66,6 @@ from groundplane.wire import (
     ReasonRequest,
     RegisterRequest,
     Report,
-    RotationRequest,
     RunDetail,
     RunExplanation,
     SizeRequest,
@@ -83,7 +81,15 @@ _FOLLOW_PAUSE_FIRST_S, _FOLLOW_PAUSE_MAX_S = 0.1, 1.0
 
 
 class Client(
-    ApprovalCalls, ArtifactCalls, NodeCalls, PolicyCalls, PreflightCalls, QueueCalls, ReconCalls, RequestCalls
+    ApprovalCalls,
+    ArtifactCalls,
+    LimitCalls,
+    NodeCalls,
+    PolicyCalls,
+    PreflightCalls,
+    QueueCalls,
+    ReconCalls,
+    RequestCalls,
 ):
     """A connection to one control plane. Close it, or use it in a `with` block."""
 
@@ -339,43 +345,8 @@ class Client(
         )
         return self._call("POST", "/v1/keys", NewKey, body=body)
 
-    def rotate_key(self, key_id: str, *, grace_s: int = 86_400, reason: str = "") -> NewKey:
-        """The answer holds the new secret, this once; the one before opens for `grace_s` more."""
-        body = _made(RotationRequest, grace_s=grace_s, reason=reason)
-        return self._call("POST", f"/v1/keys/{_part(key_id)}/rotate", NewKey, body=body)
-
     def revoke_key(self, key_id: str, reason: str = "") -> Key:
         return self._call("DELETE", f"/v1/keys/{_part(key_id)}", Key, params={"reason": reason})
-
-    def limits(self, project: str | None = None) -> list[LimitRule]:
-        """Limits at the gateway; those that keys carry themselves are with the keys."""
-        return self._get("/v1/limits", list[LimitRule], params={"project": project})
-
-    def set_limit(
-        self,
-        *,
-        project: str,
-        scope: str,
-        name: str,
-        measure: Measure,
-        value: int,
-        when_down: WhenDown = WhenDown.LOCAL,
-        reason: str = "",
-    ) -> LimitRule:
-        body = _made(
-            LimitRequest,
-            project=project,
-            scope=scope,
-            name=name,
-            measure=measure,
-            value=value,
-            when_down=when_down,
-            reason=reason,
-        )
-        return self._call("PUT", "/v1/limits", LimitRule, body=body)
-
-    def lift_limit(self, limit_id: str, reason: str = "") -> LimitRule:
-        return self._call("DELETE", "/v1/limits", LimitRule, params={"id": limit_id, "reason": reason})
 
     def projects(self) -> list[Project]:
         return self._get("/v1/projects", list[Project])
