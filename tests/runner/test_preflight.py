@@ -314,13 +314,14 @@ def test_two_nodes_measure_the_way_between_them() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    heard: list[tuple[int, float]] = []
-    listener = threading.Thread(target=lambda: heard.append(preflight_network.receive("127.0.0.1", port, 5)))
+    heard: list[dict[str, Any]] = []
+    listens = {"preflight": {"peer": {"host": "127.0.0.1", "port": port, "listen": True, "peers": 1}}}
+    listener = threading.Thread(target=lambda: heard.append(preflight_network.bandwidth(listens, NOWHERE)))
     listener.start()
     order = {"preflight": {"peer": {"host": "127.0.0.1", "port": port, "least_bytes_per_s": 1e18}}}
     found = preflight_network.bandwidth(order, NOWHERE)
     listener.join(5)
-    assert heard[0][0] > 2**20
+    assert heard[0]["have"].startswith("1 of 1 other nodes sent to it")
     assert (found["status"], found["fault"]) == ("failed", "node") and found["figures"]["bytes_per_s"] > 1e6
 
 

@@ -7,6 +7,7 @@ import http.client
 import re
 import socket
 import ssl
+import threading
 import time
 from datetime import datetime, timezone
 from pathlib import Path
@@ -95,7 +96,7 @@ def data(source: Document, order: Document) -> Document:
         )
     except ssl.SSLCertVerificationError as error:
         return _bad_certificate(need, host, parts.port or 443, error)
-    except TimeoutError:
+    except (TimeoutError, socket.timeout):  # noqa: UP041 (Python 3.9 tells them apart)
         have = f"network timeout: {host} did not answer within {TIMEOUT_S:g} s"
         hint = "a firewall drops it or there is no route: open it from the node's network, or use a private endpoint"
         return failed(need, have, hint, fault="run")
@@ -112,39 +113,61 @@ def data(source: Document, order: Document) -> Document:
 
 
 def bandwidth(order: Document, _: Path) -> Document:
-    """Sends to another node of the gang for a second, or listens for one. Both ends know what was carried."""
+    """The first node of a gang listens for the others; each of those sends to it for a second and says how fast.
+
+    Who can't send is at fault, not who waits: when several can't, the way to the first node is what they share.
+    """
     peer = order["preflight"]["peer"]
-    need_rate = float(peer.get("least_bytes_per_s") or 0)
-    need = f"{rate(need_rate)} between nodes" if need_rate else "nodes of the gang reach each other"
+    wait_s = float(peer.get("wait_s") or TIMEOUT_S)
+    host, port, least = peer["host"], int(peer["port"]), float(peer.get("least_bytes_per_s") or 0)
+    if peer.get("listen"):
+        came = receive(host, port, wait_s, int(peer["peers"]))
+        slowest = min(came, default=0.0)
+        have = f"{len(came)} of {peer['peers']} other nodes sent to it" + (
+            f", the slowest {rate(slowest)}" if came else ""
+        )
+        return ok("to be reached by the gang", have, nodes=len(came), bytes_per_s=slowest)
+    need = f"{rate(least)} to {host}" if least else f"to reach {host}, the gang's first node"
     try:
-        if peer.get("listen"):
-            carried, took_s = receive(peer["host"], int(peer["port"]), float(peer.get("wait_s") or TIMEOUT_S))
-        else:
-            carried, took_s = transmit(peer["host"], int(peer["port"]), float(peer.get("wait_s") or TIMEOUT_S))
+        carried, took_s = transmit(host, port, wait_s)
     except OSError as error:
-        hint = "open the port between the nodes, and check the link"
-        return failed(need, f"{peer['host']}:{peer['port']}: {error}", hint, fault="node")
+        hint = "check the link and the firewall between the two nodes"
+        return failed(need, f"{host}:{port}: {error}", hint, fault="node")
     measured = carried / max(took_s, 1e-6)
-    if measured < need_rate:
+    if measured < least:
         hint = "a slow link holds the whole gang up: check its speed and errors with ethtool"
         return failed(need, rate(measured), hint, fault="node", bytes_per_s=measured)
     return ok(need, rate(measured), bytes_per_s=measured)
 
 
-def receive(host: str, port: int, wait_s: float) -> tuple[int, float]:
-    """(bytes, seconds) of what one peer sends. TimeoutError when none comes."""
-    with socket.socket() as server:
-        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.bind((host, port))
-        server.listen(1)
-        server.settimeout(wait_s)
-        link, _ = server.accept()
+def receive(host: str, port: int, wait_s: float, peers: int = 1) -> list[float]:
+    """Bytes a second of each peer that sent within `wait_s`, side by side."""
+    until, came = time.monotonic() + wait_s, []
+    threads = []
+
+    def drain(link: socket.socket) -> None:
         with link:
             link.settimeout(wait_s)
             carried, began = 0, time.monotonic()
             while part := link.recv(BLOCK):
                 carried += len(part)
-            return carried, time.monotonic() - began
+            came.append(carried / max(time.monotonic() - began, 1e-6))
+
+    with socket.socket() as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind((host, port))
+        server.listen(peers)
+        while len(threads) < peers and time.monotonic() < until:
+            server.settimeout(max(0.01, until - time.monotonic()))
+            try:
+                link, _ = server.accept()
+            except (TimeoutError, socket.timeout):  # noqa: UP041 (Python 3.9 tells them apart)
+                break
+            threads.append(threading.Thread(target=drain, args=(link,), daemon=True))
+            threads[-1].start()
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()) + SAMPLE_S)
+    return came
 
 
 def transmit(host: str, port: int, wait_s: float) -> tuple[int, float]:

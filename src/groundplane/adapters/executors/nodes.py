@@ -335,6 +335,11 @@ class NodesExecutor:
     def _gang_environment(self, order: Order, placed: Placed, rank: int) -> dict[str, str]:
         """What members find each other by. The PET_ ones are torchrun's own names for its options.
 
+            if order.preflight is not None and len(placed.members) > 1:
+                first = self._links[placed.members[0]].address
+                peer = {"host": first, "port": placed.port, "listen": rank == 0, "peers": len(placed.members) - 1}
+                peer["wait_s"] = max(1.0, order.preflight.budget_s - 3)
+                documents[-1]["preflight"] = {**base["preflight"], "peer": peer}
         Source: PyTorch, torch.distributed.run and argparse_util (env PET_<option>); docs/guides/pools.md.
         """
         size = len(placed.members)
