@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from groundplane.adapters.catalog_overlay import OperatorCatalog
 from groundplane.adapters.executors.memory import MemoryExecutor
@@ -18,6 +23,7 @@ from groundplane.adapters.prices import BookPriceBook
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds
 from groundplane.domain.access import Project
+from groundplane.domain.plan_report import markdown
 from groundplane.domain.planning import Plan
 from groundplane.domain.recon import CloudSku, CloudView, Quota
 from groundplane.identity import Actor, Role
@@ -199,3 +205,54 @@ async def test_counts_are_by_project_and_status(world: World) -> None:
     await world.plan()
     assert await world.plans.counts(ANA) == {("default", "ready"): 1}
     assert await world.plans.counts(Actor(name="bo", role=Role.MEMBER, project="other")) == {}
+
+
+STRANGE = st.fixed_dictionaries(
+    {
+        "resources": st.fixed_dictionaries(
+            {
+                "cpus": st.sampled_from([0.1, 4, 4096]),
+                "memory": st.sampled_from(["1MiB", "64GiB", "900TiB"]),
+                "nodes": st.sampled_from([1, 3, 10_000]),
+                "accelerators": st.sampled_from([0, 1, 1024]),
+            },
+            optional={
+                "accelerator": st.sampled_from(["a100", "nonsense", "Trainium2"]),
+                "instance_type": st.sampled_from(["Standard_D64s_v5", "zzz", "Standard_NV6ads_A10_v5", "trn1.2xlarge"]),
+                "cloud": st.sampled_from(["azure", "aws", "gcp"]),
+                "region": st.sampled_from(["eastus", "nowhere"]),
+                "purchase": st.sampled_from(["spot", "reserved"]),
+            },
+        ),
+        "training": st.fixed_dictionaries(
+            {"precision": st.sampled_from(["fp32", "int4"]), "batch": st.sampled_from([1, 65_536])},
+            optional={
+                "params": st.sampled_from(["1", "7B", "1000000T"]),
+                "model": st.sampled_from(["deepseek-v3", "nope"]),
+                "tokens": st.sampled_from([1, "1000000T"]),
+            },
+        ),
+        "data": st.just(
+            [{"name": "d", "path": "/d", "size": "900PiB", "passes": 10_000, "tier": "cosmos", "throughput": "1B/s"}]
+        ),
+        "max_duration": st.sampled_from(["1s", "80d"]),
+        "interruptions_per_day": st.sampled_from([0, 10_000]),
+    }
+)
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=STRANGE)
+async def test_the_strangest_specs_end_in_verdicts_that_can_be_stored(world: World, body: dict[str, Any]) -> None:
+    document = {
+        "apiVersion": "groundplane/v1",
+        "kind": "Job",
+        "metadata": {"name": "odd", "project": "default", "owner": "ana", "cost_center": "r1"},
+        "spec": {"command": "true", "end_date": "90d", "max_cost": "$5", **body},
+    }
+    plan = await world.plan(json.dumps(document))
+    assert plan.outlook is not None and plan.status in ("refused", "needs-approval", "ready")
+    assert rules(plan) or plan.status != "refused"
+    assert all(0 <= c.expected_microusd <= c.worst_case_microusd < 2**63 for c in plan.outlook.choices)
+    assert msgspec.json.decode(msgspec.json.encode(plan), type=Plan) == plan
+    assert markdown(plan).count("\n## ") == 0

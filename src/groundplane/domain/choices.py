@@ -23,7 +23,7 @@ from groundplane.domain.planning import Offer, same_sku
 from groundplane.domain.quota_check import Room, room_for
 from groundplane.domain.recon import SkuRow
 from groundplane.domain.spec import EndpointSpec, JobSpec, Resources
-from groundplane.domain.work import SMALL_MODEL_PARAMS, Fitness, Meter, Work, main_memory
+from groundplane.domain.work import HOURS_MAX, SMALL_MODEL_PARAMS, Fitness, Meter, Work, main_memory
 from groundplane.errors import Refused
 from groundplane.units import cost_microusd, format_duration, format_usd
 
@@ -280,7 +280,7 @@ class Judge:
         every_s = getattr(self.spec, "checkpoint_every_s", None) or CHECKPOINT_EVERY_S
         lost_s = every_s / 2 + (term.restart_s if term is not None else 0)
         kept = 1 - rate * nodes * lost_s / 86_400
-        return hours / kept if kept > 0 else None
+        return min(hours / kept, HOURS_MAX) if kept > 0 else None
 
     def _cost(self, offer: Offer, need: Resources) -> tuple[int, int, int, int]:
         """(expected, worst case) in micro-dollars, seconds of work, seconds paid."""

@@ -34,6 +34,9 @@ Our estimate for current server processors; older and smaller ones do less."""
 USUAL_NODE_CARDS = 8
 """Where only a kind of accelerator is known, a node is taken to have so many."""
 
+HOURS_MAX = 10**6
+"""A century: what takes longer is told as that, so that sums of money stay within 64 bits."""
+
 SMALL_MODEL_PARAMS = 10**9
 """Below so many parameters, training on processors is a choice; from there on it is taken for a mistake."""
 
@@ -83,7 +86,11 @@ def work_of(spec: JobSpec | EndpointSpec, catalogue: Catalogue) -> Work | Refuse
         have = f"model {need.model} and params {need.params:,}" if need.model else "neither"
         hint = f"keep one of spec.{section}.model and spec.{section}.params"
         return Refused(rule="work", need=f"spec.{section} names its model once", have=have, hint=hint)
-    shape = catalogue.model(need.model) if need.model else typical_shape(need.params)
+    try:
+        shape = catalogue.model(need.model) if need.model else typical_shape(need.params)
+    except InvalidInput as error:
+        field = f"spec.{section}.params is a size of a language model"
+        return Refused(rule="work", need=field, have=f"{need.params:,}", hint=error.hint)
     if shape is None:
         names = [model.id for model in catalogue.models]
         near = difflib.get_close_matches(need.model.lower(), names, 3, 0.4)
@@ -175,7 +182,7 @@ class Meter:
         if total is None or not report.fits:
             why = "" if report.fits and work.tokens else "spec.training.tokens would tell its hours"
             return Fitness(short=short, report=report, note=why if work.training is not None else "")
-        return Fitness(hours=total.expected_s / 3600, worst_hours=total.worst_s / 3600, short=short, report=report)
+        return Fitness(hours=_hours(total.expected_s), worst_hours=_hours(total.worst_s), short=short, report=report)
 
     def _on_processors(self, work: Work, cpus: float, nodes: int) -> Fitness:
         share = self._catalogue.efficiencies["training-compute"]
@@ -187,7 +194,11 @@ class Meter:
             f"{per_token * work.tokens * work.epochs:.3g} FLOP ÷ ({cpus * nodes:g} vCPUs × {GFLOPS_PER_VCPU} GFLOP/s)"
             f" at {share.low:.0%} to {share.high:.0%} of peak"
         )
-        return Fitness(hours=seconds / share.expected / 3600, worst_hours=seconds / share.low / 3600, note=note)
+        return Fitness(hours=_hours(seconds / share.expected), worst_hours=_hours(seconds / share.low), note=note)
+
+
+def _hours(seconds: float) -> float:
+    return min(seconds / 3600, HOURS_MAX)
 
 
 def _too_big(work: Work, report: SizeReport, card: str, count: int, usable: int) -> Refused:
