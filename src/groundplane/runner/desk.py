@@ -63,7 +63,17 @@ class Desk:
         self._operations: dict[str, Callable[..., Document]] = {
             each.__name__: each
             for each in (
-                *(self.hello, self.facts, self.reserve, self.start, self.look, self.stop, self.log, self.samples),
+                *(
+                    self.hello,
+                    self.ping,
+                    self.facts,
+                    self.reserve,
+                    self.start,
+                    self.look,
+                    self.stop,
+                    self.log,
+                    self.samples,
+                ),
                 *(self.attempts, self.release, self.withdraw, self.beat, self.free_port, self.files, self.read),
                 *(self.run, self.preflight),
             )
@@ -85,6 +95,9 @@ class Desk:
     def hello(self) -> Document:
         """Who answers: enough to adopt what runs here, and to see a restart or a wrong clock."""
         return {"node": os.uname().nodename, "boot_id": boot_id(), "time_s": time.time(), **self.attempts()}
+
+    def ping(self) -> Document:
+        return {}
 
     def facts(self, fresh: bool = False) -> Document:
         """runner.node.facts, at most a minute old, with free disk and reservations as they are now."""

@@ -39,11 +39,12 @@ class Patience:
 
     connect_s: float = 10.0
     answer_s: float = 10.0
+    ping_s: float = 3.0
     alive_s: int = 4
     retry_max_s: float = 15.0
 
 
-RETRY_S = 0.25
+RETRY_S, FRESH_S = 0.25, 1.0
 
 
 class Unsent(Unavailable):
@@ -116,9 +117,16 @@ class SshChannel:
         self._tasks: set[asyncio.Task[None]] = set()
         self._retry: asyncio.Task[None] | None = None
         self._closed = False
+        self._heard_at = float("-inf")
 
     async def call(self, operation: str, patience_s: float = 0.0, **arguments: Any) -> Document:
         await self._connected()
+        if patience_s > self._patience.answer_s and time.monotonic() - self._heard_at > FRESH_S:
+            # What may take long, and may not happen twice, is not sent down a line that is dead already.
+            try:
+                await self._ask("ping", self._patience.ping_s, {})
+            except Unanswered as error:
+                raise self._unsent(error.message, error.hint) from error
         return await self._ask(operation, max(patience_s, self._patience.answer_s), arguments)
 
     async def close(self) -> None:
@@ -154,6 +162,7 @@ class SshChannel:
             raise Unanswered(why, "what runs there goes on; it is asked again") from error
         finally:
             self._pending.pop(number, None)
+        self._heard_at = time.monotonic()
         if "no" in reply:
             raise _error(reply["no"]["kind"], reply["no"]["message"], reply["no"]["hint"])
         done: Document = reply["done"]

@@ -11,6 +11,7 @@ import base64
 import contextlib
 import os
 import re
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -36,6 +37,7 @@ from groundplane.errors import Conflict, GroundError, InvalidInput, Unavailable
 from groundplane.ports import Clock, LogChunk, Order, Sample, Unplaced
 
 START_PATIENCE_S = 75.0
+LOOK_PATIENCE_S = 2.0
 LOOK_BATCH = 200
 MEMBER = re.compile(r"(?P<attempt>.+)\.r(?P<rank>\d+)of(?P<size>\d+)")
 
@@ -64,6 +66,7 @@ class Link:
     facts: Document = field(default_factory=dict)
     heard_at: datetime | None = None
     failure: Unavailable | None = None
+    under_way: dict[str, tuple[asyncio.Task[Document], float]] = field(default_factory=dict)
 
 
 class NodesExecutor:
@@ -158,6 +161,8 @@ class NodesExecutor:
 
     async def close(self) -> None:
         await asyncio.gather(*(link.channel.close() for link in self._links.values()))
+        waiting = [task for link in self._links.values() for task, _ in link.under_way.values()]
+        await asyncio.gather(*waiting, return_exceptions=True)
 
     # ---- questions
 
@@ -330,16 +335,16 @@ class NodesExecutor:
             env = {**order.env, **self._gang_environment(order, placed, rank)}
             wanted = list(places[rank].accelerators)
             documents.append({**base, "attempt_id": member, "env": env, "wanted_indexes": wanted})
-        return documents
-
-    def _gang_environment(self, order: Order, placed: Placed, rank: int) -> dict[str, str]:
-        """What members find each other by. The PET_ ones are torchrun's own names for its options.
-
             if order.preflight is not None and len(placed.members) > 1:
                 first = self._links[placed.members[0]].address
                 peer = {"host": first, "port": placed.port, "listen": rank == 0, "peers": len(placed.members) - 1}
                 peer["wait_s"] = max(1.0, order.preflight.budget_s - 3)
                 documents[-1]["preflight"] = {**base["preflight"], "peer": peer}
+        return documents
+
+    def _gang_environment(self, order: Order, placed: Placed, rank: int) -> dict[str, str]:
+        """What members find each other by. The PET_ ones are torchrun's own names for its options.
+
         Source: PyTorch, torch.distributed.run and argparse_util (env PET_<option>); docs/guides/pools.md.
         """
         size = len(placed.members)
@@ -366,7 +371,7 @@ class NodesExecutor:
             try:
                 if link is None:
                     raise Unsent(f"node {node} is not in pool {self._pool} any more", "put it back into the pool file")
-                documents = (await self._ask(link, "look", attempt_ids=list(batch)))["documents"]
+                documents = (await self._glance(link, "look", attempt_ids=list(batch)))["documents"]
             except Unavailable as error:
                 since = (link.heard_at if link else None) or self._opened_at
                 silent = {"state": "unknown", "message": error.message}
@@ -424,16 +429,35 @@ class NodesExecutor:
         link.failure, link.heard_at = None, self._clock.now()
         return said
 
+    async def _glance(self, link: Link, operation: str, **arguments: Any) -> Document:
+        """A question that must not hold up the other nodes: one slow answer is waited for here only a little.
+
+        The question goes on; until it is answered or given up, the node is taken for silent at once.
+        """
+        if len(self._links) == 1:
+            return await self._ask(link, operation, **arguments)
+        now = time.monotonic()
+        waiting, since = link.under_way.get(operation, (None, now))
+        if waiting is None or waiting.done() or now - since < LOOK_PATIENCE_S:
+            fresh = asyncio.get_running_loop().create_task(self._ask(link, operation, **arguments))
+            fresh.add_done_callback(_retrieved)
+            if waiting is None or waiting.done():
+                link.under_way[operation] = (fresh, now)
+            done, _ = await asyncio.wait([fresh], timeout=LOOK_PATIENCE_S)
+            if done:
+                return fresh.result()
+        raise Unsent(f"node {link.name} has not answered for {LOOK_PATIENCE_S:g} s", "it is waited for")
+
     async def _ask_all(self, operation: str, keep: Callable[[Link, Document], None]) -> None:
         """Asks every node at once; one that does not answer has its failure noted."""
 
         async def ask(link: Link) -> None:
             try:
-                keep(link, await self._ask(link, operation))
+                keep(link, await self._glance(link, operation))
             except Unavailable as error:
                 if link.failure is None and len(self._links) == 1:
                     raise
-                link.failure = link.failure or error
+                link.failure = error
 
         await asyncio.gather(*(ask(link) for link in self._links.values()))
 
@@ -565,6 +589,12 @@ class NodesExecutor:
                 out.write(piece)
         os.utime(draft, ns=(file["modified_ns"], file["modified_ns"]))
         draft.replace(path)
+
+
+def _retrieved(task: asyncio.Task[Document]) -> None:
+    """An answer that came too late to be waited for is no unheard failure."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _members(attempt_id: str, placed: Placed) -> list[tuple[str, str]]:
