@@ -158,6 +158,17 @@ async def test_secrets_are_files_for_the_job_alone_and_leave_no_trace(node: Any,
     assert not [path for path in files if b"hunter2" in path.read_bytes()]
 
 
+async def test_secrets_of_an_attempt_whose_runner_died_early_are_forgotten(node: Any) -> None:
+    await node.start("sleep 60", secrets={"token": "hunter2"})
+    await node.until(lambda seen: seen.state == "running")
+    place, order = Path(node.state()["secrets_dir"]), node.folder() / "order.json"
+    order.write_text(order.read_text().replace('"readable"', '"secrets": {"token": "hunter2"}, "readable"'))
+    os.kill(node.state()["runner_pid"], 9)
+    assert (await node.ended()).end_reason is EndReason.RUNNER_LOST
+    assert not place.exists()
+    assert "hunter2" not in order.read_text()
+
+
 async def test_a_way_of_isolation_that_is_not_there_ends_the_attempt_with_words(node: Any) -> None:
     await node.start("echo ran", isolation=JobIsolation(mode="magic"))
     seen = await node.ended()

@@ -44,6 +44,7 @@ def bury(folder: Path, state: Document) -> Document:
     """Ends an attempt whose runner is dead. The caller holds its lock."""
     killed = kill_leftovers(folder, state)
     clear_away(state)
+    forget_secrets(folder)
     for cgroup in {*state.get("cgroups", {}).values(), state.get("cgroup", "")}:
         remove_cgroup(cgroup)
     rebooted = state.get("boot_id", boot_id()) != boot_id()
@@ -57,6 +58,13 @@ def bury(folder: Path, state: Document) -> Document:
     )
     write_ended(folder, state)
     return state
+
+
+def forget_secrets(folder: Path) -> None:
+    """Takes them out of an order whose runner died before it did."""
+    order = read_document(folder / "order.json") or {}
+    if order.pop("secrets", None):
+        write_document(folder / "order.json", order)
 
 
 def write_ended(folder: Path, state: Document, patience_s: float = 10.0) -> None:
