@@ -10,7 +10,6 @@ import asyncio
 import base64
 import contextlib
 import os
-import re
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from groundplane.adapters.executors.channels import Channel, Document, Unanswered, Unsent
+from groundplane.adapters.executors.members import environment, members_of, split
 from groundplane.adapters.executors.observing import (
     OTHER_ENDED,
     accelerator_name,
@@ -39,7 +39,6 @@ from groundplane.ports import Clock, LogChunk, Order, Sample, Unplaced
 START_PATIENCE_S = 75.0
 LOOK_PATIENCE_S = 2.0
 LOOK_BATCH = 200
-MEMBER = re.compile(r"(?P<attempt>.+)\.r(?P<rank>\d+)of(?P<size>\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,7 +172,7 @@ class NodesExecutor:
         wanted: dict[str, list[str]] = defaultdict(list)
         for attempt_id, where in placed.items():
             if where is not None and not where.released:
-                for node, member in _members(attempt_id, where):
+                for node, member in members_of(attempt_id, where):
                     wanted[node].append(member)
         seen: dict[str, Observation] = {}
         for found in await asyncio.gather(*(self._look(node, members) for node, members in wanted.items())):
@@ -202,7 +201,7 @@ class NodesExecutor:
         found: set[str] = set()
 
         def keep(_: Link, said: Document) -> None:
-            found.update(_split(member)[0] for member in said["attempts"])
+            found.update(split(member)[0] for member in said["attempts"])
 
         await self._ask_all("attempts", keep)
         if self._placements is not None:
@@ -234,7 +233,7 @@ class NodesExecutor:
             )
         if placed is None or not placed.members:
             placed = await self._reserve_somewhere(order, placed or Placed(run_id=order.run_id))
-        members = _members(order.attempt_id, placed)
+        members = members_of(order.attempt_id, placed)
         if placed.stop:
             await self._each_member(order.attempt_id, placed, "stop", reason=placed.stop)
         try:
@@ -261,7 +260,7 @@ class NodesExecutor:
                 self._placements.put(order.attempt_id, before)
                 raise Unplaced(error.message, error.hint) from error
             placed = replace(before, run_id=order.run_id, members=nodes, port=port)
-            members = _members(order.attempt_id, placed)
+            members = members_of(order.attempt_id, placed)
             failures = await asyncio.gather(
                 *(
                     self._ask(self._link(node), "reserve", START_PATIENCE_S, order=document)
@@ -330,9 +329,10 @@ class NodesExecutor:
         if order.checkpoint_share:  # the spec's own choice
             base["checkpoint_dir"] = order.checkpoint_dir
         places = order.placements or tuple(Placement(node=node) for node in placed.members)
+        addresses = [self._link(node).address for node in placed.members]
         documents = []
-        for rank, (_, member) in enumerate(_members(order.attempt_id, placed)):
-            env = {**order.env, **self._gang_environment(order, placed, rank)}
+        for rank, (_, member) in enumerate(members_of(order.attempt_id, placed)):
+            env = {**order.env, **environment(placed, rank, addresses, order.accelerators)}
             wanted = list(places[rank].accelerators)
             documents.append({**base, "attempt_id": member, "env": env, "wanted_indexes": wanted})
             if order.preflight is not None and len(placed.members) > 1:
@@ -341,25 +341,6 @@ class NodesExecutor:
                 peer["wait_s"] = max(1.0, order.preflight.budget_s - 3)
                 documents[-1]["preflight"] = {**base["preflight"], "peer": peer}
         return documents
-
-    def _gang_environment(self, order: Order, placed: Placed, rank: int) -> dict[str, str]:
-        """What members find each other by. The PET_ ones are torchrun's own names for its options.
-
-        Source: PyTorch, torch.distributed.run and argparse_util (env PET_<option>); docs/guides/pools.md.
-        """
-        size = len(placed.members)
-        said = {"GROUND_NODES": str(size), "GROUND_NODE_RANK": str(rank), "GROUND_NODE": placed.members[rank]}
-        if size == 1:
-            return said
-        address, port = self._links[placed.members[0]].address, str(placed.port)
-        hosts = ",".join(self._links[node].address for node in placed.members)
-        said |= {"GROUND_NODE_ADDRESSES": hosts, "MASTER_ADDR": address, "MASTER_PORT": port, "NODE_RANK": str(rank)}
-        said |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": "0"}
-        said |= {"PET_NNODES": str(size), "PET_NODE_RANK": str(rank)}
-        said |= {"PET_MASTER_ADDR": address, "PET_MASTER_PORT": port}
-        if order.accelerators:
-            said["PET_NPROC_PER_NODE"] = str(order.accelerators)
-        return said
 
     # ---- looking
 
@@ -390,7 +371,7 @@ class NodesExecutor:
                     attempt_id=attempt_id, state="unknown", message=message, silent_since=self._opened_at
                 )
             return Observation(attempt_id=attempt_id, state="absent")
-        members = [seen[member] for _, member in _members(attempt_id, placed) if member in seen]
+        members = [seen[member] for _, member in members_of(attempt_id, placed) if member in seen]
         if len(placed.members) == 1:
             return replace(members[0], attempt_id=attempt_id)
         whole, first = together(attempt_id, members)
@@ -402,7 +383,7 @@ class NodesExecutor:
         self, attempt_id: str, placed: Placed, seen: Mapping[str, Observation], first: Observation
     ) -> None:
         reason, message = first.end_reason or EndReason.RUNNER_LOST, OTHER_ENDED + first.message
-        for node, member in _members(attempt_id, placed):
+        for node, member in members_of(attempt_id, placed):
             if seen[member].state in {"starting", "running"}:
                 # One that is cut off meanwhile is told again at the next look.
                 with contextlib.suppress(Unsent, Unanswered):
@@ -471,7 +452,7 @@ class NodesExecutor:
     async def _each_member(self, attempt_id: str, placed: Placed, operation: str, **arguments: Any) -> None:
         await self._gather(
             self._ask(self._link(node), operation, attempt_id=member, **arguments)
-            for node, member in _members(attempt_id, placed)
+            for node, member in members_of(attempt_id, placed)
         )
 
     def _link(self, node: str) -> Link:
@@ -488,7 +469,7 @@ class NodesExecutor:
         placed = self._find(attempt_id)
         if placed is None or rank >= len(placed.members) or placed.members[rank] not in self._links:
             return None
-        return self._links[placed.members[rank]], list(_members(attempt_id, placed))[rank][1]
+        return self._links[placed.members[rank]], list(members_of(attempt_id, placed))[rank][1]
 
     def adopter(self, name: str) -> Callable[[Document], Awaitable[None]]:
         """What a channel calls after each connection: what runs there is ours to look after."""
@@ -498,7 +479,7 @@ class NodesExecutor:
             link = self._links[name]
             link.failure, link.heard_at = None, self._clock.now()
             for member in hello["attempts"]:
-                attempt_id, rank, size = _split(member)
+                attempt_id, rank, size = split(member)
                 if not self._placements.adopt(attempt_id, rank, size, name):
                     # Reserved here, then moved because the node fell silent: it must not start here too.
                     with contextlib.suppress(Conflict):
@@ -525,7 +506,7 @@ class NodesExecutor:
                 index=card["index"],
                 model=accelerator_name(card["name"], card["memory_bytes"]),
                 memory_bytes=card["memory_bytes"],
-                held_by=_split(card["held_by"])[0],
+                held_by=split(card["held_by"])[0],
             )
             for card in facts.get("accelerators", ())
         )
@@ -595,17 +576,3 @@ def _retrieved(task: asyncio.Task[Document]) -> None:
     """An answer that came too late to be waited for is no unheard failure."""
     if not task.cancelled():
         task.exception()
-
-
-def _members(attempt_id: str, placed: Placed) -> list[tuple[str, str]]:
-    """(node, the member's id there) by rank."""
-    size = len(placed.members)
-    if size == 1:
-        return [(placed.members[0], attempt_id)]
-    return [(node, f"{attempt_id}.r{rank}of{size}") for rank, node in enumerate(placed.members)]
-
-
-def _split(member: str) -> tuple[str, int, int]:
-    """(attempt id, rank, size) of a member's id."""
-    found = MEMBER.fullmatch(member)
-    return (found["attempt"], int(found["rank"]), int(found["size"])) if found else (member, 0, 1)
