@@ -219,6 +219,18 @@ async def test_a_collection_removes_what_nothing_refers_to_and_keeps_shared_piec
     assert (again.files, again.freed_bytes) == (0, 0)
 
 
+async def test_pushes_of_one_content_at_once_all_hold_and_a_collection_leaves_one_copy(
+    make: Make, tmp_path: Path
+) -> None:
+    store, data = make(0), random.Random(13).randbytes(2 * MIB)
+    paths = [write(tmp_path / str(number), data) for number in range(5)]
+    stored = await asyncio.gather(*(store.put_file(path) for path in paths))
+    assert set(stored) == {(digest(data), len(data))}
+    await store.collect(frozenset({digest(data)}), grace_s=0, thorough=True)
+    assert (await store.usage()).stored_bytes == len(data)
+    await store.verify(digest(data), len(data))
+
+
 async def test_a_collection_spares_what_was_pushed_within_the_grace(make: Make, tmp_path: Path) -> None:
     store = make(0)
     young = await store.put_file(write(tmp_path / "young", b"y" * 5000))

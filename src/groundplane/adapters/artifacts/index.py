@@ -44,6 +44,7 @@ class Index:
         self._packs: dict[int, _Pack] = {}
         self._numbers: dict[str, int] = {}
         self._next = 0
+        self._stored_bytes = 0
         self.damaged: dict[str, str] = {}
         self.refresh()
 
@@ -53,8 +54,7 @@ class Index:
         """Reads packs that appeared, forgets packs that went. What can't be read is in `damaged`, with its reason."""
         with self.lock:
             found = {entry.name: entry for entry in self._objects.list()}
-            for name in [name for name in self._numbers if name not in found]:
-                self.drop(name)
+            self.drop([name for name in self._numbers if name not in found])
             for name in [name for name in self.damaged if name not in found]:
                 del self.damaged[name]
             for entry in sorted(found.values(), key=lambda entry: (entry.modified_s, entry.name)):
@@ -76,6 +76,7 @@ class Index:
                 return
             number, self._next = self._next, self._next + 1
             self._numbers[name] = number
+            self._stored_bytes += directory.data_bytes
             self._packs[number] = _Pack(name, entry.size_bytes, directory.data_bytes, entry.modified_s)
             for piece, offset in directory.placed():
                 place = number << 72 | offset << 32 | piece.length
@@ -88,28 +89,28 @@ class Index:
                 self._recipes[recipe.sha256] = recipe
                 self._homes[recipe.sha256] = number
 
-    def drop(self, name: str) -> None:
-        """Forgets a pack and the pieces that were only in it; the files they made are still told of."""
+    def drop(self, names: Iterable[str]) -> None:
+        """Forgets packs and the pieces that were only in them; the files they made are still told of."""
         with self.lock:
-            number = self._numbers.pop(name, None)
-            if number is None:
+            numbers = {self._numbers.pop(name) for name in names if name in self._numbers}
+            if not numbers:
                 return
-            del self._packs[number]
-            gone = [digest for digest, place in self._pieces.items() if place >> 72 == number]
+            for number in numbers:
+                self._stored_bytes -= self._packs.pop(number).data_bytes
             for digest in list(self._others):
-                left = [place for place in self._others[digest] if place >> 72 != number]
+                left = [place for place in self._others[digest] if place >> 72 not in numbers]
                 if left:
                     self._others[digest] = left
                 else:
                     del self._others[digest]
-            for digest in gone:
+            for digest in [digest for digest, place in self._pieces.items() if place >> 72 in numbers]:
                 others = self._others.get(digest)
-                if others:
-                    self._pieces[digest] = others.pop()
-                    if not others:
-                        del self._others[digest]
-                else:
+                if others is None:
                     del self._pieces[digest]
+                    continue
+                self._pieces[digest] = others.pop()
+                if not others:
+                    del self._others[digest]
 
     def packs(self) -> list[Found]:
         """Every readable pack."""
@@ -124,8 +125,7 @@ class Index:
     @property
     def stored_bytes(self) -> int:
         """Bytes of pieces, every copy counted."""
-        with self.lock:
-            return sum(pack.data_bytes for pack in self._packs.values())
+        return self._stored_bytes
 
     @property
     def piece_count(self) -> int:

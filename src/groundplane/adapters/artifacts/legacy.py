@@ -22,6 +22,7 @@ class LegacyBlobs:
 
     def __init__(self, root: Path | None) -> None:
         self._root = root if root is not None and root.is_dir() else None
+        self._stored_bytes: int | None = None
 
     def has(self, sha256: str) -> bool:
         path = self._path(sha256)
@@ -59,11 +60,15 @@ class LegacyBlobs:
     def supersede(self, sha256: str) -> None:
         """The file is in packs now."""
         path = self._path(sha256)
-        if path is not None:
+        if path is not None and path.exists():
             path.unlink(missing_ok=True)
+            self._stored_bytes = None
 
     def stored_bytes(self) -> int:
-        return sum(entry.stat().st_size for entry in self._entries())
+        """Counted once and after each change: a quota asks for every file that is pushed."""
+        if self._stored_bytes is None:
+            self._stored_bytes = sum(entry.stat().st_size for entry in self._entries())
+        return self._stored_bytes
 
     def count(self) -> int:
         return sum(1 for _ in self._entries())
@@ -80,6 +85,7 @@ class LegacyBlobs:
             if path.parent.name + path.name not in keep and now - found.st_mtime >= grace_s:
                 path.unlink(missing_ok=True)
                 files, freed_bytes = files + 1, freed_bytes + found.st_size
+        self._stored_bytes = None
         return files, freed_bytes
 
     def _entries(self) -> Iterator[Path]:

@@ -62,8 +62,7 @@ def collect(
         touched, relied = spared()
         keep = {bytes.fromhex(root) for root in roots} | touched | {recipe.sha256 for recipe in young_recipes}
         plan = _plan(index, keep, relied, set(young), thorough=thorough)
-        for entry in plan.delete:
-            index.drop(entry.name)
+        index.drop(entry.name for entry in plan.delete)
     for entry in plan.delete:
         objects.delete(entry.name)
     old_files, old_bytes = legacy.collect(roots | {sha256.hex() for sha256 in touched}, grace_s)
@@ -126,8 +125,8 @@ def _rewrite(index: Index, objects: Objects, plan: _Plan) -> int:
         written_bytes = writer.finish()
     finally:
         writer.abandon()
+    index.drop(entry.name for entry in done)
     for entry in done:
-        index.drop(entry.name)
         objects.delete(entry.name)
     return sum(entry.size_bytes for entry in done) - written_bytes
 
