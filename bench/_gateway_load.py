@@ -1,6 +1,7 @@
 """A load generator for one HTTP/1.1 server: raw protocol, closed loop, or one round of streams.
 
     python bench/_gateway_load.py answers PORT CONNECTIONS SECONDS
+    python bench/_gateway_load.py varied PORT CONNECTIONS SECONDS      every head with a trace of its own
     python bench/_gateway_load.py streams PORT STREAMS
 
 Prints one JSON object.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import statistics
 import sys
 import time
@@ -20,19 +22,20 @@ import uvloop
 SECRET = "gp-bench-secret"
 
 
-def request(stream: bool) -> bytes:
+def request(stream: bool, trace: str = "") -> bytes:
     body = {"model": "bench", "messages": [{"role": "user", "content": "x" * 80}], "max_tokens": 200}
     text = json.dumps(body | ({"stream": True} if stream else {}), separators=(",", ":"))
     return (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {SECRET}\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(text)}\r\n\r\n{text}"
+        f"content-type: application/json\r\n{trace}content-length: {len(text)}\r\n\r\n{text}"
     ).encode()
 
 
 class Caller(asyncio.Protocol):
     """Sends the next request when the last answer is complete."""
 
-    def __init__(self, latencies_s: list[float]) -> None:
+    def __init__(self, latencies_s: list[float], varied: bool = False) -> None:
+        self.varied = varied
         self.latencies_s = latencies_s
         self.request = request(stream=False)
         self.buffer = b""
@@ -45,8 +48,13 @@ class Caller(asyncio.Protocol):
         self.ask()
 
     def ask(self) -> None:
+        text = self.request
+        if self.varied:
+            text = request(
+                stream=False, trace=f"traceparent: 00-{random.getrandbits(128):032x}-00f067aa0ba902b7-01\r\n"
+            )
         self.asked_at = time.perf_counter()
-        self.transport.write(self.request)
+        self.transport.write(text)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -65,11 +73,12 @@ class Caller(asyncio.Protocol):
             self.ask()
 
 
-async def answers(port: int, connections: int, seconds: float) -> dict[str, object]:
+async def answers(port: int, connections: int, seconds: float, varied: bool) -> dict[str, object]:
     loop = asyncio.get_running_loop()
     latencies_s: list[float] = []
     callers = [
-        (await loop.create_connection(lambda: Caller(latencies_s), "127.0.0.1", port))[1] for _ in range(connections)
+        (await loop.create_connection(lambda: Caller(latencies_s, varied), "127.0.0.1", port))[1]
+        for _ in range(connections)
     ]
     began = time.perf_counter()
     latencies_s.clear()
@@ -104,7 +113,8 @@ async def streams(port: int, count: int) -> dict[str, object]:
 def main() -> None:
     kind, port, count = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        work = answers(port, count, float(sys.argv[4])) if kind == "answers" else streams(port, count)
+        measured = kind in {"answers", "varied"}
+        work = answers(port, count, float(sys.argv[4]), kind == "varied") if measured else streams(port, count)
         print(json.dumps(runner.run(work)))
 
 
