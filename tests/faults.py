@@ -44,7 +44,7 @@ print("started", os.environ["GROUND_ATTEMPT_ID"], flush=True)
 time.sleep(seconds)
 open(os.path.join(folder, "done"), "a").write(os.environ["GROUND_RUN_ID"] + "\\n")
 """
-RUNS_AT_ONCE = 6
+RUNS_AT_ONCE = 12
 SERVER_REST_S = 15.0
 HOST_REST_S = 6.0
 PRICES = {"local": "0.36", "lab": "$1.20"}
@@ -87,7 +87,7 @@ class Campaign:
             kind = self.chance.choices(kinds, weights=(2, 4, 4, 1, 1))[0]
             if kind():
                 self.faults[kind.__name__] += 1
-            time.sleep(self.chance.uniform(0.1, 0.6))
+            time.sleep(self.chance.uniform(0.2, 1.0))
 
     def keep_runs_at_work(self) -> None:
         try:

@@ -185,7 +185,7 @@ class Hosts:
         config = {
             "ListenAddress": host.address,
             "HostKey": host.folder / "host_key",
-            "AuthorizedKeysFile": "/root/.ssh/authorized_keys",
+            "AuthorizedKeysFile": ".ssh/authorized_keys",
             "PidFile": "none",
             "UsePAM": "no",
             "StrictModes": "no",

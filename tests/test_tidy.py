@@ -37,6 +37,7 @@ BROAD_CATCHES = {
     "src/groundplane/adapters/store/engines.py::to_its_end": "only waits; `task.result()` raises what it was",
     "src/groundplane/api/middleware.py::RequestScope.__call__": "the HTTP process's net: logs, answers 500",
     "src/groundplane/cli/root.py::run": "the command line's net: one line for people, exit 1",
+    "src/groundplane/runner/serve.py::serve.answer": "the node's end of the wire: whoever asked must hear of it",
     "src/groundplane/loops/worker.py::run_loop": "the loops' net: logs, counts, comes again with back-off",
 }
 
