@@ -173,5 +173,9 @@ def _lines(node: Node) -> list[str]:
         f" {'held by ' + card.held_by if card.held_by else 'free'}"
         for card in node.accelerators
     ]
+    if node.isolation:
+        lines.append("  walls    " + "; ".join(f"{mode} ({why})" if why else mode for mode, why in node.isolation))
+        kept = ", ".join(f"{name} by {keeper}" for name, keeper in node.limits)
+        lines.append(f"  limits   {kept or 'none by the kernel: memory is watched'}")
     lines += [f"  label    {name}={value}" for name, value in node.labels]
     return [*lines, f"hint: {node.hint}"] if node.hint else lines

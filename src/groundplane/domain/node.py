@@ -29,6 +29,8 @@ class NodeAccelerator:
 class Node:
     """A machine of a pool as its executor sees it.
 
+    `isolation` says for each way of keeping jobs apart why the node can't, empty when it can; `limits` which cgroup
+    version keeps memory, cpu and pids, without those that nothing keeps.
     `reason` says why it is not ready, `hint` the way forward. `cordoned` is why no new work is placed there; empty when
     it may be. The figures of a node that does not answer are its last ones, 0 when it never did.
     """
@@ -40,6 +42,8 @@ class Node:
     disk_free_bytes: int = 0
     accelerators: tuple[NodeAccelerator, ...] = ()
     labels: tuple[tuple[str, str], ...] = ()
+    isolation: tuple[tuple[str, str], ...] = ()
+    limits: tuple[tuple[str, str], ...] = ()
     address: str = ""
     health: NodeHealth = NodeHealth.READY
     reason: str = ""

@@ -518,6 +518,8 @@ class NodesExecutor:
             disk_free_bytes=facts.get("disk_free_bytes", 0),
             accelerators=cards,
             labels=link.labels,
+            isolation=tuple(facts.get("isolation", {}).items()),
+            limits=tuple(facts.get("limits", {}).items()),
             address=link.address,
             health=health,
             reason=failure.message if failure else "",
