@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from tests.api.conftest import Served
 
+from groundplane.api.staging import Staging
 from groundplane.client import Client
 from groundplane.client import artifacts as sdk
 from groundplane.errors import Forbidden, IntegrityFailure, InvalidInput, NotFound
@@ -190,6 +191,7 @@ def test_every_way_is_a_command_too(served: Served, folder: Path, tmp_path: Path
 _PULL_FOREVER = """
 import sys
 from pathlib import Path
+from groundplane.api.staging import Staging
 from groundplane.client import Client
 with Client(sys.argv[1], sys.argv[2]) as client:
     print("ready", flush=True)
@@ -226,3 +228,15 @@ def test_a_client_killed_at_any_moment_leaves_whole_files_and_goes_on(
                 path: hashlib.sha256(data).hexdigest() for path, data in wanted.items()
             }
     assert served.client.scrub().ok
+
+
+def test_files_named_for_a_registration_are_linked_and_not_sent(
+    served: Served, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Client, "upload_file", lambda *given: pytest.fail("it was sent"))
+    upload = served.client.create_upload()
+    files = sdk.local_files(folder)
+    served.client.upload_files(upload, files)
+    landed = Staging(served.home / "uploads", 2**30).folder(upload.id, served.client.whoami().key_id)
+    assert content(landed) == content(folder)
+    assert (landed / "weights" / "a.bin").samefile(folder / "weights" / "a.bin")

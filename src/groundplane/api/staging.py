@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import re
 import secrets
 import shutil
@@ -41,8 +43,9 @@ class Staging:
         return await asyncio.to_thread(self._begin, owner)
 
     def folder(self, upload_id: str, owner: str) -> Path:
-        """The uploaded tree. NotFound for an upload that is not there or somebody else's."""
+        """The uploaded tree, with files that were named linked into it. NotFound for nobody's or somebody else's."""
         place = self._place(upload_id, owner)
+        _link_named(place)
         return place / _FILES
 
     def place(self, upload_id: str, owner: str) -> Path:
@@ -212,16 +215,37 @@ def _arrived(folder: Path) -> tuple[UploadedFile, ...]:
 
 
 def _sources(place: Path) -> dict[str, Path]:
-    found = {file.path: place / _FILES / file.path for file in _arrived(place / _FILES)}
-    named = place / SOURCES
-    if not named.exists():
-        return found
+    sent = {file.path: place / _FILES / file.path for file in _arrived(place / _FILES)}
+    return sent | _named(place)
+
+
+def _named(place: Path) -> dict[str, Path]:
+    """What `sources.json` names: only the control plane's own user can have written it."""
     try:
-        listed = json.loads(named.read_bytes())
+        listed = json.loads((place / SOURCES).read_bytes())
         given = {str(path): Path(source) for path, source in listed.items()}
+    except FileNotFoundError:
+        return {}
     except (ValueError, AttributeError, TypeError):
         raise InvalidInput(f"{SOURCES} is no object of paths", "push again") from None
     for path, source in given.items():
         if path_fault(path) is not None or not source.is_absolute():
             raise InvalidInput(f"{SOURCES} names {path!r} as {str(source)!r}", "name plain relative and absolute paths")
-    return found | given
+    return given
+
+
+def _link_named(place: Path) -> None:
+    """A link costs nothing; on another file system the file is copied. Twice is the same as once."""
+    for path, source in _named(place).items():
+        target = place / _FILES / path
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except FileExistsError:
+            continue
+        except FileNotFoundError:
+            raise NotFound(f"there is no file {source}", "push again") from None
+        except OSError as error:
+            if error.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK}:
+                raise
+            shutil.copyfile(source, target, follow_symlinks=False)

@@ -122,9 +122,7 @@ def register(path: Path, name: str, project: str, output: str, **stated: object)
     with connect() as client:
         upload = client.create_upload()
         with render.progress(f"uploading {name}", sum(file.stat().st_size for file in files.values())) as advance:
-            for relative, file in files.items():
-                uploaded = client.upload_file(upload.id, relative, file)
-                advance(uploaded.size_bytes)
+            client.upload_files(upload, files, advance)
         version = client.register_model(name, upload_id=upload.id, project=project, facts=facts)
     render.show(version, output, lambda: [f"registered {version.id}", *_version_lines(version)])
 
