@@ -1,0 +1,188 @@
+"""The queue made durable: gangs, cordons, preemption and crashes through the real services, on each of the stores."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.services.test_reconcile import ADMIN, START, CrashError, Plane, a_plane
+
+from groundplane.adapters.executors.memory import MemoryExecutor, Script
+from groundplane.domain.node import Cordon
+from groundplane.domain.planning import Offer
+from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Stage
+from groundplane.domain.run import Attempt, EndReason, FoundCheckpoint, Run, RunStatus
+from groundplane.ports import Order, Store
+from groundplane.services.queue import Queue
+from groundplane.services.standing import Standing
+
+GANG = """\
+apiVersion: groundplane/v1
+kind: Job
+metadata: {name: gang, project: vision, owner: ana, cost_center: r1}
+spec:
+  command: [torchrun, train.py]
+  pool: local
+  resources: {cpus: 1, memory: 1GiB, accelerators: 1, nodes: 4}
+  end_date: 2d
+  max_cost: $9
+  max_duration: 1h
+"""
+
+
+def single(name: str, *lines: str) -> str:
+    one = (
+        GANG.replace("name: gang", f"name: {name}")
+        .replace("nodes: 4", "nodes: 1")
+        .replace("max_cost: $9", "max_cost: $1")
+    )
+    return one + "".join(f"  {line}\n" for line in lines)
+
+
+def with_nodes(plane: Plane, count: int, accelerators: int = 1) -> Plane:
+    """The plane's pool gets so many nodes."""
+    offer = Offer(
+        pool="local",
+        node_type="simulated",
+        cpus=8.0,
+        memory_bytes=2**36,
+        disk_free_bytes=2**40,
+        accelerators=accelerators,
+        accelerator="h100",
+        price_microusd_per_hour=0,
+        price_as_of=START.date(),
+        price_source="",
+        nodes=count,
+    )
+    pool: MemoryExecutor = plane.executor
+    pool._offers = (offer,)
+    return plane
+
+
+def works(order: Order) -> Script:
+    """Ten minutes, a checkpoint every minute."""
+    found = tuple(
+        (60.0 * n, FoundCheckpoint(step=n + 10 * order.number, path=f"/c/{n}", size_bytes=1)) for n in range(1, 10)
+    )
+    return Script(ends_after_s=600, checkpoints=found)
+
+
+async def entries(plane: Plane) -> dict[str, QueueEntry]:
+    async with plane.store.inner.transaction() as tx:
+        return {entry.id: entry for entry in await tx.find(QueueEntry)}
+
+
+async def test_a_gang_of_four_never_starts_while_one_of_four_nodes_is_cordoned(tmp_path: Path) -> None:
+    plane = with_nodes(await a_plane(tmp_path, works), 4)
+    async with plane.store.transaction() as tx:
+        await tx.insert(
+            Cordon(
+                id="local/local-2", pool="local", node="local-2", reason="Xid 79", cordoned_by="ops", cordoned_at=START
+            )
+        )
+    run_id = await plane.submit(GANG)
+    for _ in range(20):
+        await plane.step()
+        plane.clock.pass_s(60)
+    assert plane.orders == []
+    standing = Standing(store=plane.store, clock=plane.clock, executors={"local": plane.executor}, queue=plane.queue)
+    story = await standing.story(await plane.runs.get(ADMIN, run_id))
+    assert story is not None
+    assert story.line.layer == "cordon"
+    assert "local-2 (Xid 79)" in story.sentence(plane.clock.now())
+    assert "with 3 nodes it would start now" in story.sentence(plane.clock.now())
+    async with plane.store.transaction() as tx:
+        await tx.delete(Cordon, "local/local-2")
+    await plane.step()
+    await plane.step()
+    assert plane.orders == [f"{run_id}-1"]
+    assert len((await entries(plane))[run_id].placements) == 4
+
+
+async def test_preempted_work_resumes_from_its_checkpoint_and_keeps_its_time_in_the_queue(tmp_path: Path) -> None:
+    plane = with_nodes(await a_plane(tmp_path, works), 1)
+    toy = await plane.submit(single("toy", "priority: exploratory"))
+    await plane.step()
+    await plane.step()
+    plane.clock.pass_s(200)
+    await plane.step()
+    real = await plane.submit(single("real"))
+    for _ in range(4):
+        await plane.step()
+    entry = (await entries(plane))[toy]
+    assert entry.stage is not Stage.PLACED
+    run = await plane.run_to_end(real)
+    assert run.status is RunStatus.SUCCEEDED
+    run = await plane.run_to_end(toy)
+    assert run.status is RunStatus.SUCCEEDED
+    first, second = await plane.runs.attempts(ADMIN, toy)
+    assert first.end_reason is EndReason.PREEMPTED
+    assert second.resumed_from_step == 13
+    assert await entries(plane) == {}
+    await plane.balances()
+
+
+async def test_a_quota_over_all_pools_is_never_exceeded(tmp_path: Path) -> None:
+    plane = with_nodes(await a_plane(tmp_path, works), 2)
+    async with plane.store.transaction() as tx:
+        await tx.insert(ProjectQuota(id="vision", accelerators=1, updated_at=START))
+    runs = [await plane.submit(single(name)) for name in ("one", "two")]
+    for _ in range(5):
+        await plane.step()
+        held = [entry for entry in (await entries(plane)).values() if entry.holds]
+        assert len(held) <= 1
+        plane.clock.pass_s(1)
+    for run_id in runs:
+        assert (await plane.run_to_end(run_id)).status is RunStatus.SUCCEEDED
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(crash_at=st.integers(1, 120), after_commit=st.booleans())
+async def test_a_crash_at_any_commit_neither_starts_twice_nor_keeps_capacity(
+    tmp_path_factory: pytest.TempPathFactory, crash_at: int, after_commit: bool
+) -> None:
+    plane = with_nodes(await a_plane(tmp_path_factory.mktemp("crash"), works), 1)
+    toy = await plane.submit(single("toy", "priority: exploratory"))
+    plane.store.commits, plane.store.crash_at, plane.store.after_commit = 0, crash_at, after_commit
+    real = ""
+    for number in range(400):
+        try:
+            if number == 10:
+                real = await plane.submit(single("real"))
+            await plane.step()
+        except CrashError:
+            async with plane.store.transaction() as tx:  # a new process gives back the dead one's leases
+                for row in await tx.find(Run, {"lease_owner": "w"}):
+                    await tx.update(row.__class__(**{**_fields(row), "lease_owner": "", "lease_expires_at": None}))
+            plane.queue = Queue(store=plane.store, clock=plane.clock, executors={"local": plane.executor})
+        plane.clock.pass_s(15)
+        if number > 10 and not await entries(plane):
+            break
+    assert len(plane.orders) == len(set(plane.orders)), "no attempt is started twice"
+    assert await entries(plane) == {}, "no capacity is kept"
+    async with plane.store.inner.transaction() as tx:
+        attempts = await tx.find(Attempt)
+    spans = sorted((a.started_at, a.ended_at) for a in attempts if a.started_at and a.ended_at)
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans)), "one at a time"
+    for run_id in filter(None, (toy, real)):
+        assert (await plane.runs.get(ADMIN, run_id)).status is RunStatus.SUCCEEDED
+    await plane.balances()
+
+
+def _fields(row: Run) -> dict[str, object]:
+    return {name: getattr(row, name) for name in row.__dataclass_fields__}
+
+
+async def test_the_queue_is_kept_alike_by_each_store(store: Store) -> None:
+    """What a pass locks, reads and counts means the same on SQLite, PostgreSQL and in memory."""
+    async with store.transaction() as tx:
+        assert await tx.insert_once(QueueState(usage_at=START, usage={"local": {"vision": 0.25}}))
+        assert not await tx.insert_once(QueueState(usage_at=START))
+    async with store.transaction() as tx:
+        state = await tx.get(QueueState, "queue", lock=True)
+        assert state is not None
+        assert state.usage == {"local": {"vision": 0.25}}
+        assert (await tx.total(QueueEntry, "version")).get((), 0) == 0
