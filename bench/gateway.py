@@ -3,9 +3,10 @@
     python bench/gateway.py [--rounds 5] [--seconds 1.2] [--connections 64] [--workers 1] [--json]
 
 The gateway does all it does in production: key, request and token limits, dollar budget, write-ahead log (tier 2; it
-has no smaller one). nginx and Envoy, where they are installed, only proxy (tier 0). `varied` is the
-gateway asked by callers whose every request head differs, so that no head is known. Each proxy runs alone on the first core (more workers: on the first ones); upstream and load generator share the last.
-Rounds are interleaved and medians are printed. CPU time is the figure to trust on a machine that others use too.
+has no smaller one). nginx and Envoy, where they are installed (ENVOY names its program), only proxy (tier 0). `varied`
+is the gateway asked by callers whose every request head differs, so that no head is known. Each proxy runs alone on
+the first core (more workers: on the first ones); upstream and load generator share the last. Rounds are interleaved
+and medians are printed. CPU time is the figure to trust on a machine that others use too.
 """
 
 from __future__ import annotations
