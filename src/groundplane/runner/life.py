@@ -123,6 +123,8 @@ class Runner:
                 Path(wanted).mkdir(exist_ok=True, parents=not (share and wanted.startswith(share)))
             except OSError as error:
                 if not self.order.get("preflight"):  # else that says what is wrong with it, in better words
+                    if error.errno in FULL_DISK:
+                        raise
                     raise StartFailed("start-failed", f"{wanted} can't be made: {error.strerror}") from None
         try:
             self.sandbox.prepare()
