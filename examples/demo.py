@@ -34,7 +34,7 @@ from rich.rule import Rule
 
 from groundplane.client import Client
 from groundplane.errors import GroundError, Unavailable
-from groundplane.wire import RunDetail
+from groundplane.wire.runs import RunDetail
 
 EXAMPLE = Path(__file__).parent / "tiny-lm"
 console = Console(highlight=False, width=min(120, Console().width))

@@ -26,7 +26,8 @@ from groundplane.errors import (
     Refused,
     Unavailable,
 )
-from groundplane.wire import ErrorBody, RunDetail
+from groundplane.wire import ErrorBody
+from groundplane.wire.runs import RunDetail
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 

@@ -10,7 +10,7 @@ import pytest
 from groundplane.client import Client
 from groundplane.errors import Forbidden, InvalidInput
 from groundplane.identity import Role
-from groundplane.wire import CompareRequest, SizeRequest
+from groundplane.wire.sizing import CompareRequest, SizeRequest
 
 SEVEN_B = SizeRequest(params="7B", precision="fp16", gpus="a100-40gb-sxm4")
 WORKLOAD = CompareRequest(

@@ -10,7 +10,8 @@ from groundplane.api.access import Ground, requires
 from groundplane.domain.access import Project, SelfService
 from groundplane.domain.approval import Approval
 from groundplane.identity import Actor, Permission
-from groundplane.wire import ApprovalView, ApproveRequest, ReasonRequest, SelfServiceRequest
+from groundplane.wire import ReasonRequest
+from groundplane.wire.plans import ApprovalView, ApproveRequest, SelfServiceRequest
 
 router = APIRouter(prefix="/v1", tags=["approvals"])
 Reader = Annotated[Actor, requires(Permission.RUNS_READ)]

@@ -11,7 +11,7 @@ from groundplane.api.uploads import Landing
 from groundplane.domain.artifact import Artifact, ArtifactCheck, Collected, ProjectStorage, ScrubReport
 from groundplane.identity import Actor, Permission
 from groundplane.services.artifacts import Pushed
-from groundplane.wire_storage import (
+from groundplane.wire.artifacts import (
     CollectRequest,
     FilePieces,
     Known,

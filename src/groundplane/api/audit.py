@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 from groundplane.api.access import Ground, requires
 from groundplane.audit import Event
 from groundplane.identity import Actor, Permission
-from groundplane.wire import AuditVerdict
+from groundplane.wire.system import AuditVerdict
 
 router = APIRouter(prefix="/v1/audit", tags=["audit"])
 Reader = Annotated[Actor, requires(Permission.AUDIT_READ)]

@@ -15,7 +15,7 @@ from groundplane.domain.endpoint import EndpointStatus
 from groundplane.domain.ledger import CostRow
 from groundplane.errors import NotFound
 from groundplane.identity import Actor, Permission
-from groundplane.wire import Report
+from groundplane.wire.money import Report
 
 router = APIRouter(prefix="/v1", tags=["costs"])
 Reader = Annotated[Actor, requires(Permission.COSTS_READ)]

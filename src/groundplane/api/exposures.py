@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from groundplane.api.access import Ground, requires
 from groundplane.domain.access import Exposure
 from groundplane.identity import Actor, Permission
-from groundplane.wire import ExposureRequest
+from groundplane.wire.access import ExposureRequest
 
 router = APIRouter(prefix="/v1/exposures", tags=["exposures"])
 Writer = Annotated[Actor, requires(Permission.SYSTEM_WRITE)]

@@ -10,8 +10,7 @@ from fastapi import APIRouter
 from groundplane.api.access import Ground, requires
 from groundplane.domain.access import Key
 from groundplane.identity import Actor, Permission
-from groundplane.wire import KeyRequest, NewKey
-from groundplane.wire_gateway import RotationRequest
+from groundplane.wire.access import KeyRequest, NewKey, RotationRequest
 
 router = APIRouter(prefix="/v1/keys", tags=["keys"])
 Writer = Annotated[Actor, requires(Permission.KEYS_WRITE)]

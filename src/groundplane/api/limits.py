@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from groundplane.api.access import Ground, requires
 from groundplane.domain.limits import LimitRule
 from groundplane.identity import Actor, Permission
-from groundplane.wire_gateway import LimitRequest
+from groundplane.wire.access import LimitRequest
 
 router = APIRouter(prefix="/v1/limits", tags=["limits"])
 Writer = Annotated[Actor, requires(Permission.KEYS_WRITE)]

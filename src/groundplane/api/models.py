@@ -10,7 +10,7 @@ from groundplane.api.access import Ground, requires
 from groundplane.api.uploads import Landing
 from groundplane.domain.model import ModelVersion
 from groundplane.identity import Actor, Permission
-from groundplane.wire import Certificate, ModelCheck, RegisterRequest
+from groundplane.wire.models import Certificate, ModelCheck, RegisterRequest
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]

@@ -13,7 +13,7 @@ from groundplane.domain.planning import Plan
 from groundplane.domain.run import Run
 from groundplane.errors import Forbidden, Refusal
 from groundplane.identity import Actor, Permission
-from groundplane.wire import Applied, AppliedAll, PlansBody, SpecRequest
+from groundplane.wire.plans import Applied, AppliedAll, PlansBody, SpecRequest
 
 router = APIRouter(prefix="/v1", tags=["plans"])
 Planner = Annotated[Actor, requires(Permission.RUNS_WRITE)]

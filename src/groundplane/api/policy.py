@@ -11,7 +11,8 @@ from groundplane.domain.planning import Verdict
 from groundplane.domain.policy.exceptions import PolicyException
 from groundplane.domain.policy.records import PolicyState, Replay, RuleInfo
 from groundplane.identity import Actor, Permission
-from groundplane.wire import ExceptionRequest, ReasonRequest, ReplayRequest
+from groundplane.wire import ReasonRequest
+from groundplane.wire.policy import ExceptionRequest, ReplayRequest
 
 router = APIRouter(prefix="/v1/policy", tags=["policy"])
 Reader = Annotated[Actor, requires(Permission.POLICY_READ)]

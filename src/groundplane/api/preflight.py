@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from groundplane.api.access import Ground, requires
 from groundplane.domain.preflight import PreflightReport
 from groundplane.identity import Actor, Permission
-from groundplane.wire import PreflightRequest
+from groundplane.wire.plans import PreflightRequest
 
 router = APIRouter(prefix="/v1", tags=["preflight"])
 

@@ -10,7 +10,8 @@ from groundplane.api.access import Ground, requires
 from groundplane.domain.access import Project
 from groundplane.domain.budget import Budget
 from groundplane.identity import Actor, Permission
-from groundplane.wire import BudgetRequest, ProjectRequest
+from groundplane.wire.access import ProjectRequest
+from groundplane.wire.money import BudgetRequest
 
 router = APIRouter(prefix="/v1/projects", tags=["projects"])
 Reader = Annotated[Actor, requires(Permission.PROJECTS_READ)]

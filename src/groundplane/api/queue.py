@@ -12,7 +12,7 @@ from groundplane.domain.queue_view import PoolUse, QuotaUse
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor, Permission
 from groundplane.services.quotas import LIMITS
-from groundplane.wire_queue import QuotaRequest, ReservationRequest, ScheduleChange, ScheduleRequest
+from groundplane.wire.queue import QuotaRequest, ReservationRequest, ScheduleChange, ScheduleRequest
 
 router = APIRouter(prefix="/v1", tags=["queue"])
 Reader = Annotated[Actor, requires(Permission.RUNS_READ)]

@@ -10,7 +10,7 @@ from groundplane.api.access import Ground, requires
 from groundplane.domain.catalogue_changes import Proposal, TableView, summary
 from groundplane.domain.recon import Machine, Reconnaissance, Wanted
 from groundplane.identity import Actor, Permission
-from groundplane.wire import CatalogRequest, CatalogUpdate
+from groundplane.wire.catalog import CatalogRequest, CatalogUpdate
 
 router = APIRouter(prefix="/v1", tags=["recon"])
 Reader = Annotated[Actor, requires(Permission.SYSTEM_READ)]

@@ -9,7 +9,8 @@ from fastapi import APIRouter, Query
 from groundplane.api.access import Ground, requires
 from groundplane.domain.intake.request import Request, RequestStatus
 from groundplane.identity import Actor, Permission
-from groundplane.wire import AnswersRequest, MessageRequest, ReasonRequest, SpecsBody
+from groundplane.wire import ReasonRequest
+from groundplane.wire.requests import AnswersRequest, MessageRequest, SpecsBody
 
 router = APIRouter(prefix="/v1/requests", tags=["requests"])
 Reader = Annotated[Actor, requires(Permission.REQUESTS_READ)]

@@ -11,7 +11,8 @@ from groundplane.api.access import Ground, requires
 from groundplane.domain.run import Run
 from groundplane.identity import Actor, Permission
 from groundplane.ports import Sample
-from groundplane.wire import ReasonRequest, RunDetail, RunExplanation
+from groundplane.wire import ReasonRequest
+from groundplane.wire.runs import RunDetail, RunExplanation
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 Reader = Annotated[Actor, requires(Permission.RUNS_READ)]

@@ -10,7 +10,7 @@ from groundplane.api.access import Ground, requires
 from groundplane.domain.compare import Comparison
 from groundplane.domain.sizing_report import SizeReport
 from groundplane.identity import Actor, Permission
-from groundplane.wire import CompareRequest, SizeRequest
+from groundplane.wire.sizing import CompareRequest, SizeRequest
 
 router = APIRouter(prefix="/v1", tags=["sizing"])
 

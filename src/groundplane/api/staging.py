@@ -21,7 +21,7 @@ from pathlib import Path
 from groundplane.domain.model import path_fault
 from groundplane.errors import InvalidInput, NotFound, TooLarge, Unavailable
 from groundplane.units import format_bytes
-from groundplane.wire import UploadedFile
+from groundplane.wire.artifacts import UploadedFile
 
 KEEP_S = 24 * 3600
 FILES_MAX = 10_000

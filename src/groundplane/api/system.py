@@ -14,7 +14,7 @@ from groundplane.api.access import Ground, requires, requires_any_key
 from groundplane.api.metrics import CONTENT_TYPE, plane_metrics
 from groundplane.domain.budget import HoldStatus
 from groundplane.identity import ROLE_PERMISSIONS, Actor, Permission
-from groundplane.wire import Health, Status, Whoami
+from groundplane.wire.system import Health, Status, Whoami
 
 router = APIRouter(tags=["system"])
 _ACTIVE_RUNS_MAX = 10_000

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from groundplane.api.access import Ground, requires
 from groundplane.api.staging import Staging
 from groundplane.identity import Actor, Permission
-from groundplane.wire import Upload, UploadedFile
+from groundplane.wire.artifacts import Upload, UploadedFile
 
 router = APIRouter(prefix="/v1/uploads", tags=["models"])
 Writer = Annotated[Actor, requires(Permission.MODELS_WRITE)]

@@ -20,7 +20,7 @@ from groundplane.units import format_duration, format_usd
 
 if TYPE_CHECKING:
     from groundplane.client import Client
-    from groundplane.wire import ApprovalView
+    from groundplane.wire.plans import ApprovalView
 
 
 @click.command()

@@ -19,7 +19,7 @@ from groundplane.units import format_bytes
 
 if TYPE_CHECKING:
     from groundplane.client import Client
-    from groundplane.wire import CatalogUpdate
+    from groundplane.wire.catalog import CatalogUpdate
 
 LIST_MAX_BYTES = 512 * 2**20
 _HEAD_CHARACTERS = 8192

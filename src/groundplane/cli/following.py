@@ -13,7 +13,7 @@ from groundplane.domain.run import Run, RunStatus
 
 if TYPE_CHECKING:
     from groundplane.client import Client
-    from groundplane.wire import Applied
+    from groundplane.wire.plans import Applied
 
 UNSUCCESSFUL_CODE = 9
 """A followed run ended otherwise than well, or an endpoint did not become ready."""

@@ -20,7 +20,7 @@ from groundplane.units import format_usd
 
 if TYPE_CHECKING:
     from groundplane.client import Client
-    from groundplane.wire import Report
+    from groundplane.wire.money import Report
 
 GROUPS = ("project", "model", "run", "key", "owner", "cost_center")
 

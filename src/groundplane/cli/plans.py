@@ -25,7 +25,7 @@ from groundplane.units import format_bytes, format_duration, format_usd
 
 if TYPE_CHECKING:
     from groundplane.client import Client
-    from groundplane.wire import Applied
+    from groundplane.wire.plans import Applied
 
 SPEC_MAX_BYTES = 1 << 20
 

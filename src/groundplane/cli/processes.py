@@ -24,7 +24,8 @@ from groundplane.errors import GroundError, Unauthenticated, Unavailable
 from groundplane.processes import ProcessMark, end, make_home, read_mark
 from groundplane.settings import Settings
 from groundplane.units import format_bytes, format_usd
-from groundplane.wire import ErrorInfo, Status
+from groundplane.wire import ErrorInfo
+from groundplane.wire.system import Status
 
 CHILDREN = ("gateway", "control-plane")
 DOWN_EXIT_CODE = 6
@@ -115,9 +116,9 @@ def _tell(event: dict[str, Any]) -> None:
 
 def _failure(event: dict[str, Any]) -> GroundError:
     # The client's error table lives with the HTTP library: only a failed start pays for importing it.
-    import msgspec  # noqa: PLC0415
+    import msgspec
 
-    from groundplane.client import error_of  # noqa: PLC0415
+    from groundplane.client import error_of
 
     error = error_of(msgspec.convert(event["error"], ErrorInfo))
     if error.exit_code != event["exit_code"]:
@@ -172,7 +173,7 @@ def down(stop_runs: bool) -> None:
 
 def _left_running(settings: Settings, stop_runs: bool) -> str:
     """What keeps running, in words; with `stop_runs` it is stopped first."""
-    from groundplane.client import Client  # noqa: PLC0415 - imported when there is something to ask
+    from groundplane.client import Client
 
     try:
         with Client.from_settings(settings) as client:
@@ -246,7 +247,7 @@ def status(output: str) -> int:
 
 
 def _look(settings: Settings) -> Installation:
-    from groundplane.client import Client, gateway_answers  # noqa: PLC0415
+    from groundplane.client import Client, gateway_answers
 
     answer, problem = None, ""
     try:

@@ -22,7 +22,7 @@ from groundplane.units import format_bytes
 
 if TYPE_CHECKING:
     from groundplane.client import Client
-    from groundplane.wire import SpecsBody
+    from groundplane.wire.requests import SpecsBody
 
 _QUOTA = re.compile(
     r"""(?P<cloud>[a-z-]+)(?:/(?P<region>[a-z0-9-]+))?(?:/(?P<family>[\w.-]+))?

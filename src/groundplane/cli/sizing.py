@@ -19,7 +19,7 @@ from groundplane.domain.sizing import Method, Optimizer, Precision, gb
 from groundplane.domain.sizing_report import SizeReport
 from groundplane.errors import InvalidInput
 from groundplane.units import format_usd
-from groundplane.wire import CompareRequest, SizeRequest
+from groundplane.wire.sizing import CompareRequest, SizeRequest
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 CONFIG_MAX_BYTES = 4 * 2**20

@@ -46,33 +46,14 @@ from groundplane.errors import GroundError, InvalidInput, Refusal, Unauthenticat
 from groundplane.identity import Role
 from groundplane.ports import Sample
 from groundplane.settings import Settings
-from groundplane.wire import (
-    Applied,
-    AppliedAll,
-    AuditVerdict,
-    BudgetRequest,
-    Certificate,
-    CompareRequest,
-    ErrorBody,
-    ErrorInfo,
-    ExposureRequest,
-    Health,
-    KeyRequest,
-    LogPiece,
-    ModelCheck,
-    NewKey,
-    PlansBody,
-    ProjectRequest,
-    ReasonRequest,
-    RegisterRequest,
-    Report,
-    RunDetail,
-    RunExplanation,
-    SizeRequest,
-    SpecRequest,
-    Status,
-    Whoami,
-)
+from groundplane.wire import ErrorBody, ErrorInfo, ReasonRequest
+from groundplane.wire.access import ExposureRequest, KeyRequest, NewKey, ProjectRequest
+from groundplane.wire.models import Certificate, ModelCheck, RegisterRequest
+from groundplane.wire.money import BudgetRequest, Report
+from groundplane.wire.plans import Applied, AppliedAll, PlansBody, SpecRequest
+from groundplane.wire.runs import LogPiece, RunDetail, RunExplanation
+from groundplane.wire.sizing import CompareRequest, SizeRequest
+from groundplane.wire.system import AuditVerdict, Health, Status, Whoami
 
 Answer = TypeVar("Answer")
 DEFAULT_THRESHOLDS_PERCENT = (50, 80, 100)

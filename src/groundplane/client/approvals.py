@@ -11,7 +11,8 @@ from urllib.parse import quote
 from groundplane.domain.access import Project, SelfService
 from groundplane.domain.approval import Approval, ApprovalStatus
 from groundplane.errors import InvalidInput
-from groundplane.wire import ApprovalView, ApproveRequest, ReasonRequest, SelfServiceRequest
+from groundplane.wire import ReasonRequest
+from groundplane.wire.plans import ApprovalView, ApproveRequest, SelfServiceRequest
 
 Answer = TypeVar("Answer")
 _POLL_FIRST_S, _POLL_MAX_S = 0.5, 10.0

@@ -17,8 +17,7 @@ from groundplane.client.pulling import part_of, pull_file
 from groundplane.domain.artifact import Artifact, ArtifactCheck, Collected, ProjectStorage, ScrubReport
 from groundplane.domain.model import ManifestFile, path_refusals
 from groundplane.errors import InvalidInput, NotFound, Refusal
-from groundplane.wire import Upload, UploadedFile
-from groundplane.wire_storage import (
+from groundplane.wire.artifacts import (
     CollectRequest,
     FilePieces,
     Known,
@@ -27,6 +26,8 @@ from groundplane.wire_storage import (
     QuotaRequest,
     ScrubRequest,
     StorageView,
+    Upload,
+    UploadedFile,
 )
 
 Answer = TypeVar("Answer")
@@ -265,7 +266,7 @@ def _name_sources(folder: str, files: Mapping[str, Path]) -> bool:
 
 
 def _hashed(item: tuple[str, Path]) -> ManifestFile:
-    import hashlib  # noqa: PLC0415 - only a push to another machine hashes here
+    import hashlib
 
     relative, file = item
     with file.open("rb", buffering=0) as opened:

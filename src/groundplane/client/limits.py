@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from groundplane.domain.limits import LimitRule, Measure, WhenDown
-from groundplane.wire import NewKey
-from groundplane.wire_gateway import LimitRequest, RotationRequest
+from groundplane.wire.access import LimitRequest, NewKey, RotationRequest
 
 Answer = TypeVar("Answer")
 

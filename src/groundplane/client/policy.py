@@ -12,7 +12,8 @@ from groundplane.domain.planning import Verdict
 from groundplane.domain.policy.exceptions import PolicyException
 from groundplane.domain.policy.records import PolicyState, Replay, RuleInfo
 from groundplane.errors import InvalidInput
-from groundplane.wire import ExceptionRequest, ReasonRequest, ReplayRequest
+from groundplane.wire import ReasonRequest
+from groundplane.wire.policy import ExceptionRequest, ReplayRequest
 
 Answer = TypeVar("Answer")
 _REPLAY_TIMEOUT_S = 300

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from groundplane.domain.preflight import PreflightReport
-from groundplane.wire import PreflightRequest
+from groundplane.wire.plans import PreflightRequest
 
 Answer = TypeVar("Answer")
 PATIENCE_S = 300.0

@@ -17,7 +17,7 @@ from blake3 import blake3
 
 from groundplane.domain.artifact import StoredPiece
 from groundplane.errors import Conflict, IntegrityFailure, Unavailable
-from groundplane.wire_storage import FilePieces
+from groundplane.wire.artifacts import FilePieces
 
 STRETCH_BYTES = 8 << 20
 """Neighbouring pieces that are asked for together: one request instead of many."""

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from groundplane.domain.queue import ProjectQuota, Reservation, Schedule
 from groundplane.domain.queue_view import PoolUse, QuotaUse
-from groundplane.wire_queue import QuotaRequest, ReservationRequest, ScheduleChange, ScheduleRequest
+from groundplane.wire.queue import QuotaRequest, ReservationRequest, ScheduleChange, ScheduleRequest
 
 Answer = TypeVar("Answer")
 

@@ -10,7 +10,7 @@ from urllib.parse import quote
 from groundplane.domain.catalogue_changes import TableView
 from groundplane.domain.price_lists import ListPrice
 from groundplane.domain.recon import Machine, Reconnaissance, Wanted
-from groundplane.wire import CatalogDocument, CatalogRequest, CatalogUpdate
+from groundplane.wire.catalog import CatalogDocument, CatalogRequest, CatalogUpdate
 
 Answer = TypeVar("Answer")
 LIVE_PATIENCE_S = 600.0

@@ -10,7 +10,8 @@ from urllib.parse import quote
 from groundplane.domain.intake import QuotaFact
 from groundplane.domain.intake.request import Request
 from groundplane.errors import InvalidInput
-from groundplane.wire import AnswersRequest, MessageRequest, ReasonRequest, SpecsBody
+from groundplane.wire import ReasonRequest
+from groundplane.wire.requests import AnswersRequest, MessageRequest, SpecsBody
 
 Answer = TypeVar("Answer")
 

@@ -12,7 +12,7 @@ from groundplane.domain.roofline import words
 from groundplane.domain.sizing import Method, Optimizer, Precision, gb
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor, Permission
-from groundplane.wire import CompareRequest, SizeRequest
+from groundplane.wire.sizing import CompareRequest, SizeRequest
 
 Count = Annotated[int, Query(ge=0, le=10**15)]
 Share = Annotated[float, Query(ge=0, le=10**7)]

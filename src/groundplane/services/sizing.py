@@ -21,7 +21,7 @@ from groundplane.domain.sizing_report import SizeReport, size_serving, size_trai
 from groundplane.errors import InvalidInput, Problem
 from groundplane.identity import Actor
 from groundplane.ports import Clock
-from groundplane.wire import CompareRequest, SizeRequest
+from groundplane.wire.sizing import CompareRequest, SizeRequest
 
 Word = TypeVar("Word", bound=StrEnum)
 SELF_HOSTED_MAX = 8

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar
 
-_STRICT: dict[str, Any] = {"extra": "forbid"}
+from groundplane.wire.bounds import STRICT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +16,7 @@ class QuotaRequest:
     null lifts a limit; what is not named stays. `cohort` "" leaves the cohort.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     limits: dict[str, int | None] = field(default_factory=dict)
     cohort: str | None = None
     weight: float | None = None
@@ -27,7 +27,7 @@ class QuotaRequest:
 class ReservationRequest:
     """Either accelerators or CPUs of a pool."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     project: str
     pool: str
     starts_at: datetime
@@ -41,7 +41,7 @@ class ReservationRequest:
 class ScheduleRequest:
     """A job spec with `schedule`. Relative dates in it count from each tick."""
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     text: str
     until: datetime | None = None
     reason: str = ""
@@ -49,6 +49,6 @@ class ScheduleRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScheduleChange:
-    __pydantic_config__: ClassVar[dict[str, Any]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     paused: bool
     reason: str = ""

@@ -1,4 +1,4 @@
-"""What crosses the HTTP door about artifacts and their store, besides the domain's own records."""
+"""What crosses the HTTP door about uploads, artifacts and their store, besides the domain's own records."""
 
 from __future__ import annotations
 
@@ -8,9 +8,29 @@ from typing import Any, ClassVar
 
 from groundplane.domain.artifact import ProjectStorage, StoredPiece, StoreUsage
 from groundplane.domain.model import ManifestFile
+from groundplane.wire.bounds import STRICT
 
-STRICT: dict[str, Any] = {"extra": "forbid"}
 KNOWN_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upload:
+    """A landing place for files before they are registered; it is swept a day after its last use.
+
+    `folder` is where it lies: who can write there is the control plane's own user and may name files instead of sending
+    them, in `sources.json` (relative path → absolute path). `files` are those that arrived.
+    """
+
+    id: str
+    folder: str = ""
+    files: tuple[UploadedFile, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadedFile:
+    path: str
+    size_bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,42 @@
+"""What crosses the HTTP door about model versions besides the domain's own records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from groundplane.domain.certificate import Facts
+from groundplane.errors import Problem
+from groundplane.wire.bounds import STRICT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegisterRequest:
+    """What an upload becomes, and who and what it comes from; the registry names the facts that are missing."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    upload_id: str
+    project: str
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelCheck:
+    """Whether a version is still what was signed; `problems` names each file or record that is not."""
+
+    ref: str
+    ok: bool
+    checked_files: int
+    checked_bytes: int
+    key_id: str
+    problems: tuple[Problem, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """A birth certificate: the signed DSSE envelope, the in-toto statement inside it, who signed, and its digest."""
+
+    envelope: dict[str, Any]
+    statement: dict[str, Any]
+    key_id: str
+    sha256: str
