@@ -73,16 +73,20 @@ class Child:
     last_exit: int | None = None
     listener: socket.socket | None = None
     """A gateway worker's, kept here: connections wait in it while the worker is away, and none is dropped."""
+    gateway_id: str = ""
+    leaving: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    """Replaced and still finishing what they had begun."""
 
 
 class Supervisor:
-    """The heart: `run` is the whole life of an installation."""
+    """The heart: `run` is the whole life of an installation. SIGUSR1 replaces the gateway's workers one by one."""
 
     def __init__(self, settings: Settings, *, attached: bool, with_gateway: bool) -> None:
         self._settings = settings
         self._attached = attached
         self._listening = True
         self._stop_because = ""
+        self._replace_gateways = False
         self._wake_read, self._wake_write = os.pipe()
         for descriptor in (self._wake_read, self._wake_write):
             os.set_blocking(descriptor, False)
@@ -159,7 +163,7 @@ class Supervisor:
         command += ["--report-fd", str(report_write)]
         passed = [report_write]
         if child.listener is not None:
-            command += ["--fd", str(child.listener.fileno())]
+            command += ["--fd", str(child.listener.fileno()), "--gateway-id", child.gateway_id]
             passed.append(child.listener.fileno())
         with self._log_file(child.name).open("ab") as output:
             child.process = subprocess.Popen(
@@ -230,6 +234,9 @@ class Supervisor:
     def _watch(self) -> None:
         next_rotation = 0.0
         while not self._stop_because:
+            if self._replace_gateways:
+                self._replace_gateways = False
+                self._replace()
             for child in self._children:
                 self._look_at(child)
             if time.monotonic() >= next_rotation:
@@ -237,6 +244,33 @@ class Supervisor:
                 self._rotate_logs()
             self._pause(_TICK_S)
         self._tell("stopping", because=self._stop_because)
+
+    def _replace(self) -> None:
+        """A new process for each gateway worker, on the same socket; the one before finishes what it has begun.
+
+        The new one has another id, because two must not write one log: `gw-0` and `gw-0r` take turns.
+        """
+        for child in self._children:
+            if child.listener is None or child.process is None or child.restart_at is not None:
+                continue
+            before, id_before = child.process, child.gateway_id
+            if any(one.poll() is None for one in child.leaving):
+                continue  # the id is still in use by one that drains
+            child.gateway_id = id_before[:-1] if id_before.endswith("r") else f"{id_before}r"
+            if child.report is not None:
+                os.close(child.report)
+            self._start(child)
+            try:
+                self._await_ready(child)
+            except GroundError as error:
+                log.warning("%s is not replaced: %s", child.name, error.message)
+                child.process.kill()
+                child.process.wait(10)
+                child.process, child.gateway_id = before, id_before
+                continue
+            before.terminate()
+            child.leaving = [before]
+            self._tell("replaced", name=child.name, pid=child.process.pid, before=before.pid)
 
     def _rotate_logs(self) -> None:
         for name in (*[child.name for child in self._children], "supervisor"):
@@ -258,6 +292,7 @@ class Supervisor:
                 self._start(child)
             return
         self._hear(child)
+        child.leaving = [one for one in child.leaving if one.poll() is None]
         assert child.process is not None
         code = child.process.poll()
         if code is None:
@@ -291,10 +326,14 @@ class Supervisor:
         def on_signal(number: int, _frame: object) -> None:
             self._stop_because = self._stop_because or signal.Signals(number).name
 
+        def on_replace(_number: int, _frame: object) -> None:
+            self._replace_gateways = True
+
         previous_wakeup = signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         previous = {
             number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         }
+        previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, on_replace)
         try:
             yield
         finally:
@@ -313,6 +352,12 @@ class Supervisor:
             # All gateways at once: one after the other would take as long as their longest requests together.
             if child.name != CONTROL_PLANE and child.process is not None and child.process.poll() is None:
                 child.process.terminate()
+        for child in self._children:
+            for leaving in child.leaving:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    leaving.wait(self._settings.drain_s)
+                leaving.kill()
+                leaving.wait(10)
         for child in reversed(self._children):
             if child.process is None:
                 continue
@@ -403,10 +448,10 @@ def gateway_child(settings: Settings, number: int, workers: int) -> Child:
     name = GATEWAY if number == 0 else f"{GATEWAY}-{number}"
     options = (
         *("--snapshot", str(folder / "snapshot.json"), "--wal", str(folder / "wal")),
-        *("--gateway-id", f"gw-{number}", "--workers", str(workers), "--shared", str(folder)),
+        *("--workers", str(workers), "--shared", str(folder)),
         *("--nodes", str(settings.gateway_nodes)),
     )
-    return Child(name=name, command=("groundplane.gateway", *options))
+    return Child(name=name, command=("groundplane.gateway", *options), gateway_id=f"gw-{number}")
 
 
 def _last_line(path: Path) -> str:

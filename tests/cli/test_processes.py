@@ -128,6 +128,26 @@ def test_crashes_of_any_process_are_survived(home: Any, wait: Callable[..., Any]
     assert not home.pid("gateway")
 
 
+def test_gateway_workers_are_replaced_without_an_outage(home: Any, wait: Callable[..., Any]) -> None:
+    home.extra["GROUND_GATEWAY_WORKERS"] = "2"
+    home.ground("up", "--detach")
+    before = {name: home.pid(name) for name in ("gateway", "gateway-1")}
+    assert all(before.values())
+    os.kill(home.pid("supervisor"), signal.SIGUSR1)
+
+    def replaced() -> bool:
+        health = httpx.get(f"http://127.0.0.1:{home.gateway_port}/healthz", trust_env=False)
+        assert health.status_code == 200, "somebody answers all the time"
+        return all(home.pid(name) not in {0, pid} for name, pid in before.items())
+
+    wait(replaced, "new workers")
+    wait(lambda: home.log("supervisor").count("replaced name=gateway") == 2, "both to be told")
+    status = json.loads(home.ground("status", "-o", "json").stdout)
+    assert {process["name"]: process["restarts"] for process in status["processes"]}["gateway-1"] == 0
+    home.ground("down")
+    assert not home.pid("gateway") and not home.pid("gateway-1")
+
+
 # ---------------------------------------------------------------- what forbids a start
 
 

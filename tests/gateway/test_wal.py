@@ -18,7 +18,7 @@ from groundplane.domain.usage import Usage
 from groundplane.domain.usage_records import Reserved, Settled, read_frames
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput
 from groundplane.gateway.records import constant_members, decimal_s, reserved_members, settled_members
-from groundplane.gateway.wal import LogUnavailable, WriteAheadLog
+from groundplane.gateway.wal import LogUnavailable, WriteAheadLog, adopt_abandoned
 
 
 def opened(folder: Path, gateway_id: str = "gw", **more: int) -> WriteAheadLog:
@@ -283,6 +283,21 @@ def test_too_little_free_space_is_trouble_before_the_disk_is_full(tmp_path: Path
     with pytest.raises(LogUnavailable):
         reserve(log, "a")
     log.close()
+
+
+async def test_what_a_worker_left_that_nobody_starts_again_is_settled_once(tmp_path: Path) -> None:
+    """Two ids take turns when a worker is replaced; with fewer workers, the first settles for the rest."""
+    for name in ("gw-0r", "gw-1", "gw-3"):
+        log = opened(tmp_path, name)
+        reserve(log, f"cut-{name}")
+        abandon(log)
+    alive = opened(tmp_path, "gw-2")
+    reserve(alive, "running")
+    assert adopt_abandoned(tmp_path, "gw-0", 2) == ["gw-0r", "gw-3"]
+    assert adopt_abandoned(tmp_path, "gw-0", 2) == []
+    assert sorted(await names(FolderUsageLog(tmp_path))) == ["cut-gw-0r", "cut-gw-3"]
+    assert adopt_abandoned(tmp_path, "bench", 2) == []
+    alive.close()
 
 
 async def test_other_files_are_left_alone(tmp_path: Path) -> None:

@@ -301,6 +301,7 @@ async def test_metrics_are_of_all_workers_and_survive_a_death(
 
     await until('groundplane_gateway_requests_total{status="200",model="tiny"} 40')
     await until("groundplane_gateway_workers 2")
+
     # A killed worker's last second of counts is lost with it: it must have left them first.
     def left() -> int:
         told = [json.loads(path.read_bytes())["models"] for path in (tmp_path / "shared" / "metrics").glob("*.json")]

@@ -21,7 +21,7 @@ from groundplane.gateway.counters import Counters
 from groundplane.gateway.redis_counters import RedisCounters
 from groundplane.gateway.server import Gateway
 from groundplane.gateway.state import Options
-from groundplane.gateway.wal import FREE_MIN_BYTES, WriteAheadLog
+from groundplane.gateway.wal import FREE_MIN_BYTES, WriteAheadLog, adopt_abandoned
 from groundplane.units import parse_bytes
 
 
@@ -78,6 +78,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         counters = redis
     elif arguments.shared is not None and arguments.workers > 1:
         counters = BrokerCounters(arguments.shared / "limits", arguments.gateway_id, arguments.workers)
+    adopt_abandoned(arguments.wal, arguments.gateway_id, arguments.workers)
     gateway = Gateway(
         snapshot_path=arguments.snapshot,
         log=log,

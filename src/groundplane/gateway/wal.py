@@ -42,6 +42,7 @@ _GROW_BYTES = 65_536
 _HEADER_BYTES = HEADER.size
 _pack_header = HEADER.pack_into
 _GATEWAY_ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,40}")
+_WORKER_ID = re.compile(r"gw-(\d{1,3})r?")
 _encode = msgspec.json.Encoder().encode
 _decode_reserved = msgspec.json.Decoder(Reserved).decode
 _decode_settled = msgspec.json.Decoder(Settled).decode
@@ -273,6 +274,29 @@ class WriteAheadLog:
             _sync_and_close(self._sealed_fds)
             os.close(self._lock_fd)
             self._fd, self._sealed_fds = -1, []
+
+
+def adopt_abandoned(directory: Path, gateway_id: str, workers: int) -> list[str]:
+    """Settles what a worker left open that nobody will start again: the other of two ids that take turns (`gw-0`,
+    `gw-0r`), and, for the first worker, numbers that are no longer used. Returns the ids whose logs were closed."""
+    mine = _WORKER_ID.fullmatch(gateway_id)
+    if mine is None or not directory.is_dir():
+        return []
+    adopted = []
+    for name in sorted({parsed[0] for path in directory.iterdir() if (parsed := parse_segment_name(path.name))}):
+        other = _WORKER_ID.fullmatch(name)
+        if other is None or name == gateway_id:
+            continue
+        if other[1] == mine[1] or (mine[1] == "0" and int(other[1]) >= workers):
+            log = WriteAheadLog(directory, name)
+            try:
+                recovered = log.open()
+            except Conflict:
+                continue  # it still drains, and settles itself
+            log.close()
+            if recovered.orphans:
+                adopted.append(name)
+    return adopted
 
 
 def _payload(kind: bytes, seq: int, members: bytes) -> bytes:
