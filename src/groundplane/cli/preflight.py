@@ -23,7 +23,7 @@ from groundplane.errors import InvalidInput, Refusal, Refused
 @click.option("--all", "everything", is_flag=True, help="Skipped checks too, with why.")
 @output_option
 def preflight(run_id: str | None, path: str | None, node: str, everything: bool, output: str) -> None:
-    """Check nodes, storage and data of a spec (-f), or show what was checked before a run's attempts.
+    """Check nodes, storage and data of a spec (-f), or show what was checked for a run.
 
     Nothing starts and no money is held. Exits with 3 when a check failed on every node that was asked.
     """

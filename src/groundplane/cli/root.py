@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "approve": ("approvals", "Agree to a plan that is beyond what its project may begin alone."),
     "reject": ("approvals", "Say no to a plan, for good."),
     "approvals": ("approvals", "Show which plans wait for somebody's yes, and what became of others."),
-    "preflight": ("preflight", "Check nodes, storage and data of a spec (-f), or show what was checked before a run's attempts."),
+    "preflight": ("preflight", "Check nodes, storage and data of a spec (-f), or show what was checked for a run."),
     "ps": ("runs", "List runs, newest first."),
     "who": ("queue", "Say who holds every accelerator and node, and who waits for them."),
     "queue": ("queue", "List what waits, in the order in which it starts, with why and until when."),
