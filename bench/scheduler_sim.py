@@ -85,84 +85,97 @@ def nodes() -> tuple[Node, ...]:
     )
 
 
-def simulate(found: list[tuple[float, Waiting, float]], rules: Rules, classes: dict[str, str]) -> dict[str, object]:
-    """Plays all jobs to their end."""
-    scheduler = Scheduler(PoolState(nodes=nodes(), rules=rules))
-    takes = {run.id: takes_s for _, run, takes_s in found}
-    arrives = {run.id: at for at, run, _ in found}
-    waiting = {run.id: run for _, run, _ in found}
-    waits: dict[str, list[float]] = defaultdict(list)
-    ends: list[tuple[float, str, int]] = []
-    turn: dict[str, int] = defaultdict(int)
-    left = dict(takes)
-    started_at: dict[str, float] = {}
-    now, number, decisions, steps, preemptions, used, usage_at = 0.0, 0, 0, 0, 0, 0.0, 0.0
-    busy, usage, deepest, spent_s, lost_s = 0, {}, 0, 0.0, 0.0
-    horizon = found[-1][0]
-    while number < len(found) or ends:
-        changed = False
-        while number < len(found) and found[number][0] <= now:
-            scheduler.enqueue(found[number][1])
-            number, changed = number + 1, True
-        while ends and ends[0][0] <= now:
-            at, run_id, which = heapq.heappop(ends)
-            if turn[run_id] != which or run_id not in scheduler.holding:
+class Simulation:
+    """One pool under given rules, from the first arrival to the last end. Times are simulated seconds."""
+
+    def __init__(self, found: list[tuple[float, Waiting, float]], rules: Rules, classes: dict[str, str]) -> None:
+        self.found, self.rules, self.classes = found, rules, classes
+        self.scheduler = Scheduler(PoolState(nodes=nodes(), rules=rules))
+        self.waiting = {run.id: run for _, run, _ in found}
+        self.left = {run.id: takes_s for _, run, takes_s in found}
+        self.horizon = found[-1][0]
+        self.waits: dict[str, list[float]] = defaultdict(list)
+        self.ends: list[tuple[float, str, int]] = []
+        self.turn: dict[str, int] = defaultdict(int)
+        self.started_at: dict[str, float] = {}
+        self.usage: dict[str, float] = {}
+        self.now = self.usage_at = self.used = self.spent_s = 0.0
+        self.number = self.decisions = self.steps = self.preemptions = self.deepest = 0
+
+    def play(self) -> dict[str, object]:
+        """Every job to its end; what came of it."""
+        while self.number < len(self.found) or self.ends:
+            if self._arrivals() | self._endings():
+                self._decide()
+            self.deepest = max(self.deepest, len(self.scheduler.waiting))
+            upcoming = [self.found[self.number][0]] if self.number < len(self.found) else []
+            upcoming += [self.ends[0][0]] if self.ends else []
+            if not upcoming:
+                break
+            self.now = max(self.now + TICK_S, math.ceil(min(upcoming) / TICK_S) * TICK_S)
+        for run_id in self.scheduler.holding:
+            raise AssertionError(f"{run_id} never ended")
+        return {
+            "utilisation": self.used / (NODES * CARDS * self.horizon),
+            "waits": dict(self.waits),
+            "decisions": self.decisions,
+            "per_s": self.decisions / self.spent_s,
+            "step_ms": 1000 * self.spent_s / self.steps,
+            "steps": self.steps,
+            "spent_s": self.spent_s,
+            "deepest": self.deepest,
+            "preemptions": self.preemptions,
+            "days": self.now / DAY_S,
+            "left": len(self.scheduler.waiting),
+        }
+
+    def _arrivals(self) -> bool:
+        before = self.number
+        while self.number < len(self.found) and self.found[self.number][0] <= self.now:
+            self.scheduler.enqueue(self.found[self.number][1])
+            self.number += 1
+        return self.number > before
+
+    def _endings(self) -> bool:
+        ended = False
+        while self.ends and self.ends[0][0] <= self.now:
+            at, run_id, which = heapq.heappop(self.ends)
+            if self.turn[run_id] != which or run_id not in self.scheduler.holding:
                 continue
-            run, changed = scheduler.end(run_id), True
-            busy -= run.ask.total.accelerators
-            used += run.ask.total.accelerators * max(0.0, min(at, horizon) - min(started_at[run_id], horizon))
-            if run.stopping and left[run_id] > 0:
-                turn[run_id] += 1
-                scheduler.enqueue(waiting[run_id])
-        if changed:
-            if now - usage_at >= USAGE_S:
-                held = {
-                    p: scheduler.share(p) - usage.get(p, 0.0) for p in {r.project for r in scheduler.holding.values()}
-                }
-                usage, usage_at = decayed(usage, held, elapsed_s=now - usage_at, half_life_s=DAY_S), now
-                scheduler.use(usage)
-            began = time.process_time()
-            decided = scheduler.decide(now)
-            spent_s += time.process_time() - began
-            steps += 1
-            decisions += len(decided)
-            for each in decided:
-                if isinstance(each, Start):
-                    run = scheduler.holding[each.id]
-                    if turn[each.id] == 0:
-                        waits[classes[run.id]].append(now - arrives[each.id])
-                    started_at[each.id] = now
-                    busy += run.ask.total.accelerators
-                    heapq.heappush(ends, (now + left[each.id], each.id, turn[each.id]))
-                else:
-                    # It checkpoints when asked: what it has done is kept, its grace is lost.
-                    preemptions += 1
-                    done = now - started_at[each.id]
-                    left[each.id] = max(0.0, left[each.id] - done)
-                    lost_s += rules.grace_s
-                    turn[each.id] += 1
-                    heapq.heappush(ends, (now + min(rules.grace_s, left[each.id]), each.id, turn[each.id]))
-        deepest = max(deepest, len(scheduler.waiting))
-        upcoming = [found[number][0]] if number < len(found) else []
-        upcoming += [ends[0][0]] if ends else []
-        if not upcoming:
-            break
-        now = max(now + TICK_S, math.ceil(min(upcoming) / TICK_S) * TICK_S)
-    for run_id in scheduler.holding:
-        raise AssertionError(f"{run_id} never ended")
-    return {
-        "utilisation": used / (NODES * CARDS * horizon),
-        "waits": dict(waits),
-        "decisions": decisions,
-        "per_s": decisions / spent_s,
-        "step_ms": 1000 * spent_s / steps,
-        "steps": steps,
-        "spent_s": spent_s,
-        "deepest": deepest,
-        "preemptions": preemptions,
-        "days": now / DAY_S,
-        "left": len(scheduler.waiting),
-    }
+            run, ended = self.scheduler.end(run_id), True
+            busy_s = min(at, self.horizon) - min(self.started_at[run_id], self.horizon)
+            self.used += run.ask.total.accelerators * max(0.0, busy_s)
+            if run.stopping and self.left[run_id] > 0:
+                self.turn[run_id] += 1
+                self.scheduler.enqueue(self.waiting[run_id])
+        return ended
+
+    def _decide(self) -> None:
+        if self.now - self.usage_at >= USAGE_S:
+            projects = {run.project for run in self.scheduler.holding.values()}
+            held = {project: self.scheduler.share(project) - self.usage.get(project, 0.0) for project in projects}
+            elapsed_s = self.now - self.usage_at
+            self.usage = decayed(self.usage, held, elapsed_s=elapsed_s, half_life_s=DAY_S)
+            self.usage_at = self.now
+            self.scheduler.use(self.usage)
+        began = time.process_time()
+        decided = self.scheduler.decide(self.now)
+        self.spent_s += time.process_time() - began
+        self.steps += 1
+        self.decisions += len(decided)
+        for each in decided:
+            if isinstance(each, Start):
+                if self.turn[each.id] == 0:
+                    self.waits[self.classes[each.id]].append(self.now - self.waiting[each.id].queued_at)
+                self.started_at[each.id] = self.now
+                heapq.heappush(self.ends, (self.now + self.left[each.id], each.id, self.turn[each.id]))
+                continue
+            # It checkpoints when asked: what it has done is kept, its grace is lost.
+            self.preemptions += 1
+            self.left[each.id] = max(0.0, self.left[each.id] - (self.now - self.started_at[each.id]))
+            self.turn[each.id] += 1
+            ends_at = self.now + min(self.rules.grace_s, self.left[each.id])
+            heapq.heappush(self.ends, (ends_at, each.id, self.turn[each.id]))
 
 
 def report(name: str, result: dict[str, object]) -> None:
@@ -199,11 +212,11 @@ def main() -> None:
         f"over {found[-1][0] / DAY_S:.2f} days"
     )
     classes = {run.id: class_name(run.priority) for _, run, _ in found}
-    report("queue: classes, fair share, backfill, preemption", simulate(found, Rules(), classes))
+    report("queue: classes, fair share, backfill, preemption", Simulation(found, Rules(), classes).play())
     # FIFO knows no classes; its waits are still told by the class that each run has.
     plain = [(at, replace(run, priority=CLASSES["training"]), takes) for at, run, takes in found]
     fifo = Rules(depth=1, preempt=False, backfill=False, fair=False)
-    report("FIFO: in the order of arrival, nothing overtakes", simulate(plain, fifo, classes))
+    report("FIFO: in the order of arrival, nothing overtakes", Simulation(plain, fifo, classes).play())
 
 
 if __name__ == "__main__":

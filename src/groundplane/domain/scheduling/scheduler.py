@@ -83,6 +83,7 @@ class Scheduler:
     # ------------------------------------------------------------ what happened
 
     def enqueue(self, run: Waiting) -> None:
+        """It waits from now on; one that waits already is replaced."""
         number = self._numbers.setdefault(run.ask, len(self._numbers))
         # Durations within a factor of four share a line: what is behind a head is hardly easier to place.
         group = (run.priority, run.project, number, int(run.expected_s).bit_length() // 2)
@@ -98,6 +99,7 @@ class Scheduler:
             del self._groups[run_id]
 
     def begin(self, run: Holding) -> None:
+        """It holds its places: `decide` does this for what it starts, a caller for what ran before."""
         self.holding[run.id] = run
         self.capacity.hold(run)
         self.quotas.take(run.project, run.ask.total)
@@ -105,6 +107,7 @@ class Scheduler:
         self._shares.pop(run.project, None)
 
     def end(self, run_id: str) -> Holding:
+        """It gives back what it held. KeyError when it held nothing."""
         run = self.holding.pop(run_id)
         self.capacity.give_back(run)
         self.quotas.give_back(run.project, run.ask.total)

@@ -23,6 +23,12 @@ def _column(name: str, kind: Any, *, null: bool = False) -> sa.Column[Any]:
 
 
 def upgrade() -> None:
+    _entries()
+    _quotas_and_reservations()
+    _state_and_schedules()
+
+
+def _entries() -> None:
     op.create_table(
         "queue_entries",
         *(_column(name, _TEXT) for name in ("id", "name", "project", "pool", "owner")),
@@ -50,6 +56,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["id"], ["runs.id"], name="fk_queue_entries_id"),
     )
     op.create_index("ix_queue_entries_pool_stage", "queue_entries", ["pool", "stage"])
+
+
+def _quotas_and_reservations() -> None:
     op.create_table(
         "project_quotas",
         _column("id", _TEXT),
@@ -77,6 +86,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["project"], ["projects.id"], name="fk_reservations_project"),
     )
     op.create_index("ix_reservations_pool_ends_at", "reservations", ["pool", "ends_at"])
+
+
+def _state_and_schedules() -> None:
     op.create_table(
         "queue_state",
         _column("id", _TEXT),
