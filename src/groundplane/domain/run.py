@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from groundplane.domain.model import ManifestFile
 from groundplane.domain.preflight import CheckResult
 from groundplane.domain.spec import JobSpec
 
@@ -54,6 +55,9 @@ class EndReason(StrEnum):
     NEVER_READY = "never-ready"
     PREFLIGHT_FAILED = "preflight-failed"
     NODE_UNFIT = "node-unfit"
+    HUNG = "hung"
+    SPOT_RECLAIMED = "spot-reclaimed"
+    TEST_KILL = "test-kill"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +138,20 @@ ENDINGS: dict[EndReason, Ending] = {
     EndReason.NODE_UNFIT: Ending(
         status=RunStatus.FAILED, retry=True, meaning="A check found a fault of the node, which takes no more work."
     ),
+    EndReason.HUNG: Ending(
+        status=RunStatus.FAILED,
+        retry=True,
+        meaning="It made no progress for longer than its spec allows; stacks were taken before it was ended.",
+    ),
+    EndReason.SPOT_RECLAIMED: Ending(
+        # Announced, and no failure of the run's: it counts as none.
+        status=RunStatus.FAILED,
+        retry=True,
+        meaning="The cloud took its spot machine back, after a notice.",
+    ),
+    EndReason.TEST_KILL: Ending(
+        status=RunStatus.FAILED, retry=True, meaning="It was killed on purpose, to see whether it resumes."
+    ),
     EndReason.OUTPUT_REFUSED: Ending(
         # The files stay where they are: registering them by hand needs no new training.
         status=RunStatus.FAILED,
@@ -184,7 +202,8 @@ class Run:
 class Attempt:
     """One try of a run on a node. `billed_until` is the moment up to which its cost is in the ledger.
 
-    `port` is the loopback port a replica was told to serve on; 0 for jobs.
+    `port` is the loopback port a replica was told to serve on; 0 for jobs. `nodes` is how many it was started on, 0
+    before. `idle_since` is set while it has done nothing for long enough to tell its owner.
     """
 
     id: str
@@ -203,12 +222,26 @@ class Attempt:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     billed_until: datetime | None = None
+    nodes: int = 0
+    idle_since: datetime | None = None
     version: int = 0
+
+
+class CopyState(StrEnum):
+    """A checkpoint's copy in the artifact store: `waiting` for it, `copied`, or `off`: none is wanted any more."""
+
+    WAITING = "waiting"
+    COPIED = "copied"
+    OFF = "off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A complete, verified checkpoint on durable storage. id = `<run>:<step>`."""
+    """A complete, verified checkpoint on durable storage. id = `<run>:<step>`.
+
+    `path` is where it lies on `node` until `removed_at`. `files` are in the artifact store while `copy` is `copied`,
+    manifest.json among them; `manifest_sha256` is that file's. `note` says why there is no copy.
+    """
 
     id: str
     run_id: str
@@ -218,17 +251,37 @@ class Checkpoint:
     size_bytes: int
     found_at: datetime
     metrics: dict[str, float] = field(default_factory=dict)
+    project: str = ""
+    node: str = ""
+    copy: CopyState = CopyState.OFF
+    files: tuple[ManifestFile, ...] = ()
+    manifest_sha256: str = ""
+    copied_at: datetime | None = None
+    removed_at: datetime | None = None
+    note: str = ""
     version: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundCheckpoint:
-    """A complete checkpoint as a runner found it on the node."""
+    """A complete checkpoint as a runner found it on the node. `written_at_s` is its manifest's time since 1970."""
 
     step: int
     path: str
     size_bytes: int
     metrics: dict[str, float] = field(default_factory=dict)
+    written_at_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberHang:
+    """What one member's runner saw of a hang: why it takes it for one, and which ranks it can't reach."""
+
+    node: str
+    rank: int
+    why: str
+    quiet_s: float
+    unreachable: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +290,7 @@ class Observation:
 
     `absent` means it was never started here or already released. `end_reason` is set when `state` is ended.
     `silent_since` is set when it is unknown for want of an answer: since when its node has not been heard.
+    `active_at` is when it last did something; `hangs` has a row per member that is stuck, of `members`.
     """
 
     attempt_id: str
@@ -255,3 +309,6 @@ class Observation:
     preflight: tuple[CheckResult, ...] = ()
     unfit_node: str = ""
     silent_since: datetime | None = None
+    active_at: datetime | None = None
+    members: int = 1
+    hangs: tuple[MemberHang, ...] = ()

@@ -25,12 +25,13 @@ from groundplane.domain.artifact import (
     over_quota,
 )
 from groundplane.domain.model import ManifestFile, ModelVersion, check_name, manifest, manifest_sha256, path_refusals
+from groundplane.domain.run import Checkpoint, CopyState
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused, Unavailable
 from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import BlobStore, Clock, Ids, Store, Tx
 from groundplane.units import format_bytes
 
-HOLDERS: tuple[type[Artifact] | type[ModelVersion], ...] = (Artifact, ModelVersion)
+HOLDERS: tuple[type[Artifact] | type[ModelVersion] | type[Checkpoint], ...] = (Artifact, ModelVersion, Checkpoint)
 """Every kind of row whose `files` are in the store. What is missing here, a collection takes for nobody's."""
 
 GRACE_MIN_S = 60.0
@@ -230,7 +231,8 @@ class Artifacts:
         kept: dict[str, int] = {}
         async with self._store.transaction() as tx:
             for kind in HOLDERS:
-                for (project,), size_bytes in (await tx.total(kind, "size_bytes", by=("project",))).items():
+                sums = await tx.total(kind, "size_bytes", by=("project",), where=_with_files(kind))
+                for (project,), size_bytes in sums.items():
                     if actor.sees(str(project)):
                         kept[str(project)] = kept.get(str(project), 0) + size_bytes
         return await self._blobs.usage(), kept
@@ -404,16 +406,25 @@ async def demand_quota(tx: Tx, project: str, files: Sequence[ManifestFile]) -> N
         raise Refusal([_quota_refusal(project, files, quota, used_bytes)])
 
 
+def _with_files(kind: type) -> dict[str, object]:
+    """Checkpoints have rows of their own before they have copies."""
+    return {"copy": CopyState.COPIED} if kind is Checkpoint else {}
+
+
 async def _held(tx: Tx, actor: Actor) -> list[tuple[str, ManifestFile]]:
     """(project, file) of everything with files that the actor sees."""
-    rows: list[Artifact | ModelVersion] = [row for kind in HOLDERS for row in await tx.find(kind)]
+    rows: list[Artifact | ModelVersion | Checkpoint] = [
+        row for kind in HOLDERS for row in await tx.find(kind, _with_files(kind))
+    ]
     return [(row.project, file) for row in rows if actor.sees(row.project) for file in row.files]
 
 
 async def _users(tx: Tx) -> dict[str, list[str]]:
     """SHA-256 → what has it, as `tiny-lm@3 weights/model.safetensors`."""
     users: dict[str, list[str]] = {}
-    rows: list[Artifact | ModelVersion] = [row for kind in HOLDERS for row in await tx.find(kind)]
+    rows: list[Artifact | ModelVersion | Checkpoint] = [
+        row for kind in HOLDERS for row in await tx.find(kind, _with_files(kind))
+    ]
     for row in rows:
         for file in row.files:
             users.setdefault(file.sha256, []).append(f"{row.id} {file.path}")

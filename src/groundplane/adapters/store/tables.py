@@ -26,6 +26,7 @@ from groundplane.domain.access import Exposure, Key, Project
 from groundplane.domain.approval import Approval
 from groundplane.domain.artifact import Artifact, StorageQuota
 from groundplane.domain.budget import Budget, Hold, HoldStatus
+from groundplane.domain.checkpoints import ResumeProof
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.intake.request import Request
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
@@ -39,7 +40,7 @@ from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Reser
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0009"
+SCHEMA_REVISION = "0010"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -117,14 +118,22 @@ KINDS: dict[type, Kind] = {
             indexes=(("due_at",), ("project", "created_at"), ("status", "created_at")),
             not_negative=("price_microusd_per_hour",),
         ),
-        Kind(row=Attempt, table="attempts", unique=(("run_id", "number"),), references={"run_id": Run}),
+        Kind(
+            row=Attempt,
+            table="attempts",
+            unique=(("run_id", "number"),),
+            indexes=(("idle_since",),),
+            references={"run_id": Run},
+        ),
         Kind(
             row=Checkpoint,
             table="checkpoints",
             unique=(("run_id", "step"),),
+            indexes=(("copy",),),
             not_negative=("size_bytes",),
             references={"run_id": Run},
         ),
+        Kind(row=ResumeProof, table="resume_proofs", indexes=(("status",),)),
         Kind(row=Endpoint, table="endpoints", indexes=(("due_at",), ("project", "created_at"))),
         Kind(
             row=ModelVersion,

@@ -36,6 +36,7 @@ class Resources:
     """Per node. `accelerator` is a catalogue name such as `h100-80gb`; empty when count is 0.
 
     `instance_type`, `cloud` and `region` name a cloud's machine instead of a pool's; `purchase` how it is paid for.
+    After a lost node a run goes on with `nodes_min` nodes or more; 0 is all of them.
     """
 
     cpus: float
@@ -48,6 +49,7 @@ class Resources:
     cloud: str = field(default="", metadata=_LATER)
     region: str = field(default="", metadata=_LATER)
     purchase: str = field(default="", metadata=_LATER)
+    nodes_min: int = field(default=0, metadata=_LATER)
 
     @property
     def names_cloud(self) -> bool:
@@ -131,6 +133,22 @@ class ArrayElement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointPolicy:
+    """What becomes of a run's checkpoints. `keep_last` and `keep_every` of 0 limit nothing.
+
+    `keep_every` is in steps. `best_by` names a metric of the manifest, `best_mode` is `min` or `max`. `bytes_per_s`
+    bounds copying, 0 leaves it to the installation.
+    """
+
+    keep_last: int = 0
+    keep_every: int = 0
+    best_by: str = ""
+    best_mode: str = "min"
+    copy: bool = True
+    bytes_per_s: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
     """One job. `command` is argv; a string in the YAML becomes ("sh", "-c", text).
 
@@ -170,6 +188,9 @@ class JobSpec:
     schedule: str = field(default="", metadata=_LATER)
     timezone: str = field(default="UTC", metadata=_LATER)
     missed_ticks: str = field(default="once", metadata=_LATER)
+    checkpoints: CheckpointPolicy = field(default=CheckpointPolicy(), metadata=_LATER)
+    hang_limit_s: int | None = field(default=None, metadata=_LATER)
+    spot: bool = field(default=False, metadata=_LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

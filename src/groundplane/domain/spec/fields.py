@@ -30,6 +30,7 @@ _TIER = r"[a-z0-9][a-z0-9-]{0,63}"
 _ARCHITECTURE = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}"
 _FILE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _IMAGE = r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,255}"
+_BEST_BY = r"[A-Za-z0-9_.@-]{1,64}/(min|max)"
 _ONE_LINE = r"[^\x00-\x1f]{0,256}"
 
 
@@ -368,6 +369,44 @@ def _queueing() -> Iterable[Field]:
     )  # fmt: skip
 
 
+def _survival() -> Iterable[Field]:
+    """What becomes of checkpoints, what counts as a hang, and machines that may be taken away."""
+    job = (JOB,)
+    yield Field(
+        path="spec.checkpoints.keep_last", kinds=job, read=v.integer(1, 10_000), takes="whole number ≥ 1",
+        default="all on the node, 3 copies", meaning="How many of the newest checkpoints stay, on node and in store.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.checkpoints.keep_every", kinds=job, read=v.integer(1, 10**12), takes="steps ≥ 1", default="none",
+        meaning="Checkpoints whose step is a multiple of this stay too.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.checkpoints.best_by", kinds=job, read=v.text(_BEST_BY, "a metric and min or max", example="loss/min"),
+        takes="`METRIC/min` or `METRIC/max`", default="none", meaning="The best one by this metric stays too.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.checkpoints.copy", kinds=job, read=v.boolean, takes="true or false", default="true",
+        meaning="Whether checkpoints are copied to the artifact store, to be restored on any node.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.checkpoints.bandwidth", kinds=job, read=v.rate, takes="rate such as `60MB/s`",
+        default="GROUND_CHECKPOINT_BANDWIDTH", meaning="How fast they are copied at most.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.hang_limit", kinds=job, read=v.duration(), takes="duration ≥ 1s", default="never",
+        meaning="No output and no checkpoint for that long, or accelerators at 0 % that hold memory: it hangs. Stacks "
+        "are taken and it starts again.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.spot", kinds=job, read=v.boolean, takes="true or false", default="false",
+        meaning="It may run where machines are taken away: notices are watched for, and its resume must be proven.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.resources.nodes_min", kinds=job, read=v.integer(1, 10_000), takes="whole number ≥ 1",
+        default="`nodes`", meaning="How few nodes do after one was lost or cordoned.",
+    )  # fmt: skip
+
+
 def _serving() -> Iterable[Field]:
     endpoint = (ENDPOINT,)
     yield from _model_named("spec.serving", endpoint, "served")
@@ -440,6 +479,7 @@ FIELDS: tuple[Field, ...] = (
     *_training(),
     *_walls(),
     *_queueing(),
+    *_survival(),
     *_endpoint(),
     *_serving(),
     *_resources(),

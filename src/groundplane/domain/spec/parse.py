@@ -16,6 +16,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from groundplane.domain.spec import (
     ArrayElement,
+    CheckpointPolicy,
     DataSource,
     EndpointSpec,
     JobSpec,
@@ -300,7 +301,7 @@ def _job(values: Mapping[str, Any]) -> JobSpec:
                 "network": "network", "secrets": "secrets", "preflight": "preflight",
                 "checkpoint_dir": "checkpoint_dir", "checkpoint_size": "checkpoint_bytes",
                 "priority": "priority", "needs": "needs", "schedule": "schedule", "timezone": "timezone",
-                "missed_ticks": "missed_ticks"}  # fmt: skip
+                "missed_ticks": "missed_ticks", "hang_limit": "hang_limit_s", "spot": "spot"}  # fmt: skip
     return JobSpec(
         metadata=Metadata(**values["metadata"]),
         command=spec["command"],
@@ -312,8 +313,15 @@ def _job(values: Mapping[str, Any]) -> JobSpec:
         data=tuple(DataSource(**_spelled(item, _DATA)) for item in spec.get("data", ())),
         training=TrainingNeed(**spec["training"]) if "training" in spec else None,
         outputs=tuple(ModelOutput(**item) for item in spec.get("outputs", {}).get("models", ())),
+        checkpoints=_checkpoints(spec.get("checkpoints", {})),
         **_renamed(spec, optional),
     )
+
+
+def _checkpoints(values: Mapping[str, Any]) -> CheckpointPolicy:
+    said = dict(values)
+    best_by, _, best_mode = said.pop("best_by", "/min").rpartition("/")
+    return CheckpointPolicy(best_by=best_by, best_mode=best_mode, **_spelled(said, {"bandwidth": "bytes_per_s"}))
 
 
 def _endpoint(values: Mapping[str, Any], now: datetime) -> EndpointSpec:
@@ -391,6 +399,7 @@ def _job_body(spec: JobSpec) -> dict[str, Any]:
         body["interruptions_per_day"] = spec.interruptions_per_day
     body.update(_walls_body(spec))
     body.update(_queueing_body(spec))
+    body.update(_survival_body(spec))
     if spec.outputs:
         models = [
             _without_empty(name=o.name, path=o.path, license=o.license, framework=o.framework) for o in spec.outputs
@@ -427,6 +436,23 @@ def _walls_body(spec: JobSpec) -> dict[str, Any]:
     if spec.checkpoint_bytes:
         body["checkpoint_size"] = f"{spec.checkpoint_bytes}B"
     return body
+
+
+def _survival_body(spec: JobSpec) -> dict[str, Any]:
+    policy = spec.checkpoints
+    body: dict[str, Any] = {"spot": True} if spec.spot else {}
+    if spec.hang_limit_s is not None:
+        body["hang_limit"] = f"{spec.hang_limit_s}s"
+    checkpoints: dict[str, Any] = {
+        name: value for name in ("keep_last", "keep_every") if (value := getattr(policy, name))
+    }
+    if policy.best_by:
+        checkpoints["best_by"] = f"{policy.best_by}/{policy.best_mode}"
+    if policy.bytes_per_s:
+        checkpoints["bandwidth"] = f"{policy.bytes_per_s}B/s"
+    if not policy.copy:
+        checkpoints["copy"] = False
+    return {**body, "checkpoints": checkpoints} if checkpoints else body
 
 
 def _queueing_body(spec: JobSpec) -> dict[str, Any]:
@@ -471,6 +497,8 @@ def _shared_body(spec: Spec) -> dict[str, Any]:
     }
     named = ("accelerator", "instance_type", "cloud", "region", "purchase")
     resources |= _without_empty(**{name: getattr(need, name) for name in named})
+    if need.nodes_min:
+        resources["nodes_min"] = need.nodes_min
     deadline = {} if spec.deadline is None else {"deadline": spec.deadline.isoformat(timespec="microseconds")}
     return {
         **deadline,
