@@ -207,7 +207,6 @@ async def build(settings: Settings) -> App:
         executors=executors,
         cordons=cordons,
         secrets=secrets,
-        files=files,
         hardware=catalog_book.hardware,
         policy=isolation,
         budget_s=settings.preflight_budget_s,

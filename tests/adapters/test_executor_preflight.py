@@ -19,6 +19,7 @@ from groundplane.domain.run import EndReason, Observation
 from groundplane.ports import Order
 
 pytestmark = pytest.mark.needs("sshd")
+SHARE = str(Path("/root") / "share")  # in the hosts' own home folders
 
 
 def open_pool(hosts: Hosts, place: Path, nodes: int) -> SshExecutor:
@@ -59,10 +60,10 @@ async def test_a_node_answers_for_itself_and_for_a_share_that_only_it_lacks(host
     try:
         verdicts = {}
         for name in ("n0", "n1"):
-            found = await executor.preflight(order("true", checkpoint_share="/root/share"), name)
+            found = await executor.preflight(order("true", checkpoint_share=SHARE), name)
             verdicts[name] = {each.name: each for each in found}["checkpoints"]
         assert verdicts["n0"].status is CheckStatus.OK
-        assert verdicts["n1"].have == "/root/share is missing"
+        assert verdicts["n1"].have == f"{SHARE} is missing"
         assert await executor.attempts() == []
     finally:
         await executor.close()

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from groundplane.adapters.executors.memory import MemoryExecutor
-from groundplane.adapters.run_files import HomeRunFiles
 from groundplane.adapters.secrets import FolderSecrets
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds
@@ -74,7 +73,6 @@ class House:
             executors={"memory": self.executor},
             cordons=self.cordons,
             secrets=FolderSecrets(self.secrets),
-            files=HomeRunFiles(folder),
             hardware=Hardware,
             policy=policy or IsolationPolicy(),
             budget_s=15,

@@ -23,7 +23,7 @@ from groundplane.domain.spec import JobSpec
 from groundplane.domain.spec.parse import parse
 from groundplane.errors import InvalidInput, NotFound, Unavailable
 from groundplane.identity import SYSTEM, Actor
-from groundplane.ports import Clock, Executor, Ids, Order, RunFiles, SecretStore, Store, Tx
+from groundplane.ports import Clock, Executor, Ids, Order, SecretStore, Store, Tx
 from groundplane.services.cordons import Cordons
 
 CHAIN = ("driver", "accelerators")
@@ -42,7 +42,6 @@ class Preflight:
         executors: Mapping[str, Executor],
         cordons: Cordons,
         secrets: SecretStore,
-        files: RunFiles,
         hardware: Callable[[], Hardware],
         policy: IsolationPolicy,
         budget_s: int,
@@ -54,7 +53,6 @@ class Preflight:
         self._executors = executors
         self._cordons = cordons
         self._secrets = secrets
-        self._files = files
         self._hardware = hardware
         self.policy = policy
         self._budget_s = budget_s
@@ -92,7 +90,7 @@ class Preflight:
                 uids=policy.uids,
             ),
             pids_limit=policy.pids_limit,
-            readable=tuple(item.path for item in spec.data),
+            readable=tuple(item.path for item in spec.data if item.path),
             secrets=await self._read_secrets(spec) if spec.secrets else {},
             preflight=self.need(spec) if spec.preflight else None,
             checkpoint_share=share,
