@@ -149,6 +149,8 @@ def test_every_error_arrives_as_what_it_was(error: GroundError) -> None:
         (200, b'{"name": 3}', Unavailable),
         (401, b'{"error": {"code": "invalid_api_key", "message": "no"}}', errors.Unauthenticated),
         (404, b'{"error": {"code": "of_tomorrow", "message": "no"}}', errors.NotFound),
+        (409, b'{"error": {"code": "refused", "message": "no", "hint": "ask"}}', Refusal),
+        (409, b'{"error": {"code": "approval-needed", "message": "no", "hint": "ask"}}', ApprovalNeeded),
         (418, b'{"error": {"code": "of_tomorrow", "message": "no"}}', GroundError),
     ],
 )

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, TypeVar
-from urllib.parse import quote
 
+from groundplane.client.transport import Transport, part
 from groundplane.domain.access import Project, SelfService
 from groundplane.domain.approval import Approval, ApprovalStatus
-from groundplane.errors import InvalidInput
 from groundplane.wire import ReasonRequest
 from groundplane.wire.plans import ApprovalView, ApproveRequest, SelfServiceRequest
 
-Answer = TypeVar("Answer")
 _POLL_FIRST_S, _POLL_MAX_S = 0.5, 10.0
 
+_HINT = "ground approvals lists what waits"
 
-class ApprovalCalls(ABC):
-    """Mixed into `groundplane.client.Client`, which sends."""
 
+class ApprovalCalls(Transport):
     def approvals(self, *, project: str | None = None, status: str | None = None, limit: int = 100) -> list[Approval]:
         """Newest first. `status` is waiting, approved, rejected, expired, applied, or open for the first two."""
         params = {"project": project, "status": status, "limit": limit}
@@ -61,21 +56,8 @@ class ApprovalCalls(ABC):
             second_approvals=limits.second_approvals,
             reason=reason,
         )
-        return self._call("PUT", f"/v1/projects/{quote(project, safe='')}/self-service", Project, body=body)
-
-    @abstractmethod
-    def _call(
-        self,
-        method: str,
-        path: str,
-        answer: type[Answer],
-        *,
-        body: Any = None,
-        params: Mapping[str, Any] | None = None,
-    ) -> Answer: ...
+        return self._call("PUT", f"/v1/projects/{part(project)}/self-service", Project, body=body)
 
 
 def _plan(plan_id: str) -> str:
-    if not plan_id.strip("."):
-        raise InvalidInput(f"{plan_id!r} is no plan", "ground approvals lists what waits")
-    return f"/v1/plans/{quote(plan_id, safe='')}"
+    return f"/v1/plans/{part(plan_id, hint=_HINT)}"

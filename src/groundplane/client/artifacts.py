@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
 from urllib.parse import quote
 
 from groundplane.client.node_cache import NodeCache
 from groundplane.client.pulling import part_of, pull_file
+from groundplane.client.transport import Transport, part
 from groundplane.domain.artifact import Artifact, ArtifactCheck, Collected, ProjectStorage, ScrubReport
 from groundplane.domain.model import ManifestFile, path_refusals
 from groundplane.errors import InvalidInput, NotFound, Refusal
@@ -30,7 +30,6 @@ from groundplane.wire.artifacts import (
     UploadedFile,
 )
 
-Answer = TypeVar("Answer")
 Progress = Callable[[int], object]
 PARALLEL = 4
 _UPLOAD_PIECE_BYTES = 1 << 20
@@ -38,9 +37,7 @@ _PATIENCE_S = 24 * 3600.0
 _SOURCES = "sources.json"
 
 
-class ArtifactCalls(ABC):
-    """Mixed into `groundplane.client.Client`, which sends."""
-
+class ArtifactCalls(Transport):
     # ------------------------------------------------------------ push
 
     def push(
@@ -108,14 +105,14 @@ class ArtifactCalls(ABC):
         return self._call("POST", "/v1/uploads", Upload)
 
     def _upload(self, upload_id: str) -> Upload:
-        return self._call("GET", f"/v1/uploads/{_quoted(upload_id)}", Upload)
+        return self._call("GET", f"/v1/uploads/{part(upload_id)}", Upload)
 
     def upload_file(self, upload_id: str, path: str, source: Path) -> UploadedFile:
         """Streams one file; `path` is where it lies in the model's folder."""
         size_bytes = source.stat().st_size
         return self._call(
             "PUT",
-            f"/v1/uploads/{_quoted(upload_id)}/{quote(path)}",
+            f"/v1/uploads/{part(upload_id)}/{quote(path)}",
             UploadedFile,
             content=_pieces(source),
             headers={"Content-Length": str(size_bytes), "Content-Type": "application/octet-stream"},
@@ -123,7 +120,7 @@ class ArtifactCalls(ABC):
         )
 
     def delete_upload(self, upload_id: str) -> None:
-        self._send("DELETE", f"/v1/uploads/{_quoted(upload_id)}")
+        self._send("DELETE", f"/v1/uploads/{part(upload_id)}")
 
     # ------------------------------------------------------------ pull
 
@@ -161,7 +158,7 @@ class ArtifactCalls(ABC):
     def _range_of(self, artifact_id: str, path: str) -> Callable[[int, int], bytes]:
         def read(offset: int, count: int) -> bytes:
             params = {"path": path, "offset": offset, "limit": count}
-            answer = self._send("GET", f"/v1/artifacts/{_quoted(artifact_id)}/content", params=params, timeout_s=600)
+            answer = self._send("GET", f"/v1/artifacts/{part(artifact_id)}/content", params=params, timeout_s=600)
             content: bytes = answer.content
             return content
 
@@ -169,7 +166,7 @@ class ArtifactCalls(ABC):
 
     def pieces(self, ref: str, path: str) -> FilePieces:
         """How a file is put together, and where its pieces can be read."""
-        return self._call("GET", f"/v1/artifacts/{_quoted(ref)}/pieces", FilePieces, params={"path": path})
+        return self._call("GET", f"/v1/artifacts/{part(ref)}/pieces", FilePieces, params={"path": path})
 
     # ------------------------------------------------------------ artifacts and storage
 
@@ -179,15 +176,15 @@ class ArtifactCalls(ABC):
 
     def artifact(self, ref: str) -> Artifact:
         """By id, or the newest of a name."""
-        return self._call("GET", f"/v1/artifacts/{_quoted(ref)}", Artifact)
+        return self._call("GET", f"/v1/artifacts/{part(ref)}", Artifact)
 
     def verify_artifact(self, ref: str) -> ArtifactCheck:
         """Reads every piece again."""
-        return self._call("POST", f"/v1/artifacts/{_quoted(ref)}/verify", ArtifactCheck, timeout_s=_PATIENCE_S)
+        return self._call("POST", f"/v1/artifacts/{part(ref)}/verify", ArtifactCheck, timeout_s=_PATIENCE_S)
 
     def delete_artifact(self, ref: str, reason: str = "") -> Artifact:
         """Takes the name away; the bytes go with the next collection."""
-        return self._call("DELETE", f"/v1/artifacts/{_quoted(ref)}", Artifact, params={"reason": reason})
+        return self._call("DELETE", f"/v1/artifacts/{part(ref)}", Artifact, params={"reason": reason})
 
     def storage(self) -> StorageView:
         return self._call("GET", "/v1/storage", StorageView)
@@ -205,33 +202,7 @@ class ArtifactCalls(ABC):
     def set_storage_quota(self, project: str, limit_bytes: int | None) -> ProjectStorage:
         """The most bytes a project may keep; None lifts it."""
         body = QuotaRequest(limit_bytes=limit_bytes)
-        return self._call("PUT", f"/v1/storage/quotas/{_quoted(project)}", ProjectStorage, body=body)
-
-    @abstractmethod
-    def _call(
-        self,
-        method: str,
-        path: str,
-        answer: type[Answer],
-        *,
-        body: Any = None,
-        content: Iterator[bytes] | None = None,
-        params: Mapping[str, Any] | None = None,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float | None = None,
-    ) -> Answer: ...
-
-    @abstractmethod
-    def _send(
-        self,
-        method: str,
-        path: str,
-        *,
-        params: Mapping[str, Any] | None = None,
-        content: Any = None,
-        headers: Mapping[str, str] | None = None,
-        timeout_s: float | None = None,
-    ) -> Any: ...
+        return self._call("PUT", f"/v1/storage/quotas/{part(project)}", ProjectStorage, body=body)
 
 
 def local_files(path: Path) -> dict[str, Path]:
@@ -266,8 +237,6 @@ def _name_sources(folder: str, files: Mapping[str, Path]) -> bool:
 
 
 def _hashed(item: tuple[str, Path]) -> ManifestFile:
-    import hashlib
-
     relative, file = item
     with file.open("rb", buffering=0) as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -278,9 +247,3 @@ def _pieces(source: Path) -> Iterator[bytes]:
     with source.open("rb") as file:
         while piece := file.read(_UPLOAD_PIECE_BYTES):
             yield piece
-
-
-def _quoted(text: str) -> str:
-    if not text.strip("."):
-        raise InvalidInput(f"{text!r} is no name", "name the object")
-    return quote(text, safe="")

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, TypeVar
-from urllib.parse import quote
-
+from groundplane.client.transport import Transport, part
 from groundplane.domain.limits import LimitRule, Measure, WhenDown
 from groundplane.wire.access import LimitRequest, NewKey, RotationRequest
 
-Answer = TypeVar("Answer")
 
-
-class LimitCalls(ABC):
-    """Mixed into `groundplane.client.Client`, which sends."""
-
+class LimitCalls(Transport):
     def rotate_key(self, key_id: str, *, grace_s: int = 86_400, reason: str = "") -> NewKey:
         """The answer holds the new secret, this once; the one before opens for `grace_s` more."""
         body = RotationRequest(grace_s=grace_s, reason=reason)
-        return self._call("POST", f"/v1/keys/{quote(key_id, safe='')}/rotate", NewKey, body=body)
+        return self._call("POST", f"/v1/keys/{part(key_id)}/rotate", NewKey, body=body)
 
     def limits(self, project: str | None = None) -> list[LimitRule]:
         """Limits at the gateway; those that keys carry themselves are with the keys."""
@@ -51,14 +43,3 @@ class LimitCalls(ABC):
     def lift_limit(self, limit_id: str, reason: str = "") -> LimitRule:
         """Takes a limit away."""
         return self._call("DELETE", "/v1/limits", LimitRule, params={"id": limit_id, "reason": reason})
-
-    @abstractmethod
-    def _call(
-        self,
-        method: str,
-        path: str,
-        answer: type[Answer],
-        *,
-        body: Any = None,
-        params: Mapping[str, Any] | None = None,
-    ) -> Answer: ...

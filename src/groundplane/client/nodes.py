@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, TypeVar
-from urllib.parse import quote
-
+from groundplane.client.transport import Transport, part
 from groundplane.domain.node import Cordon, Node, PoolView
 from groundplane.wire import ReasonRequest
 
-Answer = TypeVar("Answer")
 
-
-class NodeCalls(ABC):
-    """Mixed into `groundplane.client.Client`, which sends."""
-
+class NodeCalls(Transport):
     def pools(self) -> list[PoolView]:
         return self._call("GET", "/v1/pools", list[PoolView])
 
@@ -33,20 +25,6 @@ class NodeCalls(ABC):
     def uncordon(self, pool: str, name: str, reason: str = "") -> None:
         self._send("DELETE", f"{_path(pool, name)}/cordon", params={"reason": reason})
 
-    @abstractmethod
-    def _call(
-        self,
-        method: str,
-        path: str,
-        answer: type[Answer],
-        *,
-        body: Any = None,
-        params: Mapping[str, Any] | None = None,
-    ) -> Answer: ...
-
-    @abstractmethod
-    def _send(self, method: str, path: str, *, params: Mapping[str, Any] | None = None) -> Any: ...
-
 
 def _path(pool: str, name: str) -> str:
-    return f"/v1/nodes/{quote(pool, safe='')}/{quote(name, safe='')}"
+    return f"/v1/nodes/{part(pool)}/{part(name)}"

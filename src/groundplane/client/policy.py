@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, TypeVar
-from urllib.parse import quote
 
+from groundplane.client.transport import Transport, part
 from groundplane.domain.planning import Verdict
 from groundplane.domain.policy.exceptions import PolicyException
 from groundplane.domain.policy.records import PolicyState, Replay, RuleInfo
@@ -15,19 +13,16 @@ from groundplane.errors import InvalidInput
 from groundplane.wire import ReasonRequest
 from groundplane.wire.policy import ExceptionRequest, ReplayRequest
 
-Answer = TypeVar("Answer")
 _REPLAY_TIMEOUT_S = 300
 
 
-class PolicyCalls(ABC):
-    """Mixed into `groundplane.client.Client`, which sends."""
-
+class PolicyCalls(Transport):
     def policy(self) -> PolicyState:
         """Every rule in force, and whether the operator's folder differs from it."""
         return self._call("GET", "/v1/policy", PolicyState)
 
     def policy_rule(self, rule_id: str) -> RuleInfo:
-        return self._call("GET", f"/v1/policy/rules/{_part(rule_id)}", RuleInfo)
+        return self._call("GET", f"/v1/policy/rules/{part(rule_id)}", RuleInfo)
 
     def reload_policy(self, reason: str = "") -> PolicyState:
         """Takes the folder as it is now; InvalidInput tells every fault, and what was in force stays."""
@@ -40,7 +35,7 @@ class PolicyCalls(ABC):
 
     def request_verdicts(self, request_id: str) -> list[Verdict]:
         """What the rules over requests say of one."""
-        return self._call("GET", f"/v1/policy/requests/{_part(request_id)}/verdicts", list[Verdict])
+        return self._call("GET", f"/v1/policy/requests/{part(request_id)}/verdicts", list[Verdict])
 
     def policy_exceptions(self, *, project: str | None = None, over_too: bool = False) -> list[PolicyException]:
         """Soonest to end first."""
@@ -60,23 +55,5 @@ class PolicyCalls(ABC):
         return self._call("POST", "/v1/policy/exceptions", PolicyException, body=body)
 
     def remove_policy_exception(self, exception_id: str, reason: str = "") -> PolicyException:
-        path = f"/v1/policy/exceptions/{_part(exception_id)}"
+        path = f"/v1/policy/exceptions/{part(exception_id)}"
         return self._call("DELETE", path, PolicyException, params={"reason": reason})
-
-    @abstractmethod
-    def _call(
-        self,
-        method: str,
-        path: str,
-        answer: type[Answer],
-        *,
-        body: Any = None,
-        params: Mapping[str, Any] | None = None,
-        timeout_s: float | None = None,
-    ) -> Answer: ...
-
-
-def _part(text: str) -> str:
-    if not text.strip("."):
-        raise InvalidInput(f"{text!r} is no name", "ground policy list")
-    return quote(text, safe="")

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, TypeVar
-from urllib.parse import quote
 
+from groundplane.client.transport import Transport, part
 from groundplane.domain.queue import ProjectQuota, Reservation, Schedule
 from groundplane.domain.queue_view import PoolUse, QuotaUse
 from groundplane.wire.queue import QuotaRequest, ReservationRequest, ScheduleChange, ScheduleRequest
 
-Answer = TypeVar("Answer")
 
-
-class QueueCalls(ABC):
-    """Mixed into `groundplane.client.Client`, which sends."""
-
+class QueueCalls(Transport):
     def queue(self, pool: str | None = None) -> list[PoolUse]:
         """Every pool's nodes with who holds them, and who waits. NotFound for a pool that there is not."""
         return self._call("GET", "/v1/queue", list[PoolUse], params={"pool": pool})
@@ -36,7 +30,7 @@ class QueueCalls(ABC):
     ) -> ProjectQuota:
         """`limits` names accelerators, cpus_milli, memory_bytes or runs; None lifts one, what is not named stays."""
         body = QuotaRequest(limits=dict(limits), cohort=cohort, weight=weight, reason=reason)
-        return self._call("PUT", f"/v1/projects/{quote(project, safe='')}/quota", ProjectQuota, body=body)
+        return self._call("PUT", f"/v1/projects/{part(project)}/quota", ProjectQuota, body=body)
 
     def reservations(self) -> list[Reservation]:
         return self._call("GET", "/v1/reservations", list[Reservation])
@@ -65,7 +59,7 @@ class QueueCalls(ABC):
         return self._call("POST", "/v1/reservations", Reservation, body=body)
 
     def cancel_reservation(self, reservation_id: str, reason: str = "") -> Reservation:
-        path = f"/v1/reservations/{quote(reservation_id, safe='')}"
+        path = f"/v1/reservations/{part(reservation_id)}"
         return self._call("DELETE", path, Reservation, params={"reason": reason})
 
     def schedules(self) -> list[Schedule]:
@@ -78,21 +72,7 @@ class QueueCalls(ABC):
 
     def pause_schedule(self, schedule_id: str, paused: bool, reason: str = "") -> Schedule:
         body = ScheduleChange(paused=paused, reason=reason)
-        return self._call("PATCH", f"/v1/schedules/{quote(schedule_id, safe='')}", Schedule, body=body)
+        return self._call("PATCH", f"/v1/schedules/{part(schedule_id)}", Schedule, body=body)
 
     def delete_schedule(self, schedule_id: str, reason: str = "") -> None:
-        self._send("DELETE", f"/v1/schedules/{quote(schedule_id, safe='')}", params={"reason": reason})
-
-    @abstractmethod
-    def _call(
-        self,
-        method: str,
-        path: str,
-        answer: type[Answer],
-        *,
-        body: Any = None,
-        params: Mapping[str, Any] | None = None,
-    ) -> Answer: ...
-
-    @abstractmethod
-    def _send(self, method: str, path: str, *, params: Mapping[str, Any] | None = None) -> Any: ...
+        self._send("DELETE", f"/v1/schedules/{part(schedule_id)}", params={"reason": reason})

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
-from urllib.parse import quote
+from typing import Any
 
+from groundplane.client.transport import Transport, part
 from groundplane.domain.catalogue_changes import TableView
 from groundplane.domain.price_lists import ListPrice
 from groundplane.domain.recon import Machine, Reconnaissance, Wanted
 from groundplane.wire.catalog import CatalogDocument, CatalogRequest, CatalogUpdate
 
-Answer = TypeVar("Answer")
 LIVE_PATIENCE_S = 600.0
 
 
-class ReconCalls(ABC):
-    """Mixed into `groundplane.client.Client`, which sends."""
-
+class ReconCalls(Transport):
     def recon(self, wanted: Wanted | None = None, *, live: bool = False) -> Reconnaissance:
         """Raises InvalidInput for a filter that names nothing known. `live` asks the clouds: it can take minutes."""
         asked = wanted or Wanted()
@@ -44,7 +40,7 @@ class ReconCalls(ABC):
 
     def catalog_table(self, name: str) -> TableView:
         """One table with its rows. Raises NotFound naming the tables that there are."""
-        return self._call("GET", f"/v1/catalog/{quote(name, safe='')}", TableView)
+        return self._call("GET", f"/v1/catalog/{part(name)}", TableView)
 
     def update_catalog(
         self,
@@ -66,15 +62,3 @@ class ReconCalls(ABC):
             reason=reason,
         )
         return self._call("POST", "/v1/catalog", CatalogUpdate, body=body)
-
-    @abstractmethod
-    def _call(
-        self,
-        method: str,
-        path: str,
-        answer: type[Answer],
-        *,
-        body: Any = None,
-        params: Mapping[str, Any] | None = None,
-        timeout_s: float | None = None,
-    ) -> Answer: ...

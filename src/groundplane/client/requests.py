@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
-from urllib.parse import quote
 
+from groundplane.client.transport import Transport, part
 from groundplane.domain.intake import QuotaFact
 from groundplane.domain.intake.request import Request
-from groundplane.errors import InvalidInput
 from groundplane.wire import ReasonRequest
 from groundplane.wire.requests import AnswersRequest, MessageRequest, SpecsBody
 
-Answer = TypeVar("Answer")
+_HINT = "ground request list shows yours"
 
 
-class RequestCalls(ABC):
-    """Mixed into `groundplane.client.Client`, which sends."""
-
+class RequestCalls(Transport):
     def create_request(self, message: str, *, project: str | None = None, quotas: Sequence[QuotaFact] = ()) -> Request:
         """Reads and stores a message. Raises InvalidInput when it is empty, TooLarge above 64 KiB."""
         body = MessageRequest(message=message, project=project, quotas=tuple(quotas))
@@ -48,19 +43,6 @@ class RequestCalls(ABC):
         """Twice is the same as once."""
         return self._call("POST", f"{_path(request_id)}/close", Request, body=ReasonRequest(reason=reason))
 
-    @abstractmethod
-    def _call(
-        self,
-        method: str,
-        path: str,
-        answer: type[Answer],
-        *,
-        body: Any = None,
-        params: Mapping[str, Any] | None = None,
-    ) -> Answer: ...
-
 
 def _path(request_id: str) -> str:
-    if not request_id.strip("."):
-        raise InvalidInput(f"{request_id!r} is no request", "ground request list shows yours")
-    return f"/v1/requests/{quote(request_id, safe='')}"
+    return f"/v1/requests/{part(request_id, hint=_HINT)}"

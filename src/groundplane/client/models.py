@@ -1,0 +1,50 @@
+"""The part of the SDK that knows models and what serves them: versions, certificates, endpoints."""
+
+from __future__ import annotations
+
+from groundplane.client.transport import Transport, made, part
+from groundplane.domain.certificate import Facts
+from groundplane.domain.endpoint import Endpoint
+from groundplane.domain.model import ModelVersion
+from groundplane.wire import ReasonRequest
+from groundplane.wire.models import Certificate, ModelCheck, RegisterRequest
+
+
+class ModelCalls(Transport):
+    # ------------------------------------------------------------ models
+
+    def models(self) -> list[ModelVersion]:
+        """Every version, by name, newest first."""
+        return self._get("/v1/models", list[ModelVersion])
+
+    def model(self, name: str) -> list[ModelVersion]:
+        """One model's versions, newest first."""
+        return self._get(f"/v1/models/{part(name)}", list[ModelVersion])
+
+    def model_version(self, name: str, number: int) -> ModelVersion:
+        return self._get(f"/v1/models/{part(name)}/versions/{number}", ModelVersion)
+
+    def certificate(self, name: str, number: int) -> Certificate:
+        """Raises IntegrityFailure when its signature does not hold."""
+        return self._get(f"/v1/models/{part(name)}/versions/{number}/certificate", Certificate)
+
+    def verify_model(self, name: str, number: int) -> ModelCheck:
+        """Re-hashes every file: takes as long as reading them does."""
+        path = f"/v1/models/{part(name)}/versions/{number}/verify"
+        return self._call("POST", path, ModelCheck, timeout_s=3600)
+
+    def register_model(self, name: str, *, upload_id: str, project: str, facts: Facts) -> ModelVersion:
+        """Turns an upload into a signed version. Raises InvalidInput or Refusal with what is missing."""
+        body = RegisterRequest(upload_id=upload_id, project=project, facts=facts)
+        return self._call("POST", f"/v1/models/{part(name)}/versions", ModelVersion, body=body, timeout_s=3600)
+
+    # ------------------------------------------------------------ endpoints
+
+    def endpoints(self, project: str | None = None) -> list[Endpoint]:
+        return self._get("/v1/endpoints", list[Endpoint], params={"project": project})
+
+    def endpoint(self, name: str) -> Endpoint:
+        return self._get(f"/v1/endpoints/{part(name)}", Endpoint)
+
+    def stop_endpoint(self, name: str, reason: str = "") -> Endpoint:
+        return self._call("POST", f"/v1/endpoints/{part(name)}/stop", Endpoint, body=made(ReasonRequest, reason=reason))
