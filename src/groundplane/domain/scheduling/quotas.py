@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from groundplane.domain.scheduling.state import Amount, Quota
 
-_DIMENSIONS = ("accelerators", "cpus_milli", "memory_bytes", "runs")
-_BORROWABLE = ("accelerators", "cpus_milli", "memory_bytes")
 NOTHING = Amount()
 
 
@@ -35,6 +33,15 @@ class Quotas:
         for quota in self._quotas.values():
             if quota.cohort:
                 self._members.setdefault(quota.cohort, []).append(quota)
+        self._used: dict[str, Amount] = {}
+        self._limits: dict[str, tuple[int | None, int | None, int | None]] = {}
+        for cohort, members in self._members.items():
+            self._used[cohort] = _sum(self.held(member.project) for member in members)
+            self._limits[cohort] = (
+                _together(member.accelerators for member in members),
+                _together(member.cpus_milli for member in members),
+                _together(member.memory_bytes for member in members),
+            )
 
     def held(self, project: str) -> Amount:
         return self._held.get(project, NOTHING)
@@ -48,9 +55,13 @@ class Quotas:
 
     def take(self, project: str, amount: Amount) -> None:
         self._held[project] = self.held(project).plus(amount)
+        if (cohort := self._cohort(project)) is not None:
+            self._used[cohort] = self._used[cohort].plus(amount)
 
     def give_back(self, project: str, amount: Amount) -> None:
         self._held[project] = self.held(project).minus(amount)
+        if (cohort := self._cohort(project)) is not None:
+            self._used[cohort] = self._used[cohort].minus(amount)
 
     def judge(self, project: str, amount: Amount, *, leaving: Mapping[str, Amount] | None = None) -> Standing:
         """Whether the project may hold this much more. `leaving`: what runs asked to give way still hold."""
@@ -77,27 +88,43 @@ class Quotas:
         first, second = self._quotas.get(one), self._quotas.get(other)
         return first is not None and second is not None and bool(first.cohort) and first.cohort == second.cohort
 
+    def _cohort(self, project: str) -> str | None:
+        quota = self._quotas.get(project)
+        return quota.cohort or None if quota is not None else None
+
     def _cohort_short(self, cohort: str, amount: Amount, gone: Mapping[str, Amount]) -> Amount:
-        members = self._members[cohort]
-        missing: dict[str, int] = {}
-        for name in _BORROWABLE:
-            limits = [getattr(member, name) for member in members]
-            if any(limit is None for limit in limits):
-                continue  # a member without a limit lends without end
-            used = sum(
-                getattr(self.held(member.project), name) - getattr(gone.get(member.project, NOTHING), name)
-                for member in members
-            )
-            missing[name] = max(0, used + getattr(amount, name) - sum(limits))
-        return Amount(**missing)
+        used = self._used[cohort].plus(amount)
+        if gone:
+            used = used.minus(_sum(gone.get(member.project, NOTHING) for member in self._members[cohort]))
+        accelerators, cpus_milli, memory_bytes = self._limits[cohort]
+        return Amount(
+            max(0, used.accelerators - accelerators) if accelerators is not None else 0,
+            max(0, used.cpus_milli - cpus_milli) if cpus_milli is not None else 0,
+            max(0, used.memory_bytes - memory_bytes) if memory_bytes is not None else 0,
+        )
+
+
+def _sum(amounts: Iterable[Amount]) -> Amount:
+    total = NOTHING
+    for amount in amounts:
+        total = total.plus(amount)
+    return total
+
+
+def _together(limits: Iterable[int | None]) -> int | None:
+    """What a cohort may hold: a member without a limit lends without end, so then there is none."""
+    known = list(limits)
+    return None if None in known else sum(limit for limit in known if limit is not None)
 
 
 def _over(quota: Quota, held: Amount) -> Amount:
     """By how much `held` is above the project's own limits, per dimension."""
-    above = {
-        name: max(0, getattr(held, name) - limit) for name in _DIMENSIONS if (limit := getattr(quota, name)) is not None
-    }
-    return Amount(**above)
+    return Amount(
+        max(0, held.accelerators - quota.accelerators) if quota.accelerators is not None else 0,
+        max(0, held.cpus_milli - quota.cpus_milli) if quota.cpus_milli is not None else 0,
+        max(0, held.memory_bytes - quota.memory_bytes) if quota.memory_bytes is not None else 0,
+        max(0, held.runs - quota.runs) if quota.runs is not None else 0,
+    )
 
 
 def _parts(amount: Amount) -> tuple[int, int, int, int]:

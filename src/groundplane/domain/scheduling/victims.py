@@ -38,10 +38,13 @@ def lost(run: Holding, now: float, rules: Rules) -> float:
 
 def choose_for_nodes(pool: Pool, run: Waiting, now: float) -> list[Holding]:
     """The cheapest runs that make room on enough nodes; empty when no choice does."""
+    borrowers = _borrowers_from(pool, run)
     candidates = {
         other.id: other
         for other in pool.holding.values()
-        if other.preemptible and not other.stopping and _may_preempt(pool, run, other)
+        if other.preemptible
+        and not other.stopping
+        and (other.priority < run.priority or (other.priority == run.priority and other.project in borrowers))
     }
     if not candidates:
         return []
@@ -69,6 +72,7 @@ def choose_for_quota(pool: Pool, run: Waiting, now: float) -> list[Holding] | No
     leaving = _amounts(other for other in pool.holding.values() if other.stopping)
     if not pool.quotas.judge(run.project, amount, leaving=leaving).blocked:
         return [] if _makes_room(pool, run, [], now) else None
+    borrowers = _borrowers_from(pool, run)
     own = [
         other
         for other in pool.holding.values()
@@ -76,7 +80,7 @@ def choose_for_quota(pool: Pool, run: Waiting, now: float) -> list[Holding] | No
         and not other.stopping
         and (
             (other.project == run.project and other.priority < run.priority)
-            or (other.project != run.project and _reclaims(pool, run, other))
+            or (other.project in borrowers and other.priority <= run.priority)
         )
     ]
     own.sort(key=lambda other: (other.priority, lost(other, now, pool.rules), other.id))
@@ -98,19 +102,15 @@ def choose_for_quota(pool: Pool, run: Waiting, now: float) -> list[Holding] | No
     return None
 
 
-def _may_preempt(pool: Pool, run: Waiting, other: Holding) -> bool:
-    return other.priority < run.priority or _reclaims(pool, run, other)
-
-
-def _reclaims(pool: Pool, run: Waiting, other: Holding) -> bool:
-    """Whether `other` runs on what its project borrowed, and `run` waits for what is its project's own."""
+def _borrowers_from(pool: Pool, run: Waiting) -> frozenset[str]:
+    """Projects of the run's cohort that hold more than their own, while the run waits for what is its project's own."""
     quotas = pool.quotas
-    return (
-        other.project != run.project
-        and other.priority <= run.priority
-        and quotas.same_cohort(run.project, other.project)
-        and quotas.borrowing(other.project)
-        and not quotas.judge(run.project, run.ask.total).borrows
+    own = quotas.quota(run.project)
+    if own is None or not own.cohort or quotas.judge(run.project, run.ask.total).borrows:
+        return frozenset()
+    holders = {other.project for other in pool.holding.values()} - {run.project}
+    return frozenset(
+        project for project in holders if quotas.same_cohort(run.project, project) and quotas.borrowing(project)
     )
 
 
