@@ -107,6 +107,13 @@ def _command(subject: Subject) -> Finding | None:
     return Finding(need="a command", have="nothing")
 
 
+def _no_schedule(subject: Subject) -> Finding | None:
+    spec = subject.spec
+    if isinstance(spec, EndpointSpec) or not spec.schedule:
+        return None
+    return Finding(need="a job without a schedule", have=f"schedule {spec.schedule!r}")
+
+
 def _absolute_paths(subject: Subject) -> Finding | None:
     spec = subject.spec
     if isinstance(spec, EndpointSpec):
@@ -350,6 +357,12 @@ RULES: tuple[Rule, ...] = (
         why="A node can't know what a path on the author's machine is relative to.",
         hint="ground plan -f FILE makes them absolute; over the API send absolute paths",
         check=_absolute_paths,
+    ),
+    Rule(
+        id="no-schedule",
+        why="A job with a schedule is no run to start now, but one to submit at times.",
+        hint="ground schedules create -f FILE keeps it; leave the schedule out to run it once, now",
+        check=_no_schedule,
     ),
     Rule(
         id="accelerator-known",
