@@ -31,6 +31,7 @@ from tests.gateway.harness import (
     start_workers,
     write_snapshot,
 )
+from tests.gateway.soak import round_of
 
 from groundplane.adapters.usage_log import FolderUsageLog
 
@@ -312,3 +313,10 @@ async def test_metrics_are_of_all_workers_and_survive_a_death(
     await asyncio.to_thread(workers.processes[0].wait)
     await asyncio.to_thread(workers.start, 0)
     await until('groundplane_gateway_requests_total{status="200",model="tiny"} 40')
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_short_soak_breaks_no_law(tmp_path: Path, count: int) -> None:
+    """`make soak` for some seconds: limits that bind, callers that leave, cuts, and workers killed at random."""
+    broken, said = await round_of(tmp_path, count, 900, 7)
+    assert not broken, said

@@ -76,7 +76,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
         )
         await redis.ready()
         counters = redis
-    elif arguments.shared is not None and arguments.workers > 1:
+    elif arguments.shared is not None:
+        # One worker's accounts are kept there too: they outlive its death.
         counters = BrokerCounters(arguments.shared / "limits", arguments.gateway_id, arguments.workers)
     adopt_abandoned(arguments.wal, arguments.gateway_id, arguments.workers)
     gateway = Gateway(

@@ -37,13 +37,12 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 class BrokerCounters:
     """Implements `Counters` for one of `holders` workers of this machine. The folder is theirs alone."""
 
-    alone = False
-
     def __init__(self, folder: Path, holder: str, holders: int) -> None:
         """Joins the others. Raises Unavailable when the folder can't be used or the holder's name is in use."""
         self._folder = folder
         self._holder = holder
         self._holders = holders
+        self.alone = holders == 1
         self._rows: dict[str, int] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
