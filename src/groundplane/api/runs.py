@@ -76,9 +76,10 @@ async def read_log(
     offset: Annotated[int, Query(ge=0, le=2**62)] = 0,
     limit: Annotated[int, Query(ge=1, le=LOG_PIECE_MAX_BYTES, description="Bytes.")] = LOG_PIECE_BYTES,
     attempt: Annotated[int | None, Query(ge=1, le=1_000_000, description="The newest one when left out.")] = None,
+    rank: Annotated[int, Query(ge=0, le=100_000, description="Which member of a run on several nodes.")] = 0,
 ) -> Response:
     """The raw bytes of a piece of one attempt's log: what the job wrote, whatever its encoding."""
-    chunk, number = await app.runs.log(actor, run_id, offset=offset, limit_bytes=limit, attempt=attempt)
+    chunk, number = await app.runs.log(actor, run_id, offset=offset, limit_bytes=limit, attempt=attempt, rank=rank)
     headers = {
         "X-Ground-Next-Offset": str(chunk.next_offset),
         "X-Ground-Complete": "true" if chunk.complete else "false",

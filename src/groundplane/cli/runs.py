@@ -37,17 +37,20 @@ def ps(project: str | None, status: str | None, active: bool, limit: int, output
 @click.argument("run_id", metavar="RUN")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the run is over, through every attempt.")
 @click.option("--attempt", type=click.IntRange(1), help="The newest when left out.")
+@click.option("--rank", type=click.IntRange(0), default=0, help="Which member of a run on several nodes.")
 @click.option("--tail", type=click.IntRange(1), metavar="LINES", help="Only the last lines of what there is.")
-def logs(run_id: str, follow: bool, attempt: int | None, tail: int | None) -> None:
+def logs(run_id: str, follow: bool, attempt: int | None, rank: int, tail: int | None) -> None:
     """Print a run's log: the bytes that the job wrote, as they are."""
     if follow and tail:
         raise click.UsageError("Give either --follow or --tail.")
+    if follow and rank:
+        raise click.UsageError("Only rank 0 is followed; leave --follow out to read another's log.")
     with connect() as client:
         if follow:
             print_log(client, run_id, attempt=attempt)
             render.say(client.explain(run_id).sentence)
             return
-        pieces = (piece.data for piece in client.read_log(run_id, attempt))
+        pieces = (piece.data for piece in client.read_log(run_id, attempt, rank=rank))
         for data in [_last_lines(pieces, tail)] if tail else pieces:
             render.raw(data)
 

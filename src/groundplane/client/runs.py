@@ -35,10 +35,19 @@ class RunCalls(Transport):
         return self._get(f"/v1/runs/{part(run_id)}/samples", list[Sample], params={"limit": limit})
 
     def log(
-        self, run_id: str, *, offset: int = 0, limit_bytes: int = LOG_PIECE_BYTES, attempt: int | None = None
+        self,
+        run_id: str,
+        *,
+        offset: int = 0,
+        limit_bytes: int = LOG_PIECE_BYTES,
+        attempt: int | None = None,
+        rank: int = 0,
     ) -> LogPiece:
-        """A piece of one attempt's log, the newest one's by default: raw bytes, as the job wrote them."""
-        params = {"offset": offset, "limit": limit_bytes, "attempt": attempt}
+        """A piece of one attempt's log, the newest one's by default: raw bytes, as the job wrote them.
+
+        `rank` is the member of a run on several nodes. NotFound when it has none of that number.
+        """
+        params = {"offset": offset, "limit": limit_bytes, "attempt": attempt, "rank": rank}
         answer = self._send("GET", f"/v1/runs/{part(run_id)}/log", params=params)
         return LogPiece(
             data=answer.content,
@@ -47,11 +56,11 @@ class RunCalls(Transport):
             complete=answer.headers["X-Ground-Complete"] == "true",
         )
 
-    def read_log(self, run_id: str, attempt: int | None = None) -> Iterator[LogPiece]:
+    def read_log(self, run_id: str, attempt: int | None = None, *, rank: int = 0) -> Iterator[LogPiece]:
         """What one attempt has written so far, piece by piece."""
         offset = 0
         while True:
-            piece = self.log(run_id, offset=offset, attempt=attempt)
+            piece = self.log(run_id, offset=offset, attempt=attempt, rank=rank)
             if not piece.data:
                 return
             yield piece

@@ -220,9 +220,9 @@ class Runs:
         return stopped
 
     async def log(
-        self, actor: Actor, run_id: str, *, offset: int, limit_bytes: int, attempt: int | None = None
+        self, actor: Actor, run_id: str, *, offset: int, limit_bytes: int, attempt: int | None = None, rank: int = 0
     ) -> tuple[LogChunk, int]:
-        """A piece of one attempt's log (the newest by default) and that attempt's number.
+        """A piece of one member's log in one attempt (the newest by default) and that attempt's number.
 
         `complete` is set once the attempt has ended and everything was read.
         """
@@ -232,7 +232,10 @@ class Runs:
             if attempt:
                 raise NotFound(f"{run_id} has no attempt {number}", f"it has {run.attempt} so far")
             return LogChunk(data=b"", offset=0, next_offset=0, complete=run.status.is_over), 0
-        chunk = await self._executor(run).log(f"{run_id}-{number}", offset, limit_bytes)
+        members = run.spec.resources.nodes
+        if rank >= members:
+            raise NotFound(f"{run_id} has no rank {rank}", f"its ranks are 0 to {members - 1}")
+        chunk = await self._executor(run).log(f"{run_id}-{number}", offset, limit_bytes, rank)
         return chunk, number
 
     async def samples(self, actor: Actor, run_id: str, limit: int = 120) -> list[Sample]:
