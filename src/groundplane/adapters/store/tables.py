@@ -27,7 +27,9 @@ from groundplane.domain.approval import Approval
 from groundplane.domain.artifact import Artifact, StorageQuota
 from groundplane.domain.budget import Budget, Hold, HoldStatus
 from groundplane.domain.checkpoints import ResumeProof
+from groundplane.domain.dataset import DatasetVersion, Erasure, LineageEdge
 from groundplane.domain.endpoint import Endpoint
+from groundplane.domain.gate import Evidence, Gate, GateApproval, GateCheck, Waiver
 from groundplane.domain.intake.request import Request
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
 from groundplane.domain.limits import LimitRule
@@ -37,10 +39,11 @@ from groundplane.domain.planning import Plan
 from groundplane.domain.policy.exceptions import PolicyException
 from groundplane.domain.preflight import PreflightReport
 from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Reservation, Schedule
+from groundplane.domain.registry import AliasMove, ModelAlias, RegistryEntry, VersionLabel
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0010"
+SCHEMA_REVISION = "0011"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -142,6 +145,29 @@ KINDS: dict[type, Kind] = {
             indexes=(("project", "created_at"),),
             not_negative=("size_bytes",),
         ),
+        Kind(row=ModelAlias, table="model_aliases", indexes=(("name",),)),
+        Kind(row=AliasMove, table="alias_moves", unique=(("alias_id", "sequence"),), append_only=True),
+        Kind(
+            row=RegistryEntry,
+            table="registry_entries",
+            indexes=(("project", "created_at"), ("created_at",), ("name", "number")),
+            references={"id": ModelVersion},
+        ),
+        Kind(row=VersionLabel, table="version_labels", indexes=(("kind", "name", "value"), ("version_id",))),
+        Kind(row=Gate, table="gates", indexes=(("project",),)),
+        Kind(row=Evidence, table="gate_evidence", indexes=(("version_id", "at"),), append_only=True),
+        Kind(row=GateApproval, table="gate_approvals", indexes=(("version_id", "alias"),)),
+        Kind(row=Waiver, table="gate_waivers", indexes=(("project", "expires_at"),)),
+        Kind(row=GateCheck, table="gate_checks", indexes=(("version_id", "at"), ("project", "at")), append_only=True),
+        Kind(
+            row=DatasetVersion,
+            table="dataset_versions",
+            unique=(("name", "number"),),
+            indexes=(("project", "created_at"), ("digest",), ("kept",)),
+            not_negative=("size_bytes",),
+        ),
+        Kind(row=LineageEdge, table="lineage_edges", indexes=(("parent",), ("child",))),
+        Kind(row=Erasure, table="erasures", indexes=(("dataset_id", "at"),), append_only=True),
         Kind(row=Cordon, table="cordons"),
         Kind(row=PreflightReport, table="preflight_reports", indexes=(("subject", "at"),)),
         Kind(
