@@ -181,6 +181,18 @@ class Settings:
         "How often what nothing refers to is removed from the artifact store; 0 leaves it to ground artifacts gc.",
         parse_duration_s,
     )
+    checkpoint_bandwidth_bytes: int = _setting(
+        "GROUND_CHECKPOINT_BANDWIDTH",
+        0,
+        "Most bytes a second at which checkpoints are copied and restored; 0 is no limit.",
+        parse_bytes,
+    )
+    checkpoint_copies: bool = _setting(
+        "GROUND_CHECKPOINT_COPIES",
+        True,
+        "Whether checkpoints are copied to the artifact store, to be restored on any node: on or off.",
+        _switch,
+    )
     isolation: str = _setting(
         "GROUND_ISOLATION",
         "none",

@@ -17,7 +17,7 @@ from groundplane.adapters.executors.local import LocalExecutor
 from groundplane.adapters.executors.nodes import RunnerOptions
 from groundplane.adapters.executors.ssh import SshExecutor, installation_id, read_pool_file
 from groundplane.adapters.gap_filler import ChatGapFiller
-from groundplane.adapters.jargon import load_terms
+from groundplane.adapters.jargon import Vocabulary
 from groundplane.adapters.machine import ThisMachine
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.model_servers.embedded import EmbeddedModelServer
@@ -32,13 +32,13 @@ from groundplane.adapters.snapshot_file import SnapshotFile
 from groundplane.adapters.store.sql import SqlStore
 from groundplane.adapters.system import RandomIds, SystemClock
 from groundplane.adapters.usage_log import FolderUsageLog
-from groundplane.domain.intake.lexicon import lexicon_of
 from groundplane.domain.isolation import Isolation, IsolationPolicy
 from groundplane.ports import Clock, Executor, Store
 from groundplane.services.access import Access
 from groundplane.services.approvals import Approvals
 from groundplane.services.artifacts import Artifacts
 from groundplane.services.audit_trail import AuditTrail
+from groundplane.services.checkpoints import CheckpointExecutor, Checkpoints
 from groundplane.services.catalog import Catalog
 from groundplane.services.cordons import Cordons
 from groundplane.services.costs import Costs
@@ -89,6 +89,7 @@ class App:
     sizings: Sizings
     reconcile: Reconcile
     preflight: Preflight
+    checkpoints: Checkpoints
     cordons: Cordons
     nodes: Nodes
     queue: Queue
@@ -107,6 +108,7 @@ class App:
         self.wakers.append(waker)
 
     async def close(self) -> None:
+        await self.checkpoints.close()
         """Lets go of nodes and of the database."""
         for executor in self.executors.values():
             await executor.close()
@@ -123,7 +125,7 @@ async def build(settings: Settings) -> App:
     usage_log = FolderUsageLog(home / "gateway" / "wal")
     files = HomeRunFiles(home)
     options = RunnerOptions(log_line_limit_bytes=settings.log_line_limit_bytes)
-    executors: dict[str, Executor] = {"local": LocalExecutor(home, clock, options=options)}
+    executors: dict[str, CheckpointExecutor] = {"local": LocalExecutor(home, clock, options=options)}
     for pool in read_pool_file(Path(settings.pool_file or home / "pools.yaml").expanduser()):
         executors[pool.name] = SshExecutor(pool, home, clock, installation=installation_id(home), options=options)
     wakers: list[Callable[[], object]] = []
@@ -151,7 +153,6 @@ async def build(settings: Settings) -> App:
         notify=notifier,
     )
     catalog_book = OperatorCatalog(home / "catalog")
-    catalogue = catalog_book.catalogue()
     prices = BookPriceBook(
         local_price_microusd_per_hour=settings.local_price_microusd_per_hour,
         as_of=date.fromisoformat(settings.local_price_as_of) if settings.local_price_as_of else clock.now().date(),
@@ -210,6 +211,16 @@ async def build(settings: Settings) -> App:
         hardware=catalog_book.hardware,
         policy=isolation,
         budget_s=settings.preflight_budget_s,
+    checkpoints = Checkpoints(
+        store=store,
+        clock=clock,
+        executors=executors,
+        blobs=blobs,
+        folder=home / "staging" / "checkpoints",
+        bytes_per_s=settings.checkpoint_bandwidth_bytes,
+        home_of=files.checkpoint_dir,
+        copying=settings.checkpoint_copies,
+    )
         idle_period_s=settings.preflight_idle_s,
     )
     queue = Queue(store=store, clock=clock, executors=executors, half_life_s=settings.share_half_life_s, wake=wake)
@@ -237,7 +248,7 @@ async def build(settings: Settings) -> App:
             store=store,
             clock=clock,
             ids=ids,
-            lexicon=lexicon_of(catalogue.hardware, catalogue.models, load_terms(), clock.now().date()),
+            lexicon=Vocabulary(catalog_book.catalogue, clock).lexicon,
             live=recon,
             gap_filler=_gap_filler(settings),
         ),
@@ -260,7 +271,7 @@ async def build(settings: Settings) -> App:
         models=models,
         artifacts=Artifacts(store=store, clock=clock, ids=ids, blobs=blobs),
         hub=Hub(models=models, blobs=blobs),
-        sizings=Sizings(catalogue=catalogue, clock=clock),
+        sizings=Sizings(catalogue=catalog_book.catalogue, clock=clock),
         recon=recon,
         catalog=Catalog(store=store, clock=clock, book=catalog_book),
         queue=queue,
@@ -275,8 +286,10 @@ async def build(settings: Settings) -> App:
             models=models,
             files=files,
             period_s=settings.reconcile_period_s,
+            checkpoints=checkpoints,
             wake=wake,
             preflight=preflight,
+        checkpoints=checkpoints,
         ),
         preflight=preflight,
         cordons=cordons,

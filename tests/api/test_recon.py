@@ -13,6 +13,7 @@ from groundplane.domain.price_lists import ListPrice
 from groundplane.domain.recon import Wanted
 from groundplane.errors import Conflict, Forbidden, InvalidInput, NotFound
 from groundplane.identity import Role
+from groundplane.wire.sizing import CompareRequest
 
 A100 = "azure Standard_NC24ads_A100_v4 eastus"
 ROWS = """\
@@ -98,6 +99,27 @@ def test_an_update_is_shown_then_written_as_shown_and_audited(served: Served) ->
     assert (event.action, event.reason) == ("catalog.update", "new contract")
     assert event.before[f"instance_types {A100}"] == {"usd_per_hour": 3.673, "spot_usd_per_hour": 0.444433}
     assert served.client.catalog_table("instance_types").own == (A100,)
+
+
+@pytest.mark.usefixtures("own_rows")
+def test_requests_and_sums_know_a_new_row_at_once(served: Served) -> None:
+    rows = ROWS.replace("USD", "1.25").replace("NC24ads_A100_v4", "NC24zz_A100_v9")
+    message = "We need 2 x Standard_NC24zz_A100_v9 to fine-tune llama-3.1-8b with LoRA"
+
+    def strange() -> bool:
+        (item,) = served.client.create_request(message).intake.items
+        return any(risk.id == "unknown-sku" for risk in item.risks)
+
+    def own_cards() -> str:
+        asked = CompareRequest(
+            requests_per_minute=60, prompt_tokens=500, completion_tokens=200, model="llama-3.1-8b", gpus="a100-80gb-pcie"
+        )
+        return " ".join(option.what for option in served.client.compare(asked).options)
+
+    assert strange() and "NC24zz" not in own_cards()
+    shown = served.client.update_catalog(documents={"own.yaml": rows})
+    served.client.update_catalog(documents={"own.yaml": rows}, expect=shown.digest)
+    assert not strange() and "NC24zz" in own_cards()
 
 
 @pytest.mark.usefixtures("own_rows")

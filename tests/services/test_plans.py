@@ -335,3 +335,17 @@ async def test_the_clock_set_back_between_plan_and_apply_changes_nothing(world: 
     (plan,) = await world.plans.plan(ANA, JOB)
     world.clock.time = NOW - timedelta(days=1)
     assert await world.plans.recheck(plan) == []
+
+
+async def test_an_end_counted_from_now_is_judged_at_the_moment_it_was_read_at(world: World):
+    class Ticking(SetClock):
+        def now(self) -> datetime:
+            self.time += timedelta(seconds=1)
+            return self.time
+
+    world.clock = Ticking()
+    world.plans = world.with_price(100_000)
+    await world.add(version())
+    (plan,) = await world.plans.plan(ANA, ENDPOINT)
+    assert plan.endpoint is not None and plan.endpoint.max_duration_s == 24 * 3600
+    assert refused(plan) == {}

@@ -60,7 +60,7 @@ class SetClock:
 
 def service(store: Any = None, **options: Any) -> tuple[Requests, Any]:
     kept = store or MemoryStore()
-    return Requests(store=kept, clock=SetClock(), ids=RandomIds(), lexicon=lexicon(), **options), kept
+    return Requests(store=kept, clock=SetClock(), ids=RandomIds(), lexicon=lexicon, **options), kept
 
 
 async def with_projects(store: Any) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import date
 from typing import Any
 
 import yaml
 
-from groundplane.domain.intake.lexicon import Sense, Term
+from groundplane.domain.catalogue import Catalogue
+from groundplane.domain.intake.lexicon import Lexicon, Sense, Term, lexicon_of
 from groundplane.errors import InvalidInput, Problem
+from groundplane.ports import Clock
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -56,3 +59,20 @@ def _term(row: Mapping[str, Any]) -> Term:
         for sense in row["senses"]
     )
     return Term(term=row["term"], senses=senses, aliases=tuple(str(alias) for alias in row.get("aliases", ())))
+
+
+class Vocabulary:
+    """What a message may name: the catalogue's names and the shipped terms, as both stand on the day."""
+
+    def __init__(self, catalogue: Callable[[], Catalogue], clock: Clock) -> None:
+        self._catalogue = catalogue
+        self._clock = clock
+        self._terms = load_terms()
+        self._made: tuple[Catalogue, date, Lexicon] | None = None
+
+    def lexicon(self) -> Lexicon:
+        """Made again when the catalogue was updated, and each day: what retires is said to have."""
+        catalogue, today = self._catalogue(), self._clock.now().date()
+        if self._made is None or self._made[0] is not catalogue or self._made[1] != today:
+            self._made = (catalogue, today, lexicon_of(catalogue.hardware, catalogue.models, self._terms, today))
+        return self._made[2]

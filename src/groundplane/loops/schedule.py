@@ -12,6 +12,7 @@
 | beat      | 5 s    | tells runners that the control plane lives                           |
 | sweep     | 60 s   | ends attempts that a pool knows and the database does not            |
 | probe     | 10 s   | asks idle nodes for their chain of drivers, each once a while        |
+| checkpoints | 1 s  | begins copies of checkpoints, takes away what need not be kept       |
 | storage   | 60 s   | re-reads a part of the artifact store, moves cold packs, collects    |
 """
 
@@ -97,6 +98,9 @@ def schedule(app: App) -> tuple[Loop, ...]:
         await keep_storage(app)
         return False
 
+    async def checkpoints() -> bool:
+        return await app.checkpoints.step()
+
     async def probe() -> bool:
         await app.preflight.probe_idle()
         return False
@@ -112,6 +116,7 @@ def schedule(app: App) -> tuple[Loop, ...]:
         Loop(name="beat", period_s=5.0, step=beat),
         Loop(name="sweep", period_s=60.0, step=sweep),
         Loop(name="probe", period_s=min(10.0, app.settings.preflight_idle_s), step=probe),
+        Loop(name="checkpoints", period_s=1.0, step=checkpoints),
         Loop(name="storage", period_s=60.0, step=storage),
     )
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from groundplane.runner.endings import FULL_DISK, look
 from groundplane.runner.files import is_held, read_state, write_bytes, write_document
 from groundplane.runner.processes import boot_id
+from groundplane.runner.keeping import CheckpointDesk
 from groundplane.runner.reservations import Reservations, Short
 
 TYPE_CHECKING = False
@@ -70,6 +71,8 @@ class Desk:
                     self.reserve,
                     self.start,
                     self.look,
+                *CheckpointDesk(self._run_folder, self._folder).operations,
+                *DataDesk(self._root, self._folder).operations,
                     self.stop,
                     self.log,
                     self.samples,

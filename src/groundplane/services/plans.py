@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from groundplane.audit import EventDraft
 from groundplane.domain import planning
@@ -82,7 +83,9 @@ class Plans:
         Raises InvalidInput with every fault in the text, NotFound for a project the actor doesn't see.
         """
         # A document may have a megabyte: reading it must not hold up everybody else's requests.
-        specs = await asyncio.to_thread(parse, text, now=self._clock.now())
+        # One look at the clock: an end "1d" from now read at one moment and judged at a later one would be too near.
+        now = self._clock.now()
+        specs = await asyncio.to_thread(parse, text, now=now)
         async with self._store.transaction() as tx:
             for spec in specs:
                 await self._project(tx, actor, spec.metadata.project)
@@ -94,7 +97,7 @@ class Plans:
             for spec in specs:
                 await self._project(tx, actor, spec.metadata.project)
             for spec, found, outlook in zip(specs, considered, outlooks, strict=True):
-                plan = await self._draw_up(tx, actor, spec, market, found, outlook)
+                plan = await self._draw_up(tx, actor, spec, market, found, outlook, now)
                 await tx.insert(plan)
                 plans.append(plan)
             replaced = await self._approvals.ask(tx, *plans)
@@ -134,6 +137,7 @@ class Plans:
         spec = plan.job or plan.endpoint
         if spec is None or plan.offer is None:
             return []
+        now = self._clock.now()
         market = await self._market(only=plan.offer.pool)
         found = await self._consider(spec, market)
         if plan.offer.pool in market.silent:
@@ -143,7 +147,7 @@ class Plans:
         everywhere = market.offers if found is None else found.offers
         place = tuple(offer for offer in everywhere if planning.same_place(offer, plan.offer))
         async with self._store.transaction() as tx:
-            subject = await self._subject(tx, None, spec, replace(market, offers=place), None)
+            subject = await self._subject(tx, None, spec, replace(market, offers=place), None, now)
             verdicts = await self._policies.judge(tx, subject, at_apply=True)
         if self._outlooks is None or found is None:
             return planning.changes(plan, subject.ranking, verdicts)
@@ -170,8 +174,9 @@ class Plans:
         market: _Market,
         found: Considered | None,
         outlook: Outlook | None,
+        now: datetime,
     ) -> Plan:
-        subject = await self._subject(tx, actor, spec, market, found)
+        subject = await self._subject(tx, actor, spec, market, found, now)
         verdicts = await self._policies.judge(tx, subject)
         if self._outlooks is not None and found is not None and outlook is not None:
             outlook = replace(outlook, budget=await self._outlooks.budget(tx, found))
@@ -197,6 +202,7 @@ class Plans:
         spec: JobSpec | EndpointSpec,
         market: _Market,
         found: Considered | None,
+        now: datetime,
     ) -> Subject:
         model: ModelVersion | None = None
         versions: tuple[str, ...] = ()
@@ -210,7 +216,7 @@ class Plans:
             spec=spec,
             ranking=ranking,
             hardware=hardware,
-            now=self._clock.now(),
+            now=now,
             pools=tuple(sorted(self._executors)),
             silent_pools=market.silent,
             price_stale_days=self._price_stale_days,

@@ -29,6 +29,7 @@ from groundplane.domain.run import (
 from groundplane.errors import Conflict, GroundError, IntegrityFailure, InvalidInput, NotFound, Refusal, Unavailable
 from groundplane.identity import SYSTEM
 from groundplane.ports import Clock, Executor, Order, RunFiles, Store, Tx, Unplaced
+from groundplane.services.checkpoints import Checkpoints
 from groundplane.services.costs import Costs
 from groundplane.services.models import Models
 from groundplane.services.preflight import Preflight
@@ -56,6 +57,7 @@ class Reconcile:
         period_s: float,
         wake: Callable[[], None] = lambda: None,
         preflight: Preflight | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -66,6 +68,7 @@ class Reconcile:
         self._period_s = period_s
         self._wake = wake
         self._preflight = preflight
+        self._checkpoints = checkpoints
 
     async def step(self, runs: Sequence[Run]) -> None:
         """Observes each pool once for all its runs, then advances every run by itself."""
@@ -244,6 +247,8 @@ class Reconcile:
         async with self._store.transaction() as tx:
             await tx.update(replace(attempt, started=True))
 
+        if self._checkpoints is not None:
+            await self._checkpoints.ready(run, order)
     def _inputs(self, seat: QueueEntry | None) -> dict[str, str]:
         """What the runs it needs have left for it."""
         if seat is None:
@@ -270,7 +275,7 @@ class Reconcile:
             if self._preflight is not None and attempt.started_at is None:
                 await self._preflight.note(tx, run, updated, seen)
             for found in new:
-                await _note_checkpoint(tx, run, attempt, found, now)
+                await self._note_checkpoint(tx, run, updated, found, now)
             if due and since is not None and until > since:
                 await self._bill(tx, run, updated, since, until, now)
                 updated = replace(updated, billed_until=until)
@@ -279,6 +284,21 @@ class Reconcile:
     async def _bill(self, tx: Tx, run: Run, attempt: Attempt, since: datetime, until: datetime, now: datetime) -> None:
         entry = ledger.compute_entry(run, attempt, since=since, until=until, now=now)
         await self._costs.post(tx, entry)
+
+    async def _note_checkpoint(self, tx: Tx, run: Run, attempt: Attempt, found: FoundCheckpoint, now: datetime) -> None:
+        fresh = Checkpoint(
+            id=f"{run.id}:{found.step}",
+            run_id=run.id,
+            attempt_id=attempt.id,
+            step=found.step,
+            path=found.path,
+            size_bytes=found.size_bytes,
+            found_at=now,
+            metrics=found.metrics,
+            project=run.project,
+            node=attempt.node.partition(",")[0],
+        )
+        await tx.insert_once(self._checkpoints.wanting(run, fresh) if self._checkpoints is not None else fresh)
 
     async def _end_attempt(self, run: Run, attempt: Attempt, ended: lifecycle.EndAttempt, now: datetime) -> Attempt:
         async with self._store.transaction() as tx:
@@ -377,21 +397,6 @@ class Reconcile:
             await tx.update(
                 replace(current, message=_one_line(error), due_at=due, lease_owner="", lease_expires_at=None)
             )
-
-
-async def _note_checkpoint(tx: Tx, run: Run, attempt: Attempt, found: FoundCheckpoint, now: datetime) -> None:
-    await tx.insert_once(
-        Checkpoint(
-            id=f"{run.id}:{found.step}",
-            run_id=run.id,
-            attempt_id=attempt.id,
-            step=found.step,
-            path=found.path,
-            size_bytes=found.size_bytes,
-            found_at=now,
-            metrics=found.metrics,
-        )
-    )
 
 
 async def _event(tx: Tx, run: Run, now: datetime, action: str, after: dict[str, object]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from groundplane.audit import EventDraft
@@ -23,8 +23,8 @@ ANSWERS_MAX = 200
 
 
 class Requests:
-    """Stored messages. `quotas` are what is known of the clouds' limits, `live` what they say; each request keeps those
-    it was judged by.
+    """Stored messages. `lexicon` gives the catalogue's names as they stand, `quotas` are what is known of the clouds'
+    limits, `live` what they say; each request keeps those it was judged by.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Requests:
         store: Store,
         clock: Clock,
         ids: Ids,
-        lexicon: Lexicon,
+        lexicon: Callable[[], Lexicon],
         quotas: Sequence[QuotaFact] = (),
         live: QuotaSource | None = None,
         gap_filler: GapFiller | None = None,
@@ -61,18 +61,18 @@ class Requests:
         message = _storable(message)
         now, known = self._clock.now(), (*quotas, *self._quotas)
         # A long message takes a second or two: reading it must not hold up everybody else's requests.
-        intake = await asyncio.to_thread(read, message, self._lexicon, now, known)
+        intake = await asyncio.to_thread(read, message, self._lexicon(), now, known)
         if not quotas and (more := await self._live_quotas(intake)):
             # What somebody states with the message counts instead of what a cloud says.
             known = (*known, *more)
-            intake = await asyncio.to_thread(read, message, self._lexicon, now, known)
+            intake = await asyncio.to_thread(read, message, self._lexicon(), now, known)
         suggestions, note = await self._suggestions(message, intake)
         async with self._store.transaction() as tx:
             owner = project or actor.project or ""
             if owner:
                 await _visible_project(tx, actor, owner)
             answers = {"project": owner} if owner and not _names_project(intake) else {}
-            intake = answered(intake, answers, self._lexicon, now, known)
+            intake = answered(intake, answers, self._lexicon(), now, known)
             request = Request(
                 id=self._ids.new("req"), project=owner, status=RequestStatus.OPEN, message=message, intake=intake,
                 answers=answers, quotas=known, suggestions=suggestions, suggestions_note=note, created_by=actor.name,
@@ -119,7 +119,7 @@ class Requests:
                 if key.rpartition(".")[2] == "project":
                     await _visible_project(tx, actor, name)
             now = self._clock.now()
-            intake = answered(request.intake, merged, self._lexicon, now, request.quotas)
+            intake = answered(request.intake, merged, self._lexicon(), now, request.quotas)
             project = request.project or merged.get("project", "")
             changed = replace(request, answers=merged, intake=intake, project=project, updated_at=now)
             changed = await tx.update(replace(changed, status=self._status(changed)))
@@ -142,7 +142,7 @@ class Requests:
         return self._specs(await self.get(actor, request_id))
 
     def _specs(self, request: Request) -> Specs:
-        return specs(request, self._lexicon, self._clock.now())
+        return specs(request, self._lexicon(), self._clock.now())
 
     def _status(self, request: Request) -> RequestStatus:
         made = self._specs(request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import date
 from enum import StrEnum
 from typing import TypeVar
@@ -29,11 +29,15 @@ SELF_HOSTED_MAX = 8
 
 
 class Sizings:
-    """Answers from the catalogue alone: no store, no project, nothing spent."""
+    """Answers from the catalogue alone, as it stands: no store, no project, nothing spent."""
 
-    def __init__(self, *, catalogue: Catalogue, clock: Clock) -> None:
-        self._catalogue = catalogue
+    def __init__(self, *, catalogue: Callable[[], Catalogue], clock: Clock) -> None:
+        self._read_catalogue = catalogue
         self._clock = clock
+
+    @property
+    def _catalogue(self) -> Catalogue:
+        return self._read_catalogue()
 
     @property
     def models(self) -> tuple[str, ...]:

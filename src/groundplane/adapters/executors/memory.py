@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from groundplane.adapters.executors.keeping import NoFiles
 from groundplane.domain.node import Node, NodeAccelerator, NodeHealth
 from groundplane.domain.planning import Offer
 from groundplane.domain.preflight import CheckResult, CheckStatus
@@ -67,11 +68,12 @@ class _Playing:
         return first if first.at_s <= self.elapsed_s else None
 
 
-class MemoryExecutor:
+class MemoryExecutor(NoFiles):
     """ports.Executor in memory. `play` gives each order its script; the default succeeds at once. `check` answers for
     a node's preflight.
 
-    `reachable = False` makes it a pool behind a cut cable: orders raise Unavailable, observations are unknown.
+    `reachable = False` makes it a pool behind a cut cable: orders raise Unavailable, observations are unknown. Nodes in
+    `silent` are behind one by themselves.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class MemoryExecutor:
         self._playing: dict[str, _Playing] = {}
         self._called_off: dict[str, EndReason] = {}
         self.reachable = True
+        self.silent: dict[str, datetime] = {}
         self.beats = 0
 
     # ---- Executor
@@ -101,10 +104,10 @@ class MemoryExecutor:
     async def nodes(self) -> Sequence[Node]:
         """As many as the first offer has: memory-0 and on."""
         offer = self._offers[0]
-        health = NodeHealth.READY if self.reachable else NodeHealth.SILENT
+        silent = set(self.silent) if self.reachable else {f"{self._pool}-{index}" for index in range(offer.nodes)}
         return [
             Node(
-                name=f"{self._pool}-{index}",
+                name=name,
                 pool=self._pool,
                 cpus=offer.cpus,
                 memory_bytes=offer.memory_bytes,
@@ -113,10 +116,10 @@ class MemoryExecutor:
                     NodeAccelerator(index=card, model=offer.accelerator, memory_bytes=0)
                     for card in range(offer.accelerators)
                 ),
-                health=health,
-                reason="" if self.reachable else f"pool {self._pool} does not answer",
+                health=NodeHealth.SILENT if name in silent else NodeHealth.READY,
+                reason=f"{name} does not answer" if name in silent else "",
             )
-            for index in range(offer.nodes)
+            for name in (f"{self._pool}-{index}" for index in range(offer.nodes))
         ]
 
     async def preflight(self, order: Order, node: str) -> Sequence[CheckResult]:
@@ -227,6 +230,10 @@ class MemoryExecutor:
         playing = self._playing.get(attempt_id)
         if playing is None or playing.released:
             return Observation(attempt_id=attempt_id, state="absent")
+        cut = [self.silent[node] for node in self._members(playing.order) if node in self.silent]
+        if cut:
+            message = "a node does not answer"
+            return Observation(attempt_id=attempt_id, state="unknown", message=message, silent_since=min(cut))
         over, script = self._over(playing), playing.script
         until_s = playing.elapsed_s if over is None else over.at_s
         heard_s = max((at_s for at_s, _ in script.log if at_s <= until_s), default=None)

@@ -20,6 +20,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from groundplane.adapters.executors.channels import Channel, Document, Unanswered, Unsent
+from groundplane.adapters.executors.keeping import CheckpointCalls
 from groundplane.adapters.executors.members import environment, members_of, split
 from groundplane.adapters.executors.observing import (
     OTHER_ENDED,
@@ -68,7 +69,7 @@ class Link:
     under_way: dict[str, tuple[asyncio.Task[Document], float]] = field(default_factory=dict)
 
 
-class NodesExecutor:
+class NodesExecutor(CheckpointCalls):
     """ports.Executor over nodes. `placements` is None for a pool of one node, where there is nothing to choose."""
 
     def __init__(
@@ -454,6 +455,10 @@ class NodesExecutor:
             self._ask(self._link(node), operation, attempt_id=member, **arguments)
             for node, member in members_of(attempt_id, placed)
         )
+
+    @property
+    def _sees_files(self) -> bool:
+        return self._shared_dir == ""
 
     def _link(self, node: str) -> Link:
         if node not in self._links:
