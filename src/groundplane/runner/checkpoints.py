@@ -29,6 +29,14 @@ class Checkpoints:
         found = [checkpoint for path in self._folders() if (checkpoint := self._judge(path))]
         return sorted(found, key=lambda checkpoint: (checkpoint["step"], checkpoint["path"]))
 
+    def whole(self) -> list[Document]:
+        """Manifests of those whose files are all there with their sizes: nothing is hashed."""
+        return [read[0] for path in self._folders() if (read := self._read(path))]
+
+    def verify(self, path: Path) -> Document | None:
+        """One checkpoint, hashed; None when it is not complete."""
+        return self._judge(path)
+
     def _folders(self) -> list[Path]:
         try:
             entries = list(self._folder.iterdir())
@@ -45,6 +53,7 @@ class Checkpoints:
             good = all(sha256(path / file["path"]) == file["sha256"] for file in manifest["files"])
             size = sum(file["bytes"] for file in manifest["files"])
             found = {"step": manifest["step"], "path": str(path), "size_bytes": size, "metrics": manifest["metrics"]}
+            found["written_at_s"] = (path / "manifest.json").stat().st_mtime
             self._judged[path.name] = (signature, found if good else None)
         return self._judged[path.name][1]
 

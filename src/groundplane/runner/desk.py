@@ -17,10 +17,12 @@ import sys
 import time
 from pathlib import Path
 
+from groundplane.runner.data_desk import DataDesk
 from groundplane.runner.endings import FULL_DISK, look
 from groundplane.runner.files import is_held, read_state, write_bytes, write_document
-from groundplane.runner.processes import boot_id
 from groundplane.runner.keeping import CheckpointDesk
+from groundplane.runner.processes import boot_id
+from groundplane.runner.refusal import No as No
 from groundplane.runner.reservations import Reservations, Short
 
 TYPE_CHECKING = False
@@ -34,14 +36,6 @@ START_PATIENCE_S = 60.0
 FACTS_AGE_S = 60.0
 ENDED_KEPT = 10_000
 CHUNK_LIMIT_BYTES = 4 * 2**20
-
-
-class No(Exception):
-    """The desk's refusal: a `kind` (unavailable, conflict, invalid-input), one line, and the way forward."""
-
-    def __init__(self, kind: str, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.kind, self.message, self.hint = kind, message, hint
 
 
 class Desk:
@@ -71,14 +65,14 @@ class Desk:
                     self.reserve,
                     self.start,
                     self.look,
-                *CheckpointDesk(self._run_folder, self._folder).operations,
-                *DataDesk(self._root, self._folder).operations,
                     self.stop,
                     self.log,
                     self.samples,
                 ),
                 *(self.attempts, self.release, self.withdraw, self.beat, self.free_port, self.files, self.read),
                 *(self.run, self.preflight),
+                *CheckpointDesk(self._run_folder, self._folder).operations,
+                *DataDesk(self._root, self._folder).operations,
             )
         }
 
