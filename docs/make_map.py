@@ -18,6 +18,7 @@ from the modules' own first sentences. How they hang together: [ARCHITECTURE.md]
 ROOMS = {
     "domain": "The mind: pure decisions",
     "services": "Use cases",
+    "wire": "What crosses the HTTP door",
     "client": "The Python SDK",
     "": "Everyone's",
     "loops": "What happens by itself",

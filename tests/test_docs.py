@@ -124,7 +124,12 @@ def test_every_dependency_has_a_reason_and_a_licence() -> None:
     assert not set(rows) - dependencies(), f"no dependency any more: {sorted(set(rows) - dependencies())}"
 
 
-IMPORTED_AS = {"cel-expr-python": "cel_expr_python", "prometheus-client": "prometheus_client", "pyyaml": "yaml"}
+IMPORTED_AS = {
+    "cel-expr-python": "cel_expr_python",
+    "huggingface-hub": "huggingface_hub",
+    "prometheus-client": "prometheus_client",
+    "pyyaml": "yaml",
+}
 USED_THROUGH = {
     "asyncpg": "SQLAlchemy's PostgreSQL URLs",
     "editables": "hatchling",
