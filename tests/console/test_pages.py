@@ -135,6 +135,7 @@ def test_a_viewer_sees_what_a_viewer_may_and_no_more(plane: Plane) -> None:
         ("/console/plans", "Plans"),
         ("/console/approvals", "Approvals"),
         ("/console/runs", "Runs"),
+        ("/console/queue", "Queue"),
         ("/console/policy", "Policy"),
         ("/console/models", "Models"),
         ("/console/endpoints", "Endpoints"),
