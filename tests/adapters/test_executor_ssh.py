@@ -17,6 +17,7 @@ from tests.hosts import Hosts
 
 from groundplane.adapters.executors.channels import Patience
 from groundplane.adapters.executors.nodes import RunnerOptions
+from groundplane.adapters.executors.placements import Placed
 from groundplane.adapters.executors.ssh import SshExecutor
 from groundplane.domain.node import NodeHealth, Placement
 from groundplane.domain.pool_file import PoolDefinition, parse_pools
@@ -343,6 +344,21 @@ async def test_a_gang_starts_whole_or_not_at_all(lab: Lab) -> None:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)
     assert (await lab.ended(executor)).end_reason is EndReason.SUCCEEDED
+
+
+async def test_a_gang_that_was_half_reserved_when_its_control_plane_died_starts_whole(lab: Lab) -> None:
+    first = lab.open(2)
+    order = lab.order("echo $MASTER_ADDR:$MASTER_PORT", nodes=2)
+    placed = Placed(run_id="run-1", members=("n0", "n1"), port=1)
+    await first._links["n0"].channel.call("reserve", order=first._documents(order, placed)[0])
+    await first.close()
+    second = lab.open(2)
+    assert (await lab.until(second, lambda seen: seen.state != "unknown")).state == "absent"
+    await second.start(order)
+    assert (await lab.ended(second)).end_reason is EndReason.SUCCEEDED
+    said = [await lab.log(second, rank) for rank in (0, 1)]
+    assert said[0] == said[1]
+    assert not said[0].endswith(b":1\n")
 
 
 async def test_a_stop_reaches_every_member(lab: Lab) -> None:

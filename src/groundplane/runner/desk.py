@@ -91,7 +91,15 @@ class Desk:
 
     def hello(self) -> Document:
         """Who answers: enough to adopt what runs here, and to see a restart or a wrong clock."""
-        return {"node": os.uname().nodename, "boot_id": boot_id(), "time_s": time.time(), **self.attempts()}
+        have = self.attempts()["attempts"]
+        reserved = [each for each in have if not self._was_started(self._attempts / each)]
+        return {
+            "node": os.uname().nodename,
+            "boot_id": boot_id(),
+            "time_s": time.time(),
+            "attempts": have,
+            "reserved": reserved,
+        }
 
     def ping(self) -> Document:
         return {}
@@ -119,12 +127,15 @@ class Desk:
     # ---- orders
 
     def reserve(self, order: Document) -> Document:
-        """Writes the order down with its accelerators; the runner is not started. Twice is the same as once."""
+        """Writes the order down with its accelerators; the runner is not started. Twice is the same as once.
+
+        Until it is started a newer order takes the place of an older one: a gang may have moved in between.
+        """
         folder = self._folder(order["attempt_id"])
         if (folder / "released").exists():
             return {"released": True}
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not (folder / "order.json").exists():
+        if not (folder / "order.json").exists() or not self._was_started(folder):
             indexes: tuple[int, ...] = ()
             if order["accelerators"]:
                 present = [card["index"] for card in self.facts()["accelerators"]]
@@ -150,14 +161,14 @@ class Desk:
         """Reserves and starts the attempt, once."""
         if not self.reserve(order)["released"]:
             folder = self._folder(order["attempt_id"])
-            if not (folder / "state.json").exists() and not is_held(folder / "lock"):
+            if not self._was_started(folder):
                 self._call("--detach", str(folder))
         return {}
 
     def withdraw(self, attempt_id: str) -> Document:
         """Forgets a reservation that was never started, so that it can be made elsewhere. Conflict when it was."""
         folder = self._folder(attempt_id)
-        if (folder / "state.json").exists() or is_held(folder / "lock"):
+        if self._was_started(folder):
             raise No("conflict", f"{attempt_id} was started; it can't be withdrawn", "stop it")
         self._reservations.give_back(self._owner(folder))
         (folder / "order.json").unlink(missing_ok=True)
@@ -294,6 +305,9 @@ class Desk:
     def _owner_is_over(self, owner: str) -> bool:
         folder = self._base / owner if "/" in owner else self._attempts / owner
         return not folder.exists() or self._is_over(folder)
+
+    def _was_started(self, folder: Path) -> bool:
+        return (folder / "state.json").exists() or is_held(folder / "lock")
 
     def _is_over(self, folder: Path) -> bool:
         try:

@@ -485,6 +485,11 @@ class NodesExecutor(CheckpointCalls):
             link.failure, link.heard_at = None, self._clock.now()
             for member in hello["attempts"]:
                 attempt_id, rank, size = split(member)
+                known = self._placements.get(attempt_id)
+                if member in hello["reserved"] and (known is None or not known.members):
+                    # Asked for by a control plane that died before it decided: whoever decides next asks again.
+                    await self._ask(link, "withdraw", attempt_id=member)
+                    continue
                 if not self._placements.adopt(attempt_id, rank, size, name):
                     # Reserved here, then moved because the node fell silent: it must not start here too.
                     with contextlib.suppress(Conflict):
