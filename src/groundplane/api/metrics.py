@@ -93,6 +93,12 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
     for (pool, health), number in (await app.nodes.tally(actor)).items():
         machines.labels(pool, health).set(number)
     await _queue_metrics(app, actor, registry)
+    kinds = Gauge("ground_checkpoints", "Checkpoints handled since the start.", ("what",), registry=registry)
+    carried = app.checkpoints.counts
+    for what in ("copied", "restored", "removed", "failed"):
+        kinds.labels(what).set(getattr(carried, what))
+    copied_bytes = Gauge("ground_checkpoint_copied_bytes", "Bytes copied since the start.", registry=registry)
+    copied_bytes.set(carried.copied_bytes)
     steps = Gauge("ground_loop_steps", "Steps a loop has taken.", ("loop",), registry=registry)
     failures = Gauge("ground_loop_failures", "Steps of a loop that failed.", ("loop",), registry=registry)
     seconds = Gauge("ground_loop_last_step_seconds", "How long a loop's last step took.", ("loop",), registry=registry)

@@ -38,6 +38,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schedules": ("queue", "Submit jobs at times."),
     "logs": ("runs", "Print a run's log: the bytes that the job wrote, as they are."),
     "explain": ("runs", "Say where a run is and why, in one sentence and the facts behind it."),
+    "checkpoints": ("checkpoints", "List a run's checkpoints, pull one here, lay one on a node."),
+    "stacks": ("checkpoints", "Print what a run's processes were doing when it was taken for hung."),
     "stop": ("runs", "Stop runs and endpoints."),
     "artifacts": ("artifacts", "Push, pull and list files; see what the store holds, collect and scrub it."),
     "models": ("models", "List, show, register and verify models."),

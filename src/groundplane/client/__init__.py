@@ -17,6 +17,7 @@ import httpx
 from groundplane.client.access import AccessCalls
 from groundplane.client.approvals import ApprovalCalls
 from groundplane.client.artifacts import ArtifactCalls
+from groundplane.client.checkpoints import CheckpointCalls
 from groundplane.client.limits import LimitCalls
 from groundplane.client.models import ModelCalls
 from groundplane.client.money import MoneyCalls
@@ -40,6 +41,7 @@ class Client(
     AccessCalls,
     ApprovalCalls,
     ArtifactCalls,
+    CheckpointCalls,
     LimitCalls,
     ModelCalls,
     MoneyCalls,

@@ -127,9 +127,9 @@ class Checkpoints:
         while self._touched:
             await self.retain(self._touched.pop())
         for each in waiting:
-            if len(self._copies) < COPIES_AT_ONCE and self._not_before.get(each.id, now) <= now:
-                if each.id not in self._copies:
-                    self._copies[each.id] = asyncio.get_running_loop().create_task(self._try_copy(each.id))
+            free = len(self._copies) < COPIES_AT_ONCE and each.id not in self._copies
+            if free and self._not_before.get(each.id, now) <= now:
+                self._copies[each.id] = asyncio.get_running_loop().create_task(self._try_copy(each.id))
         return False
 
     async def settle(self) -> None:
@@ -326,6 +326,16 @@ class Checkpoints:
         if file is None:
             raise NotFound(f"step {step} of {run_id} has no file {path}", "ground checkpoints list -o json names them")
         return await self._blobs.read(file.sha256, offset, limit_bytes)
+
+    async def stacks(self, actor: Actor, run_id: str, *, attempt: int | None = None, rank: int = 0) -> str:
+        """What a member's processes were doing when it was taken for hung; "" when it never was."""
+        async with self._store.transaction() as tx:
+            run = await self._visible(tx, actor, run_id)
+            found = await tx.get(Attempt, f"{run_id}-{attempt or run.attempt}")
+        executor = self._executors.get(found.pool) if found is not None else None
+        if found is None or executor is None:
+            return ""
+        return await executor.stacks(found.id, rank)
 
     async def restore(self, actor: Actor, run_id: str, *, pool: str, node: str, step: int | None = None) -> Checkpoint:
         """Lays a copy into the run's folder on any node of any pool, now. NotFound, Unavailable, IntegrityFailure."""

@@ -23,6 +23,15 @@ class RunExplanation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreRequest:
+    """Lay a copy of a checkpoint on a node. `pool` is the run's own when empty, `step` the newest copy's when None."""
+
+    node: str
+    pool: str = ""
+    step: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogPiece:
     """A piece of one attempt's log. `complete` when this attempt writes no more."""
 
