@@ -221,6 +221,15 @@ class Settings:
     preflight_idle_s: int = _setting(
         "GROUND_PREFLIGHT_IDLE", 300, "How often the drivers of a node that idles are probed.", parse_duration_s
     )
+    scratch: str = _setting(
+        "GROUND_SCRATCH", "", "Folder on each node for staged data; empty means under our folder there."
+    )
+    data_cache_bytes: int = _setting(
+        "GROUND_DATA_CACHE",
+        100 * 10**9,
+        "How much staged data each node keeps for later runs; what was used longest ago goes first.",
+        parse_bytes,
+    )
     log_line_limit_bytes: int = _setting(
         "GROUND_LOG_LINE_LIMIT", 65_536, "A longer log line is cut, and says so.", parse_bytes
     )

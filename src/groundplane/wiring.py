@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import Protocol
 
 from groundplane.adapters.artifacts import PackStore, bucket_store, folder_store, seal_key
 from groundplane.adapters.catalog_overlay import OperatorCatalog
@@ -38,8 +39,8 @@ from groundplane.services.access import Access
 from groundplane.services.approvals import Approvals
 from groundplane.services.artifacts import Artifacts
 from groundplane.services.audit_trail import AuditTrail
-from groundplane.services.checkpoints import CheckpointExecutor, Checkpoints
 from groundplane.services.catalog import Catalog
+from groundplane.services.checkpoints import CheckpointExecutor, Checkpoints
 from groundplane.services.cordons import Cordons
 from groundplane.services.costs import Costs
 from groundplane.services.endpoints import Endpoints
@@ -60,8 +61,13 @@ from groundplane.services.requests import Requests
 from groundplane.services.runs import Runs
 from groundplane.services.schedules import Schedules
 from groundplane.services.sizing import Sizings
+from groundplane.services.staging import DataExecutor, Staging
 from groundplane.services.standing import Standing
 from groundplane.settings import Settings
+
+
+class PoolExecutor(CheckpointExecutor, DataExecutor, Protocol):
+    """What a pool's executor can do in all."""
 
 
 @dataclass(kw_only=True)
@@ -89,8 +95,9 @@ class App:
     sizings: Sizings
     reconcile: Reconcile
     preflight: Preflight
-    checkpoints: Checkpoints
+    staging: Staging
     cordons: Cordons
+    checkpoints: Checkpoints
     nodes: Nodes
     queue: Queue
     standing: Standing
@@ -108,8 +115,8 @@ class App:
         self.wakers.append(waker)
 
     async def close(self) -> None:
-        await self.checkpoints.close()
         """Lets go of nodes and of the database."""
+        await self.checkpoints.close()
         for executor in self.executors.values():
             await executor.close()
         await self.store.close()
@@ -125,7 +132,7 @@ async def build(settings: Settings) -> App:
     usage_log = FolderUsageLog(home / "gateway" / "wal")
     files = HomeRunFiles(home)
     options = RunnerOptions(log_line_limit_bytes=settings.log_line_limit_bytes)
-    executors: dict[str, CheckpointExecutor] = {"local": LocalExecutor(home, clock, options=options)}
+    executors: dict[str, PoolExecutor] = {"local": LocalExecutor(home, clock, options=options)}
     for pool in read_pool_file(Path(settings.pool_file or home / "pools.yaml").expanduser()):
         executors[pool.name] = SshExecutor(pool, home, clock, installation=installation_id(home), options=options)
     wakers: list[Callable[[], object]] = []
@@ -201,6 +208,14 @@ async def build(settings: Settings) -> App:
         isolation=isolation,
         secrets=secrets,
     )
+    staging = Staging(
+        store=store,
+        clock=clock,
+        blobs=blobs,
+        executors=executors,
+        scratch=settings.scratch,
+        cache_bytes=settings.data_cache_bytes,
+    )
     preflight = Preflight(
         store=store,
         clock=clock,
@@ -211,6 +226,9 @@ async def build(settings: Settings) -> App:
         hardware=catalog_book.hardware,
         policy=isolation,
         budget_s=settings.preflight_budget_s,
+        idle_period_s=settings.preflight_idle_s,
+        staging=staging,
+    )
     checkpoints = Checkpoints(
         store=store,
         clock=clock,
@@ -220,8 +238,6 @@ async def build(settings: Settings) -> App:
         bytes_per_s=settings.checkpoint_bandwidth_bytes,
         home_of=files.checkpoint_dir,
         copying=settings.checkpoint_copies,
-    )
-        idle_period_s=settings.preflight_idle_s,
     )
     queue = Queue(store=store, clock=clock, executors=executors, half_life_s=settings.share_half_life_s, wake=wake)
     standing = Standing(store=store, clock=clock, executors=executors, queue=queue)
@@ -235,6 +251,7 @@ async def build(settings: Settings) -> App:
         executors=executors,
         wake=wake,
         standing=standing,
+        staging=staging,
     )
     return App(
         settings=settings,
@@ -286,12 +303,13 @@ async def build(settings: Settings) -> App:
             models=models,
             files=files,
             period_s=settings.reconcile_period_s,
-            checkpoints=checkpoints,
             wake=wake,
             preflight=preflight,
-        checkpoints=checkpoints,
+            checkpoints=checkpoints,
         ),
         preflight=preflight,
+        staging=staging,
+        checkpoints=checkpoints,
         cordons=cordons,
         nodes=Nodes(store=store, clock=clock, executors=executors, prices=prices, cordons=cordons),
         gateway_limits=GatewayLimits(store=store, clock=clock),

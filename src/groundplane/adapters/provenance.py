@@ -68,6 +68,11 @@ class MachineProvenance:
         )
 
     def _data(self, source: DataSource, workdir: Path, unknown: list[tuple[str, str]]) -> DataFact:
+        if source.source:
+            if not source.sha256:
+                why = f"staged from {source.source}; the spec gives no SHA-256"
+                unknown.append((f"data.{source.name}.sha256", why))
+            return DataFact(name=source.name, sha256=source.sha256, size_bytes=source.size_bytes or None)
         path = workdir / source.path
         size_bytes = _size_bytes(path)
         if size_bytes is None or size_bytes > self._data_bytes_max:

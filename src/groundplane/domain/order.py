@@ -8,6 +8,7 @@ from datetime import datetime
 from groundplane.domain.isolation import JobIsolation
 from groundplane.domain.node import Placement
 from groundplane.domain.preflight import PreflightNeed
+from groundplane.domain.staging import StagingNeed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,7 @@ class Order:
     them, none named in `avoid`. `readable` are paths the job may read besides its own folders; `secrets` become files.
     With a `preflight` the node checks itself before the command starts. `checkpoint_share` is the folder above a
     checkpoint_dir of the spec's own choice: it must be there already, so that a missing mount is not made by mistake.
+    `staging` is data that must be on the node before the command starts.
     """
 
     attempt_id: str
@@ -46,6 +48,7 @@ class Order:
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     preflight: PreflightNeed | None = None
     checkpoint_share: str = ""
+    staging: StagingNeed | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

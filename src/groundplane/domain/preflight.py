@@ -96,6 +96,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "image": ("The container image is on the node.", "run"),
     "checkpoints": ("The target is written, synced and read back, and timed.", "run"),
     "data": ("Each source can be read with the job's rights, fast enough for its size.", "run"),
+    "stage": ("Data is fetched to the node's own disk and verified; with its measured speed.", "run"),
     "dns": ("The name of a source has an address.", "run"),
     "tls": ("The certificate of a source is trusted and lasts as long as the run.", "run"),
     "network": ("Nodes of a gang reach each other, and how fast.", "node"),
@@ -112,6 +113,7 @@ def need_of(spec: JobSpec, *, now: datetime, memory_bytes_per_s: float, budget_s
         data=tuple(
             DataNeed(name=item.name, path=item.path, url=item.url, size_bytes=item.size_bytes, passes=item.passes)
             for item in spec.data
+            if not item.source
         ),
         checkpoint_bytes=spec.checkpoint_bytes,
         memory_bytes_per_s=memory_bytes_per_s,

@@ -12,6 +12,7 @@ from enum import StrEnum
 from groundplane.domain.model import ManifestFile
 from groundplane.domain.preflight import CheckResult
 from groundplane.domain.spec import JobSpec
+from groundplane.domain.staging import StagingProgress
 
 
 class RunStatus(StrEnum):
@@ -54,6 +55,8 @@ class EndReason(StrEnum):
     ENDPOINT_STOPPED = "endpoint-stopped"
     NEVER_READY = "never-ready"
     PREFLIGHT_FAILED = "preflight-failed"
+    DATA_REFUSED = "data-refused"
+    DATA_UNREACHABLE = "data-unreachable"
     NODE_UNFIT = "node-unfit"
     HUNG = "hung"
     SPOT_RECLAIMED = "spot-reclaimed"
@@ -134,6 +137,14 @@ ENDINGS: dict[EndReason, Ending] = {
         status=RunStatus.FAILED,
         retry=False,
         meaning="A check before the start failed, so the command was not started.",
+    ),
+    EndReason.DATA_REFUSED: Ending(
+        status=RunStatus.FAILED,
+        retry=False,
+        meaning="Its data is missing, may not be read or is not what the spec says, so the command was not started.",
+    ),
+    EndReason.DATA_UNREACHABLE: Ending(
+        status=RunStatus.FAILED, retry=True, meaning="Its data could not be reached; what had come is kept."
     ),
     EndReason.NODE_UNFIT: Ending(
         status=RunStatus.FAILED, retry=True, meaning="A check found a fault of the node, which takes no more work."
@@ -312,3 +323,4 @@ class Observation:
     active_at: datetime | None = None
     members: int = 1
     hangs: tuple[MemberHang, ...] = ()
+    staging: StagingProgress | None = None

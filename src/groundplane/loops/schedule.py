@@ -13,6 +13,7 @@
 | sweep     | 60 s   | ends attempts that a pool knows and the database does not            |
 | probe     | 10 s   | asks idle nodes for their chain of drivers, each once a while        |
 | checkpoints | 1 s  | begins copies of checkpoints, takes away what need not be kept       |
+| data      | 0.5 s  | brings artifacts to nodes whose runs wait for them                    |
 | storage   | 60 s   | re-reads a part of the artifact store, moves cold packs, collects    |
 """
 
@@ -101,6 +102,9 @@ def schedule(app: App) -> tuple[Loop, ...]:
     async def checkpoints() -> bool:
         return await app.checkpoints.step()
 
+    async def data() -> bool:
+        return await app.staging.bring()
+
     async def probe() -> bool:
         await app.preflight.probe_idle()
         return False
@@ -117,6 +121,7 @@ def schedule(app: App) -> tuple[Loop, ...]:
         Loop(name="sweep", period_s=60.0, step=sweep),
         Loop(name="probe", period_s=min(10.0, app.settings.preflight_idle_s), step=probe),
         Loop(name="checkpoints", period_s=1.0, step=checkpoints),
+        Loop(name="data", period_s=0.5, step=data),
         Loop(name="storage", period_s=60.0, step=storage),
     )
 

@@ -51,6 +51,7 @@ class Sandbox:
         self._lock = -1
         self.secrets_dir = ""
         self.container = f"ground-{folder.name}" if self.mode == "podman" else ""
+        self.staged = ""  # the folder of the attempt's staged data
 
     @property
     def wraps(self) -> bool:
@@ -67,7 +68,7 @@ class Sandbox:
 
     def readable(self) -> list[str]:
         """What the order names besides: its working folder, its data, its secrets. Only what is there."""
-        named = [self.workdir, *self.order.get("readable", ())]
+        named = [self.workdir, *self.order.get("readable", ()), self.staged]
         own = self.writable()
         return [path for path in (*dict.fromkeys(named), self.secrets_dir) if path and path not in own and _seen(path)]
 
@@ -134,7 +135,8 @@ class Sandbox:
         """Becomes the job's user, with its own folders and without the home. OSError where the kernel says no."""
         if not self.uid or self.mode == "podman":
             return  # podman changes the user itself
-        hide_home(self.home, [(path, True) for path in self.writable() if _seen(path)])
+        own = [(path, True) for path in self.writable() if _seen(path)]
+        hide_home(self.home, [*own, *([(self.staged, False)] if self.staged else [])])
         os.setgroups([])
         os.setresgid(self.uid, self.uid, self.uid)
         os.setresuid(self.uid, self.uid, self.uid)

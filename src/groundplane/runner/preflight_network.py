@@ -69,9 +69,9 @@ def tls(source: Document, order: Document) -> Document:
     host, port = parts.hostname or "", parts.port or 443
     need = f"a valid certificate of {host}:{port} until the run's end"
     try:
-        left_s = _certificate_left_s(host, port, _context(order))
+        left_s = _certificate_left_s(host, port, context(order))
     except ssl.SSLCertVerificationError as error:
-        return _bad_certificate(need, host, port, error)
+        return bad_certificate(need, host, port, error)
     except OSError as error:
         return skipped(f"{host}:{port} gave no certificate: {error}")
     runs_s = float(order["max_duration_s"])
@@ -95,7 +95,7 @@ def data(source: Document, order: Document) -> Document:
             need, f"the name {host} has no address: {error.strerror}", "check the spelling and DNS", fault="run"
         )
     except ssl.SSLCertVerificationError as error:
-        return _bad_certificate(need, host, parts.port or 443, error)
+        return bad_certificate(need, host, parts.port or 443, error)
     except (TimeoutError, socket.timeout):  # noqa: UP041 (Python 3.9 tells them apart)
         have = f"network timeout: {host} did not answer within {TIMEOUT_S:g} s"
         hint = "a firewall drops it or there is no route: open it from the node's network, or use a private endpoint"
@@ -109,7 +109,7 @@ def data(source: Document, order: Document) -> Document:
         return failed(need, have, "check the node's routes and firewall", fault="run")
     if status in (200, 206):
         return judge_speed(source, order, read_bytes, took_s, need)
-    return _refused(need, status, said)
+    return refused(need, status, said)
 
 
 def bandwidth(order: Document, _: Path) -> Document:
@@ -202,7 +202,7 @@ def _get(url: str, order: Document) -> tuple[int, bytes, int, float]:
     host, path = parts.hostname or "", (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if parts.scheme == "https":
         link: http.client.HTTPConnection = http.client.HTTPSConnection(
-            host, parts.port, timeout=TIMEOUT_S, context=_context(order)
+            host, parts.port, timeout=TIMEOUT_S, context=context(order)
         )
     else:
         link = http.client.HTTPConnection(host, parts.port, timeout=TIMEOUT_S)
@@ -224,7 +224,7 @@ def _get(url: str, order: Document) -> tuple[int, bytes, int, float]:
         link.close()
 
 
-def _refused(need: str, status: int, said: bytes) -> Document:
+def refused(need: str, status: int, said: bytes) -> Document:
     """A status that is no success: what refuses, the identity's role, the network's rules, or neither."""
     if status in (401, 403):
         word = _found(FIREWALL_WORDS, said)
@@ -253,7 +253,7 @@ def _found(words: tuple[bytes, ...], said: bytes) -> str:
     return match[0].decode(errors="replace") if match else ""
 
 
-def _context(order: Document) -> ssl.SSLContext:
+def context(order: Document) -> ssl.SSLContext:
     """Trusts what the job would trust."""
     return ssl.create_default_context(cafile=(order.get("env") or {}).get("SSL_CERT_FILE") or None)
 
@@ -265,7 +265,7 @@ def _certificate_left_s(host: str, port: int, context: ssl.SSLContext) -> float:
         return ssl.cert_time_to_seconds(ends) - time.time()
 
 
-def _bad_certificate(need: str, host: str, port: int, error: ssl.SSLCertVerificationError) -> Document:
+def bad_certificate(need: str, host: str, port: int, error: ssl.SSLCertVerificationError) -> Document:
     """Source: X509_V_ERR codes of OpenSSL: 9 not yet valid, 10 expired, 62 another host, 18 to 21 not trusted."""
     if error.verify_code == 10:
         have = f"expired certificate: it ended {_ended(host, port)}"

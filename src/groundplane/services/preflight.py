@@ -21,10 +21,12 @@ from groundplane.domain.preflight import CheckResult, CheckStatus, PreflightNeed
 from groundplane.domain.run import Attempt, EndReason, Observation, Run
 from groundplane.domain.spec import JobSpec
 from groundplane.domain.spec.parse import parse
+from groundplane.domain.staging import StagingNeed
 from groundplane.errors import InvalidInput, NotFound, Unavailable
 from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import Clock, Executor, Ids, Order, SecretStore, Store, Tx
 from groundplane.services.cordons import Cordons
+from groundplane.services.staging import Staging
 
 CHAIN = ("driver", "accelerators")
 log = logging.getLogger(__name__)
@@ -46,6 +48,7 @@ class Preflight:
         policy: IsolationPolicy,
         budget_s: int,
         idle_period_s: int,
+        staging: Staging | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -55,6 +58,7 @@ class Preflight:
         self._secrets = secrets
         self._hardware = hardware
         self.policy = policy
+        self.staging = staging
         self._budget_s = budget_s
         self._idle_period = timedelta(seconds=idle_period_s)
         self._probed_at: dict[str, datetime] = {}
@@ -93,6 +97,7 @@ class Preflight:
             readable=tuple(item.path for item in spec.data if item.path),
             secrets=await self._read_secrets(spec) if spec.secrets else {},
             preflight=self.need(spec) if spec.preflight else None,
+            staging=await self._staging(spec) if is_job else None,
             checkpoint_share=share,
             checkpoint_dir=f"{share}/{order.run_id}" if share else order.checkpoint_dir,
         )
@@ -106,6 +111,12 @@ class Preflight:
             memory_bytes_per_s=float(card.bandwidth_bytes_per_s) if card else 0.0,
             budget_s=float(self._budget_s),
         )
+
+    async def _staging(self, spec: JobSpec) -> StagingNeed | None:
+        try:
+            return await self.staging.need(spec) if self.staging is not None else None
+        except NotFound as error:
+            raise Unavailable(error.message, error.hint) from error
 
     async def _read_secrets(self, spec: JobSpec) -> dict[str, str]:
         project = spec.metadata.project
@@ -134,6 +145,8 @@ class Preflight:
         if not await tx.insert_once(report):
             return
         self._count(report.results)
+        if self.staging is not None:
+            await self.staging.measured(tx, run, attempt, report.results, node)
         if seen.end_reason is EndReason.NODE_UNFIT and seen.unfit_node:
             wrong = next((each for each in report.failed if each.fault == "node"), None)
             if wrong is not None:

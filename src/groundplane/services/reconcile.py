@@ -122,6 +122,8 @@ class Reconcile:
         now = self._clock.now()
         before = attempt
         if seen is not None and attempt is not None:
+            if self._preflight is not None and self._preflight.staging is not None:
+                self._preflight.staging.note(run, seen)
             attempt = await self._record(run, attempt, seen, now)
         homeless = seat is None and attempt is not None and attempt.end_reason is None and attempt.node
         if attempt is not before or homeless:
@@ -157,6 +159,8 @@ class Reconcile:
             # It waits in the queue, which makes it due when it has a place; only its end date comes by itself.
             return min(now + timedelta(seconds=QUEUED_PERIOD_S), run.end_date)
         starting = run.status in {RunStatus.PENDING, RunStatus.STARTING, RunStatus.STOPPING}
+        if seen is not None and seen.staging is not None:
+            starting = False  # data takes its time
         due = now + timedelta(seconds=STARTING_PERIOD_S if starting else self._period_s)
         if not actions:
             return due
@@ -243,12 +247,12 @@ class Reconcile:
         )
         if self._preflight is not None:
             order = await self._preflight.furnish(run, order)
+        if self._checkpoints is not None:
+            await self._checkpoints.ready(run, order)
         await executor.start(order)
         async with self._store.transaction() as tx:
             await tx.update(replace(attempt, started=True))
 
-        if self._checkpoints is not None:
-            await self._checkpoints.ready(run, order)
     def _inputs(self, seat: QueueEntry | None) -> dict[str, str]:
         """What the runs it needs have left for it."""
         if seat is None:
@@ -281,10 +285,6 @@ class Reconcile:
                 updated = replace(updated, billed_until=until)
             return await tx.update(updated) if updated != attempt else attempt
 
-    async def _bill(self, tx: Tx, run: Run, attempt: Attempt, since: datetime, until: datetime, now: datetime) -> None:
-        entry = ledger.compute_entry(run, attempt, since=since, until=until, now=now)
-        await self._costs.post(tx, entry)
-
     async def _note_checkpoint(self, tx: Tx, run: Run, attempt: Attempt, found: FoundCheckpoint, now: datetime) -> None:
         fresh = Checkpoint(
             id=f"{run.id}:{found.step}",
@@ -299,6 +299,10 @@ class Reconcile:
             node=attempt.node.partition(",")[0],
         )
         await tx.insert_once(self._checkpoints.wanting(run, fresh) if self._checkpoints is not None else fresh)
+
+    async def _bill(self, tx: Tx, run: Run, attempt: Attempt, since: datetime, until: datetime, now: datetime) -> None:
+        entry = ledger.compute_entry(run, attempt, since=since, until=until, now=now)
+        await self._costs.post(tx, entry)
 
     async def _end_attempt(self, run: Run, attempt: Attempt, ended: lifecycle.EndAttempt, now: datetime) -> Attempt:
         async with self._store.transaction() as tx:

@@ -19,6 +19,7 @@ from groundplane.ports import Clock, Executor, Ids, LogChunk, Sample, Store, Tx
 from groundplane.services.approvals import Approvals, refusal
 from groundplane.services.costs import Costs
 from groundplane.services.plans import Plans
+from groundplane.services.staging import Staging
 from groundplane.services.standing import Standing
 
 
@@ -37,6 +38,7 @@ class Runs:
         executors: Mapping[str, Executor],
         wake: Callable[[], None],
         standing: Standing | None = None,
+        staging: Staging | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -47,6 +49,7 @@ class Runs:
         self._executors = executors
         self._wake = wake
         self._standing = standing
+        self._staging = staging
 
     async def submit(self, actor: Actor, plan_id: str, *, idempotency_key: str = "") -> Run:
         """Admits a job plan: hold and run in one transaction. Raises Refusal, ApprovalNeeded, NotFound, InvalidInput.
@@ -133,12 +136,16 @@ class Runs:
         if project is not None and not actor.sees(project):
             return []
         async with self._store.transaction() as tx:
-            return await tx.find(Run, where, order="-created_at", limit=limit)
+            found = await tx.find(Run, where, order="-created_at", limit=limit)
+        return [self._told(run) for run in found]
 
     async def get(self, actor: Actor, run_id: str) -> Run:
         """Raises NotFound for a run that does not exist or belongs to a project the actor doesn't see."""
         async with self._store.transaction() as tx:
-            return await self._visible(tx, actor, run_id)
+            return self._told(await self._visible(tx, actor, run_id))
+
+    def _told(self, run: Run) -> Run:
+        return self._staging.told(run) if self._staging is not None else run
 
     async def attempts(self, actor: Actor, run_id: str) -> list[Attempt]:
         """The run's attempts, first to last."""
@@ -165,6 +172,7 @@ class Runs:
             story = await self._standing.story(run)
             if story is not None:
                 told = replace(told, sentence=story.sentence(now), lines=(*story.blockers, *told.lines))
+        run = self._told(run)
         waits = [run.message] if run.message and not run.status.is_over else []
         return replace(told, lines=(*waits, *told.lines, *preflight.lines_of(reports)))
 

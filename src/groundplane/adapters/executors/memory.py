@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from groundplane.adapters.executors.keeping import NoFiles
+from groundplane.adapters.executors.staging import NoData
 from groundplane.domain.node import Node, NodeAccelerator, NodeHealth
 from groundplane.domain.planning import Offer
 from groundplane.domain.preflight import CheckResult, CheckStatus
@@ -68,7 +69,7 @@ class _Playing:
         return first if first.at_s <= self.elapsed_s else None
 
 
-class MemoryExecutor(NoFiles):
+class MemoryExecutor(NoFiles, NoData):
     """ports.Executor in memory. `play` gives each order its script; the default succeeds at once. `check` answers for
     a node's preflight.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from groundplane.domain.preflight import results_of
 from groundplane.domain.run import EndReason, FoundCheckpoint, Observation
+from groundplane.domain.staging import progress_of
 from groundplane.ports import Sample
 
 OTHER_ENDED = "another member ended first: "
@@ -36,6 +37,7 @@ def as_observation(attempt_id: str, node: str, document: Mapping[str, Any]) -> O
         accelerator_percent=sum(loads) / len(loads) if loads else None,
         preflight=results_of(document.get("preflight", ())),
         unfit_node=node if document.get("end_reason") == EndReason.NODE_UNFIT else "",
+        staging=progress_of(document.get("staging")) if state == "starting" else None,
     )
 
 
@@ -58,6 +60,7 @@ def together(attempt_id: str, members: Sequence[Observation]) -> tuple[Observati
     started = [each.started_at for each in members if each.started_at is not None]
     logged = [each.last_log_at for each in members if each.last_log_at is not None]
     loads = [each.accelerator_percent for each in members if each.accelerator_percent is not None]
+    staging = [each.staging for each in members if each.staging is not None]
     seen = Observation(
         attempt_id=attempt_id,
         state=next(state for state in ("unknown", "absent", "starting", "running", "ended") if state in states),
@@ -70,6 +73,7 @@ def together(attempt_id: str, members: Sequence[Observation]) -> tuple[Observati
         accelerator_percent=sum(loads) / len(loads) if loads else None,
         preflight=(first or members[0]).preflight,
         unfit_node=first.unfit_node if first else "",
+        staging=min(staging, key=lambda each: each.done_bytes, default=None),
     )
     if seen.state == "unknown":
         silent = [each for each in members if each.state == "unknown"]

@@ -75,14 +75,14 @@ class ModelOutput:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSource:
-    """An input: `path` on the node, its name and (when known) its digest.
+    """An input: `path` on the node, its name and (when known) its digest; or a `source` that is staged.
 
     `size_bytes` is read `passes` times from the storage tier `tier`, or at `bytes_per_s` where that was measured.
     `classification` says how confidential it is; empty means the installation's default.
     """
 
     name: str
-    path: str
+    path: str = ""
     sha256: str = ""
     size_bytes: int = field(default=0, metadata=_LATER)
     passes: int = field(default=1, metadata=_LATER)
@@ -90,6 +90,12 @@ class DataSource:
     bytes_per_s: int = field(default=0, metadata=_LATER)
     url: str = field(default="", metadata=_LATER)
     classification: str = field(default="", metadata=_LATER)
+    dataset: str = field(default="", metadata=_LATER)
+    source: str = field(default="", metadata=_LATER)
+    endpoint: str = field(default="", metadata=_LATER)
+    region: str = field(default="", metadata=_LATER)
+    secret: str = field(default="", metadata=_LATER)
+    manifest: str = field(default="", metadata=_LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

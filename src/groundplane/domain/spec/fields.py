@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from groundplane.domain.isolation import Isolation
+from groundplane.domain.model import ALIAS
 from groundplane.domain.scheduling.state import CLASSES, DEFAULT_CLASS
 from groundplane.domain.sizing import Method, Optimizer, Precision
 from groundplane.domain.spec import CLASSIFICATIONS
@@ -197,8 +198,8 @@ def _job() -> Iterable[Field]:
     )  # fmt: skip
     yield Field(
         path="spec.data[].path", kinds=job, read=v.text(r"[^\0]{1,4096}", "a path", example="corpus.txt"),
-        takes="path", required=True, example="corpus.txt",
-        meaning="A file or folder. `ground` makes a relative path absolute, counted from the file's folder.",
+        takes="path", default="staged: see `from`", example="corpus.txt",
+        meaning="A file or folder, read where it lies. `ground` makes a relative path absolute, counted from the file's folder.",
     )  # fmt: skip
     yield Field(
         path="spec.data[].sha256", kinds=job, read=v.text(r"[0-9a-f]{64}", "a SHA-256 (64 lowercase hex digits)"),
@@ -338,6 +339,36 @@ def _walls() -> Iterable[Field]:
     )  # fmt: skip
 
 
+def _staging() -> Iterable[Field]:
+    """Data brought to the node's own disk before the start."""
+    job = (JOB,)
+    yield Field(
+        path="spec.data[].from", kinds=job, read=v.text(r"[^\s\0]{1,4096}", "a source", example="s3://bucket/corpus/"),
+        takes="folder, `https://…`, `s3://…`, `artifact:NAME` or `model:NAME@N`", default="none: read where it lies",
+        meaning="What is staged to the node before the start, verified; the job finds it in `$GROUND_DATA_<NAME>`.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.data[].manifest", kinds=job,
+        read=v.text(_PATH_INSIDE, "a path inside the source", example="SHA256SUMS"), takes="relative path",
+        default="none", meaning="A file in the source with `sha256sum` lines: exactly those files are staged.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.data[].secret", kinds=job, read=v.text(_FILE_NAME, "a secret's name", example="s3-corpus"),
+        takes="one of `secrets`", default="none",
+        meaning="What the source is read with: for S3 as `~/.aws/credentials` has it, for HTTP a bearer token.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.data[].endpoint", kinds=job,
+        read=v.text(r"https?://[^\s\0/]{1,255}(/[^\s\0?]{0,255})?", "an http or https address",
+        example="https://s3.example.net"), takes="http(s) address", default="AWS",
+        meaning="The S3-compatible store of an `s3://` source.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.data[].region", kinds=job, read=v.text(_LABEL, _LABEL_MEANING, example="eu-central-1"),
+        takes="name", default="us-east-1", meaning="The region that requests to it are signed for.",
+    )  # fmt: skip
+
+
 def _queueing() -> Iterable[Field]:
     job = (JOB,)
     yield Field(
@@ -440,8 +471,10 @@ def _endpoint() -> Iterable[Field]:
     endpoint = (ENDPOINT,)
     yield Field(
         path="spec.model", kinds=endpoint,
-        read=v.text(rf"{_MODEL}@[1-9]\d{{0,8}}", "a model version such as tiny-lm@1", example="tiny-lm@1"),
-        takes="name@version", required=True, example="tiny-lm@1", meaning="The registered version that is served.",
+        read=v.text(rf"{_MODEL}@([1-9]\d{{0,8}}|(?!latest$){ALIAS})", "a model version such as tiny-lm@1",
+                    example="tiny-lm@1"),
+        takes="name@version or name@alias", required=True, example="tiny-lm@1",
+        meaning="The registered version that is served; an alias is taken for what it stands for when planned.",
     )  # fmt: skip
     yield Field(
         path="spec.max_duration", kinds=endpoint, read=v.duration(), takes="duration ≥ 1s",
@@ -478,6 +511,7 @@ FIELDS: tuple[Field, ...] = (
     *_job(),
     *_training(),
     *_walls(),
+    *_staging(),
     *_queueing(),
     *_survival(),
     *_endpoint(),

@@ -29,6 +29,7 @@ from groundplane.domain.spec import (
     TrainingNeed,
 )
 from groundplane.domain.spec.fields import API_VERSION, ENDPOINT, JOB, KINDS, Field, fields_of, sections_of
+from groundplane.domain.spec.sources import SCHEMES, faults
 from groundplane.domain.spec.values import Fault, Unreadable, entries, kind_of, shown
 from groundplane.domain.spec.yaml_nodes import compose_documents, is_null, line_of
 from groundplane.errors import InvalidInput, Problem
@@ -104,7 +105,7 @@ def with_absolute_paths(text: str, folder: str) -> str:
         found = [_child(spec, "workdir")]
         data = _child(spec, "data")
         if isinstance(data, SequenceNode):
-            found += [_child(item, "path") for item in data.value]
+            found += [_child(item, name) for item in data.value for name in ("path", "from")]
         for node in found:
             if isinstance(node, ScalarNode) and node.style not in {"|", ">"} and _relative(str(node.value)):
                 path = folder.rstrip("/") if node.value == "." else f"{folder.rstrip('/')}/{node.value}"
@@ -172,7 +173,19 @@ def _document(node: Node, reading: _Reading) -> Spec | None:
     if reading.problems:
         return None
     reading.array = values["spec"].pop("array", None)
-    return _job(values) if kind == JOB else _endpoint(values, reading.now)
+    if kind != JOB:
+        return _endpoint(values, reading.now)
+    job = _job(values)
+    _check_sources(job, _child(_child(node, "spec"), "data"), reading)
+    return None if reading.problems else job
+
+
+def _check_sources(job: JobSpec, node: Node | None, reading: _Reading) -> None:
+    items = node.value if isinstance(node, SequenceNode) else ()
+    for source, item in zip(job.data, items, strict=True):
+        for name, message, hint in faults(source, job.secrets):
+            line = line_of(_child(item, name) or item)
+            reading.add(f"spec.data[].{name}", Fault(line, message, hint))
 
 
 def _section(node: Node, path: str, kind: str, reading: _Reading) -> dict[str, Any]:
@@ -279,7 +292,7 @@ def _child(node: Node | None, name: str) -> Node | None:
 
 
 def _relative(path: str) -> bool:
-    return bool(path) and not path.startswith("/")
+    return bool(path) and not path.startswith("/") and not path.startswith(SCHEMES)
 
 
 def _invalid(problems: list[Problem]) -> InvalidInput:
@@ -347,7 +360,7 @@ def _resources(values: Mapping[str, Any]) -> Resources:
     return Resources(**_spelled(values, {"memory": "memory_bytes", "disk": "disk_bytes"}))
 
 
-_DATA = {"size": "size_bytes", "throughput": "bytes_per_s"}
+_DATA = {"size": "size_bytes", "throughput": "bytes_per_s", "from": "source"}
 
 
 def _spelled(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -411,7 +424,8 @@ def _job_body(spec: JobSpec) -> dict[str, Any]:
 def _data_body(source: DataSource) -> dict[str, Any]:
     body: dict[str, Any] = _without_empty(
         name=source.name, path=source.path, sha256=source.sha256, tier=source.tier,
-        classification=source.classification, url=source.url,
+        classification=source.classification, url=source.url, endpoint=source.endpoint, region=source.region,
+        secret=source.secret, manifest=source.manifest, **{"from": source.source},
         size=f"{source.size_bytes}B" if source.size_bytes else "",
         throughput=f"{source.bytes_per_s}B/s" if source.bytes_per_s else "",
     )  # fmt: skip
