@@ -259,6 +259,8 @@ class Supervisor:
             child.gateway_id = id_before[:-1] if id_before.endswith("r") else f"{id_before}r"
             if child.report is not None:
                 os.close(child.report)
+            with self._surviving(f"the pid of the leaving {child.name} can't be remembered"):
+                write_mark(self._pid_file(f"{GATEWAY}_leaving-{child.name}"), before.pid)
             self._start(child)
             try:
                 self._await_ready(child)
@@ -358,6 +360,7 @@ class Supervisor:
                     leaving.wait(self._settings.drain_s)
                 leaving.kill()
                 leaving.wait(10)
+            self._pid_file(f"{GATEWAY}_leaving-{child.name}").unlink(missing_ok=True)
         for child in reversed(self._children):
             if child.process is None:
                 continue
