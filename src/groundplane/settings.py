@@ -59,6 +59,13 @@ def _uid_range(text: str) -> str:
     return text
 
 
+def _percent(text: str) -> int:
+    number = int(text)
+    if not 1 <= number <= 100:
+        raise ValueError("1 to 100")
+    return number
+
+
 def _workers(text: str) -> int:
     count = int(text)
     if not 0 <= count <= GATEWAY_WORKERS_MAX:
@@ -186,6 +193,21 @@ class Settings:
         0,
         "Most bytes a second at which checkpoints are copied and restored; 0 is no limit.",
         parse_bytes,
+    )
+    storm_percent: int = _setting(
+        "GROUND_STORM_PERCENT",
+        30,
+        "When more nodes than this share are silent at once, it is our network: no run is given up for its silence.",
+        _percent,
+    )
+    storm_settle_s: int = _setting(
+        "GROUND_STORM_SETTLE", 60, "How long that lasts after they have answered.", parse_duration_s
+    )
+    idle_notice_s: int = _setting(
+        "GROUND_IDLE_NOTICE",
+        900,
+        "How long a run does nothing before its idle clock in dollars begins and its owner is told.",
+        _positive_duration_s,
     )
     checkpoint_copies: bool = _setting(
         "GROUND_CHECKPOINT_COPIES",

@@ -99,7 +99,7 @@ def compute_entry(run: Run, attempt: Attempt, *, since: datetime, until: datetim
         raise ValueError(f"{attempt.id} has not started; there is nothing to bill")
     if until < since:
         raise ValueError(f"{attempt.id}: a slice from {since} to {until} ends before it begins")
-    nodes = run.spec.resources.nodes
+    nodes = attempt.nodes or run.spec.resources.nodes
     start_ms, end_ms = (_offset_ms(attempt.started_at, moment) for moment in (since, until))
     price = run.price_microusd_per_hour
     amount = cost_microusd(price, end_ms / 1000, nodes) - cost_microusd(price, start_ms / 1000, nodes)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from groundplane.domain import watchdogs
 from groundplane.domain.queue import QueueEntry, Stage
 from groundplane.domain.run import ENDINGS, Attempt, EndReason, Observation, Run, RunStatus
 from groundplane.units import format_duration, format_usd
@@ -89,12 +90,13 @@ def next_actions(
     seat: QueueEntry | None,
     posted_microusd: int,
     now: datetime,
+    braked: bool = False,
 ) -> tuple[Action, ...]:
     """What to do for a run, in order. No actions means: look again later.
 
     `attempt` is the run's newest; `observation` is what its executor says, None when there is no open attempt.
     `seat` is its place in the queue, None before it has one. `posted_microusd` is what the ledger already holds against
-    the run.
+    the run. While `braked`, silence proves nothing: so many nodes are silent that it is us.
     """
     if run.status.is_over:
         return ()
@@ -106,7 +108,7 @@ def next_actions(
         return _between_attempts(run, seat, posted_microusd, now)
     if observation is None or observation.state == "unknown":
         # Unknown is not dead: acting on it would double-start a job that only lost its network.
-        return _while_silent(run, attempt, observation, seat, now)
+        return () if braked else _while_silent(run, attempt, observation, seat, now)
     if observation.state == "absent":
         if attempt.started:
             lost = EndAttempt(EndReason.NODE_LOST, None, f"pool {attempt.pool} no longer knows this attempt")
@@ -116,7 +118,9 @@ def next_actions(
             return (never, *_after_end(run, attempt, never, seat))
         return (StartAgain(),)
     if observation.state == "ended":
-        ended = EndAttempt(observation.end_reason or EndReason.RUNNER_LOST, observation.exit_code, observation.message)
+        reason = observation.end_reason or EndReason.RUNNER_LOST
+        message = observation.message or (watchdogs.hang_sentence(observation) if reason is EndReason.HUNG else "")
+        ended = EndAttempt(reason, observation.exit_code, message)
         return (ended, *_after_end(run, attempt, ended, seat))
     return _while_running(run, observation, seat, posted_microusd, now)
 
@@ -182,6 +186,8 @@ def _while_running(
     reason = run.stop_requested or limit_reached(run, posted_microusd, now)
     if reason is None and seat is not None and seat.stage is Stage.LEAVING:
         reason = EndReason.PREEMPTED
+    if reason is None and watchdogs.is_hung(observation):
+        reason = EndReason.HUNG
     if reason is not None:
         actions.append(AskToStop(reason))
     return tuple(actions)
@@ -192,7 +198,7 @@ def _after_end(run: Run, attempt: Attempt, ended: EndAttempt, seat: QueueEntry |
     if run.stop_requested is not None and ended.reason is not EndReason.SUCCEEDED:
         stop = ENDINGS[run.stop_requested]
         return (Finish(stop.status, run.stop_requested, stop.meaning),)
-    if ended.reason is EndReason.PREEMPTED:
+    if ended.reason in {EndReason.PREEMPTED, EndReason.SPOT_RECLAIMED}:
         return (TryAgain(0.0, preempted=True),)
     if ended.reason is EndReason.NOT_PLACED:
         return (TryAgain(NOT_PLACED_PAUSE_S, preempted=True),)

@@ -48,6 +48,8 @@ class Order:
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     preflight: PreflightNeed | None = None
     checkpoint_share: str = ""
+    hang_limit_s: float | None = None
+    spot: bool = False
     staging: StagingNeed | None = None
 
 

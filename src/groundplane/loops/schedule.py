@@ -14,6 +14,7 @@
 | probe     | 10 s   | asks idle nodes for their chain of drivers, each once a while        |
 | checkpoints | 1 s  | begins copies of checkpoints, takes away what need not be kept       |
 | data      | 0.5 s  | brings artifacts to nodes whose runs wait for them                    |
+| watch     | 5 s    | counts silent nodes for the storm brake, tells owners of what idles    |
 | storage   | 60 s   | re-reads a part of the artifact store, moves cold packs, collects    |
 """
 
@@ -105,6 +106,9 @@ def schedule(app: App) -> tuple[Loop, ...]:
     async def data() -> bool:
         return await app.staging.bring()
 
+    async def watch() -> bool:
+        return await app.watchdogs.watch()
+
     async def probe() -> bool:
         await app.preflight.probe_idle()
         return False
@@ -122,6 +126,7 @@ def schedule(app: App) -> tuple[Loop, ...]:
         Loop(name="probe", period_s=min(10.0, app.settings.preflight_idle_s), step=probe),
         Loop(name="checkpoints", period_s=1.0, step=checkpoints),
         Loop(name="data", period_s=0.5, step=data),
+        Loop(name="watch", period_s=5.0, step=watch),
         Loop(name="storage", period_s=60.0, step=storage),
     )
 

@@ -17,6 +17,7 @@ from groundplane.runner.cgroups import cgroup_version, make_cgroups, oom_kills, 
 from groundplane.runner.checkpoints import Checkpoints
 from groundplane.runner.endings import FULL_DISK, write_ended
 from groundplane.runner.files import boot_s, now_text, parse_time, read_document, write_document
+from groundplane.runner.hang import HangWatch
 from groundplane.runner.isolation import NotPossible, Sandbox
 from groundplane.runner.job import StartFailed, become_job, job_environment, libc, start_failed
 from groundplane.runner.log import Log
@@ -68,6 +69,7 @@ class Runner:
         self.sampler = Sampler(str(folder), accelerators, order.get("nvml_library") or NVML_LIBRARY)
         self.checkpoints = Checkpoints(Path(order["checkpoint_dir"]))
         self.found: list[Document] = []
+        self.hang = HangWatch(order, folder)
         self.closing = threading.Event()
         self.scanner = threading.Thread(target=self.scan_checkpoints, daemon=True)
         limits = order.get("log_line_limit_bytes") or 2**16, order.get("log_limit_bytes") or 2**30
@@ -193,6 +195,7 @@ class Runner:
             raise start_failed(problem, self.order["command"][0], self.workdir)
         self.duration_end_at = boot_s() + self.order["max_duration_s"]
         self.active_at = time.monotonic()
+        self.hang.begin()
         self.state.update(state="running", pid=self.pid, pgid=self.pid, start_ticks=start_ticks(self.pid))
         self.state.update(started_at=now_text(), isolation=self.sandbox.mode, uid=self.sandbox.uid)
         self.state.update(cgroup=self.cgroup, cgroups=self.cgroups, limits=self.kept_by(limits))
@@ -286,6 +289,7 @@ class Runner:
             if not chunk:
                 return False
             self.active_at = time.monotonic()
+            self.hang.output()
             self.state["last_log_at"] = now_text()
             if not self.log_broken:
                 self.log_broken = True
@@ -362,6 +366,9 @@ class Runner:
         busy = [card.get("utilization_percent", 0) for card in sample["accelerators"]]
         if max([sample["cpu_percent"], *busy]) >= (self.order.get("idle_percent") or 2.0):
             self.active_at = time.monotonic()
+        self.hang.sampled(sample["accelerators"], self.found[-1]["step"] if self.found else -1)
+        idle_s = time.monotonic() - self.active_at
+        self.state.update(hang=self.hang.found, active_at=now_text(time.time() - idle_s))
         self.state.update(sample=sample, heartbeat_at=now_text(), checkpoints=self.found[-REPORTED_CHECKPOINTS:])
         path = self.folder / "samples.jsonl"
         with path.open("ab") as file:

@@ -34,6 +34,7 @@ from groundplane.services.costs import Costs
 from groundplane.services.models import Models
 from groundplane.services.preflight import Preflight
 from groundplane.services.seats import adopt_seat, input_env, requeue, take_seat
+from groundplane.services.watchdogs import Watchdogs
 from groundplane.units import format_usd
 
 BILLING_PERIOD_S = 60.0
@@ -58,6 +59,7 @@ class Reconcile:
         wake: Callable[[], None] = lambda: None,
         preflight: Preflight | None = None,
         checkpoints: Checkpoints | None = None,
+        watchdogs: Watchdogs | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -69,6 +71,7 @@ class Reconcile:
         self._wake = wake
         self._preflight = preflight
         self._checkpoints = checkpoints
+        self._watchdogs = watchdogs
 
     async def step(self, runs: Sequence[Run]) -> None:
         """Observes each pool once for all its runs, then advances every run by itself."""
@@ -131,7 +134,8 @@ class Reconcile:
                 posted = (await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run.id})).get((), 0)
                 if homeless and attempt is not None:
                     await adopt_seat(tx, run, attempt, await tx.find(Attempt, {"run_id": run.id}, order="number"))
-        actions = lifecycle.next_actions(run, attempt, seen, seat=seat, posted_microusd=posted, now=now)
+        braked = self._watchdogs is not None and self._watchdogs.braked()
+        actions = lifecycle.next_actions(run, attempt, seen, seat=seat, posted_microusd=posted, now=now, braked=braked)
         for action in actions:
             match action:
                 case lifecycle.Enqueue():
@@ -148,9 +152,9 @@ class Reconcile:
                     await self._executors[attempt.pool].stop(attempt.id, reason)
                     run = replace(run, status=RunStatus.STOPPING)
                 case lifecycle.EndAttempt() as ended if attempt is not None:
-                    attempt = await self._end_attempt(run, attempt, ended, now)
+                    attempt = await self._end_attempt(run, attempt, ended, now, seen)
                 case lifecycle.TryAgain() as again:
-                    await self._requeue(run, now, again)
+                    await self._requeue(run, now, again, attempt)
                     return None
                 case lifecycle.Finish() as finish:
                     await self._finish(run, attempt, finish)
@@ -205,11 +209,12 @@ class Reconcile:
             await tx.update(replace(run, due_at=due, lease_owner="", lease_expires_at=None))
         self._wake()
 
-    async def _requeue(self, run: Run, now: datetime, again: lifecycle.TryAgain) -> None:
+    async def _requeue(self, run: Run, now: datetime, again: lifecycle.TryAgain, attempt: Attempt | None) -> None:
         """Capacity is given back in the transaction that says it is not used any more."""
+        nodes = await self._watchdogs.nodes_for(run, attempt) if self._watchdogs is not None else 0
         async with self._store.transaction() as tx:
             attempts = await tx.find(Attempt, {"run_id": run.id}, order="number")
-            await requeue(tx, run, attempts, now, again)
+            await requeue(tx, run, attempts, now, again, nodes)
             due = min(now + timedelta(seconds=again.after_s or QUEUED_PERIOD_S), run.end_date)
             await tx.update(replace(run, status=RunStatus.PENDING, due_at=due, lease_owner="", lease_expires_at=None))
             if again.preempted:
@@ -242,7 +247,9 @@ class Reconcile:
             control_plane_gone_limit_s=spec.control_plane_gone_limit_s,
             stop_grace_s=spec.stop_grace_s,
             not_after=run.end_date,
-            nodes=spec.resources.nodes,
+            nodes=len(seat.placements) if seat is not None and seat.placements else spec.resources.nodes,
+            hang_limit_s=spec.hang_limit_s,
+            spot=spec.spot,
             placements=seat.placements if seat is not None else (),
         )
         if self._preflight is not None:
@@ -251,7 +258,7 @@ class Reconcile:
             await self._checkpoints.ready(run, order)
         await executor.start(order)
         async with self._store.transaction() as tx:
-            await tx.update(replace(attempt, started=True))
+            await tx.update(replace(attempt, started=True, nodes=order.nodes))
 
     def _inputs(self, seat: QueueEntry | None) -> dict[str, str]:
         """What the runs it needs have left for it."""
@@ -267,6 +274,7 @@ class Reconcile:
             started=attempt.started or seen.state in {"running", "ended"},
             started_at=seen.started_at or attempt.started_at,
             ended_at=seen.ended_at or attempt.ended_at,
+            idle_since=self._watchdogs.idle_since(attempt, seen, now) if self._watchdogs is not None else None,
             last_step=max((c.step for c in seen.checkpoints), default=attempt.last_step),
         )
         until = seen.ended_at or now
@@ -278,6 +286,8 @@ class Reconcile:
         async with self._store.transaction() as tx:
             if self._preflight is not None and attempt.started_at is None:
                 await self._preflight.note(tx, run, updated, seen)
+            if self._watchdogs is not None and updated.idle_since is not None and attempt.idle_since is None:
+                await self._watchdogs.note_idle(tx, run, updated, now)
             for found in new:
                 await self._note_checkpoint(tx, run, updated, found, now)
             if due and since is not None and until > since:
@@ -304,7 +314,14 @@ class Reconcile:
         entry = ledger.compute_entry(run, attempt, since=since, until=until, now=now)
         await self._costs.post(tx, entry)
 
-    async def _end_attempt(self, run: Run, attempt: Attempt, ended: lifecycle.EndAttempt, now: datetime) -> Attempt:
+    async def _end_attempt(
+        self,
+        run: Run,
+        attempt: Attempt,
+        ended: lifecycle.EndAttempt,
+        now: datetime,
+        seen: Observation | None = None,
+    ) -> Attempt:
         async with self._store.transaction() as tx:
             updated = await tx.update(
                 replace(
@@ -315,6 +332,8 @@ class Reconcile:
                     ended_at=attempt.ended_at or now,
                 )
             )
+            if self._watchdogs is not None:
+                await self._watchdogs.after_end(tx, run, updated, seen)
             await _event(tx, run, now, "run.attempt-ended", {"attempt": attempt.number, "reason": ended.reason.value})
             return updated
 

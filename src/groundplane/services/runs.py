@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from groundplane.audit import EventDraft
-from groundplane.domain import admission, lifecycle, preflight
+from groundplane.domain import admission, lifecycle, preflight, watchdogs
 from groundplane.domain.ledger import LedgerEntry
 from groundplane.domain.lifecycle import Explanation
 from groundplane.domain.planning import Plan, PlanStatus
@@ -166,6 +166,7 @@ class Runs:
             attempts = await tx.find(Attempt, {"run_id": run_id}, order="number")
             posted = await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run_id})
             reports = await self._reports(tx, attempts)
+            saved = await tx.find(Checkpoint, {"run_id": run_id}, order="step")
         now = self._clock.now()
         told = lifecycle.explain(run, tuple(attempts), posted_microusd=posted.get((), 0), now=now)
         if run.status is RunStatus.PENDING and run.stop_requested is None and self._standing is not None:
@@ -174,7 +175,8 @@ class Runs:
                 told = replace(told, sentence=story.sentence(now), lines=(*story.blockers, *told.lines))
         run = self._told(run)
         waits = [run.message] if run.message and not run.status.is_over else []
-        return replace(told, lines=(*waits, *told.lines, *preflight.lines_of(reports)))
+        watched = watchdogs.lines(run, attempts, saved, now)
+        return replace(told, lines=(*waits, *watched, *told.lines, *preflight.lines_of(reports)))
 
     async def preflight(self, actor: Actor, run_id: str) -> list[PreflightReport]:
         """What the nodes answered before each attempt, first to last."""

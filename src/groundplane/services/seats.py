@@ -39,8 +39,13 @@ async def adopt_seat(tx: Tx, run: Run, attempt: Attempt, attempts: Sequence[Atte
     )
 
 
-async def requeue(tx: Tx, run: Run, attempts: Sequence[Attempt], now: datetime, again: lifecycle.TryAgain) -> None:
-    """Gives back what the run holds and puts it where it stood: its time in the queue counts from its admission."""
+async def requeue(
+    tx: Tx, run: Run, attempts: Sequence[Attempt], now: datetime, again: lifecycle.TryAgain, nodes: int = 0
+) -> None:
+    """Gives back what the run holds and puts it where it stood: its time in the queue counts from its admission.
+
+    `nodes` is how many it asks for from now on; 0 leaves that.
+    """
     entry = await tx.get(QueueEntry, run.id, lock=True)
     if entry is None:
         return
@@ -48,6 +53,7 @@ async def requeue(tx: Tx, run: Run, attempts: Sequence[Attempt], now: datetime, 
         replace(
             entry,
             stage=Stage.WAITING,
+            nodes=nodes or entry.nodes,
             expected_s=_expected_s(run, attempts),
             not_before=now + timedelta(seconds=again.after_s) if again.after_s else None,
             placements=(),

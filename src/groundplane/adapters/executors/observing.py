@@ -8,8 +8,9 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+from groundplane.adapters.executors.members import split
 from groundplane.domain.preflight import results_of
-from groundplane.domain.run import EndReason, FoundCheckpoint, Observation
+from groundplane.domain.run import EndReason, FoundCheckpoint, MemberHang, Observation
 from groundplane.domain.staging import progress_of
 from groundplane.ports import Sample
 
@@ -36,6 +37,8 @@ def as_observation(attempt_id: str, node: str, document: Mapping[str, Any]) -> O
         memory_bytes=sample.get("memory_bytes"),
         accelerator_percent=sum(loads) / len(loads) if loads else None,
         preflight=results_of(document.get("preflight", ())),
+        active_at=_time(document.get("active_at")),
+        hangs=_hangs(attempt_id, node, document.get("hang")),
         unfit_node=node if document.get("end_reason") == EndReason.NODE_UNFIT else "",
         staging=progress_of(document.get("staging")) if state == "starting" else None,
     )
@@ -73,6 +76,9 @@ def together(attempt_id: str, members: Sequence[Observation]) -> tuple[Observati
         accelerator_percent=sum(loads) / len(loads) if loads else None,
         preflight=(first or members[0]).preflight,
         unfit_node=first.unfit_node if first else "",
+        active_at=max((each.active_at for each in members if each.active_at is not None), default=None),
+        members=len(members),
+        hangs=tuple(hang for each in members for hang in each.hangs),
         staging=min(staging, key=lambda each: each.done_bytes, default=None),
     )
     if seen.state == "unknown":
@@ -85,6 +91,18 @@ def together(attempt_id: str, members: Sequence[Observation]) -> tuple[Observati
         told = first or members[0]
         seen = replace(seen, ended_at=last, end_reason=told.end_reason, exit_code=told.exit_code, message=told.message)
     return seen, first
+
+
+def _hangs(attempt_id: str, node: str, document: Mapping[str, Any] | None) -> tuple[MemberHang, ...]:
+    if not document:
+        return ()
+    unreachable = tuple(document.get("unreachable", ()))
+    rank = split(attempt_id)[1]
+    return (
+        MemberHang(
+            node=node, rank=rank, why=document["why"], quiet_s=document["quiet_s"], unreachable=unreachable
+        ),
+    )  # fmt: skip
 
 
 def as_sample(document: Mapping[str, Any]) -> Sample:
