@@ -182,11 +182,14 @@ def register(stage: Stage) -> None:
 
 def flip_a_bit(stage: Stage) -> None:
     stage.title("One flipped bit in the store is found, and named")
-    blob = max((path for path in (stage.home / "store").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+    (weights,) = (stage.home / "runs").rglob("output/**/model.safetensors")
+    middle = weights.read_bytes()[weights.stat().st_size // 2 :][:64]
+    blob = next(p for p in (stage.home / "store").rglob("*") if p.is_file() and middle in p.read_bytes())
+    at = blob.read_bytes().index(middle)
     blob.chmod(0o600)
-    flip(blob)
+    flip(blob, at)
     stage.ground("models", "verify", "tiny-lm@1", expect=8)
-    flip(blob)
+    flip(blob, at)
     blob.chmod(0o444)
     stage.ground("models", "verify", "tiny-lm@1", show=False)
     check(True, "the damaged file is named; with the bit put back the version verifies again")
@@ -333,9 +336,9 @@ def wait(holds: Callable[[], bool], what: str, limit_s: float) -> None:
     check(True, what)
 
 
-def flip(path: Path) -> None:
+def flip(path: Path, at: int) -> None:
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[at] ^= 1
     path.write_bytes(content)
 
 

@@ -163,23 +163,26 @@ def test_a_stray_pickle_is_refused_with_what_is_missing(served: Any, tmp_path: P
 
 
 def test_a_flipped_bit_stops_verification_and_deployment_and_is_named(served: Any) -> None:
-    blob = max((p for p in (served.home / "store").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    (weights,) = (served.home / "runs").rglob("output/**/model.safetensors")
+    middle = weights.read_bytes()[weights.stat().st_size // 2 :][:64]
+    blob = next(p for p in (served.home / "store").rglob("*") if p.is_file() and middle in p.read_bytes())
+    at = blob.read_bytes().index(middle)
     blob.chmod(0o600)
-    _flip(blob)
+    _flip(blob, at)
     try:
         said = served.ground("models", "verify", "tiny-lm@1", expect=8)
         assert "model.safetensors" in said.stdout + said.stderr
         path = endpoint_file(served.home.parent, "second")
         served.ground("apply", "-f", str(path), "--yes", expect=8)
     finally:
-        _flip(blob)
+        _flip(blob, at)
         blob.chmod(0o444)
     assert served.data("models", "verify", "tiny-lm@1")["ok"] is True
 
 
-def _flip(path: Path) -> None:
+def _flip(path: Path, at: int) -> None:
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    content[at] ^= 1
     path.write_bytes(content)
 
 
