@@ -58,7 +58,7 @@ def is_hung(seen: Observation) -> bool:
 
 def suspect(hangs: Sequence[MemberHang]) -> Suspect | None:
     """The one member that most of the others can't reach; None where witnesses disagree, or there is only one."""
-    votes = Counter(rank for each in hangs for rank in each.unreachable if rank != each.rank)
+    votes = Counter(rank for each in hangs for rank in set(each.unreachable) if rank != each.rank)
     by_rank = {each.rank: each for each in hangs}
     if len(hangs) < 3 or not votes:  # of two that don't reach each other, neither is more to blame
         return None

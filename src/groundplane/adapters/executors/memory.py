@@ -15,14 +15,17 @@ from groundplane.adapters.executors.staging import NoData
 from groundplane.domain.node import Node, NodeAccelerator, NodeHealth
 from groundplane.domain.planning import Offer
 from groundplane.domain.preflight import CheckResult, CheckStatus
-from groundplane.domain.run import EndReason, FoundCheckpoint, Observation
+from groundplane.domain.run import EndReason, FoundCheckpoint, MemberHang, Observation
 from groundplane.errors import Conflict, InvalidInput, Unavailable
 from groundplane.ports import Clock, LogChunk, Order, Sample
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Script:
-    """What an attempt does. Times are seconds after its start, ascending; `ends_after_s` None runs until stopped."""
+    """What an attempt does. Times are seconds after its start, ascending; `ends_after_s` None runs until stopped.
+
+    From `hangs_after_s` on every member hangs, and nobody reaches the rank `cut_off`. From `idle_after_s` on it idles.
+    """
 
     log: tuple[tuple[float, bytes], ...] = ()
     checkpoints: tuple[tuple[float, FoundCheckpoint], ...] = ()
@@ -32,6 +35,9 @@ class Script:
     message: str = ""
     cpu_percent: float = 100.0
     memory_bytes: int = 2**30
+    hangs_after_s: float | None = None
+    cut_off: int | None = None
+    idle_after_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +252,9 @@ class MemoryExecutor(NoFiles, NoData):
             last_log_at=None if heard_s is None else playing.started_at + timedelta(seconds=heard_s),
             checkpoints=tuple(found for at_s, found in script.checkpoints if at_s <= until_s),
         )
+        seen = replace(seen, members=len(self._members(playing.order)), hangs=self._hangs(playing, until_s))
+        idle_s = until_s if script.idle_after_s is None else min(until_s, script.idle_after_s)
+        seen = replace(seen, active_at=playing.started_at + timedelta(seconds=max(0.0, idle_s)))
         if over is None:
             return replace(seen, cpu_percent=script.cpu_percent, memory_bytes=script.memory_bytes)
         return replace(
@@ -256,6 +265,23 @@ class MemoryExecutor(NoFiles, NoData):
             end_reason=over.reason,
             exit_code=over.exit_code,
             message=over.message,
+        )
+
+    def _hangs(self, playing: _Playing, until_s: float) -> tuple[MemberHang, ...]:
+        after_s, cut = playing.script.hangs_after_s, playing.script.cut_off
+        if after_s is None or until_s < after_s:
+            return ()
+        nodes = self._members(playing.order)
+        others = {rank: tuple(each for each in range(len(nodes)) if each != rank) for rank in range(len(nodes))}
+        return tuple(
+            MemberHang(
+                node=node,
+                rank=rank,
+                why="simulated",
+                quiet_s=until_s,
+                unreachable=() if cut is None else others[rank] if rank == cut else (cut,),
+            )
+            for rank, node in enumerate(nodes)
         )
 
     def _members(self, order: Order) -> list[str]:

@@ -412,8 +412,9 @@ def _survival() -> Iterable[Field]:
         meaning="Checkpoints whose step is a multiple of this stay too.",
     )  # fmt: skip
     yield Field(
-        path="spec.checkpoints.best_by", kinds=job, read=v.text(_BEST_BY, "a metric and min or max", example="loss/min"),
-        takes="`METRIC/min` or `METRIC/max`", default="none", meaning="The best one by this metric stays too.",
+        path="spec.checkpoints.best_by", kinds=job,
+        read=v.text(_BEST_BY, "a metric and min or max", example="loss/min"), takes="`METRIC/min` or `METRIC/max`",
+        default="none", meaning="The best one by this metric stays too.",
     )  # fmt: skip
     yield Field(
         path="spec.checkpoints.copy", kinds=job, read=v.boolean, takes="true or false", default="true",
