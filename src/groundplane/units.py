@@ -43,6 +43,13 @@ def format_usd(microusd: int) -> str:
     return f"{sign}${dollars:,.2f}"
 
 
+def exact_usd(microusd: int) -> str:
+    """To the last micro-dollar, with at least two decimals: `$3.673`, `$0.10`, `$0.000042`."""
+    whole, fraction = divmod(microusd, MICROUSD_PER_USD)
+    digits = f"{fraction:06d}".rstrip("0").ljust(2, "0")
+    return f"${whole:,}.{digits}"
+
+
 def parse_bytes(text: str | int) -> int:
     """`"16GiB"`, `"16Gi"`, `"500MB"`, `1024` → bytes. ValueError on anything else or below 0."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", str(text))

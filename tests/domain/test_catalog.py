@@ -12,8 +12,8 @@ from groundplane.adapters.catalog_columns import TABLES
 from groundplane.adapters.catalog_files import load_catalogue, load_hardware, load_table, read_table
 from groundplane.domain.catalogue import Catalogue
 from groundplane.domain.model_shape import count_params
-from groundplane.domain.planning import exact_usd
 from groundplane.errors import InvalidInput
+from groundplane.units import exact_usd
 
 GOOD = """\
 table: accelerators

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from datetime import UTC, date, datetime
 
 import pytest
@@ -174,3 +175,19 @@ def test_an_empty_lexicon_still_reads_names_that_speak_for_themselves() -> None:
     item = read("2 p5.48xlarge in us-east-1 for training", Lexicon(), NOW).items[0]
     assert item.kind is ItemKind.CAPACITY
     assert {fact.name for fact in item.facts} >= {"instance_type", "machines", "region", "workload"}
+
+
+def test_a_sum_in_a_risk_can_be_done_again_with_the_price_it_shows() -> None:
+    (item,) = intake("train llama-3.1-8b on 4 T4s for one week, budget $50").items
+    (risk,) = [risk for risk in item.risks if risk.id == "over-budget"]
+    found = re.search(
+        r"4 x .* x \$([\d.]+) x 168 h = \$([\d.]+) on demand; the budget of \$50.00 lasts ([\d.]+) h", risk.message
+    )
+    assert found is not None
+    assert float(found[2]) == pytest.approx(4 * float(found[1]) * 168, abs=0.005)
+    assert float(found[3]) == pytest.approx(50 / (4 * float(found[1])), abs=0.05)
+
+
+def test_a_hosted_model_asks_for_no_machines() -> None:
+    (item,) = intake("Could you bump our TPM quota from 80K to 240K on the gpt-4o deployment").items
+    assert not {"machines", "cpus", "memory", "accelerator"} & {question.fact for question in item.questions}

@@ -94,7 +94,7 @@ async def test_answers_make_it_ready_and_its_specs_parse(requests: Requests) -> 
     assert isinstance(job, JobSpec)
     assert isinstance(endpoint, EndpointSpec)
     assert (job.resources.nodes, job.resources.accelerators, job.resources.accelerator) == (8, 1, "a100-80gb")
-    assert job.metadata.labels["deadline"] == "2026-11-25"
+    assert job.metadata.labels["needed-by"] == "2026-11-25"
     assert (endpoint.model, endpoint.public) == ("tiny-lm@1", False)
     assert [step.kind for step in specs.steps] == ["monitoring"]
 
@@ -111,11 +111,46 @@ async def test_an_answer_settles_a_contradiction(requests: Requests) -> None:
     answered = await requests.answer(ANA, made.id, {"accelerators": "4"})
     assert "contradiction" not in [risk.id for risk in answered.intake.items[0].risks]
     assert "accelerators" not in [question.fact for question in answered.intake.items[0].questions]
+    rest = {name: text for name, text in ANSWERS.items() if "." not in name and not name.startswith("price")}
+    await requests.answer(ANA, made.id, rest | {"duration": "8h", "command": "true"})
+    (job,) = parse((await requests.specs(ANA, made.id)).yaml, now=NOW)
+    assert job.resources.nodes * job.resources.accelerators == 4
+
+
+async def test_a_draft_carries_what_was_read_and_says_which_day_is_which(requests: Requests) -> None:
+    made = await requests.create(
+        ANA,
+        "We need 2 Standard_NC24ads_A100_v4 in eastus by Wednesday to fine-tune llama-3.1-8b with LoRA in bf16, "
+        "3 epochs, 500 GB dataset in /mnt/share/corpus which reads at 200 MB/s, checkpoints to /mnt/ckpt every 20 min, "
+        "the job takes 6 hours, results needed by Dec 4",
+    )
+    rest = {name: ANSWERS[name] for name in ("owner", "cost_center", "end_date", "budget")}
+    await requests.answer(ANA, made.id, rest | {"command": "python train.py", "optimizer": "adam-8bit"})
+    (job,) = parse((await requests.specs(ANA, made.id)).yaml, now=NOW)
+    assert isinstance(job, JobSpec)
+    assert job.metadata.labels["needed-by"] == "2026-11-25"
+    assert job.deadline is not None and job.deadline.date().isoformat() in ("2026-12-04", "2026-12-05")
+    assert (job.resources.cloud, job.resources.instance_type, job.resources.region) == (
+        "azure", "Standard_NC24ads_A100_v4", "eastus",
+    )  # fmt: skip
+    assert job.training is not None
+    assert (job.training.model, job.training.method, job.training.optimizer) == ("llama-3.1-8b", "lora", "adam-8bit")
+    (data,) = job.data
+    assert (data.path, data.size_bytes, data.passes, data.bytes_per_s) == (
+        "/mnt/share/corpus", 500 * 10**9, 3, 200_000_000,
+    )  # fmt: skip
+    assert (job.checkpoint_every_s, job.checkpoint_dir, job.max_duration_s) == (1200, "/mnt/ckpt", 6 * 3600)
+
+
+async def test_an_answer_that_would_change_nothing_is_refused(requests: Requests) -> None:
+    made = await requests.create(ANA, "we need 8 GPUs for training")
+    with pytest.raises(InvalidInput, match="price_prompt says nothing about capacity"):
+        await requests.answer(ANA, made.id, {"price_prompt": "$0.10"})
 
 
 async def test_counts_that_do_not_agree_are_asked_again(requests: Requests) -> None:
     made = await requests.create(ANA, "train on 16 GPUs on 3 nodes")
-    rest = {name: text for name, text in ANSWERS.items() if "." not in name and not name.startswith("acc")}
+    rest = {name: text for name, text in ANSWERS.items() if "." not in name and not name.startswith(("acc", "price"))}
     await requests.answer(ANA, made.id, rest | {"duration": "8h", "command": "true"})
     (missing,) = (await requests.specs(ANA, made.id)).missing
     assert missing.why == "16 GPUs in all, a fraction each and 3 machine(s) do not agree"

@@ -20,7 +20,7 @@ from groundplane.domain.sizing import BYTES_PER_WEIGHT, Serving, gb
 from groundplane.domain.spec import TokenPrice
 from groundplane.domain.usage import rate
 from groundplane.errors import InvalidInput, Problem
-from groundplane.units import format_usd
+from groundplane.units import exact_usd, format_usd
 
 HOURS_PER_MONTH = 730
 """What clouds count a month as: 365 × 24 ÷ 12."""
@@ -180,10 +180,10 @@ def _tokens_cost(load: Workload, price: TokenListPrice, requests: int) -> tuple[
         cached_microusd_per_million=per_cached,
     )
     cost = rate(prompt, completion, cached, rates)
-    parts = [f"{prompt - cached:,} prompt × {format_usd(price.prompt_microusd_per_million)}/1M"]
+    parts = [f"{prompt - cached:,} prompt × {exact_usd(price.prompt_microusd_per_million)}/1M"]
     if cached:
-        parts.append(f"{cached:,} cached × {format_usd(per_cached)}/1M")
-    parts.append(f"{completion:,} completion × {format_usd(price.completion_microusd_per_million)}/1M")
+        parts.append(f"{cached:,} cached × {exact_usd(per_cached)}/1M")
+    parts.append(f"{completion:,} completion × {exact_usd(price.completion_microusd_per_million)}/1M")
     return cost, f"{' + '.join(parts)} = {format_usd(cost)}"
 
 
@@ -372,11 +372,11 @@ def self_hosted_option(
         *capacity.lines,
         f"peak: {peak:,.1f} requests a minute ÷ ({replicas_each} replicas × {capacity.expected_per_minute:,.1f}) = "
         f"{count} × {instance.name} (in the worst case {worst_count})",
-        f"{count} × {format_usd(hourly)}/h × {hours:,.1f} h = {format_usd(month)}",
+        f"{count} × {exact_usd(hourly)}/h × {hours:,.1f} h = {format_usd(month)}",
     ]
     if per_request and break_even is not None:
         lines.append(
-            f"break-even: {format_usd(month)} ÷ ({full:,.0f} requests at full use × {format_usd(round(per_request))})"
+            f"break-even: {format_usd(month)} ÷ ({full:,.0f} requests at full use × {exact_usd(round(per_request))})"
             f" = {break_even:.0%} used"
         )
     batch = capacity.serving.batch

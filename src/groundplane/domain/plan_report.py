@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from groundplane.domain.outlook import BudgetImpact, Choice, Outlook
-from groundplane.domain.planning import Plan, Verdict, exact_usd
-from groundplane.units import format_bytes, format_duration, format_usd
+from groundplane.domain.planning import Plan, Verdict
+from groundplane.units import exact_usd, format_bytes, format_duration, format_usd
 
 CHOICE_HEADINGS = (
     "WHERE", "MACHINE", "BOUGHT", "NODES", "ACCELERATORS", "$/H", "HOURS", "EXPECTED", "WORST CASE", "QUOTA",

@@ -18,7 +18,7 @@ from groundplane.domain.hardware import Hardware
 from groundplane.domain.outlook import Basis, Outlook
 from groundplane.domain.spec import EndpointSpec, JobSpec, Resources, spec_digest
 from groundplane.errors import Refused
-from groundplane.units import MICROUSD_PER_USD, cost_microusd, format_bytes
+from groundplane.units import cost_microusd, exact_usd, format_bytes
 
 MAX_ALTERNATIVES = 10
 MAX_REJECTED = 50
@@ -327,13 +327,6 @@ def written_out(price_microusd_per_hour: int, nodes: int, seconds: int, amount_m
         f"{exact_usd(price_microusd_per_hour)}/h × {nodes} node{'s' if nodes > 1 else ''} × {hours}"
         f" = {exact_usd(amount_microusd)}"
     )
-
-
-def exact_usd(microusd: int) -> str:
-    """To the last micro-dollar, with at least two decimals: `$3.673`, `$0.10`, `$0.000042`."""
-    whole, fraction = divmod(microusd, MICROUSD_PER_USD)
-    digits = f"{fraction:06d}".rstrip("0").ljust(2, "0")
-    return f"${whole:,}.{digits}"
 
 
 def longest_s(spec: JobSpec | EndpointSpec, offer: Offer) -> int:

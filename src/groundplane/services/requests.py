@@ -146,8 +146,7 @@ class Requests:
 
     def _status(self, request: Request) -> RequestStatus:
         made = self._specs(request)
-        plannable = any(item.kind in SPEC_KINDS for item in request.intake.items)
-        return RequestStatus.READY if plannable and not made.missing else RequestStatus.OPEN
+        return RequestStatus.READY if made.documents and not made.missing else RequestStatus.OPEN
 
     async def _live_quotas(self, intake: Intake) -> tuple[QuotaFact, ...]:
         if self._live is None or not any(item.kind in SPEC_KINDS for item in intake.items):

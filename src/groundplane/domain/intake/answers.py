@@ -11,18 +11,24 @@ from decimal import Decimal
 import yaml
 
 from groundplane.domain.intake import SPEC_KINDS, Fact, Intake, ItemKind, QuotaFact, Span, WorkItem
+from groundplane.domain.intake.circumstances import Circumstances
 from groundplane.domain.intake.facts import FACTS, Value, known_fact
-from groundplane.domain.intake.lexicon import Lexicon
-from groundplane.domain.intake.questions import asked_of, questions
+from groundplane.domain.intake.lexicon import InstanceName, Lexicon
+from groundplane.domain.intake.questions import asked_of, is_hosted, questions
 from groundplane.domain.intake.read import lent
 from groundplane.domain.intake.request import Missing, NextStep, Request, SpecDraft, Specs, answer_for
-from groundplane.domain.intake.risks import Circumstances, risks
+from groundplane.domain.intake.risks import risks
+from groundplane.domain.sizing import Method
 from groundplane.domain.spec.fields import API_VERSION, ENDPOINT, JOB
 from groundplane.domain.spec.parse import parse
 from groundplane.errors import InvalidInput, Problem
 
-_OPTIONAL = frozenset({"name", "pool", "disk"})
-"""Never asked for, yet an answer is taken."""
+_OPTIONAL_NAMES = """
+    name pool disk accelerators team instance_type precision optimizer epochs context data_rate checkpoint_every
+    checkpoint_dir start_date compliance
+"""
+_OPTIONAL = frozenset(_OPTIONAL_NAMES.split())
+"""Never asked for, yet an answer is taken, for work that a spec describes."""
 
 
 def checked(answers: Mapping[str, str], intake: Intake) -> dict[str, str]:
@@ -41,11 +47,23 @@ def checked(answers: Mapping[str, str], intake: Intake) -> dict[str, str]:
         except ValueError as error:
             problems.append(Problem(field=key, message=str(error), hint=f"write it like {known_fact(name).example}"))
             continue
+        about = [numbers[number]] if number else list(numbers.values())
+        if not any(_takes(item, name) for item in about):
+            kinds = " or ".join(dict.fromkeys(item.kind.value for item in about))
+            message = f"{name} says nothing about {kinds}: it would change nothing"
+            problems.append(Problem(field=key, message=message, hint="ground request show ID lists what is asked for"))
+            continue
         good[f"{number}.{name}" if number else name] = " ".join(text.split())
     if problems:
         count = f"{len(problems)} answer(s) can't be taken" if len(problems) > 1 else str(problems[0])
         raise InvalidInput(count, problems[0].hint if len(problems) == 1 else "", problems)
     return good
+
+
+def _takes(item: WorkItem, name: str) -> bool:
+    """Whether an answer changes anything: what is asked for, may be said, or was read and can be corrected."""
+    optional = name in _OPTIONAL and item.kind in SPEC_KINDS
+    return optional or name in asked_of(item.kind) or any(fact.name == name for fact in item.facts)
 
 
 def _unknown(number: str, name: str, numbers: Mapping[str, WorkItem]) -> str:
@@ -84,7 +102,7 @@ def known(intake: Intake, item: WorkItem, answers: Mapping[str, str]) -> tuple[F
 def _given(item: WorkItem, answers: Mapping[str, str]) -> Iterator[Fact]:
     for name in FACTS:
         text = answer_for(answers, item.number, name)
-        if text is not None and (name in asked_of(item.kind) or name in _OPTIONAL):
+        if text is not None and _takes(item, name):
             row = known_fact(name)
             nowhere = Span(start=0, end=0)
             yield Fact(name=name, value=row.read(text), text=text, span=nowhere, unit=row.unit, note="answered")
@@ -101,6 +119,9 @@ def specs(request: Request, lexicon: Lexicon, now: datetime) -> Specs:
     for item in request.intake.items:
         if item.kind not in SPEC_KINDS:
             steps.append(NextStep(item=item.number, kind=item.kind.value, what=_STEPS[item.kind]))
+            continue
+        if item.kind is ItemKind.ENDPOINT and any(map(is_hosted, known(request.intake, item, request.answers))):
+            steps.append(NextStep(item=item.number, kind=item.kind.value, what=_HOSTED_STEP))
             continue
         wanted = [
             Missing(item=item.number, fact=question.fact, why=question.why, how=f"{item.number}.{question.how}")
@@ -126,6 +147,12 @@ _STEPS = {
     ItemKind.LIFECYCLE: "ground stop RUN|ENDPOINT --reason TEXT keeps the data; to extend, plan it with a later end",
     ItemKind.UNCLEAR: "ask the sender what was meant, and paste the answer as a new request",
 }
+
+
+_HOSTED_STEP = (
+    "its provider serves the model and raises its quota; here its callers get keys and limits: ground keys create, "
+    "ground limits set, and ground compare --api MODEL holds it against provisioned units and cards of one's own"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +189,8 @@ def _draft(request: Request, item: WorkItem, lexicon: Lexicon, now: datetime) ->
     }
     if pool := values.get("pool"):
         spec["pool"] = pool
+    if due := _result_by(item, values):
+        spec["deadline"] = due
     metadata: dict[str, object] = {field: str(values.get(field)) for field in ("project", "owner", "cost_center")}
     document = {
         "apiVersion": API_VERSION,
@@ -177,8 +206,64 @@ def _draft(request: Request, item: WorkItem, lexicon: Lexicon, now: datetime) ->
     return SpecDraft(item=item.number, kind=kind, name=name, yaml=text), []
 
 
+def _result_by(item: WorkItem, values: _Values) -> str:
+    """When the result is needed. "By Wednesday" for machines is another day: a label says it, nothing waits for it."""
+    due = values.get("finish_by") or (values.get("deadline") if item.kind is ItemKind.BATCH else None)
+    return str(due or "")
+
+
 def _working(values: _Values) -> dict[str, object]:
-    return {"command": str(values.get("command")), "max_duration": f"{values.get('duration')}s"}
+    spec: dict[str, object] = {"command": str(values.get("command")), "max_duration": f"{values.get('duration')}s"}
+    if training := _training(values):
+        spec["training"] = training
+    if data := _data(values):
+        spec["data"] = [data]
+    if every := values.whole("checkpoint_every"):
+        spec["checkpoint_every"] = f"{every}s"
+    if (folder := str(values.get("checkpoint_dir") or "")).startswith("/"):
+        spec["checkpoint_dir"] = folder
+    return spec
+
+
+def _training(values: _Values) -> dict[str, object]:
+    """What memory and hours are summed up from. Without a model there is nothing to sum up."""
+    model, billions = str(values.get("model") or ""), values.get("parameters")
+    shape: dict[str, object] = {}
+    if model.lower() in values.lexicon.model_ids:
+        shape["model"] = model
+    elif billions is not None:
+        shape["params"] = f"{billions}B"
+    if not shape or values.get("workload") not in (None, "training", "fine-tuning"):
+        return {}
+    if (method := values.get("method")) in tuple(Method):
+        shape["method"] = method
+    for fact, field in (
+        ("precision", "precision"),
+        ("optimizer", "optimizer"),
+        ("context", "sequence"),
+        ("epochs", "epochs"),
+    ):
+        if (value := values.get(fact)) is not None:
+            shape[field] = value
+    items = values.facts.get("dataset_items")
+    if items is not None and items.unit == "tokens":
+        shape["tokens"] = items.value
+    return shape
+
+
+def _data(values: _Values) -> dict[str, object]:
+    """The data, where it is said exactly: with size, passes and speed, which a plan holds against the time."""
+    place = str(values.get("data_location") or "")
+    if not place.startswith(("/", "s3://", "https://")):
+        return {}
+    data: dict[str, object] = {"name": "data", "path" if place.startswith("/") else "from": place}
+    if size := values.whole("dataset_size"):
+        data["size"] = f"{size}B"
+    if rate := values.whole("data_rate"):
+        data["throughput"] = f"{rate}B/s"
+    if epochs := values.whole("epochs"):
+        data["passes"] = epochs
+    return data
 
 
 def _serving(values: _Values) -> dict[str, object]:
@@ -210,14 +295,31 @@ def _resources(item: WorkItem, values: _Values) -> tuple[dict[str, object], list
         resources["accelerator"] = str(accelerator)
     if disk := values.whole("disk"):
         resources["disk"] = f"{disk}B"
-    return resources, []
+    return resources | _market(values, machine), []
+
+
+def _market(values: _Values, machine: InstanceName | None) -> dict[str, object]:
+    """Where it is to be bought, unless a pool is named."""
+    cloud = values.get("cloud") or (machine.cloud if machine else None)
+    if values.get("pool") or cloud not in ("azure", "aws", "gcp"):
+        return {}
+    market: dict[str, object] = {"cloud": cloud}
+    if machine is not None:
+        market["instance_type"] = machine.name
+    if region := values.get("region"):
+        market["region"] = region
+    if values.get("spot") == "yes":
+        market["purchase"] = "spot"
+    return market
 
 
 def _labels(request: Request, values: _Values) -> dict[str, str]:
     labels = {"request": request.id}
-    for name in ("team", "workload", "method", "deadline", "environment", "compliance"):
+    for name in ("team", "workload", "method", "environment", "compliance"):
         if (value := values.get(name)) is not None:
             labels[name] = str(value)
+    if (needed := values.get("deadline")) is not None:
+        labels["needed-by"] = str(needed)
     if (model := values.facts.get("model")) is not None and "@" not in str(model.value):
         labels["base-model"] = str(model.value)
     return labels

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 
-from groundplane.domain.intake.numbers import COUNT, Found, number, rx
+from groundplane.domain.intake.numbers import COUNT, FINISH, Found, number, rx
 
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 _DAY_WORDS = {name: at for at, name in enumerate(_DAYS)} | {
@@ -28,6 +28,14 @@ _ROLES = (
     ("end_date", r"\b(?:until|till|til|through|ends?|ending|end date|expires?|expiry|valid to|stop(?:s|ped)? on|keep (?:it|them)?|tear (?:it |them )?down|shut (?:it |them )?down|delete (?:it|them))\b"),
     ("start_date", r"\b(?:from|starting|starts?|begin(?:s|ning)?|as of|kick(?:s|ing)? off|kick-?off|launch(?:es)?|go(?:es)? live)\b"),
 )  # fmt: skip
+_RESULT = re.compile(
+    rf"(?:{FINISH}|\b(?:results?|deliver(?:y|ed|able|ables)?|trained model|paper|submission)\b)"
+    r"(?: (?:is|are|it|this|that|must|has to|have to|should|be|needed|need|due|ready|all|training|deadline))*"
+    r" ?(?:by|before|until|till|on|for|within|in|no later than|not later than|at the latest|latest|eod|cob|deadline|:)? ?(?:the )?$"
+)
+_WORK = re.compile(r"train|job|\brun|tun(?:e|ing)|batch|experiment|scor|transcri|label|embed")
+"""`can you get this done by Friday` is about machines, `the training is done by Friday` about its result."""
+_HAPPENED = re.compile(r"\b(?:since|last|past)(?: the)? $")
 _ROLE = re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in _ROLES))
 _BACK = 30
 
@@ -80,6 +88,11 @@ def _role(low: str, start: int, end: int) -> tuple[str, int]:
     """What the date is for: the nearest word before it says, or one right behind it; and where the wording begins."""
     piece = low[max(0, start - _BACK) : start]
     before = re.split(r"[.;\n]", piece)[-1]
+    result = _RESULT.search(before)
+    if result is not None and (not result[0].startswith("done") or _WORK.search(low, max(0, start - 2 * _BACK), start)):
+        return "finish_by", start - len(before) + result.start()
+    if _HAPPENED.search(before):
+        return "date", start
     words = list(_ROLE.finditer(before))
     if words:
         nearest = words[-1]
@@ -132,6 +145,8 @@ def _weekdays(low: str, today: date) -> Iterator[tuple[int, int, date, str]]:
             continue  # "we sat down", "the sun": a short name needs a word before it.
         ahead = (_DAY_WORDS[match[2]] - today.weekday()) % 7 or 7
         day, note = today + timedelta(days=ahead), ""
+        if _HAPPENED.search(low, max(0, match.start() - 10), match.start()):
+            day -= timedelta(days=7)  # "since Monday" is the one that has been.
         if match[1] in {"next", "following"} and ahead < 7 and day.isocalendar().week == today.isocalendar().week:
             day += timedelta(days=7)
             note = "read as next week's, not this week's"
@@ -141,10 +156,11 @@ def _weekdays(low: str, today: date) -> Iterator[tuple[int, int, date, str]]:
 def _ahead(low: str, today: date) -> Iterator[tuple[int, int, date, str]]:
     for match in _AHEAD.finditer(low):
         many = int(number(match[1]))
-        if many > 3650:
-            continue
         unit = match[3].rstrip("s")
-        if unit in {"hour", "hr"}:
+        hours = unit in {"hour", "hr"}
+        if many > 3650 or (hours and _RESULT.search(low, max(0, match.start() - _BACK), match.start())):
+            continue  # A job that is over within 4 hours has a duration, and no day.
+        if hours:
             day = today + timedelta(days=-(-many // 24) if many >= 24 else 0)
         elif unit == "day":
             day = _working(today, many) if match[2] else today + timedelta(days=many)

@@ -114,7 +114,8 @@ FACTS: dict[str, Known] = {
         ("cost_center", "cost centre", "", "research", _PERSON),
         ("end_date", "end date", "date", "2026-12-01", _end),
         ("start_date", "start", "date", "2026-12-01", _day),
-        ("deadline", "deadline", "date", "2026-12-01", _day),
+        ("deadline", "needed by", "date", "2026-12-01", _day),
+        ("finish_by", "result by", "date", "2026-12-01", _day),
         ("date", "date", "date", "2026-12-01", _day),
         ("duration", "duration", "s", "8h", parse_duration_s),
         ("budget", "budget", "microusd", "$500", _money),
@@ -139,6 +140,12 @@ FACTS: dict[str, Known] = {
         ("dataset_size", "data", "bytes", "500GB", parse_bytes),
         ("dataset_items", "data items", "", "3000000", _count),
         ("data_location", "where the data is", "", "s3://bucket/path", _text),
+        ("data_rate", "data is read at", "bytes/s", "60MB", parse_bytes),
+        ("quota", "quota", "vCPU", "96 of 96 used", _text),
+        ("optimizer", "optimizer", "", "adam", _choice("adam", "adam-8bit", "adafactor", "sgd", "sgd-momentum")),
+        ("epochs", "epochs", "", "3", _number),
+        ("checkpoint_every", "time between checkpoints", "s", "30m", parse_duration_s),
+        ("checkpoint_dir", "where checkpoints go", "", "/mnt/ckpt", _text),
         ("model_size", "size of the weights", "bytes", "15GB", parse_bytes),
         ("size", "size", "bytes", "2TB", parse_bytes),
         ("context", "context", "tokens", "4096", _count),
@@ -186,6 +193,8 @@ def shown_value(value: Value, unit: str) -> str:
             return format_usd(value)
         case "bytes" if isinstance(value, int):
             return _decimal_size(value)
+        case "bytes/s" if isinstance(value, int):
+            return f"{_decimal_size(value)}/s"
         case "s" if isinstance(value, int | float):
             return format_duration(value)
         case "date" if isinstance(value, str):

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from groundplane.domain.intake.lexicon import InstanceName, Lexicon
+from groundplane.domain.intake.lexicon import InstanceName, Lexicon, squeezed
 from groundplane.domain.intake.numbers import APPROXIMATE, COUNT, NUMBER, Found, number, plain_number, rx
 
 _MACHINE = (
@@ -39,7 +39,11 @@ def hardware(low: str, lexicon: Lexicon) -> Iterator[Found]:
         # `a2-highgpu-8g` holds no A2 card, `Standard_NC24ads_A100_v4` no count of 24.
         pieces += low[at : found.start], "_" * (found.end - found.start)
         at = found.end
-    yield from _accelerators("".join([*pieces, low[at:]]), lexicon)
+    rest = "".join([*pieces, low[at:]])
+    yield from _accelerators(rest, lexicon)
+    yield from _unknown_cards(rest, lexicon)
+    yield from _without(rest)
+    yield from _quotas(low)
     yield from _clouds(low)
     yield from _regions(low, lexicon)
 
@@ -48,7 +52,7 @@ def hardware(low: str, lexicon: Lexicon) -> Iterator[Found]:
 
 _AZURE = r"(?:standard[_ ])?(?:nc|nd|nv|ng|nx|d|ds|e|f|b|m|l|dc|hb|hc)\d{1,3}[a-z]{0,6}(?:[_ ][a-z0-9]{2,10}){0,2}[_ ]v\d\b|standard_[a-z]{1,3}\d{1,3}[a-z0-9_]{0,24}\b"
 _AWS = r"\b[a-z]{1,4}\d{1,2}[a-z]{0,4}(?:-[a-z0-9]{2,6})?\.(?:\d{1,3}xlarge|\d{0,3}xl\b|xlarge|large|medium|small|micro|nano|metal)\b"
-_GCP = r"\b(?:a2|a3|a4|a4x|g2|g4|n1|n2|n2d|n4|e2|c2|c2d|c3|c3d|c4|t2a|t2d|m1|m2|m3|h3)-(?:highgpu|megagpu|ultragpu|edgegpu|standard|highmem|highcpu|megamem|ultramem|micro|small|medium)(?:-\d{1,3}g?)?\b|\b(?:tpu-)?v(?:5litepod|5p|6e|4)-\d{1,4}\b"
+_GCP = r"\b(?:a2|a3|a4|a4x|g2|g4|n1|n2|n2d|n4|e2|c2|c2d|c3|c3d|c4|t2a|t2d|m1|m2|m3|h3)-(?:highgpu|megagpu|ultragpu|edgegpu|standard|highmem|highcpu|megamem|ultramem|micro|small|medium)(?:-\d{1,3}g?)?\b|\b(?:tpu-)?v(?:5litepod|5p|5e|6e|4)-\d{1,4}\b"
 _INSTANCE = re.compile(rf"(?<![\w.-])(?:(?P<azure>{_AZURE})|(?P<aws>{_AWS})|(?P<gcp>{_GCP}))")
 _NAMED_FAMILY = {
     "azure": ("nc", "nd", "nv", "ng"),
@@ -220,6 +224,62 @@ def _card(match: re.Match[str], name: str, size: str, lexicon: Lexicon) -> Itera
         return
     note = f"comes with {_listed(sizes)} GB" if len(sizes) > 1 else "" if known else unknown
     yield Found("accelerator", slug, match.start(), match.end(), "", note)
+
+
+_CARD_LIKE = rx(
+    rf"(?<![\w./-])(?:nvidia )?(?P<card>(?:rtx ?|gtx ?)?(?:[abhlvp]|mi)\d{{2,4}}[a-z]?)s?(?=~-?(?:\d{{2,3}}~-?(?:gb|gib|gig)\b|{_CARD}))"
+)
+
+
+def _unknown_cards(low: str, lexicon: Lexicon) -> Iterator[Found]:
+    """`A1000 80GB`: written like a card, and none: with those that come near."""
+    for match in _CARD_LIKE.finditer(low):
+        card = squeezed(match["card"])
+        if card in lexicon.spoken or card.rstrip("s") in lexicon.spoken:
+            continue
+        near = difflib.get_close_matches(card, sorted(lexicon.spoken), 3, 0.7)
+        families = list(dict.fromkeys(lexicon.spoken[name] for name in near))
+        note = "not in the catalogue" + (f"; near it: {', '.join(families)}" if near else "")
+        yield Found("accelerator", card, match.start(), match.end(), "", note)
+
+
+_WITHOUT = rx(
+    r"\b(?:no|without(?: any)?) (?:gpus?|accelerators?)\b(?! ?(?:left|available|quota|free|yet|anywhere|here|in stock))|\bcpu[- ]only\b"
+)
+
+
+def _without(low: str) -> Iterator[Found]:
+    for match in _WITHOUT.finditer(low):
+        yield Found("accelerators", 0, match.start(), match.end())
+
+
+# ---------------------------------------------------------------- quotas stated in the message
+
+_UNIT = r"~(?P<unit>v?-?cpus?|v?-?cores?|gpus?|cards?)?"
+_QUOTAS = (
+    rx(rf"\bused (?:up )?(?:all )?(?P<used>\d{{1,6}}) (?:out )?of (?:our |the )?(?P<limit>\d{{1,6}}){_UNIT}"),
+    rx(rf"(?<![\w.])(?P<used>\d{{1,6}})~(?:of|out of|/)~(?P<limit>\d{{1,6}}){_UNIT} (?:quota )?(?:are |is |already |all )*(?:used|in use|taken|gone|consumed)\b"),
+    rx(rf"(?<![\w.])(?P<left>\d{{1,6}})~(?:of|out of|/)~(?P<limit>\d{{1,6}}){_UNIT} (?:quota )?(?:are |is )?(?:left|free|available|remaining)\b"),
+    rx(rf"\bquota(?:~(?:there|here|is|of|at|:|=|shows|says|used|currently|still))*~(?P<used>\d{{1,6}})~(?:of|out of|/)~(?P<limit>\d{{1,6}}){_UNIT}"),
+    rx(rf"\bquota(?: (?:there|here|is|of|at|shows|says|currently|still|only))*~[:=]?~(?P<limit>\d{{1,6}}|zero)\b{_UNIT}(?!~(?:%|k\b|m\b|tpm|rpm|tokens|requests|gb|tb|of|/))"),
+    rx(r"\b(?P<limit>zero|no) (?:gpu |vcpu |cpu )?quota\b(?P<unit>)"),
+)  # fmt: skip
+
+
+def _quotas(low: str) -> Iterator[Found]:
+    """What somebody says of a quota: `96 of 96 used`, `quota is 0`. The value is used/limit, the unit vCPU or GPU."""
+    ends = -1
+    found = sorted((match for pattern in _QUOTAS for match in pattern.finditer(low)), key=lambda each: each.start())
+    for match in found:
+        if match.start() < ends:
+            continue
+        ends = match.end()
+        parts = match.groupdict()
+        limit = 0 if parts["limit"] in ("zero", "no") else int(parts["limit"])
+        used = limit - int(parts["left"]) if parts.get("left") else int(parts.get("used") or 0)
+        near = low[max(0, match.start() - 60) : match.end() + 24]
+        counts_cpus = re.search(r"v?-?cpus?|cores", parts["unit"] or near)
+        yield Found("quota", f"{used} of {limit} used", match.start(), match.end(), "vCPU" if counts_cpus else "GPU")
 
 
 def _listed(sizes: list[int]) -> str:

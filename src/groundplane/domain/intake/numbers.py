@@ -64,6 +64,7 @@ def quantities(low: str) -> Iterator[Found]:
     yield from _sizes(low)
     yield from _money(low)
     yield from _rates(low)
+    yield from _data_rates(low)
     yield from _latencies(low)
     yield from _durations(low)
     yield from _parameters(low)
@@ -83,7 +84,7 @@ _SIZE = rx(
     r"|megabyte|tera|gig)s?\b(?!~(?:/|per |p)~?s(?:ec)?)(?!ps)"
 )
 _NEAR = 48
-_MEMORY = re.compile(r"v?ram\b|gpu memory|\bmemory\b|\bmem\b")
+_MEMORY = re.compile(r"v?ram\b|gpu memory|\bmemory\b|\bmem\b|\blimits?\b")
 _DISK = re.compile(
     r"\b(?:disks?|ssd|nvme|scratch|volumes?|storage|drive|filesystem|file system|file share|share|pvc)\b"
 )
@@ -92,6 +93,11 @@ _DATA = re.compile(
     r"videos?|audio|recordings?|embeddings|records|scans|transcripts|tokens|tickets|pdfs?)\b"
 )
 _WEIGHTS = re.compile(r"\b(?:weights|checkpoints?|model file|safetensors|artifact)\b")
+_SAID_BEFORE = re.compile(
+    rf"(?:{_DATA.pattern})(?: set)?(?: (?:that|which))?(?: (?:is|are|was|has|of|comes to|totals?|about|around|roughly|some))* ?[:=(\x7e]? ?$"
+)
+"""`the data is 2 TB`: what stands right before a size says of what, whatever comes behind."""
+_PLACE = re.compile(r"\b(?:on|in|at|from|over|behind|off)\b")
 _SIZE_NAMES = ((_MEMORY, "memory"), (_DISK, "disk"), (_WEIGHTS, "model_size"), (_DATA, "dataset_size"))
 
 
@@ -110,6 +116,12 @@ def _size_of_what(low: str, start: int, end: int) -> str:
     before = re.split(r"[.;\n]|,(?! ?\d)|\band\b", low[max(0, start - _NEAR) : start])[-1]
     if re.match(r" ?(?:gpu|vram|a100|h100|card)", after):
         return "accelerator_memory"
+    if _SAID_BEFORE.search(before):
+        return "dataset_size"
+    # `2 TB on a share` lie there: the share is a place, not how large a disk must be.
+    place = _PLACE.search(after)
+    if place is not None and _DISK.search(after, place.end()) and not _DISK.search(after[: place.start()]):
+        return "dataset_size"
     for text, last in ((after, False), (before, True)):
         nearest = [
             ((-found[-1].start() if last else found[0].start()), name)
@@ -144,7 +156,7 @@ _MONEY_AFTER = rx(
 )
 _MONEY_BARE = rx(
     rf"\b(?:budget|spend|spending|cost cap|cap|limit)(?:~(?:is|of|:|=|at|around|about|up to|max|under|capped at|limit))*~"
-    rf"(?<![\w.,])({_AMOUNT})~(k|m|thousand|million|grand)?\b{_PERIOD}(?!~(?:€|£|\$|eur|usd|dollar|gbp|chf|tpm|rpm|tokens|requests|gpus?|req|%|percent|ms|gb|tb|x))"
+    rf"(?<![\w.,])({_AMOUNT})~(k|m|thousand|million|grand)?\b{_PERIOD}(?!~(?:€|£|\$|eur|usd|dollar|gbp|chf|tpm|rpm|tokens|requests|gpus?|req|%|percent|ms|[kmgtp]i?b?\b|x|v?cpus?|v?cores?|nodes?|vms?|machines?|users?|min|hours?|hrs?|h\b|days?|weeks?|months?|rps|qps|people))"
 )
 _BUDGET_AFTER = rx(rf"(?<![\w.,$€£])({_AMOUNT})~(k|thousand|million|grand) budget\b")
 _GRAND = rx(rf"(?<![\w.,])({_AMOUNT}|{COUNT_WORD})~grand\b")
@@ -214,6 +226,7 @@ _REQUESTS = r"(?:requests?|reqs?|calls|queries|messages|prompts|inferences|predi
 _RATES = (
     (rx(rf"({COUNT}){_K}~-?tpm\b|({NUMBER}){_K}~tok(?:en)?s?~{_MINUTE}"), "tokens_per_minute", "tokens/min"),
     (rx(rf"\btpm(?:~(?:limit|quota|of|is|:|=|at)){{1,3}}~({NUMBER}){_K}\b()()"), "tokens_per_minute", "tokens/min"),
+    (rx(rf"\btpm~(?:limit~|quota~)?from~{NUMBER}~(?:k|m)?~to~({NUMBER}){_K}\b()()"), "tokens_per_minute", "tokens/min"),
     (rx(rf"({COUNT}){_K}~rpm\b|({COUNT}){_K}~{_REQUESTS}~{_MINUTE}"), "requests_per_minute", "requests/min"),
     (rx(rf"({COUNT}){_K}~(?:rps|qps)\b|({COUNT}){_K}~{_REQUESTS}~{_SECOND}"), "requests_per_second", "requests/s"),
     (rx(rf"({COUNT}){_K}~(?:{_REQUESTS})~(?:{_DAY})()()"), "requests_per_day", "requests/day"),
@@ -231,6 +244,26 @@ def _rates(low: str) -> Iterator[Found]:
             digits, scale = (match[1], match[2]) if match[1] else (match[3], match[4])
             value = number(digits) * _SCALES[scale or ""]
             yield Found(name, plain_number(value), match.start(), match.end(), unit)
+
+
+_DATA_RATE = rx(
+    rf"({NUMBER})~(?:(k|m|g)i?b(?:ytes?)?~(?:/~s(?:ec(?:ond)?)?|per sec(?:ond)?)\b|(m|g)bps\b|(m|g)bit~/~s\b)"
+)
+_READS = re.compile(
+    r"\b(?:data|dataset|share|nfs|nas|storage|disks?|blob|bucket|lustre|filesystem|read|reads|throughput)\b"
+)
+
+
+def _data_rates(low: str) -> Iterator[Found]:
+    """How fast data can be read, in bytes a second. `mbps` is bits, and a network's unless storage stands near."""
+    for match in _DATA_RATE.finditer(low):
+        bits = match[3] or match[4]
+        if bits and not _READS.search(low, max(0, match.start() - 40), match.end() + 24):
+            continue
+        scale = {"k": 10**3, "m": 10**6, "g": 10**9}[match[2] or bits]
+        rate = int(number(match[1]) * scale / (8 if bits else 1))
+        note = "read as bits a second" if bits else ""
+        yield Found("data_rate", rate, match.start(), match.end(), "bytes/s", note)
 
 
 _LATENCY = rx(
@@ -274,16 +307,22 @@ def _milliseconds(digits: str, unit: str) -> int | float:
 # ---------------------------------------------------------------- durations
 
 _UNIT_S = {"minute": 60, "min": 60, "hour": 3600, "hr": 3600, "h": 3600, "day": 86400, "d": 86400, "week": 604800, "wk": 604800, "month": 2592000}  # fmt: skip
+FINISH = r"\b(?:finish(?:es|ed)?|complete[sd]?|done|over|trained|run through)"
+"""Words that end work: what follows is about the result, not about when machines must be there."""
 _DURATION = rx(
     rf"(?:\x7e|\b(?:for~:?|by|takes?|lasts?|runs?|running|run of|about|around|roughly|approx\.?|duration~:?|over|another|next|up to))"
     rf"~(?:the |another |at least |about |around |roughly |next )*({COUNT}|\ba|\ban)[ -]?(minutes?|mins?|hours?|hrs?|h|days?|d|weeks?|wks?|months?)\b"
-    rf"|({COUNT})[ -](minute|min|hour|hr|h|day|week|month)[ -](?:long |training |fine-?tuning |batch )?(?:jobs?|runs?|training|experiment|pilot|poc|sprint|project|window)\b"
+    rf"|({COUNT})[ -]?(minute|min|hour|hr|h|day|week|month)[ -](?:long |training |fine-?tuning |batch )?(?:jobs?|runs?|training|experiment|pilot|poc|sprint|project|window)\b"
+    rf"|(?:{FINISH}) (?:it |this |that )?(?:in|within|under|in under|in at most) ({COUNT}|an?)[ -]?(hours?|hrs?|h|minutes?|mins?)\b"
+    rf"|(?<=, )({COUNT})[ -]?(hours?|hrs?|h|days?|weeks?|wks?|months?)(?= ?(?:[,.;)\n]|$))"
 )
 
 
 def _durations(low: str) -> Iterator[Found]:
     for match in _DURATION.finditer(low):
-        digits, unit = (match[1], match[2]) if match[1] else (match[3], match[4])
+        digits, unit = next((match[at], match[at + 1]) for at in (1, 3, 5, 7) if match[at])
+        if match[5] and digits in ("a", "an"):
+            digits = "one"
         seconds = int(number(digits) * _UNIT_S[unit if unit in _UNIT_S else unit.removesuffix("s")])
         if 0 < seconds < 10**10:
             yield Found("duration", seconds, match.start(), match.end(), "s")
@@ -310,11 +349,11 @@ def _parameters(low: str) -> Iterator[Found]:
 
 
 _THINGS = rx(
-    rf"({COUNT})~(k|m|b|bn|mio|million|billion|thousand)?~(?:labell?ed |annotated |training |medical |support |chat |x-ray |new |raw |text |product |customer |user |high-res |satellite |code )*"
+    rf"({COUNT})~(k|m|b|t|bn|mio|million|billion|trillion|thousand)?~(?:labell?ed |annotated |training |medical |support |chat |x-ray |new |raw |text |product |customer |user |high-res |satellite |code )*"
     r"(images?|documents?|docs|rows|records|samples|examples|videos?|tokens|pairs|conversations|tickets|pdfs?|pages|photos|scans|transcripts|sentences|reviews|articles|emails|hours of (?:audio|video|speech))\b"
     r"(?!~(?:/|per|a )~?(?:s|m|sec|min|day|hour)|~per )"
 )
-_THING_SCALE = {"": 1, "k": 10**3, "thousand": 10**3, "m": 10**6, "mio": 10**6, "million": 10**6, "b": 10**9, "bn": 10**9, "billion": 10**9}  # fmt: skip
+_THING_SCALE = {"": 1, "k": 10**3, "thousand": 10**3, "m": 10**6, "mio": 10**6, "million": 10**6, "b": 10**9, "bn": 10**9, "billion": 10**9, "t": 10**12, "trillion": 10**12}  # fmt: skip
 
 
 def _things(low: str) -> Iterator[Found]:

@@ -50,7 +50,8 @@ _TRAINING = (
     _Ask("duration", "the longest it may run; it is stopped then", ("4h", "24h", "72h"), True),
     _Ask("command", "what is started on the machines", ("python train.py",), True),
     _Ask("checkpoint", "without checkpoints a crash loses everything", ("yes", "no")),
-    _Ask("deadline", "quota and data need lead time"),
+    _Ask("deadline", "when the machines are needed: quota and data need lead time"),
+    _Ask("finish_by", "when the result is needed: hours are held against it, and it becomes the spec's deadline"),
 )  # fmt: skip
 _SERVING = (
     _Ask("model", "which registered version is served, as name@version", ("tiny-lm@1",), True),
@@ -62,9 +63,14 @@ _SERVING = (
     _Ask("price_completion", "what callers are charged per million completion tokens", ("$0", "$0.40", "$1.50"), True),
     _Ask("deadline", "when callers need it"),
 )  # fmt: skip
+_HOSTED = (
+    *(ask for ask in _SERVING if ask.fact in {"visibility", "requests_per_minute", "latency", "deadline"}),
+    *(ask for ask in _WHO if ask.fact in {"owner", "project", "budget"}),
+)  # fmt: skip
+"""A model behind somebody else's API needs no machines, only a route, a key and a limit."""
 _ASKS: Mapping[ItemKind, tuple[_Ask, ...]] = {
     K.CAPACITY: (*_TRAINING, *_GPUS, *_WHERE, *_WHO),
-    K.BATCH: (*(ask for ask in _TRAINING if ask.fact not in {"method", "checkpoint"}), *_GPUS, *_WHERE, *_WHO),
+    K.BATCH: (*(ask for ask in _TRAINING if ask.fact not in {"method", "checkpoint", "finish_by"}), *_GPUS, *_WHERE, *_WHO),
     K.ENDPOINT: (*_SERVING, *_GPUS, *_WHERE, *_WHO),
     K.MONITORING: (
         _Ask("object", "which endpoint, run or project is watched"),
@@ -119,13 +125,18 @@ def questions(
     for fact in facts:
         if isinstance(fact.value, str) and fact.note.startswith("a range") and fact.name not in disputed:
             asked.append(_question(fact.name, f"{fact.text!r} is a range", tuple(fact.value.split(" to ")), True))
-    for ask in _ASKS[kind]:
+    for ask in _HOSTED if kind is K.ENDPOINT and any(is_hosted(fact) for fact in facts) else _ASKS[kind]:
         if ask.fact in known or ask.fact in disputed or any(_given(option, known, derived) for option in ask.unless):
             continue
         asked.append(_question(ask.fact, ask.why, ask.choices, ask.required))
     if foreign := next((f for f in facts if f.name == "budget" and f.unit != "microusd"), None):
         asked.append(_question("budget", f"{foreign.text!r} is not in dollars: plans are priced in dollars", (), True))
     return tuple(asked)
+
+
+def is_hosted(fact: Fact) -> bool:
+    """Whether a fact names a model that only its maker serves."""
+    return fact.name == "model" and fact.note.startswith("a hosted model")
 
 
 def asked_of(kind: ItemKind) -> frozenset[str]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from groundplane.domain.intake import SPEC_KINDS, Contradiction, Fact, Intake, ItemKind, QuotaFact, Span, WorkItem
+from groundplane.domain.intake.circumstances import Circumstances
 from groundplane.domain.intake.dates import dates
 from groundplane.domain.intake.facts import shown
 from groundplane.domain.intake.hardware import hardware
@@ -20,7 +22,7 @@ from groundplane.domain.intake.language import is_understood
 from groundplane.domain.intake.lexicon import Lexicon
 from groundplane.domain.intake.numbers import Found, quantities
 from groundplane.domain.intake.questions import questions
-from groundplane.domain.intake.risks import Circumstances, message_risks, risks
+from groundplane.domain.intake.risks import message_risks, risks
 from groundplane.domain.intake.text import Readable, Sentence, readable
 from groundplane.domain.intake.words import names
 
@@ -30,7 +32,7 @@ _SHARED_NAMES = """
 """
 _SINGLE_NAMES = """
     accelerators accelerators_per_machine machines deadline end_date start_date owner project cost_center
-    visibility budget duration tokens_per_minute requests_per_minute latency region cloud parameters method
+    visibility budget finish_by duration tokens_per_minute requests_per_minute latency region cloud parameters method
     precision accelerator model
 """
 
@@ -49,6 +51,8 @@ _ONLY_FOR = {
     "group_by": {ItemKind.COST}, "people": {ItemKind.ACCESS}, "period": {ItemKind.COST},
 }  # fmt: skip
 """Words that are facts for one kind of work only: `cost` is a metric where monitoring is asked for."""
+_RENAMED = {"finish_by": (frozenset({ItemKind.CAPACITY, ItemKind.BATCH}), "deadline")}
+"""Facts that only some kinds of work have, and what they are for the others: an endpoint has no result to wait for."""
 _DECIDED = SPEC_KINDS | {ItemKind.LIFECYCLE, ItemKind.DATA, ItemKind.MONITORING}
 """Kinds that ask for one state of things: in an incident two latencies are a before and an after."""
 _HARDWARE = frozenset({"machines", "accelerators", "accelerators_per_machine", "instance_type", "accelerator"})
@@ -157,6 +161,11 @@ def _assign(parts: Sequence[Piece], found: Sequence[tuple[int, Fact]]) -> tuple[
     return by_piece, _deduped(outside)
 
 
+def _renamed(fact: Fact, kind: ItemKind) -> Fact:
+    kinds, name = _RENAMED.get(fact.name, (frozenset({kind}), fact.name))
+    return fact if kind in kinds else replace(fact, name=name)
+
+
 def _deduped(facts: Iterator[Fact] | Sequence[Fact]) -> tuple[Fact, ...]:
     seen: dict[tuple[str, object, str, str], Fact] = {}
     for fact in facts:
@@ -177,7 +186,7 @@ def _item(
     number: int, group: Group, facts: tuple[Fact, ...], everywhere: tuple[Fact, ...],
     text: Readable, lexicon: Lexicon, now: datetime, quotas: tuple[QuotaFact, ...],
 ) -> WorkItem:  # fmt: skip
-    facts = tuple(fact for fact in facts if group.kind in _ONLY_FOR.get(fact.name, {group.kind}))
+    facts = tuple(_renamed(fact, group.kind) for fact in facts if group.kind in _ONLY_FOR.get(fact.name, {group.kind}))
     own = {fact.name for fact in facts}
     borrowed = tuple(fact for fact in everywhere if fact.name not in own and _lends(fact, group.kind))
     known = (*facts, *borrowed)
@@ -270,7 +279,7 @@ def _title(kind: ItemKind, facts: Sequence[Fact]) -> str:
     details = (
         machines, word("accelerators_per_machine", "{} GPU(s) each"), word("accelerators", "{} GPU(s)"), word("accelerator"),
         word("instance_type"), word("model"), word("tokens_per_minute"), word("requests_per_second"), word("dataset_size"),
-        word("deadline", "by {}"),
+        word("deadline", "by {}"), word("finish_by", "result by {}"),
     )  # fmt: skip
     said = ", ".join(detail for detail in details if detail)
     return f"{heads[kind]}: {said}" if said else heads[kind]

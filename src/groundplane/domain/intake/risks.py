@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
-from groundplane.domain.intake import Contradiction, Fact, ItemKind, QuotaFact, Risk, Span
+from groundplane.domain.intake import ItemKind, QuotaFact, Risk, Span, sums
+from groundplane.domain.intake.circumstances import (
+    Circumstances,
+    day_of,
+    deadline_of,
+    first_span,
+    machine_of,
+    wants_gpus,
+    whole,
+)
 from groundplane.domain.intake.facts import shown, shown_value
 from groundplane.domain.intake.hardware import is_accelerated, near_instances
-from groundplane.domain.intake.lexicon import InstanceName, Lexicon
-from groundplane.units import cost_microusd, format_usd
+from groundplane.domain.intake.lexicon import InstanceName
+from groundplane.units import cost_microusd, exact_usd, format_usd
 
 K = ItemKind
 _COMPUTE = frozenset({K.CAPACITY, K.BATCH, K.ENDPOINT})
@@ -18,30 +26,6 @@ WEEKEND_IDLE_HOURS = 60
 """Friday evening to Monday morning: what an unattended weekend bills."""
 USUAL_LEAD_TIME_H = (24, 72)
 """How long a quota increase usually takes. A source's own figure goes first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Circumstances:
-    """What an item is judged on: its facts (shared ones included), the day, and what the clouds let us have."""
-
-    kind: ItemKind
-    facts: tuple[Fact, ...]
-    contradictions: tuple[Contradiction, ...]
-    quotas: tuple[QuotaFact, ...]
-    lexicon: Lexicon
-    now: datetime
-
-    def of(self, name: str) -> Fact | None:
-        """The first fact of that name."""
-        return next((fact for fact in self.facts if fact.name == name), None)
-
-    def every(self, name: str) -> list[Fact]:
-        """All facts of that name."""
-        return [fact for fact in self.facts if fact.name == name]
-
-    def has(self, name: str, value: str) -> Fact | None:
-        """The fact of that name with that value."""
-        return next((fact for fact in self.facts if fact.name == name and fact.value == value), None)
 
 
 def risks(about: Circumstances) -> tuple[Risk, ...]:
@@ -55,17 +39,19 @@ def risks(about: Circumstances) -> tuple[Risk, ...]:
 
 
 def _quota(about: Circumstances) -> Iterator[Risk]:
-    if about.kind not in _COMPUTE or not _wants_gpus(about):
+    stated = tuple(_stated(about))
+    if about.kind not in _COMPUTE or not (stated or wants_gpus(about)):
         return
     cloud, region = about.of("cloud"), about.of("region")
-    machine = _machine(about)
+    machine = machine_of(about)
     named = str(cloud.value) if cloud else machine.cloud if machine else ""
     if named in {"on-prem", "local"}:
         return
     fitting = [
-        q for q in about.quotas if named in ("", q.cloud) and (not region or q.region in ("", str(region.value)))
+        *stated,
+        *(q for q in about.quotas if named in ("", q.cloud) and (not region or q.region in ("", str(region.value)))),
     ]
-    deadline = _deadline(about)
+    deadline = deadline_of(about)
     if not fitting:
         if deadline is not None or named:
             yield _unknown_quota(about, named, deadline)
@@ -77,6 +63,17 @@ def _quota(about: Circumstances) -> Iterator[Risk]:
         yield _short_quota(about, quota, need, deadline)
 
 
+def _stated(about: Circumstances) -> Iterator[QuotaFact]:
+    """Quotas that the message itself tells of."""
+    cloud, region = about.of("cloud"), about.of("region")
+    for fact in about.every("quota"):
+        used, limit = sums.stated_quota(fact)
+        yield QuotaFact(
+            cloud=str(cloud.value) if cloud else "", region=str(region.value) if region else "",
+            limit=limit, used=used, unit=fact.unit, source="the message",
+        )  # fmt: skip
+
+
 def _short_quota(about: Circumstances, quota: QuotaFact, need: int | None, deadline: datetime | None) -> Risk:
     where = "/".join(part for part in (quota.cloud, quota.region) if part)
     family = f" for {quota.family}" if quota.family else ""
@@ -86,11 +83,11 @@ def _short_quota(about: Circumstances, quota: QuotaFact, need: int | None, deadl
     span = None
     if deadline is not None:
         hours = max(0, int((deadline - about.now).total_seconds() // 3600))
-        span = _first_span(about, "deadline")
+        span = first_span(about, "deadline")
         verdict = (
             "too late in every case" if low > hours else "it may come too late" if high > hours else "just in time"
         )
-        lead += f", and {_day(deadline)} ends in {hours} h: {verdict}"
+        lead += f", and {day_of(deadline)} ends in {hours} h: {verdict}"
     return Risk(
         id="quota",
         level="high" if deadline is None or high * 3600 > (deadline - about.now).total_seconds() else "medium",
@@ -107,13 +104,13 @@ def _unknown_quota(about: Circumstances, cloud: str, deadline: datetime | None) 
         when = ""
     else:
         hours = max(0, int((deadline - about.now).total_seconds() // 3600))
-        when = f"; {_day(deadline)} ends in {hours} h"
+        when = f"; {day_of(deadline)} ends in {hours} h"
     return Risk(
         id="quota-unknown",
         level="medium",
         message=f"no source says what quota is left{where}; an increase usually takes {low}-{high} h{when}",
         hint="ground recon shows quotas where credentials exist; or state it: --quota CLOUD[/REGION]=LIMIT",
-        span=_first_span(about, "deadline"),
+        span=first_span(about, "deadline"),
     )
 
 
@@ -124,10 +121,13 @@ def _lead_time(quota: QuotaFact) -> tuple[int, int]:
 
 
 def _needed(about: Circumstances, quota: QuotaFact, machine: InstanceName | None) -> int | None:
-    machines = _whole(about, "machines")
+    machines = whole(about, "machines")
     if quota.unit.lower() == "vcpu":
-        return int(machines * machine.cpus) if machine and machine.cpus and machines else None
-    total, each = _whole(about, "accelerators"), _whole(about, "accelerators_per_machine")
+        if not machines and (cpus := whole(about, "cpus")):
+            return cpus  # "40 vCPU" without a number of machines are 40 in all.
+        each = machine.cpus if machine and machine.cpus else whole(about, "cpus")
+        return int(machines * each) if machines and each else None
+    total, each = whole(about, "accelerators"), whole(about, "accelerators_per_machine")
     return total or (machines * each if machines and each else machines)
 
 
@@ -159,7 +159,7 @@ def _deadlines(about: Circumstances) -> Iterator[Risk]:
 def _checkpoints(about: Circumstances) -> Iterator[Risk]:
     if about.kind is not K.CAPACITY or about.has("checkpoint", "yes") or about.has("workload", "serving"):
         return
-    deadline = _deadline(about)
+    deadline = deadline_of(about)
     off = about.has("checkpoint", "no")
     weekend = about.has("runs_at_weekend", "yes")
     friday = deadline is not None and deadline.weekday() == 5
@@ -192,8 +192,8 @@ def _no_end(about: Circumstances) -> Iterator[Risk]:
 def _weekend(about: Circumstances) -> Iterator[Risk]:
     if about.kind not in _COMPUTE:
         return
-    machine = _machine(about)
-    machines = _whole(about, "machines") or (1 if about.of("instance_type") else 0)
+    machine = machine_of(about)
+    machines = whole(about, "machines") or (1 if about.of("instance_type") else 0)
     if machine is None or not machine.price_microusd_per_hour or not machines:
         return
     price = machine.price_microusd_per_hour
@@ -201,13 +201,13 @@ def _weekend(about: Circumstances) -> Iterator[Risk]:
     yield Risk(
         id="weekend-idle",
         level="medium",
-        message=f"an idle weekend costs {machines} x {format_usd(price)} x {WEEKEND_IDLE_HOURS} h = {format_usd(cost)}",
+        message=f"an idle weekend costs {machines} x {exact_usd(price)} x {WEEKEND_IDLE_HOURS} h = {format_usd(cost)}",
         hint="set spec.idle_limit, and an end date before the weekend",
     )
 
 
 def _data_arrival(about: Circumstances) -> Iterator[Risk]:
-    size, deadline = about.of("dataset_size"), _deadline(about)
+    size, deadline = about.of("dataset_size"), deadline_of(about)
     if size is None or deadline is None or not isinstance(size.value, int) or deadline <= about.now:
         return
     seconds = (deadline - about.now).total_seconds()
@@ -216,7 +216,7 @@ def _data_arrival(about: Circumstances) -> Iterator[Risk]:
         yield Risk(
             id="data-transfer",
             level="low" if needed < 50 else "medium",
-            message=f"{shown(size)} until the end of {_day(deadline)} needs {needed:,.0f} MB/s, without a pause, once",
+            message=f"{shown(size)} until the end of {day_of(deadline)} need {needed:,.0f} MB/s, without a pause, once",
             hint="say where the data lies; staging it on local NVMe first is often the fix",
             span=size.span,
         )
@@ -247,7 +247,7 @@ def _machines(about: Circumstances) -> Iterator[Risk]:
         elif machine is not None and machine.retires_on is not None:
             message = f"{machine.name} retires on {machine.retires_on}"
             yield Risk(id="retiring-sku", level="medium", message=message, hint="plan the move", span=fact.span)
-        if is_accelerated(name, about.lexicon) is False and about.kind in _COMPUTE and _wants_gpus(about):
+        if is_accelerated(name, about.lexicon) is False and about.kind in _COMPUTE and wants_gpus(about):
             yield Risk(
                 id="cpu-sku",
                 level="high",
@@ -356,51 +356,9 @@ def _contradictions(about: Circumstances) -> Iterator[Risk]:
 
 _RULES: tuple[Callable[[Circumstances], Iterator[Risk]], ...] = (
     _quota, _deadlines, _checkpoints, _no_end, _weekend, _data_arrival, _machines, _cards, _models, _currency,
-    _exposure, _shell, _personal, _contradictions,
+    _exposure, _shell, _personal, _contradictions, sums.too_large, sums.too_little_memory, sums.too_slow,
+    sums.too_expensive,
 )  # fmt: skip
-
-
-def _wants_gpus(about: Circumstances) -> bool:
-    names = {fact.name for fact in about.facts}
-    if names & {"accelerator", "accelerators", "accelerators_per_machine"}:
-        return _whole(about, "accelerators") != 0 or _whole(about, "accelerators_per_machine") != 0
-    machines = about.of("machines")
-    return (
-        (machines is not None and "gpu" in machines.text.lower())
-        or (
-            about.kind is K.CAPACITY
-            and any(fact.name == "workload" and fact.value in {"fine-tuning", "training"} for fact in about.facts)
-        )
-        or any(is_accelerated(str(fact.value), about.lexicon) for fact in about.every("instance_type"))
-    )
-
-
-def _machine(about: Circumstances) -> InstanceName | None:
-    fact = about.of("instance_type")
-    return about.lexicon.instance(str(fact.value)) if fact else None
-
-
-def _whole(about: Circumstances, name: str) -> int:
-    fact = about.of(name)
-    return fact.value if fact is not None and isinstance(fact.value, int) else 0
-
-
-def _deadline(about: Circumstances) -> datetime | None:
-    """The end of the day of the first deadline, UTC."""
-    fact = about.of("deadline")
-    if fact is None:
-        return None
-    return datetime.fromisoformat(str(fact.value)).replace(tzinfo=UTC) + timedelta(days=1)
-
-
-def _day(deadline: datetime) -> str:
-    """The deadline's own day: it is kept as the midnight after."""
-    return f"{deadline - timedelta(days=1):%a %Y-%m-%d}"
-
-
-def _first_span(about: Circumstances, name: str) -> Span | None:
-    fact = about.of(name)
-    return fact.span if fact else None
 
 
 def message_risks(instructions: Sequence[Span]) -> tuple[Risk, ...]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from groundplane.domain.intake.lexicon import Lexicon, squeezed
-from groundplane.domain.intake.numbers import Found, rx
+from groundplane.domain.intake.numbers import COUNT, Found, number, rx
 
 _NO_NAMES = """
     tbd unknown none me us we you i nobody someone somebody the a an is not to be unclear open anyone who
@@ -25,6 +25,7 @@ def names(low: str, plain: str, lexicon: Lexicon) -> Iterator[Found]:
     yield from _listed(low)
     yield from _people(low, plain)
     yield from _places(low, plain)
+    yield from _checkpoint_times(low)
     yield from _reach(low)
     yield from _rules(low, plain)
 
@@ -134,6 +135,10 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ("precision", "fp8", r"\bfp8\b"),
     ("precision", "int8", r"\bint8\b|\b8[ -]bits?\b(?! adam)"),
     ("precision", "int4", r"\bint4\b|\b4[ -]bits?\b|\bnf4\b|\bawq\b|\bgptq\b"),
+    ("optimizer", "adam-8bit", r"\b(?:8[ -]?bit|paged) adamw?\b|\badamw?[ -]?8[ -]?bit\b"),
+    ("optimizer", "adam", r"(?<!bit )(?<!bit-)(?<!8bit )(?<!paged )\badamw?\b(?![ -]?8)(?=[ ,.;)]|$)"),
+    ("optimizer", "adafactor", r"\badafactor\b"),
+    ("optimizer", "sgd", r"\bsgd\b"),
     ("framework", "pytorch", r"\bpytorch\b|\btorch\b(?!serve)"),
     ("framework", "jax", r"\bjax\b"),
     ("framework", "tensorflow", r"\btensorflow\b"),
@@ -173,7 +178,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ("error", "NCCL error", r"\bnccl (?:error|timeout|watchdog)\b"),
     ("error", "timeout", r"\btime[sd]? ?-?out\b|\btiming out\b"),
     ("error", "disk full", r"\bno space left\b|\bdisk(?: is)? full\b"),
-    ("metrics", "tokens per minute", r"\btpm\b|\btokens? (?:usage|consumption|per minute|rate|counts?)\b"),
+    ("metrics", "tokens per minute", r"\btpm\b|\btokens? (?:usage|consumption|per min(?:ute)?|rate|counts?)\b|\btok(?:en)?s? ?/ ?min(?:ute)?\b"),
     ("metrics", "requests per minute", r"\brpm\b|\brequests? (?:per minute|rate|counts?)\b|\btraffic\b"),
     ("metrics", "latency", r"\blatenc(?:y|ies)\b|\bttft\b|\bresponse times?\b|\bp9[59]\b"),
     ("metrics", "GPU utilisation", r"\bgpu[ -](?:usage|utili[sz]ation|util|metrics|memory|load|monitoring|health)\b|\bdcgm\b"),
@@ -249,7 +254,21 @@ _STORE = re.compile(
 )
 
 
+_CHECKPOINT_NEAR = re.compile(r"checkpoint\w*[^.;\n]{0,24}$")
 _OBJECT = re.compile(r"(?<![\w/.-])(?:vm|run|node|gpu|job|host|req)-[a-z0-9][\w-]{1,60}\b")
+
+
+_EVERY = rx(rf"checkpoint\w*[^.;\n]{{0,40}}?\bevery~({COUNT}|hour)~-?(minutes?|mins?|hours?|hrs?|h)?\b")
+
+
+def _checkpoint_times(low: str) -> Iterator[Found]:
+    for match in _EVERY.finditer(low):
+        hours = match[1] == "hour" or (match[2] or "").startswith("h")
+        if match[1] != "hour" and not match[2]:
+            continue  # Every 500 steps is no time.
+        seconds = int((1 if match[1] == "hour" else number(match[1])) * (3600 if hours else 60))
+        if seconds:
+            yield Found("checkpoint_every", seconds, match.start(), match.end(), "s")
 
 
 def _places(low: str, plain: str) -> Iterator[Found]:
@@ -258,7 +277,10 @@ def _places(low: str, plain: str) -> Iterator[Found]:
             yield Found("object", plain[match.start() : match.end()], match.start(), match.end())
     for match in _LOCATION.finditer(low):
         end = match.start() + len(match[0].rstrip(".,"))
-        yield Found("data_location", plain[match.start() : end], match.start(), end)
+        to_checkpoints = _CHECKPOINT_NEAR.search(low, max(0, match.start() - 36), match.start())
+        yield Found(
+            "checkpoint_dir" if to_checkpoints else "data_location", plain[match.start() : end], match.start(), end
+        )
     for match in _STORE.finditer(low):
         yield Found("data_location", match[1], match.start(), match.end(), "", "which one exactly is not said")
     for match in _ADDRESS.finditer(low):

@@ -15,9 +15,9 @@ from groundplane.domain.access import Exposure
 from groundplane.domain.hardware import Hardware, InstanceType
 from groundplane.domain.isolation import MEANING, STRENGTH, Isolation, IsolationPolicy, effective
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.planning import Ranking, compact_duration, exact_usd, longest_s
+from groundplane.domain.planning import Ranking, compact_duration, longest_s
 from groundplane.domain.spec import EndpointSpec, JobSpec
-from groundplane.units import MICROUSD_PER_USD, format_bytes, format_duration
+from groundplane.units import MICROUSD_PER_USD, exact_usd, format_bytes, format_duration
 
 MAX_HORIZON_DAYS = 90
 WEIGHTS_TO_MEMORY = 2
