@@ -27,6 +27,7 @@ def routes() -> APIRouter:
             actor,
             pools=await ground.nodes.pools(actor),
             nodes=await ground.nodes.nodes(actor),
+            caches=await ground.staging.caches(),
             may_cordon=actor.may(Permission.NODES_WRITE),
         )
 

@@ -64,6 +64,7 @@ def routes() -> APIRouter:
             attempts=await ground.runs.attempts(actor, run_id),
             checkpoints=await ground.runs.checkpoints(actor, run_id),
             preflight=await ground.runs.preflight(actor, run_id),
+            data=await ground.staging.data(actor, run_id),
             cpu=cpu,
             memory=memory,
             log=await _log(ground, actor, run_id, attempt, offset),

@@ -82,6 +82,16 @@ class StagingProgress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StagedData:
+    """A run's data: `progress` while it is on its way, and what was found for each source of each attempt."""
+
+    run_id: str
+    status: str
+    progress: StagingProgress | None = None
+    results: tuple[CheckResult, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeCache:
     """What one node's data cache holds, in bytes. `pinned` is used by running work; `kept` is never taken of a disk."""
 

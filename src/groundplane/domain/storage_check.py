@@ -6,12 +6,13 @@ MB and GB are 10^6 and 10^9 bytes here, as storage is sold.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from groundplane.domain.catalogue import StorageTier
 from groundplane.domain.roofline import duration
 from groundplane.domain.spec import DataSource, JobSpec
+from groundplane.domain.staging import SourceSpeed
 from groundplane.errors import Refused
 
 MB, TIB = 10**6, 2**40
@@ -35,13 +36,20 @@ class Reading:
         """`corpus: 2.00 TB ÷ 60 MB/s = 9.26 h a pass`."""
         size = f"{self.source.size_bytes / 1e12:.2f} TB" if self.source.size_bytes >= 10**12 else _gb(self.source)
         text = f"{self.source.name}: {size} ÷ {rate(self.bytes_per_s)} ({self.where}) = {duration(self.pass_s)} a pass"
-        if self.source.passes > 1:
+        if self.source.source:
+            text += ", once, before the start; then from the node's own disk"
+        elif self.source.passes > 1:
             text += f", × {self.source.passes} passes = {duration(self.total_s)}"
         return text
 
 
-def readings(spec: JobSpec, tiers: Sequence[StorageTier]) -> tuple[tuple[Reading, ...], tuple[Refused, ...]]:
-    """Each input whose size and rate are known, and a refusal for each tier that no catalogue has."""
+def readings(
+    spec: JobSpec, tiers: Sequence[StorageTier], measured: Mapping[str, SourceSpeed] | None = None
+) -> tuple[tuple[Reading, ...], tuple[Refused, ...]]:
+    """Each input whose size and rate are known, and a refusal for each tier that no catalogue has.
+
+    What the spec says of a rate counts first, then what was `measured` (by the source's name), then the catalogue.
+    """
     found: list[Reading] = []
     wrong: list[Refused] = []
     for source in spec.data:
@@ -52,10 +60,14 @@ def readings(spec: JobSpec, tiers: Sequence[StorageTier]) -> tuple[tuple[Reading
             need = f"a storage tier of the catalogue for {source.name}"
             wrong.append(Refused(rule="storage", need=need, have=source.tier, hint=hint))
             continue
-        speed = source.bytes_per_s or (_speed(tier, source.size_bytes) if tier is not None else 0)
+        seen = (measured or {}).get(source.name)
+        speed = source.bytes_per_s or (seen.bytes_per_s if seen else 0)
+        speed = speed or (_speed(tier, source.size_bytes) if tier is not None else 0)
         if not source.size_bytes or not speed:
             continue
-        where = "as the spec says" if source.bytes_per_s else f"{tier.name}, {tier.scope}" if tier is not None else ""
+        where = f"{tier.name}, {tier.scope}" if tier is not None else ""
+        where = f"measured on {seen.node}, {seen.at:%Y-%m-%d}" if seen else where
+        where = "as the spec says" if source.bytes_per_s else where
         pass_s = source.size_bytes / speed
         found.append(
             Reading(
@@ -63,7 +75,7 @@ def readings(spec: JobSpec, tiers: Sequence[StorageTier]) -> tuple[tuple[Reading
                 where=where,
                 bytes_per_s=speed,
                 pass_s=pass_s,
-                total_s=pass_s * source.passes,
+                total_s=pass_s * (1 if source.source else source.passes),
                 enough_bytes_per_s=source.size_bytes * source.passes / spec.max_duration_s,
             )
         )
@@ -71,8 +83,9 @@ def readings(spec: JobSpec, tiers: Sequence[StorageTier]) -> tuple[tuple[Reading
 
 
 def too_slow(spec: JobSpec, found: Sequence[Reading], tiers: Sequence[StorageTier]) -> tuple[Refused, ...]:
-    """Inputs that would not be read within the work's time."""
-    return tuple(_refusal(spec, each, tiers) for each in found if each.total_s > spec.max_duration_s)
+    """Inputs that would not be read within the work's time; what is staged is read before that begins."""
+    slow = (each for each in found if each.total_s > spec.max_duration_s and not each.source.source)
+    return tuple(_refusal(spec, each, tiers) for each in slow)
 
 
 def staging(
@@ -82,7 +95,7 @@ def staging(
 
     `scratch_bytes` is the local disk of one chosen node, None when it is not known.
     """
-    slow = [each for each in found if each.total_s > spec.max_duration_s]
+    slow = [each for each in found if each.total_s > spec.max_duration_s and not each.source.source]
     nvme = next((tier for tier in tiers if tier.id == SCRATCH), None)
     if not slow or nvme is None or not nvme.bytes_per_s:
         return ()
@@ -134,7 +147,8 @@ def _refusal(spec: JobSpec, reading: Reading, tiers: Sequence[StorageTier]) -> R
         need=f"{_gb(source)}{passes} ÷ {duration(spec.max_duration_s)} = {rate(reading.enough_bytes_per_s)}"
         f" for {source.name}",
         have=f"{rate(reading.bytes_per_s)} ({reading.where}): {duration(reading.total_s)}",
-        hint=f"stage it to {SCRATCH} first" + (f", or read it from {enough}" if enough else ""),
+        hint=f"stage it to {SCRATCH} first (from: in place of path:)"
+        + (f", or read it from {enough}" if enough else ""),
     )
 
 

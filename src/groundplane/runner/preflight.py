@@ -126,6 +126,7 @@ def inspect(root: Path, order: Document) -> list[Document]:
             with contextlib.suppress(OSError):  # the check says it in better words
                 Path(wanted).mkdir()
         sandbox.prepare()
+        order.update(look_at_staged=True, secrets_dir=sandbox.secrets_dir)
         inspection = Inspection(order, folder, sandbox.enter)
         while not inspection.collect(1.0):
             pass
@@ -160,6 +161,11 @@ def _of_node() -> dict[str, Check]:
 def _as_job(order: Document) -> Iterator[tuple[str, Check]]:
     """What the job itself will do, tried with its rights."""
     yield "checkpoints", preflight_storage.checkpoints
+    if order.get("look_at_staged"):  # an attempt stages them right after: it need not look twice
+        from groundplane.runner import staging  # noqa: PLC0415 (its libraries cost every job's start 30 ms)
+
+        for source in (order.get("staging") or {}).get("sources", ()):
+            yield f"data:{source['name']}", lambda order, _, source=source: staging.look(source, order)
     asked = order.get("preflight") or {}
     sources, peer = asked.get("data") or (), asked.get("peer")
     for source in sources:

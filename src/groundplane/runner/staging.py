@@ -101,7 +101,7 @@ def environment(order: Document, tree: Path) -> dict[str, str]:
     return found
 
 
-def look(source: Document, order: Document, secrets_dir: str, uid: int) -> Document:
+def look(source: Document, order: Document) -> Document:
     """Whether a source can be listed here, and how large it is: a preflight's check, nothing is fetched."""
     need = f"list {without_query(source['source'])}"
     if source.get("files"):
@@ -110,7 +110,8 @@ def look(source: Document, order: Document, secrets_dir: str, uid: int) -> Docum
             need, f"{len(files)} files, {size(sum(each['size_bytes'] for each in files))}, from the control plane"
         )
     try:
-        items = _patiently(open_source(source, order, _secret(source, secrets_dir), uid).survey, 2)
+        secret = _secret(source, order.get("secrets_dir") or "")
+        items = _patiently(open_source(source, order, secret, 0).survey, 2)
     except Wrong as wrong:
         return failed(wrong.need, wrong.have, wrong.hint, fault="run")
     total = sum(max(0, item.size_bytes) for item in items)

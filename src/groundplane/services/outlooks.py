@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 from groundplane.domain import plan_checks, planning, quota_check, recon, storage_check
 from groundplane.domain.access import Project
@@ -19,6 +20,7 @@ from groundplane.domain.planning import Offer, Plan, Ranking, RejectedOffer, Ver
 from groundplane.domain.recon import CloudView, Gap, HaltedMachine, SkuRow, Wanted
 from groundplane.domain.sizing_report import SizeReport
 from groundplane.domain.spec import EndpointSpec, JobSpec
+from groundplane.domain.staging import SourceSpeed
 from groundplane.domain.work import GFLOPS_PER_VCPU, Meter, Work, work_of
 from groundplane.errors import Refused
 from groundplane.ports import Clock, Tx
@@ -49,7 +51,7 @@ class Considered:
 class Outlooks:
     """Considers specs. `catalogue` gives the rows as they stand; `recon` is asked live for a cloud a spec names.
 
-    `rules_version` names the policy in force: a plan is bound to it.
+    `rules_version` names the policy in force: a plan is bound to it. `speeds` tells how fast sources were read before.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Outlooks:
         recon: Recon | None = None,
         price_stale_days: int = 30,
         rules_version: Callable[[], str] = str,
+        speeds: Callable[[JobSpec], Awaitable[Mapping[str, SourceSpeed]]] | None = None,
     ) -> None:
         self._clock = clock
         self._catalogue = catalogue
@@ -68,19 +71,22 @@ class Outlooks:
         self._recon = recon
         self._stale_days = price_stale_days
         self._rules_version = rules_version
+        self._speeds = speeds
         self._meter: tuple[Catalogue, Meter] | None = None
 
     async def consider(self, spec: Spec, offers: Sequence[Offer], unpriced: Sequence[RejectedOffer] = ()) -> Considered:
         """The spec against the pools' offers and the clouds'. What a cloud did not answer stays unknown."""
         catalogue = await asyncio.to_thread(self._catalogue)
         views, gaps = await self._views(catalogue, spec)
-        found = await asyncio.to_thread(self._consider, spec, offers, unpriced, catalogue, views, gaps)
+        measured = await self._speeds(spec) if self._speeds is not None and isinstance(spec, JobSpec) else {}
+        consider = partial(self._consider, spec, offers, unpriced, catalogue, gaps=gaps, measured=measured)
+        found = await asyncio.to_thread(consider, views)
         if any(reason.rule == "quota" for reason in found.facts.in_the_way) and self._recon is not None:
             # Only who is refused for quota waits for what the other regions say.
             more = await self._elsewhere(catalogue, spec, views)
             if more:
                 views = [*views, *more]
-                found = await asyncio.to_thread(self._consider, spec, offers, unpriced, catalogue, views, gaps)
+                found = await asyncio.to_thread(consider, views)
         return found
 
     def verdicts(
@@ -198,7 +204,9 @@ class Outlooks:
         unpriced: Sequence[RejectedOffer],
         catalogue: Catalogue,
         views: Sequence[CloudView],
+        *,
         gaps: tuple[str, ...],
+        measured: Mapping[str, SourceSpeed],
     ) -> Considered:
         hardware, now, need = catalogue.hardware, self._clock.now(), spec.resources
         survey = recon.survey(hardware, views, Wanted(include_retired=True), now.date())
@@ -223,7 +231,7 @@ class Outlooks:
         readings: tuple[storage_check.Reading, ...] = ()
         bad_storage: tuple[Refused, ...] = ()
         if isinstance(spec, JobSpec):
-            readings, wrong_tiers = storage_check.readings(spec, catalogue.storage)
+            readings, wrong_tiers = storage_check.readings(spec, catalogue.storage, measured)
             bad_storage = (*wrong_tiers, *storage_check.too_slow(spec, readings, catalogue.storage))
         facts = Facts(
             spec=spec,

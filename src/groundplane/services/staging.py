@@ -15,7 +15,7 @@ from groundplane.domain.preflight import CheckResult, PreflightReport
 from groundplane.domain.run import Attempt, Observation, Run, RunStatus
 from groundplane.domain.spec import DataSource, JobSpec
 from groundplane.domain.spec.sources import in_store
-from groundplane.domain.staging import NodeCache, SourceSpeed, StagedFile, StagingNeed, StagingProgress
+from groundplane.domain.staging import NodeCache, SourceSpeed, StagedData, StagedFile, StagingNeed, StagingProgress
 from groundplane.errors import Conflict, InvalidInput, NotFound, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, Executor, Store, Tx
@@ -115,13 +115,16 @@ class Staging:
             return run
         return replace(run, message=progress.sentence)
 
-    async def progress(self, actor: Actor, run_id: str) -> StagingProgress | None:
-        """How far a run's data is; None when nothing is on its way. NotFound."""
+    async def data(self, actor: Actor, run_id: str) -> StagedData:
+        """How far a run's data is, and what came of each source. NotFound."""
         async with self._store.transaction() as tx:
             run = await tx.get(Run, run_id)
-        if run is None or not actor.sees(run.project):
-            raise NotFound(f"no run {run_id}", "ground ps lists the runs you can see")
-        return self._seen.get(run_id)
+            if run is None or not actor.sees(run.project):
+                raise NotFound(f"no run {run_id}", "ground ps lists the runs you can see")
+            subjects = tuple(f"{run_id}-{number}" for number in range(1, run.attempt + 1))
+            reports = await tx.find(PreflightReport, {"subject": subjects}, order="at") if subjects else []
+        results = tuple(each for report in reports for each in report.results if each.name.startswith("stage:"))
+        return StagedData(run_id=run_id, status=run.status.value, progress=self._seen.get(run_id), results=results)
 
     async def bring(self) -> bool:
         """One round of bringing files to nodes that wait for them; whether anything was brought."""

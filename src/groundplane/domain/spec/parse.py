@@ -292,7 +292,7 @@ def _child(node: Node | None, name: str) -> Node | None:
 
 
 def _relative(path: str) -> bool:
-    return bool(path) and not path.startswith("/") and not path.startswith(SCHEMES)
+    return bool(path) and not path.startswith(("/", *SCHEMES)) and "://" not in path
 
 
 def _invalid(problems: list[Problem]) -> InvalidInput:
