@@ -80,6 +80,25 @@ class Between:
     high: object
 
 
+@dataclass(frozen=True, slots=True)
+class Contains:
+    """A `where` value: the text column holds this lower-case text somewhere."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Among:
+    """A `where` value: the column is one of `column` of the rows of another kind that match `where`.
+
+    What has to hold of several such rows is said by an Among inside an Among.
+    """
+
+    kind: type
+    column: str
+    where: Mapping[str, object]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainHead:
     """The newest event's number and hash, kept apart from the events themselves."""
@@ -110,7 +129,7 @@ class Tx(Protocol):
     ) -> list[Row]:
         """Rows whose columns equal `where`, ordered; `-x` descends.
 
-        A tuple value means "one of"; AtLeast and Below are ranges.
+        A tuple value means "one of"; AtLeast, Below and Between are ranges; Contains and Among say what they mean.
         """
         ...
 

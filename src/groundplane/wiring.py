@@ -34,7 +34,7 @@ from groundplane.adapters.store.sql import SqlStore
 from groundplane.adapters.system import RandomIds, SystemClock
 from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.domain.isolation import Isolation, IsolationPolicy
-from groundplane.ports import Clock, Executor, Store
+from groundplane.ports import Clock, Executor, ModelServer, Store
 from groundplane.services.access import Access
 from groundplane.services.approvals import Approvals
 from groundplane.services.artifacts import Artifacts
@@ -46,6 +46,7 @@ from groundplane.services.costs import Costs
 from groundplane.services.endpoints import Endpoints
 from groundplane.services.gateway_config import GatewayConfig
 from groundplane.services.gateway_limits import GatewayLimits
+from groundplane.services.gates import Gates
 from groundplane.services.hub import Hub
 from groundplane.services.models import Models
 from groundplane.services.nodes import Nodes
@@ -57,6 +58,7 @@ from groundplane.services.queue import Queue
 from groundplane.services.quotas import Quotas
 from groundplane.services.recon import Recon
 from groundplane.services.reconcile import Reconcile
+from groundplane.services.registry import Registry
 from groundplane.services.requests import Requests
 from groundplane.services.runs import Runs
 from groundplane.services.schedules import Schedules
@@ -89,6 +91,8 @@ class App:
     endpoints: Endpoints
     models: Models
     artifacts: Artifacts
+    registry: Registry
+    gates: Gates
     hub: Hub
     recon: Recon
     catalog: Catalog
@@ -150,6 +154,8 @@ async def build(settings: Settings) -> App:
         files=FolderModelFiles(),
         provenance=MachineProvenance(),
     )
+    engines: dict[str, ModelServer] = {"embedded": EmbeddedModelServer()}
+    gates = Gates(store=store, clock=clock, ids=ids, models=models, engines=engines)
     notifier = LogNotifier()
     costs = Costs(
         store=store,
@@ -280,13 +286,15 @@ async def build(settings: Settings) -> App:
             approvals=approvals,
             runs=runs,
             models=models,
-            engines={"embedded": EmbeddedModelServer()},
+            engines=engines,
             files=files,
             period_s=settings.reconcile_period_s,
             wake=wake,
         ),
         models=models,
         artifacts=Artifacts(store=store, clock=clock, ids=ids, blobs=blobs),
+        registry=Registry(store=store, clock=clock, ids=ids, models=models, gates=gates),
+        gates=gates,
         hub=Hub(models=models, blobs=blobs),
         sizings=Sizings(catalogue=catalog_book.catalogue, clock=clock),
         recon=recon,

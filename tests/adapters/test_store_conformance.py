@@ -22,7 +22,7 @@ from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatu
 from groundplane.domain.spec import DataSource, EndpointSpec, JobSpec, Metadata, ModelOutput, Resources, TokenPrice
 from groundplane.errors import Conflict, InvalidInput, Refused
 from groundplane.identity import Role
-from groundplane.ports import AtLeast, Below, Between, Store
+from groundplane.ports import Among, AtLeast, Below, Between, Contains, Store
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, 123456, tzinfo=UTC)
 META = Metadata(name="tiny-lm", project="vision", owner="ana", cost_center="r&d", labels={"team": "ü"})
@@ -392,6 +392,10 @@ async def test_find_compares_columns(store: Store) -> None:
         ({"created_at": NOW.astimezone(timezone(timedelta(hours=5)))}, [1, 2, 3]),
         ({"status": RunStatus.FAILED, "attempt": 1}, []),
         ({"project": "vision' OR 1=1 --"}, []),
+        ({"name": Contains("ny-l")}, [1, 2, 3]),
+        ({"name": Contains("t%y")}, []),
+        ({"id": Among(Run, "id", {"attempt": AtLeast(2), "id": Among(Run, "id", {"attempt": Below(3)})})}, [2]),
+        ({"id": Among(Run, "id", {"attempt": 9})}, []),
     ]
     async with store.transaction() as tx:
         for where, numbers in expected:

@@ -88,6 +88,7 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
     cordons = Gauge("ground_nodes_cordoned", "Nodes that take no new work.", ("pool",), registry=registry)
     for pool, number in Tally(each.pool for each in (await app.cordons.of_pool()).values()).items():
         cordons.labels(pool).set(number)
+    await _registry_metrics(app, actor, registry)
     await _storage_metrics(app, actor, registry)
     machines = Gauge("ground_nodes", "Nodes by how they are.", ("pool", "health"), registry=registry)
     for (pool, health), number in (await app.nodes.tally(actor)).items():
@@ -107,6 +108,18 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
         failures.labels(loop.name).set(loop.failures)
         seconds.labels(loop.name).set(loop.last_step_s)
     return generate_latest(registry)
+
+
+async def _registry_metrics(app: Any, actor: Actor, registry: CollectorRegistry) -> None:
+    aliases = Gauge("ground_model_aliases", "Aliases of models.", ("project",), registry=registry)
+    for project, number in (await app.registry.counts()).items():
+        if actor.sees(project):
+            aliases.labels(project).set(number)
+    judged = ("gate", "verdict")
+    verdicts = Gauge("ground_gate_verdicts", "Verdicts of gates since the start.", judged, registry=registry)
+    for (gate, verdict), number in app.gates.verdicts.items():
+        if actor.sees(gate.partition("/")[0]):
+            verdicts.labels(gate, verdict).set(number)
 
 
 async def _storage_metrics(app: Any, actor: Actor, registry: CollectorRegistry) -> None:

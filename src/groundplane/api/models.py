@@ -14,7 +14,7 @@ from groundplane.wire.models import Certificate, ModelCheck, RegisterRequest
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
-Number = Annotated[int, Path(ge=1, le=1_000_000)]
+Number = Annotated[str, Path(description="A number, an alias, or `latest`.")]
 
 
 @router.get("")

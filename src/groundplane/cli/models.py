@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from groundplane.cli import render
+from groundplane.cli import registry, render
 from groundplane.cli.options import Money, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
@@ -127,6 +127,10 @@ def register(path: Path, name: str, project: str, output: str, **stated: object)
     render.show(version, output, lambda: [f"registered {version.id}", *_version_lines(version)])
 
 
+for command in registry.COMMANDS:
+    models.add_command(command)
+
+
 def _list(output: str) -> None:
     with connect() as client:
         versions = client.models()
@@ -135,9 +139,7 @@ def _list(output: str) -> None:
 
 def _version(client: Client, ref: str) -> ModelVersion:
     wanted = parse_ref(ref)
-    if wanted.number is not None:
-        return client.model_version(wanted.name, wanted.number)
-    return max(client.model(wanted.name), key=lambda version: version.number)
+    return client.model_version(wanted.name, str(wanted).partition("@")[2])
 
 
 def _files(path: Path) -> dict[str, Path]:

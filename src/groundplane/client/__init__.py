@@ -27,6 +27,7 @@ from groundplane.client.policy import PolicyCalls
 from groundplane.client.preflight import PreflightCalls
 from groundplane.client.queue import QueueCalls
 from groundplane.client.recon import ReconCalls
+from groundplane.client.registry import RegistryCalls
 from groundplane.client.requests import RequestCalls
 from groundplane.client.runs import RunCalls
 from groundplane.client.system import SystemCalls
@@ -51,6 +52,7 @@ class Client(
     PreflightCalls,
     QueueCalls,
     ReconCalls,
+    RegistryCalls,
     RequestCalls,
     RunCalls,
     SystemCalls,

@@ -21,8 +21,9 @@ class ModelCalls(Transport):
         """One model's versions, newest first."""
         return self._get(f"/v1/models/{part(name)}", list[ModelVersion])
 
-    def model_version(self, name: str, number: int) -> ModelVersion:
-        return self._get(f"/v1/models/{part(name)}/versions/{number}", ModelVersion)
+    def model_version(self, name: str, number: int | str) -> ModelVersion:
+        """By number, by alias, or `latest`."""
+        return self._get(f"/v1/models/{part(name)}/versions/{part(str(number))}", ModelVersion)
 
     def certificate(self, name: str, number: int) -> Certificate:
         """Raises IntegrityFailure when its signature does not hold."""

@@ -16,6 +16,7 @@ from groundplane.errors import Refused
 from groundplane.units import format_duration, format_usd
 
 SAMPLES_MAX = 10_000
+MEASURED, STATED = "measured", "stated"
 
 
 class Kind(StrEnum):
@@ -271,9 +272,12 @@ def within_limits(asked: Requirement, value: float) -> bool:
 
 
 def _metric(gate_id: str, asked: Requirement, case: Case) -> Verdict:
-    """Newer evidence of a measured evaluation counts before what the certificate says."""
+    """What was measured here counts first, then the certificate, and last what somebody stated."""
     need = f"{asked.name} {_limits(asked)}"
-    evidence = _newest(case.evidence, Kind.METRIC, asked.name)
+    known = [each for each in case.evidence if each.kind is Kind.METRIC and each.name == asked.name]
+    evidence = next((each for each in known if each.source == MEASURED), None)
+    if evidence is None and asked.name not in case.metrics:
+        evidence = known[0] if known else None
     value = evidence.sample.mean if evidence else case.metrics.get(asked.name)
     if value is None:
         hint = "evaluate it, and register the metric with the version (--metric) or: ground gates evidence"
@@ -288,7 +292,8 @@ def _latency(gate_id: str, asked: Requirement, case: Case) -> Verdict:
     need = (
         f"P{asked.percentile:g} {'below' if asked.below else '≤'} {limit_s * 1000:g} ms over {asked.requests} requests"
     )
-    evidence = _newest(case.evidence, Kind.LATENCY)
+    measured = [each for each in case.evidence if each.source == MEASURED]
+    evidence = _newest(measured, Kind.LATENCY)
     hint = f"serve {case.version_id} and measure it: ground gates measure ENDPOINT --requests {asked.requests}"
     if evidence is None:
         return _without(gate_id, asked, need, f"no measured run of {case.version_id}", hint)

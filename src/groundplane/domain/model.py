@@ -15,6 +15,11 @@ from groundplane.errors import InvalidInput, Refused
 LATEST = "latest"
 PATH_BYTES_MAX = 1024
 PART_BYTES_MAX = 255
+RESERVED = frozenset({LATEST, "main", "head", "none"})
+ALIAS = r"[a-z][a-z0-9-]{0,30}[a-z0-9]"
+_ALIAS = re.compile(ALIAS)
+_COMMIT = re.compile(r"[0-9a-f]{7,40}")
+_NUMBER = re.compile(r"v[0-9]+")
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,61}[a-z0-9])?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -52,26 +57,47 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
-    """`name@3`, or `name@latest` with `number` None."""
+    """`name@3`; `name@production` with `number` None and an `alias`; `name@latest` with neither."""
 
     name: str
     number: int | None
+    alias: str = ""
 
     def __str__(self) -> str:
-        return f"{self.name}@{LATEST if self.number is None else self.number}"
+        return f"{self.name}@{self.alias or (LATEST if self.number is None else self.number)}"
 
 
 def parse_ref(text: str) -> ModelRef:
-    """`tiny-lm@3` or `tiny-lm@latest`. InvalidInput on anything else; a bare name is refused because it would drift."""
+    """`tiny-lm@3`, `tiny-lm@production` or `tiny-lm@latest`. InvalidInput on anything else.
+
+    A bare name is refused because it would drift.
+    """
     name, at, number = text.partition("@")
     check_name(name)
     if at and number == LATEST:
         return ModelRef(name=name, number=None)
     if at and re.fullmatch(r"[1-9][0-9]{0,8}", number):
         return ModelRef(name=name, number=int(number))
+    if at and _is_alias(number):
+        return ModelRef(name=name, number=None, alias=number)
     raise InvalidInput(
         f"{text!r} names no model version", f"write {name}@1 for a fixed version or {name}@latest for the newest"
     )
+
+
+def check_alias(alias: str) -> str:
+    """A name that can't be taken for a number, a commit or a branch. InvalidInput otherwise."""
+    if not _is_alias(alias):
+        raise InvalidInput(
+            f"{alias[:80]!r} is no alias",
+            "use 2 to 32 of a-z, 0-9 and '-', beginning with a letter; not latest, main, v3, or what reads as a commit",
+        )
+    return alias
+
+
+def _is_alias(text: str) -> bool:
+    other = text in RESERVED or _COMMIT.fullmatch(text) or _NUMBER.fullmatch(text)
+    return bool(_ALIAS.fullmatch(text)) and not other
 
 
 def check_name(name: str) -> str:

@@ -11,15 +11,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from groundplane.domain.model import LATEST, ModelVersion
+from groundplane.domain.model import ModelVersion
 from groundplane.errors import InvalidInput
 
-ALIAS = r"[a-z][a-z0-9-]{0,30}[a-z0-9]"
-RESERVED = frozenset({LATEST, "main", "head", "none"})
 TAGS_MAX = 50
-_ALIAS = re.compile(ALIAS)
-_COMMIT = re.compile(r"[0-9a-f]{7,40}")
-_NUMBER = re.compile(r"v[0-9]+")
+_BOUND = re.compile(r"([^<>=\s]{1,64})(?:(>=|<=)(-?[0-9.]+(?:[eE][+-]?[0-9]+)?))?")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 
 
@@ -145,22 +141,24 @@ class VersionView:
     archived_reason: str = ""
 
 
-def check_alias(alias: str) -> str:
-    """A name that can't be taken for a number, a commit or a branch. InvalidInput otherwise."""
-    if alias in RESERVED or not _ALIAS.fullmatch(alias) or _COMMIT.fullmatch(alias) or _NUMBER.fullmatch(alias):
-        raise InvalidInput(
-            f"{alias[:80]!r} is no alias",
-            "use 2 to 32 of a-z, 0-9 and '-', beginning with a letter; not latest, main, v3, or what reads as a commit",
-        )
-    return alias
-
-
 def check_tag(name: str, text: str) -> None:
     """Raises InvalidInput for what is no tag."""
     if not _TAG.fullmatch(name):
         raise InvalidInput(f"{name[:80]!r} is no tag's name", "use 1 to 63 of letters, digits, '.', '_', '/' and '-'")
     if len(text) > 256 or not text.isprintable():
         raise InvalidInput(f"the text of tag {name} is too long or not printable", "write at most 256 characters")
+
+
+def metric_bound(text: str) -> tuple[str, float | None, float | None]:
+    """`f1>=0.9`, `loss<=2`, or `f1` for whatever has it. InvalidInput otherwise."""
+    found = _BOUND.fullmatch(text)
+    try:
+        if found is None:
+            raise ValueError(text)
+        value = float(found[3]) if found[3] else None
+    except ValueError:
+        raise InvalidInput(f"{text[:80]!r} is no bound of a metric", "write f1>=0.9 or loss<=2") from None
+    return found[1], value if found[2] == ">=" else None, value if found[2] == "<=" else None
 
 
 def entry_of(version: ModelVersion) -> RegistryEntry:

@@ -49,8 +49,8 @@ class Hub:
         return found
 
     async def aliases(self, name: str) -> Mapping[str, int]:
-        """Names that stand for a number: none yet."""
-        return {}
+        """Names that stand for a number, now."""
+        return await self._models.aliases(name)
 
     async def search(self, actor: Actor, *, text: str, project: str, limit: int) -> list[ModelVersion]:
         """The newest version of each repository whose name holds the text, by name."""

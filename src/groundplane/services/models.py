@@ -14,6 +14,7 @@ from groundplane.audit import EventDraft
 from groundplane.domain import certificate as cert
 from groundplane.domain.access import Project
 from groundplane.domain.canonical import parse_json
+from groundplane.domain.dataset import LineageEdge, edge
 from groundplane.domain.model import (
     ManifestFile,
     ModelVersion,
@@ -24,6 +25,7 @@ from groundplane.domain.model import (
     path_refusals,
 )
 from groundplane.domain.model_files import Format
+from groundplane.domain.registry import ModelAlias, entry_of, metric_labels
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.domain.spec import ModelOutput
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
@@ -210,6 +212,9 @@ class Models:
                     number = 1 if newest is None else newest.number + 1
                     version = self._certified(draft, number)
                     await tx.insert(version)
+                    await tx.insert(entry_of(version))
+                    await tx.insert_many_once(metric_labels(version))
+                    await tx.insert_many_once(_lineage(version, draft.birth))
                     await tx.append_event(self._registered(actor, version, draft.reason))
                     return version
             except Conflict:
@@ -280,21 +285,33 @@ class Models:
         return sorted(visible, key=lambda version: (version.name, -version.number))
 
     async def get(self, actor: Actor, ref: str) -> ModelVersion:
-        """`name@3` or `name@latest`. NotFound with the nearest names or numbers; InvalidInput for no reference."""
+        """`name@3`, `name@production` or `name@latest`. NotFound with the nearest names or numbers, InvalidInput."""
         wanted = parse_ref(ref)
         async with self._store.transaction() as tx:
             newest = await _newest(tx, wanted.name)
-            found = newest if wanted.number is None else await tx.get(ModelVersion, str(wanted))
+            number = wanted.number
+            if wanted.alias:
+                alias = await tx.get(ModelAlias, str(wanted))
+                number = alias.number if alias else 0
+            found = newest if number is None else await tx.get(ModelVersion, f"{wanted.name}@{number}")
         if newest is None or not actor.sees(newest.project):
             raise await self._no_model(actor, wanted.name)
+        if found is None and wanted.alias:
+            known = ", ".join(sorted(await self.aliases(wanted.name))) or "none yet"
+            raise NotFound(f"{wanted.name} has no alias {wanted.alias}", f"it has {known}; set one: ground models alias")
         if found is None:
             raise NotFound(f"there is no {wanted}", f"{wanted.name} has versions up to {newest.number}")
         return found
 
+    async def aliases(self, name: str) -> dict[str, int]:
+        """Every alias of a model with the number it stands for."""
+        async with self._store.transaction() as tx:
+            return {row.alias: row.number for row in await tx.find(ModelAlias, {"name": name}, order="alias")}
+
     async def certificate(self, actor: Actor, ref: str) -> dict[str, object]:
         """{"envelope" (DSSE), "statement" (its meaning), "key_id", "sha256"}. IntegrityFailure unless it holds."""
         version = await self.get(actor, ref)
-        _demand(version, self._problems(version))
+        _demand(version, self.problems(version))
         opened = cert.open_envelope(version.certificate)
         return {
             "envelope": parse_json(version.certificate),
@@ -316,7 +333,7 @@ class Models:
     async def verify(self, actor: Actor, ref: str) -> Verification:
         """Re-hashes every file; checks manifest, row, certificate and signature. Damage is an answer, not an error."""
         version = await self.get(actor, ref)
-        problems = list(self._problems(version))
+        problems = list(self.problems(version))
         results = await asyncio.gather(
             *(self._blobs.verify(file.sha256, file.size_bytes) for file in version.files), return_exceptions=True
         )
@@ -343,11 +360,12 @@ class Models:
         Fails closed: raises IntegrityFailure, leaving no new folder, when certificate, row or any byte is wrong.
         """
         version = await self.get(SYSTEM, ref)
-        _demand(version, self._problems(version))
+        _demand(version, self.problems(version))
         await self._files.place(target, version.files, self._blobs)
         return target
 
-    def _problems(self, version: ModelVersion) -> tuple[Problem, ...]:
+    def problems(self, version: ModelVersion) -> tuple[Problem, ...]:
+        """What is wrong with a version's row, certificate and signature; its files' bytes are `verify`'s to read."""
         bad = tuple(
             Problem(field=f"file {refused.have}", message="is no path a version may have")
             for refused in path_refusals([file.path for file in version.files])
@@ -374,6 +392,15 @@ async def _output(tx: Tx, run_id: str, name: str) -> ModelVersion | None:
     # committed later has taken the number and makes ours a conflict.
     found = await tx.find(ModelVersion, {"run_id": run_id, "name": name}, limit=1)
     return found[0] if found else None
+
+
+def _lineage(version: ModelVersion, birth: cert.Birth) -> list[LineageEdge]:
+    """What it was made from, one edge each: its run, its data by digest, the registered model it began as."""
+    made_from = [f"run:{version.run_id}"] if version.run_id else []
+    made_from += [f"sha256:{data.sha256}" for data in birth.circumstances.data if data.sha256]
+    made_from += [f"model:{base.strip()}" for base in birth.base_model.split(",") if "@" in base]
+    edges = {parent: edge(parent, f"model:{version.id}", version.project, version.created_at) for parent in made_from}
+    return list(edges.values())
 
 
 def _demand(version: ModelVersion, problems: Sequence[Problem]) -> None:

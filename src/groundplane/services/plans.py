@@ -26,6 +26,7 @@ from groundplane.identity import Actor
 from groundplane.ports import Clock, Executor, Ids, PriceBook, SecretStore, Store, Tx
 from groundplane.services.approvals import Approvals
 from groundplane.services.outlooks import Considered, Outlooks
+from groundplane.services.pins import pinned
 from groundplane.services.policy import Policies
 
 MAX_LISTED = 1_000
@@ -89,6 +90,7 @@ class Plans:
         async with self._store.transaction() as tx:
             for spec in specs:
                 await self._project(tx, actor, spec.metadata.project)
+            specs = tuple([await pinned(tx, actor, spec) for spec in specs])
         market = await self._market()
         considered = [await self._consider(spec, market) for spec in specs]
         outlooks = [await self._outlook(found) for found in considered]

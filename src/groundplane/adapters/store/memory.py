@@ -13,7 +13,7 @@ from typing import Any, cast
 from groundplane.adapters.store.tables import KINDS, PENDING, check_row, scalar_column
 from groundplane.audit import GENESIS, Event, EventDraft, seal
 from groundplane.errors import Conflict
-from groundplane.ports import AtLeast, Below, Between, ChainHead, Row, Tx
+from groundplane.ports import Among, AtLeast, Below, Between, ChainHead, Contains, Row, Tx
 
 _Rows = dict[object, Any]
 
@@ -183,8 +183,11 @@ class _MemoryTx:
 
     def _matching(self, kind: type, where: Mapping[str, object] | None) -> Iterator[Any]:
         wanted = dict(where or {})
-        for name in wanted:
+        for name, value in wanted.items():
             scalar_column(kind, name)
+            if isinstance(value, Among):
+                scalar_column(value.kind, value.column)
+                wanted[name] = frozenset(getattr(row, value.column) for row in self._matching(value.kind, value.where))
         for row in self._all(kind):
             if all(_satisfies(getattr(row, name), value) for name, value in wanted.items()):
                 yield row
@@ -206,8 +209,10 @@ class _MemoryTx:
 def _satisfies(value: Any, wanted: object) -> bool:
     """As SQL compares: a missing value is in no range."""
     match wanted:
-        case tuple():
+        case tuple() | frozenset():
             return value in wanted
+        case Contains(text=text):
+            return text in cast(str, value)
         case AtLeast(value=low):
             return value is not None and value >= cast(Any, low)
         case Below(value=high):

@@ -22,7 +22,7 @@ from groundplane.adapters.store.migrations import migrate
 from groundplane.adapters.store.tables import CHAIN_HEAD, KINDS, TABLES, check_row, scalar_column
 from groundplane.audit import Event, EventDraft, seal
 from groundplane.errors import Conflict, IntegrityFailure
-from groundplane.ports import AtLeast, Below, Between, ChainHead, Row, Tx
+from groundplane.ports import Among, AtLeast, Below, Between, ChainHead, Contains, Row, Tx
 
 _PAGE_ROWS = 1000
 # SQLite takes 32,766 bound values a statement, asyncpg 32,767.
@@ -341,6 +341,12 @@ def _conditions(kind: type, where: Mapping[str, object] | None) -> list[sa.Colum
                 found.append(column < high)
             case Between(low=low, high=high):
                 found.append(sa.and_(column >= low, column < high))
+            case Contains(text=text):
+                # SQLite's LIKE ignores case, PostgreSQL's does not: what is looked for and in is lower-case.
+                found.append(column.contains(text, autoescape=True))
+            case Among(kind=other, column=name, where=inner):
+                scalar_column(other, name)
+                found.append(column.in_(sa.select(TABLES[other].c[name]).where(*_conditions(other, inner))))
             case None:
                 found.append(column.is_(None))
             case _:

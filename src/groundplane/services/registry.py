@@ -1,0 +1,362 @@
+"""The registry: aliases that move through gates and remember, search, differences, tags, archive, cards."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+
+from groundplane.audit import EventDraft
+from groundplane.domain.access import checked_text
+from groundplane.domain.card import card_of
+from groundplane.domain.gate import GateCheck, Verdict
+from groundplane.domain.model import ModelVersion, check_alias, parse_ref
+from groundplane.domain.registry import (
+    TAGS_MAX,
+    AliasMove,
+    LabelKind,
+    ModelAlias,
+    MoveKind,
+    Query,
+    RegistryEntry,
+    VersionDiff,
+    VersionLabel,
+    VersionView,
+    check_tag,
+    differences,
+    label_id,
+    rollback_target,
+)
+from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
+from groundplane.identity import Actor
+from groundplane.ports import Among, AtLeast, Between, Clock, Contains, Ids, Store, Tx
+from groundplane.services.gates import Gates
+from groundplane.services.models import Models
+
+MAX_LISTED = 1_000
+_ENDLESS = sys.float_info.max
+
+
+class Registry:
+    """Use cases over what moves around versions. Versions themselves are `Models`' and never change."""
+
+    def __init__(self, *, store: Store, clock: Clock, ids: Ids, models: Models, gates: Gates) -> None:
+        self._store, self._clock, self._ids = store, clock, ids
+        self._models, self._gates = models, gates
+
+    # ------------------------------------------------------------ aliases
+
+    async def move(self, actor: Actor, name: str, alias: str, to: str, reason: str) -> AliasMove:
+        """Lets an alias stand for another version, if its gates agree; where it stands there already, nothing moves.
+
+        Raises Refusal with every requirement that is not met; the verdicts are kept either way. Conflict when somebody
+        else moved it meanwhile.
+        """
+        return await self._move(actor, name, alias, to, checked_text(reason, "reason"), MoveKind.SET)
+
+    async def rollback(self, actor: Actor, name: str, alias: str, reason: str) -> AliasMove:
+        """Back to what the alias stood for before. Its gates are asked and their verdicts kept, but don't stop it:
+
+        a version that stood there passed then, and evidence that has aged must not hold up the way out. A version
+        whose certificate no longer holds, or that was archived, is refused.
+        """
+        check_alias(alias)
+        await self._models.versions(actor, name)  # NotFound for what the actor doesn't see
+        async with self._store.transaction() as tx:
+            current = await tx.get(ModelAlias, f"{name}@{alias}")
+            moves = await tx.find(AliasMove, {"alias_id": f"{name}@{alias}"}, order="sequence")
+        target = rollback_target(moves, current.number) if current else None
+        if target is None:
+            have = f"{name}@{alias} stood for {current.number} only" if current else f"{name} has no alias {alias}"
+            raise Refusal([_refused("rollback", "an earlier version to go back to", have, "ground models aliases")])
+        reason = checked_text(reason, "reason")
+        return await self._move(actor, name, alias, str(target), reason, MoveKind.ROLLBACK)
+
+    async def remove(self, actor: Actor, name: str, alias: str, reason: str) -> AliasMove:
+        """Takes an alias away. Its history stays. Raises NotFound."""
+        check_alias(alias)
+        reason = checked_text(reason, "reason")
+        await self._models.versions(actor, name)
+        async with self._store.transaction() as tx:
+            current = await tx.get(ModelAlias, f"{name}@{alias}", lock=True)
+            if current is None:
+                raise NotFound(f"{name} has no alias {alias}", f"ground models aliases {name}")
+            await tx.delete(ModelAlias, current.id)
+            return await self._note_move(tx, actor, current, MoveKind.REMOVE, current.number, None, reason, "")
+
+    async def aliases(self, actor: Actor, name: str) -> list[ModelAlias]:
+        """What a model's aliases stand for, by alias. Raises NotFound."""
+        await self._models.versions(actor, name)
+        async with self._store.transaction() as tx:
+            return await tx.find(ModelAlias, {"name": name}, order="alias")
+
+    async def history(self, actor: Actor, name: str, alias: str) -> list[AliasMove]:
+        """Every move of an alias, newest first, removed ones included. Raises NotFound."""
+        check_alias(alias)
+        await self._models.versions(actor, name)
+        async with self._store.transaction() as tx:
+            moves = await tx.find(AliasMove, {"alias_id": f"{name}@{alias}"}, order="-sequence", limit=MAX_LISTED)
+        if not moves:
+            raise NotFound(f"{name} never had an alias {alias}", f"ground models aliases {name}")
+        return moves
+
+    async def counts(self) -> dict[str, int]:
+        """Project → aliases."""
+        async with self._store.transaction() as tx:
+            found = await tx.total(ModelAlias, "*", by=("project",))
+        return {str(project): number for (project,), number in found.items()}
+
+    async def _move(self, actor: Actor, name: str, alias: str, to: str, reason: str, kind: MoveKind) -> AliasMove:
+        check_alias(alias)
+        version = await self._models.get(actor, f"{name}@{to}")
+        if problems := self._models.problems(version):
+            raise IntegrityFailure(
+                f"{version.id} is not what was signed: {problems[0]}", f"ground models verify {version.id}"
+            )
+        async with self._store.transaction() as tx:
+            current = await tx.get(ModelAlias, f"{name}@{alias}", lock=True)
+            if current is not None and current.number == version.number:
+                last = await tx.find(AliasMove, {"alias_id": current.id}, order="-sequence", limit=1)
+                return last[0]
+            entry = await tx.get(RegistryEntry, version.id, lock=True)
+            if entry is not None and entry.archived:
+                have = f"{version.id} was archived by {entry.archived_by}: {entry.archived_reason}"
+                hint = f"ground models unarchive {version.id}"
+                raise Refusal([_refused("archived", "a version that is not archived", have, hint)])
+            check = await self._gates.allow(tx, actor, version, alias, current)
+            if check.passed or kind is MoveKind.ROLLBACK:
+                return await self._stand(tx, actor, version, alias, current, kind, reason, check)
+            await self._tell(
+                tx, actor, "alias.refused", f"{name}@{alias}", version.project,
+                {"version": version.id, "check": check.id, "open": [each.requirement for each in _open(check)]}, reason,
+            )  # fmt: skip
+        raise Refusal([verdict.refused() for verdict in _open(check)])
+
+    async def _stand(
+        self,
+        tx: Tx,
+        actor: Actor,
+        version: ModelVersion,
+        alias: str,
+        current: ModelAlias | None,
+        kind: MoveKind,
+        reason: str,
+        check: GateCheck,
+    ) -> AliasMove:
+        row = ModelAlias(
+            id=f"{version.name}@{alias}",
+            name=version.name,
+            alias=alias,
+            number=version.number,
+            project=version.project,
+            moved_by=actor.name,
+            moved_at=self._clock.now(),
+            reason=reason,
+            version=current.version if current else 0,
+        )
+        if current is None:
+            await tx.insert(row)
+        else:
+            await tx.update(row)
+        before = current.number if current else None
+        return await self._note_move(tx, actor, row, kind, before, version.number, reason, check.id)
+
+    async def _note_move(
+        self,
+        tx: Tx,
+        actor: Actor,
+        alias: ModelAlias,
+        kind: MoveKind,
+        before: int | None,
+        after: int | None,
+        reason: str,
+        check_id: str,
+    ) -> AliasMove:
+        last = await tx.find(AliasMove, {"alias_id": alias.id}, order="-sequence", limit=1)
+        move = AliasMove(
+            id=self._ids.new("move"),
+            alias_id=alias.id,
+            project=alias.project,
+            sequence=last[0].sequence + 1 if last else 1,
+            kind=kind,
+            from_number=before,
+            to_number=after,
+            by=actor.name,
+            at=self._clock.now(),
+            reason=reason,
+            check_id=check_id,
+        )
+        await tx.insert(move)
+        told: dict[str, object] = {"from": before, "to": after, "check": check_id}
+        await self._tell(tx, actor, f"alias.{kind}", alias.id, alias.project, told, reason)
+        return move
+
+    # ------------------------------------------------------------ search
+
+    async def search(self, actor: Actor, query: Query) -> list[RegistryEntry]:
+        """Versions by name, project, licence, tags and metrics; newest first. The index answers, not the versions."""
+        where: dict[str, object] = {"archived": query.archived}
+        if query.text:
+            where["name"] = Contains(query.text.lower())
+        if query.license:
+            where["license"] = query.license
+        if query.project:
+            where["project"] = query.project
+        elif actor.project is not None and not actor.sees(""):
+            where["project"] = actor.project
+        if query.project and not actor.sees(query.project):
+            return []
+        labels: dict[str, object] | None = None
+        for name, text in query.tags:
+            labels = _also(labels, {"kind": LabelKind.TAG, "name": name, **({"text": text} if text else {})})
+        for name, least, most in query.metrics:
+            bound: object = AtLeast(-_ENDLESS if least is None else least)
+            if most is not None:
+                bound = Between(-_ENDLESS if least is None else least, math.nextafter(most, math.inf))
+            labels = _also(labels, {"kind": LabelKind.METRIC, "name": name, "value": bound})
+        if labels is not None:
+            where["id"] = Among(VersionLabel, "version_id", labels)
+        async with self._store.transaction() as tx:
+            return await tx.find(RegistryEntry, where, order="-created_at", limit=min(query.limit, MAX_LISTED))
+
+    async def view(self, actor: Actor, ref: str) -> VersionView:
+        """A version with what moves around it."""
+        version = await self._models.get(actor, ref)
+        async with self._store.transaction() as tx:
+            entry = await tx.get(RegistryEntry, version.id)
+            tags = await _tags(tx, version.id)
+            aliases = await tx.find(ModelAlias, {"name": version.name}, order="alias")
+        return VersionView(
+            version=version,
+            aliases=tuple(row.alias for row in aliases if row.number == version.number),
+            tags=tags,
+            archived=entry.archived if entry else False,
+            archived_reason=entry.archived_reason if entry else "",
+        )
+
+    # ------------------------------------------------------------ differences, cards
+
+    async def diff(self, actor: Actor, before: str, after: str) -> VersionDiff:
+        """Everything that differs between two versions. IntegrityFailure when a certificate does not hold."""
+        old, new = await self._models.get(actor, before), await self._models.get(actor, after)
+        return differences(old, new, await self._predicate(actor, old), await self._predicate(actor, new))
+
+    async def card(self, actor: Actor, ref: str) -> str:
+        """A version's model card, in Markdown."""
+        view = await self.view(actor, ref)
+        checks = await self._gates.checks(actor, view.version.id, limit=1)
+        said = await self._predicate(actor, view.version)
+        return card_of(view.version, said, aliases=view.aliases, tags=view.tags, checks=checks)
+
+    async def _predicate(self, actor: Actor, version: ModelVersion) -> Mapping[str, object]:
+        found = await self._models.certificate(actor, version.id)
+        statement = found["statement"]
+        predicate = statement.get("predicate") if isinstance(statement, Mapping) else None
+        return predicate if isinstance(predicate, Mapping) else {}
+
+    # ------------------------------------------------------------ tags, archive
+
+    async def tag(self, actor: Actor, ref: str, tags: Mapping[str, str | None]) -> VersionView:
+        """Sets tags; None takes one away. They are no part of what is signed."""
+        version = await self._models.get(actor, ref)
+        for name, text in tags.items():
+            check_tag(name, text or "")
+        async with self._store.transaction() as tx:
+            await tx.get(RegistryEntry, version.id, lock=True)
+            before = await _tags(tx, version.id)
+            for name, text in tags.items():
+                label = label_id(version.id, LabelKind.TAG, name)
+                await tx.delete(VersionLabel, label)
+                if text is not None:
+                    await tx.insert(
+                        VersionLabel(id=label, version_id=version.id, kind=LabelKind.TAG, name=name, text=text)
+                    )
+            after = await _tags(tx, version.id)
+            if len(after) > TAGS_MAX:
+                raise InvalidInput(f"{version.id} would have {len(after)} tags; {TAGS_MAX} is the most", "drop some")
+            if before != after:
+                told: dict[str, object] = {"tags": after}
+                await self._tell(tx, actor, "model.tag", version.id, version.project, told)
+        return await self.view(actor, version.id)
+
+    async def archive(self, actor: Actor, ref: str, reason: str) -> VersionView:
+        """Hides a version from searches and keeps aliases off it. Its bytes and certificate stay. Twice is once.
+
+        Refused while an alias stands for it.
+        """
+        if parse_ref(ref).number is None:
+            raise InvalidInput(f"{ref} may stand for another version tomorrow", "name the version by its number")
+        version = await self._models.get(actor, ref)
+        reason = checked_text(reason, "reason")
+        async with self._store.transaction() as tx:
+            entry = await self._entry(tx, version)
+            standing = [row.id for row in await tx.find(ModelAlias, {"name": version.name, "number": version.number})]
+            if standing:
+                have, hint = ", ".join(standing), "move these aliases first: ground models alias"
+                raise Refusal([_refused("archive", "a version that no alias stands for", have, hint)])
+            if not entry.archived:
+                now = self._clock.now()
+                archived = replace(
+                    entry, archived=True, archived_by=actor.name, archived_at=now, archived_reason=reason
+                )
+                await tx.update(archived)
+                await self._tell(tx, actor, "model.archive", version.id, version.project, {"archived": True}, reason)
+        return await self.view(actor, version.id)
+
+    async def unarchive(self, actor: Actor, ref: str, reason: str = "") -> VersionView:
+        """Brings an archived version back. Twice is once."""
+        version = await self._models.get(actor, ref)
+        async with self._store.transaction() as tx:
+            entry = await self._entry(tx, version)
+            if entry.archived:
+                back = replace(entry, archived=False, archived_by="", archived_at=None, archived_reason="")
+                await tx.update(back)
+                await self._tell(tx, actor, "model.unarchive", version.id, version.project, {"archived": False}, reason)
+        return await self.view(actor, version.id)
+
+    async def _entry(self, tx: Tx, version: ModelVersion) -> RegistryEntry:
+        entry = await tx.get(RegistryEntry, version.id, lock=True)
+        if entry is None:
+            raise Conflict(f"{version.id} has no entry in the registry", "restore the database from a backup")
+        return entry
+
+    async def _tell(
+        self,
+        tx: Tx,
+        actor: Actor,
+        action: str,
+        object_id: str,
+        project: str,
+        after: dict[str, object],
+        reason: str = "",
+    ) -> None:
+        await tx.append_event(
+            EventDraft(
+                at=self._clock.now(),
+                actor=actor.name,
+                action=action,
+                object_kind="model",
+                object_id=object_id,
+                project=project,
+                after=after,
+                reason=reason,
+            )
+        )
+
+
+def _also(labels: dict[str, object] | None, more: dict[str, object]) -> dict[str, object]:
+    return more if labels is None else {**more, "version_id": Among(VersionLabel, "version_id", labels)}
+
+
+def _open(check: GateCheck) -> list[Verdict]:
+    return [verdict for verdict in check.verdicts if verdict.open]
+
+
+def _refused(rule: str, need: str, have: str, hint: str) -> Refused:
+    return Refused(rule=rule, need=need, have=have, hint=hint)
+
+
+async def _tags(tx: Tx, version_id: str) -> dict[str, str]:
+    found = await tx.find(VersionLabel, {"version_id": version_id, "kind": LabelKind.TAG}, order="name")
+    return {label.name: label.text for label in found}
