@@ -208,7 +208,7 @@ async def build(settings: Settings) -> App:
             catalogue=catalog_book.catalogue,
             registered=executors,
             recon=recon,
-            rules_version=lambda: policies.version,
+            rules=lambda: policies.digests,
         ),
         gateway_addresses=(settings.gateway_host,),
         isolation=isolation,

@@ -86,7 +86,12 @@ class SaidCloud:
 
 class World:
     def __init__(self, folder: Path) -> None:
-        self.store, self.clock, self.cloud, self.rules = MemoryStore(), SetClock(), SaidCloud(), "rules-1"
+        self.store, self.clock, self.cloud, self.rules = (
+            MemoryStore(),
+            SetClock(),
+            SaidCloud(),
+            {"eu-only": "2", "weekend": "3", "tags": "4"},
+        )
         self.book = OperatorCatalog(folder / "catalog")
         prices = BookPriceBook(local_price_microusd_per_hour=1, as_of=NOW.date(), hardware=self.book.hardware)
         self.recon = Recon(
@@ -113,7 +118,7 @@ class World:
                 catalogue=self.book.catalogue,
                 registered=("local",),
                 recon=self.recon,
-                rules_version=lambda: self.rules,
+                rules=lambda: self.rules,
             ),
         )
 
@@ -139,10 +144,11 @@ async def test_what_changed_of_quota_and_rules_is_told_with_its_figures(world: W
     assert plan.outlook is not None
     assert [(shot.used, shot.limit) for shot in plan.outlook.quotas] == [(0.0, 96.0)]
     assert [change.rule for change in await world.plans.recheck(plan)] == ["executor"]
-    world.cloud.used, world.rules = 90.0, "rules-2"
+    world.cloud.used, world.rules = 90.0, {"no-latest": "1", "eu-only": "2", "tags": "9"}
     world.clock.time = NOW.replace(hour=13)  # what was answered before is too old by now
     changed = {change.rule: str(change) for change in await world.plans.recheck(plan)}
     assert set(changed) == {"executor", "rules-unchanged", "quota-unchanged", "quota"}
+    assert changed["rules-unchanged"].endswith("has came: no-latest; went: weekend; changed: tags")
     assert changed["quota-unchanged"].endswith("in azure eastus, has 90 of 96")
     assert changed["quota"].startswith("quota: needs 24 vCPU of StandardNCADSA100v4Family")
 
@@ -151,10 +157,11 @@ async def test_the_hash_binds_prices_quota_and_rules(world: World) -> None:
     first = await world.plan()
     same = await world.plan()
     assert first.hash == same.hash and first.outlook is not None and same.outlook is not None
-    world.rules = "rules-2"
+    world.rules = {"no-latest": "1"}
     other = await world.plan()
     assert other.hash != first.hash and other.outlook is not None
-    assert replace(other.outlook.basis, rules="") == replace(first.outlook.basis, rules="")
+    unruled = {"rules": "", "each_rule": ()}
+    assert replace(other.outlook.basis, **unruled) == replace(first.outlook.basis, **unruled)
     world.cloud.used = 24.0
     world.clock.time = NOW.replace(hour=13)
     third = await world.plan()

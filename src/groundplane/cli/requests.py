@@ -22,6 +22,7 @@ from groundplane.units import format_bytes
 
 if TYPE_CHECKING:
     from groundplane.client import Client
+    from groundplane.domain.planning import Verdict
     from groundplane.wire.requests import SpecsBody
 
 _QUOTA = re.compile(
@@ -99,7 +100,8 @@ def show(request_id: str, output: str) -> None:
     """Show a request: what it asks for, what is missing, what is at risk."""
     with connect() as client:
         found = client.request(request_id)
-    render.show(found, output, lambda: request_views(found))
+        verdicts = client.request_verdicts(request_id) if output == "table" else []
+    render.show(found, output, lambda: [*request_views(found), *_verdict_views(verdicts)])
     if output == "table":
         _say_next(found)
 
@@ -191,6 +193,19 @@ def request_views(found: Request) -> list[View]:
     if found.suggestions_note:
         lines.append(found.suggestions_note)
     return lines
+
+
+def _verdict_views(verdicts: Sequence[Verdict]) -> list[View]:
+    """What policy says of the request; rules that are kept are counted."""
+    rows = [
+        (verdict.rule, word, verdict.why, str(verdict.refused or verdict.approval or verdict.warning))
+        for verdict in verdicts
+        if (word := "refuses" if verdict.refused else "asks" if verdict.approval else "warns" * bool(verdict.warning))
+    ]
+    if not verdicts:
+        return []
+    kept = f"policy: {len(verdicts) - len(rows)} of {len(verdicts)} rules over requests are kept"
+    return ["", kept, *([Table(("RULE", "SAYS", "WHY", "BECAUSE"), rows)] if rows else [])]
 
 
 def _item_views(found: Request, item: WorkItem) -> list[View]:

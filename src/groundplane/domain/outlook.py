@@ -86,11 +86,15 @@ class QuotaShot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Basis:
-    """What a plan's hash binds it to besides its spec and verdicts: SHA-256 hex of prices, of quotas, of the rules."""
+    """What a plan's hash binds it to besides its spec and verdicts: SHA-256 hex of prices, of quotas, of the rules.
+
+    `each_rule` is `id:digest` of every rule: which came, went or changed. What binds is `rules`, made from them.
+    """
 
     prices: str
     quotas: str
     rules: str
+    each_rule: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

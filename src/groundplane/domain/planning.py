@@ -415,7 +415,7 @@ def plan_hash(digest: str, offer: Offer | None, verdicts: Sequence[Verdict], bas
         ],
     }
     if basis is not None:
-        body["basis"] = asdict(basis)
+        body["basis"] = {"prices": basis.prices, "quotas": basis.quotas, "rules": basis.rules}
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_iso)
     return hashlib.sha256(canonical.encode()).hexdigest()
 

@@ -62,7 +62,7 @@ class Outlooks:
         registered: Iterable[str],
         recon: Recon | None = None,
         price_stale_days: int = 30,
-        rules_version: Callable[[], str] = str,
+        rules: Callable[[], Mapping[str, str]] = dict,
         speeds: Callable[[JobSpec], Awaitable[Mapping[str, SourceSpeed]]] | None = None,
     ) -> None:
         self._clock = clock
@@ -70,7 +70,7 @@ class Outlooks:
         self._registered = frozenset(registered)
         self._recon = recon
         self._stale_days = price_stale_days
-        self._rules_version = rules_version
+        self._rules = rules
         self._speeds = speeds
         self._meter: tuple[Catalogue, Meter] | None = None
 
@@ -160,9 +160,10 @@ class Outlooks:
         if plan.outlook is None:
             return found
         again = "plan again: ground plan -f SPEC"
-        rules = self._rules_digest()
+        each_rule = self._each_rule()
+        rules = _digest(each_rule)
         if rules != plan.outlook.basis.rules:
-            have = rules[:12]
+            have = _difference(plan.outlook.basis.each_rule, each_rule) or f"those of {rules[:12]}"
             need = f"the rules of {plan.outlook.basis.rules[:12]}"
             found.append(Refused(rule="rules-unchanged", need=need, have=have, hint=again))
         now = {(shot.cloud, shot.region, shot.family): shot for shot in considered.quotas}
@@ -265,12 +266,32 @@ class Outlooks:
             [each.place, each.node_type, each.purchase, each.price_microusd_per_hour, each.price_as_of.isoformat()]
             for each in choices
         ]
+        each_rule = self._each_rule()
         return Basis(
-            prices=_digest(prices), quotas=_digest([asdict(each) for each in quotas]), rules=self._rules_digest()
+            prices=_digest(prices),
+            quotas=_digest([asdict(each) for each in quotas]),
+            rules=_digest(each_rule),
+            each_rule=each_rule,
         )
 
-    def _rules_digest(self) -> str:
-        return _digest([self._rules_version(), [check.id for check in plan_checks.CHECKS]])
+    def _each_rule(self) -> tuple[str, ...]:
+        """`id:digest` of every rule and every check, in order of the ids."""
+        digests = {**{check.id: "" for check in plan_checks.CHECKS}, **self._rules()}
+        return tuple(f"{rule}:{digest[:16]}" for rule, digest in sorted(digests.items()))
+
+
+def _difference(planned: Sequence[str], now: Sequence[str]) -> str:
+    """`came: no-latest; went: eu-only; changed: require-tags`. Empty for a plan that did not write its rules down."""
+    before = dict(each.split(":", 1) for each in planned)
+    after = dict(each.split(":", 1) for each in now)
+    if not before:
+        return ""
+    said = {
+        "came": [rule for rule in after if rule not in before],
+        "went": [rule for rule in before if rule not in after],
+        "changed": [rule for rule in after if before.get(rule, after[rule]) != after[rule]],
+    }
+    return "; ".join(f"{what}: {', '.join(rules)}" for what, rules in said.items() if rules)
 
 
 # ---------------------------------------------------------------- what a spec names

@@ -54,6 +54,11 @@ class Policies:
         return self._rules.version
 
     @property
+    def digests(self) -> dict[str, str]:
+        """Each rule's digest by its id, and that of the settings."""
+        return self._rules.digests()
+
+    @property
     def summary(self) -> str:
         """What is in force, in one line; with the first reason why the folder is not."""
         said = f"{len(self._rules.judged)} rules, version {self.version[:12]}"

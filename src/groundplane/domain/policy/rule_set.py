@@ -112,6 +112,11 @@ class RuleSet:
             return (_broken("policy-input", "Nothing passes unseen.", Severity.REFUSE, seen),)
         return tuple(_verdict_of_expression(each, rule, values) for each, rule in asked)
 
+    def digests(self) -> dict[str, str]:
+        """Each rule's own digest by its id, and that of the settings: what of a set differs from another."""
+        found = {each.rule.id: _digest(_essence(each)) for each in self.judged}
+        return {"settings": _digest(asdict(self.settings)), **found}
+
     def rule(self, id: str) -> Judged | None:
         return next((each for each in self.judged if each.rule.id == id), None)
 
@@ -220,6 +225,10 @@ def _problem(source: str, message: str, hint: str) -> Problem:
 
 def _version(settings: PolicySettings, rules: Sequence[Judged]) -> str:
     body = {"settings": asdict(settings), "rules": [_essence(each) for each in rules]}
+    return _digest(body)
+
+
+def _digest(body: object) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
