@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -110,7 +111,7 @@ async def test_one_of_two_moves_at_once_wins_and_the_other_is_told_or_follows(
     assert all(not isinstance(answer, BaseException) or isinstance(answer, Conflict) for answer in answers)
     found = await moves(registry)
     # Whatever the order: each move begins where the one before it ended.
-    assert all(before[2] == after[1] for before, after in zip(found, found[1:], strict=False))
+    assert all(before[2] == after[1] for before, after in pairwise(found))
     assert (await registry.aliases(ADA, "tiny"))[0].number == found[-1][2]
 
 
@@ -140,7 +141,7 @@ async def test_a_move_needs_a_reason_a_version_and_eyes_that_see_it(registry: Re
         with pytest.raises(NotFound):
             await act
     with pytest.raises(NotFound, match="no alias staging"):
-        await registry._models.get(ADA, "tiny@staging")
+        await registry.view(ADA, "tiny@staging")
 
 
 async def test_no_alias_comes_to_stand_for_a_version_that_was_touched(house: House, registry: Registry) -> None:

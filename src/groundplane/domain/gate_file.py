@@ -144,7 +144,7 @@ def _gate(part: _Part, by: str, now: datetime) -> Gate | None:
 def _requirement(item: _Part) -> Requirement | None:
     kinds = [name for name in _READERS if name in item.fields]
     if len(kinds) != 1:
-        if item.fields:
+        if isinstance(item.node, MappingNode):
             item.fault("", f"asks for {len(kinds)} things", hint=f"one of {', '.join(_READERS)} in each")
         return None
     return _READERS[kinds[0]](item)

@@ -298,7 +298,7 @@ class Models:
             raise await self._no_model(actor, wanted.name)
         if found is None and wanted.alias:
             known = ", ".join(sorted(await self.aliases(wanted.name))) or "none yet"
-            raise NotFound(f"{wanted.name} has no alias {wanted.alias}", f"it has {known}; set one: ground models alias")
+            raise NotFound(f"{wanted.name} has no alias {wanted.alias}", f"it has {known}: ground models alias")
         if found is None:
             raise NotFound(f"there is no {wanted}", f"{wanted.name} has versions up to {newest.number}")
         return found
