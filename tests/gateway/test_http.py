@@ -217,7 +217,7 @@ async def test_unknown_paths_and_methods(tmp_path: Path, upstream: MockUpstream)
         port = bench.port
         assert (await ask(port, get("/"))).status == 404
         assert (await ask(port, get("/v1/../healthz"))).status == 404
-        assert (await ask(port, post(chat(), path="/v1/responses"))).status == 404
+        assert (await ask(port, post(chat(), path="/v1/answers"))).status == 404
         assert (await ask(port, get("/v1/chat/completions"))).headers["allow"] == "POST"
         assert (await ask(port, post(chat(), path="/v1/models"))).status == 405
         assert (await ask(port, get("/v1/models/%2e%2e%2f"))).status == 404

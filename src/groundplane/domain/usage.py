@@ -92,26 +92,45 @@ def find_usage(tail: bytes) -> Usage | None:
     """The last complete `"usage": {…}` in the tail of a JSON body or in an event of a stream; None when there is none.
 
     Text of the model can't forge one: inside a JSON string the quotes are escaped, so `"usage"` does not occur there.
-    Source: OpenAI API reference, the completion usage object.
     """
+    words = find_usage_words(tail)
+    return None if words is None else read_usage_words(words)
+
+
+def find_usage_words(tail: bytes) -> dict[str, object] | None:
+    """What that object says, as it says it."""
     for match in reversed(list(_USAGE.finditer(tail))):
         try:
             value, _ = _DECODER.raw_decode(tail[match.end() :].decode("utf-8", "replace"))
         except (ValueError, RecursionError):
             continue  # cut in the middle: an earlier one may be whole
-        usage = _read(value)
-        if usage is not None:
-            return usage
+        if isinstance(value, dict) and any(_count(value, name) is not None for name in _COUNTS):
+            return value
     return None
 
 
-def _read(value: object) -> Usage | None:
-    if not isinstance(value, dict):
-        return None
-    prompt, completion = _count(value, "prompt_tokens"), _count(value, "completion_tokens")
+_COUNTS = ("prompt_tokens", "input_tokens", "output_tokens", "total_tokens")
+
+
+def read_usage_words(words: dict[str, object]) -> Usage | None:
+    """Usage in the words of chat completions, of OpenAI's responses, or of Anthropic's messages; None if unclear.
+
+    `input_tokens` of a message leave out what was read from or written to the prompt cache; those of a response do
+    not. What was written to the cache is charged as prompt. Rerankers say `total_tokens` alone.
+    Source: OpenAI API reference, usage objects of completions and responses; Anthropic API reference, Messages, usage.
+    """
+    completion = _count(words, "completion_tokens")
+    prompt = _count(words, "prompt_tokens")
+    details = words.get("prompt_tokens_details")
     if prompt is None:
-        return None
-    details = value.get("prompt_tokens_details")
+        prompt, completion = _count(words, "input_tokens"), _count(words, "output_tokens")
+        details = words.get("input_tokens_details")
+    if prompt is None:
+        total = _count(words, "total_tokens")
+        return None if total is None else Usage(total, 0)
+    read, written = _count(words, "cache_read_input_tokens"), _count(words, "cache_creation_input_tokens")
+    if read is not None or written is not None:
+        return Usage(prompt + (read or 0) + (written or 0), completion or 0, read or 0)
     cached = _count(details, "cached_tokens") if isinstance(details, dict) else None
     return Usage(prompt, completion or 0, min(cached or 0, prompt))
 

@@ -14,6 +14,7 @@ import time
 from enum import Enum, auto
 from typing import cast
 
+from groundplane.gateway.doors import DOORS, Door
 from groundplane.gateway.errors import Fault, bad_request
 from groundplane.gateway.exchange import Exchange
 from groundplane.gateway.http1 import (
@@ -28,7 +29,6 @@ from groundplane.gateway.state import GatewayState, KeyState
 
 _PIPELINE_MAX_BYTES = 65_536
 _DISCARD_MAX_BYTES = 65_536
-_FORWARDED_PATHS = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/embeddings"})
 _FIRST_REQUEST_S = 1.0
 """How long a connection that was just made may take to send its request when the gateway is draining."""
 _FOREVER = float("inf")
@@ -45,7 +45,7 @@ class ClientConnection(asyncio.Protocol):
     """Is the `Caller` of its exchanges."""
 
     __slots__ = (
-        "_body", "_body_bytes", "_buffer", "_chunks", "_exchange", "_head", "_is_new", "_key", "_peer",
+        "_body", "_body_bytes", "_buffer", "_chunks", "_door", "_exchange", "_head", "_is_new", "_key", "_peer",
         "_peer_is_local", "_phase", "_read_paused", "_refusal", "_state", "_transport", "_write_paused", "closes",
         "deadline_s",
     )  # fmt: skip
@@ -57,6 +57,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_new = True
         self._phase = Phase.HEAD
         self._head: RequestHead | None = None
+        self._door: Door | None = None
         self._key: KeyState | None = None
         self._refusal: Fault | None = None
         self._body: list[bytes] = []
@@ -180,8 +181,8 @@ class ClientConnection(asyncio.Protocol):
         if known is None or known[1] != len(data) - end or known[1] > self._state.options.body_max_bytes:
             return False
         head = known[0]
-        tables, digest = self._state.tables, head.secret_sha256
-        if digest is None or tables is None or not head.plain or self.closes or head.path not in _FORWARDED_PATHS:
+        tables, digest, door = self._state.tables, head.secret_sha256, DOORS.get(head.path)
+        if digest is None or tables is None or not head.plain or self.closes or door is None:
             return False
         key = tables.key(digest)
         if (
@@ -193,8 +194,9 @@ class ClientConnection(asyncio.Protocol):
             return False
         self._phase = Phase.ANSWERING
         self.deadline_s = _FOREVER
+        self._door = door
         try:
-            exchange = self._exchange = Exchange(self._state, self, key, head.path, data[end:], head.passed)
+            exchange = self._exchange = Exchange(self._state, self, key, door, data[end:], head)
         except Fault as fault:
             self.fail(fault)
             return True
@@ -222,6 +224,7 @@ class ClientConnection(asyncio.Protocol):
     def _begin(self, head: RequestHead) -> None:
         """A head is whole: decides from it alone, then reads the body."""
         self._head = head
+        self._door = DOORS.get(head.path)
         # The answer to a HEAD must have no body: ours have one, so nothing may follow it.
         self.closes = self.closes or head.close or self._state.draining or head.method == b"HEAD"
         self._refusal = self._key = None
@@ -249,7 +252,7 @@ class ClientConnection(asyncio.Protocol):
         """Path, method, key, size. Raises Fault. None where no key is needed."""
         path = head.path
         local = path in LOCAL_PATHS or path.startswith(b"/v1/models/")
-        if not local and path not in _FORWARDED_PATHS:
+        if not local and self._door is None:
             raise Fault(404, "there is nothing at this path", "not_found")
         method = b"GET" if local else b"POST"
         if head.method != method:
@@ -270,8 +273,8 @@ class ClientConnection(asyncio.Protocol):
             why = self._state.snapshot_trouble or "no configuration has been published yet"
             message = f"the gateway is waiting for its configuration: {why}"
             raise Fault(503, message, "no_snapshot", "server_error", headers=b"retry-after: 1\r\n")
-        if not head.headers.get(b"authorization", b"").partition(b" ")[2]:
-            message = "no API key was given; send it as 'Authorization: Bearer KEY'"
+        if head.secret_sha256 is None and not head.headers.get(b"authorization", b"").partition(b" ")[2]:
+            message = "no API key was given; send it as 'Authorization: Bearer KEY' or as 'x-api-key: KEY'"
             raise Fault(401, message, "invalid_api_key", headers=b"www-authenticate: Bearer\r\n")
         key = tables.key(head.secret_sha256) if head.secret_sha256 is not None else None
         if key is None or key.expires_at <= time.time():
@@ -329,13 +332,12 @@ class ClientConnection(asyncio.Protocol):
         try:
             if self._refusal is not None:
                 raise self._refusal
-            path = head.path
-            if path not in _FORWARDED_PATHS:
-                self.write(answer_locally(self._state, path, self._key, close=self.closes))
+            if self._door is None:
+                self.write(answer_locally(self._state, head, self._key, close=self.closes))
                 self.finished()
                 return
             assert self._key is not None
-            exchange = Exchange(self._state, self, self._key, path, body, head.passed)
+            exchange = Exchange(self._state, self, self._key, self._door, body, head)
         except Fault as fault:
             self.fail(fault)
             return
@@ -351,12 +353,12 @@ class ClientConnection(asyncio.Protocol):
         """An error is the answer."""
         self._count_fault(fault)
         request_id = self._exchange.request_id if self._exchange is not None else self._state.new_request_id()
-        self.write(fault.answer(request_id, close=self.closes))
+        self.write(fault.answer(request_id, close=self.closes, door=self._door))
         self.finished()
 
     def finished(self) -> None:
         """The answer is complete: on to the next request, or close."""
-        self._exchange = None
+        self._exchange = self._door = None
         self._is_new = False
         self._phase = Phase.HEAD
         if self._transport is None:
@@ -391,7 +393,7 @@ class ClientConnection(asyncio.Protocol):
         self.closes = True
         self._phase = Phase.LINGER
         self.deadline_s = self._state.now_s + self._state.options.linger_s
-        self.write(fault.answer(self._state.new_request_id(), close=True))
+        self.write(fault.answer(self._state.new_request_id(), close=True, door=self._door))
         if self._transport is not None and self._transport.can_write_eof():
             self._transport.write_eof()
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import http
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
+
+from groundplane.gateway.doors import CHUNKS, Door
 
 REASONS: dict[int, bytes] = {one.value: one.phrase.encode() for one in http.HTTPStatus}
 _ENCODER = msgspec.json.Encoder()
@@ -22,15 +25,32 @@ class Fault(Exception):
     param: str | None = None
     headers: bytes = b""
 
-    def body(self) -> bytes:
-        """`{"error": {…}}` as OpenAI clients read it."""
-        return _ENCODER.encode(
-            {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
-        )
+    def said(self, door: Door | None, request_id: bytes) -> dict[str, Any]:
+        """`{"error": {…}}` as OpenAI's clients read it, or as Anthropic's do."""
+        if door is not None and door.anthropic:
+            kind = _ANTHROPIC_TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
+            error = {"type": kind, "message": self.message, "code": self.code}
+            return {"type": "error", "error": error, "request_id": request_id.decode()}
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
-    def answer(self, request_id: bytes, *, close: bool) -> bytes:
+    def answer(self, request_id: bytes, *, close: bool, door: Door | None = None) -> bytes:
         """The whole HTTP answer."""
-        return answer(self.status, self.body(), request_id, close=close, headers=self.headers)
+        body, headers = _ENCODER.encode(self.said(door, request_id)), self.headers
+        if door is not None and door.anthropic:
+            headers += b"request-id: %b\r\n" % request_id
+        return answer(self.status, body, request_id, close=close, headers=headers)
+
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+"""Source: Anthropic API reference, Errors."""
 
 
 def answer(
@@ -64,6 +84,7 @@ def upstream_fault(status: int, message: str, code: str, headers: bytes = b"") -
     return Fault(status, message, code, type="server_error", headers=headers)
 
 
-def error_event(fault: Fault) -> bytes:
-    """The same as a server-sent event: what a stream that can't go on ends with, in place of `[DONE]`."""
-    return b"data: %b\n\n" % fault.body()
+def error_event(fault: Fault, door: Door, request_id: bytes) -> bytes:
+    """The same as a server-sent event: what a stream that can't go on ends with, in place of its usual end."""
+    body = _ENCODER.encode(door.broken_stream(fault.said(door, request_id)))
+    return (b"data: %b\n\n" if door.stream is CHUNKS else b"event: error\ndata: %b\n\n") % body

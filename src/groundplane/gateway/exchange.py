@@ -14,9 +14,11 @@ from groundplane.domain.limits import Binding
 from groundplane.domain.routing import Candidate, choose
 from groundplane.domain.usage import BYTES_PER_TOKEN, NOTHING, Usage, estimated_tokens, find_usage, rate
 from groundplane.gateway.admission import find_route, limit_headers, no_budget, refusal
+from groundplane.gateway.doors import Door
 from groundplane.gateway.errors import REASONS, Fault, error_event, upstream_fault
-from groundplane.gateway.http1 import ResponseHead
-from groundplane.gateway.json_body import read_fields, read_usage, splice
+from groundplane.gateway.form_body import read_form
+from groundplane.gateway.http1 import RequestHead, ResponseHead
+from groundplane.gateway.json_body import Fields, read_fields, read_usage, splice
 from groundplane.gateway.records import decimal_s, reserved_members, settled_members
 from groundplane.gateway.sse import EventStream, FrameTooLarge
 from groundplane.gateway.state import GatewayState, KeyState, TargetState
@@ -28,7 +30,8 @@ _HOLD_MAX_BYTES = 2**20
 """A whole answer up to this size is held until it is complete: a cut one becomes a clean 502."""
 _TAIL_BYTES = 65_536
 _RETRIED = frozenset({502, 503, 504})
-_GENERATING = frozenset({b"/v1/chat/completions", b"/v1/completions"})
+_ENDLESS = (b"text/event-stream", b"audio/")
+"""What is not held back: its beginning is of use before its end is there."""
 
 
 class Caller(Protocol):
@@ -46,36 +49,42 @@ class Exchange:
     """An `AnswerReader` for its upstream connection. After `_over` nothing of it acts any more."""
 
     __slots__ = (
-        "_admitted", "_began_ns", "_caller", "_connection", "_content_bytes", "_events", "_forward", "_generates",
-        "_head", "_head_sent", "_held", "_lane", "_limit_lines", "_over", "_passed_headers", "_path", "_prompt_tokens",
-        "_request", "_sent", "_stale_retried", "_state", "_streams", "_tail", "_target", "_tried", "_ttft_us",
-        "_unbounded", "_wants_usage", "ask", "key", "request_id", "settled", "started_at",
+        "_admitted", "_began_ns", "_caller", "_connection", "_content_bytes", "_content_type", "_door", "_events",
+        "_forward", "_head", "_head_sent", "_held", "_lane", "_limit_lines", "_model_span", "_over", "_passed_headers",
+        "_prompt_tokens", "_request", "_sent", "_stale_retried", "_state", "_streams", "_tail", "_target", "_tried",
+        "_ttft_us", "_unbounded", "_wants_usage", "ask", "key", "request_id", "settled", "started_at",
     )  # fmt: skip
 
     def __init__(
-        self, state: GatewayState, caller: Caller, key: KeyState, path: bytes, body: bytes, passed_headers: bytes
+        self, state: GatewayState, caller: Caller, key: KeyState, door: Door, body: bytes, head: RequestHead
     ) -> None:
         """Reads the request. Raises Fault when it can't be one of this key's."""
-        fields = read_fields(body)
+        size_bytes = len(body)
+        self._content_type = b"application/json"
+        if door.form:
+            self._content_type = head.headers.get(b"content-type", b"")
+            form = read_form(body, self._content_type)
+            fields, size_bytes, self._model_span = Fields(model=form.model), form.weight_bytes, form.model_span
+        else:
+            fields = read_fields(body)
         model = fields.model
         assert model is not None
         self._lane = key.lanes.get(model) or state.lane(key, find_route(key, model))
-        generates = path in _GENERATING
+        generates = door.generates
         self._state = state
         self._caller = caller
-        self._path = path
+        self._door = door
         self._request = body
-        self._passed_headers = passed_headers
-        self._generates = generates
+        self._passed_headers = head.passed
         self._streams = generates and bool(fields.stream)
-        self._wants_usage = self._streams and fields.wants_usage
+        self._wants_usage = self._streams and (fields.wants_usage or not door.stream.asks_usage)  # type: ignore[union-attr]
         self._unbounded = generates and fields.answer_tokens_max is None
         self.key = key
-        self.ask = self._lane.ask(fields, len(body), generates=generates)
+        self.ask = (0, 0) if door.free else self._lane.ask(fields, size_bytes, generates=generates)
         self.request_id = state.new_request_id()
         self.started_at = decimal_s(time_ns())
         self._began_ns = monotonic_ns()
-        self._prompt_tokens = -(-len(body) // BYTES_PER_TOKEN)
+        self._prompt_tokens = 0 if door.free else -(-size_bytes // BYTES_PER_TOKEN)
         self._tried: set[int] | None = None
         self._stale_retried = self._sent = self._head_sent = self.settled = self._admitted = self._over = False
         self._head: ResponseHead | None = None
@@ -118,6 +127,8 @@ class Exchange:
     def _admit(self) -> None:
         """Notes the reservation, then sends: nothing goes upstream that the log does not know."""
         self._limit_lines = limit_headers(self._lane, self._began_ns)
+        if self._door.anthropic:
+            self._limit_lines += b"request-id: %b\r\n" % self.request_id
         constant = self._target.record_members(self.key.key, self._lane.model)
         prompt, price = self._prompt_tokens, self._target.target.price
         record = reserved_members(self.request_id, constant, prompt, rate(prompt, 0, 0, price), self.started_at)
@@ -170,7 +181,11 @@ class Exchange:
         model = target.upstream_model if target.upstream_model != self._lane.model else None
         inject = self._streams and not self._wants_usage
         self._forward = self._request
-        if model is not None or inject:
+        if self._door.form:
+            if model is not None:
+                start, end = self._model_span
+                self._forward = self._request[:start] + model.encode() + self._request[end:]
+        elif model is not None or inject:
             self._forward = splice(self._request, model=model, include_usage=inject)
         connection = None if self._stale_retried else upstream.take_idle()
         if connection is None:
@@ -187,7 +202,7 @@ class Exchange:
         self._sent = True
         body = self._forward
         head = b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
-            self._target.request_head(self._path),
+            self._target.request_head(self._door.path, self._content_type),
             self.request_id,
             self._passed_headers,
             len(body),
@@ -231,8 +246,11 @@ class Exchange:
         self._head = head
         self._connection.deadline_s = self._state.now_s + self._state.options.idle_upstream_timeout_s
         if self._streams and head.status == 200 and head.content_type.startswith(b"text/event-stream"):
-            self._events = EventStream(remove_usage=not self._wants_usage)
-        elif head.content_length is None or head.content_length <= _HOLD_MAX_BYTES:
+            assert self._door.stream is not None
+            self._events = EventStream(remove_usage=not self._wants_usage, rules=self._door.stream)
+        elif (head.content_length or 0) <= _HOLD_MAX_BYTES and not (
+            head.status == 200 and head.content_type.startswith(_ENDLESS)
+        ):
             self._held = []
 
     def whole(self, head: ResponseHead, body: bytes) -> None:
@@ -366,7 +384,7 @@ class Exchange:
         if rest:
             self._send_frames(events, rest)
         if not (events.done or events.failed):
-            self.cut("the upstream ended its stream without [DONE]")
+            self.cut(f"the upstream ended its stream without {events.rules.end_name}")
         elif not self._over and (self.settled or self._settle(502)):
             self._over = True
             self._caller.write(b"0\r\n\r\n")
@@ -403,7 +421,7 @@ class Exchange:
     def _break_off(self, fault: Fault) -> None:
         """Part of the answer is out: an error event if it is a stream, and never the end a whole answer has."""
         self._over = True
-        event = error_event(fault)
+        event = error_event(fault, self._door, self.request_id)
         words = b"%x\r\n%b\r\n" % (len(event), event) if self._events is not None else b""
         caller = self._caller
         self._finish(tell_caller=False)
@@ -512,12 +530,15 @@ class Exchange:
         """What the upstream said, or an estimate of what was relayed, marked as such."""
         events = self._events
         if events is not None:
-            if events.usage is not None:
-                return events.usage
-            if not self._head_sent and status != CLIENT_GONE:
-                return NOTHING if not events.done else Usage(self._prompt_tokens, events.frames, 0, estimated=True)
+            said = events.usage
+            if said is not None and events.usage_is_final:
+                return said
+            if not self._head_sent and status != CLIENT_GONE and not events.done:
+                return NOTHING
+            if said is not None:  # the prompt's part is known
+                return Usage(said.prompt_tokens, events.frames, said.cached_tokens, estimated=True)
             return Usage(self._prompt_tokens, events.frames, 0, estimated=True)
-        if not self._sent:
+        if not self._sent or self._door.free:
             return NOTHING
         if status == CLIENT_GONE:
             # The upstream has read the prompt by now; nothing or little of the answer reached anybody.
@@ -528,7 +549,7 @@ class Exchange:
         found = find_usage(self._tail) if self._head_sent else read_usage(self._tail)
         if found is not None:
             return found
-        completion = estimated_tokens(self._content_bytes) if self._generates else 0
+        completion = estimated_tokens(self._content_bytes) if self._door.generates else 0
         return Usage(self._prompt_tokens, completion, 0, estimated=True)
 
 

@@ -33,18 +33,24 @@ _ONE_FIELD = re.compile(_FIELD)
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _OWN_FIELDS = frozenset(
-    b"keep-alive proxy-authenticate proxy-connection te trailer upgrade x-request-id set-cookie server alt-svc".split()
+    b"keep-alive proxy-authenticate proxy-connection te trailer upgrade x-request-id set-cookie server alt-svc"
+    b" request-id anthropic-organization-id openai-organization openai-project cf-ray cf-cache-status".split()
 )
 """What an upstream's answer says about its own connection or server, or what the gateway says itself."""
-_SINGLE = (b"host", b"content-length", b"transfer-encoding", b"authorization", b"expect", b"content-type")
+_OWN_PREFIXES = (b"x-ratelimit-", b"anthropic-ratelimit-")
+_SINGLE = (
+    b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key", b"expect", b"content-type"
+)  # fmt: skip
+_PASSED = (b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta", b"openai-beta")
 
 
 @dataclass(slots=True)
 class RequestHead:
     """A request's head. `content_length` is None for a chunked body, 0 for none.
 
-    `secret_sha256` is the digest, in hex, of what it brought as a bearer's secret, if it did; `passed` are the lines
-    that an upstream may see: W3C trace context, and never the key. `plain`: a POST that asks nothing of the connection.
+    `secret_sha256` is the digest, in hex, of what it brought as a bearer's secret or else as `x-api-key`; `passed` are
+    the lines that an upstream may see: W3C trace context, API versions, and never the key. `plain`: a POST that asks
+    nothing of the connection.
     """
 
     method: bytes
@@ -63,12 +69,10 @@ class RequestHead:
         scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
         if secret and scheme.lower() == b"bearer":
             self.secret_sha256 = hashlib.sha256(secret.strip(b" ")).hexdigest().encode()
+        elif not scheme and headers.get(b"x-api-key"):
+            self.secret_sha256 = hashlib.sha256(headers[b"x-api-key"]).hexdigest().encode()
         self.plain = self.method == b"POST" and not self.close and not self.expects_continue
-        parent, state = headers.get(b"traceparent"), headers.get(b"tracestate")
-        if parent is not None:
-            self.passed = b"traceparent: %b\r\n" % parent
-        if state is not None:
-            self.passed += b"tracestate: %b\r\n" % state
+        self.passed = b"".join(b"%b: %b\r\n" % (name, headers[name]) for name in _PASSED if name in headers)
 
     @property
     def expects_continue(self) -> bool:
@@ -204,7 +208,7 @@ def parse_response_head(data: bytes, end: int) -> ResponseHead:
             chunked = True
         elif name == b"connection":
             close = close or b"close" in _list(raw_value)
-        elif name not in _OWN_FIELDS and not name.startswith(b"x-ratelimit-"):
+        elif name not in _OWN_FIELDS and not name.startswith(_OWN_PREFIXES):
             passed += b"%b:%b\r\n" % (raw_name, raw_value)
             if name == b"content-type":
                 content_type = raw_value.strip(b" \t").lower()

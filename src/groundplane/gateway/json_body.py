@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from groundplane.domain.usage import Usage
+from groundplane.domain.usage import Usage, read_usage_words
 from groundplane.gateway.errors import Fault, bad_request
 
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
@@ -24,13 +24,14 @@ class StreamOptions(msgspec.Struct):
 
 
 class Fields(msgspec.Struct):
-    """The routing fields of a chat completion, a completion or an embedding. Everything else is the upstream's."""
+    """The routing fields of whatever is asked. Everything else is the upstream's."""
 
     model: str | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
     n: int | None = None
     best_of: int | None = None
     prompt: msgspec.Raw = msgspec.Raw()
@@ -43,6 +44,7 @@ class Fields(msgspec.Struct):
     def answer_tokens_max(self) -> int | None:
         """The most completion tokens of one answer that the caller asked for, if it named a limit."""
         limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        limit = self.max_output_tokens if limit is None else limit
         return None if limit is None else max(0, limit)
 
     def answers(self) -> int:
@@ -61,7 +63,7 @@ _DECODER = msgspec.json.Decoder(Fields)
 
 
 class _Used(msgspec.Struct):
-    prompt_tokens: int
+    prompt_tokens: int | None = None
     completion_tokens: int = 0
     prompt_tokens_details: dict[str, Any] | None = None
 
@@ -73,13 +75,25 @@ class _Answer(msgspec.Struct):
 _ANSWER_DECODER = msgspec.json.Decoder(_Answer)
 
 
+class _WordsOfAnswer(msgspec.Struct):
+    usage: dict[str, Any] | None = None
+
+
+_WORDS_DECODER = msgspec.json.Decoder(_WordsOfAnswer)
+
+
 def read_usage(body: bytes) -> Usage | None:
     """The usage of a whole answer, from its outermost object; None when it has none that can be understood."""
     try:
         used = _ANSWER_DECODER.decode(body).usage
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    if used is None or used.prompt_tokens < 0 or used.completion_tokens < 0:
+    if used is None or used.completion_tokens < 0:
+        return None
+    if used.prompt_tokens is None:
+        words = _WORDS_DECODER.decode(body).usage
+        return None if words is None else read_usage_words(words)
+    if used.prompt_tokens < 0:
         return None
     cached = used.prompt_tokens_details.get("cached_tokens") if used.prompt_tokens_details else None
     known = cached if isinstance(cached, int) and 0 < cached <= used.prompt_tokens else 0

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from urllib.parse import unquote_to_bytes
 
 import msgspec
 
 from groundplane.gateway.admission import find_route
 from groundplane.gateway.errors import Fault, answer
+from groundplane.gateway.http1 import RequestHead
 from groundplane.gateway.state import GatewayState, KeyState, RouteState
 
 LOCAL_PATHS = frozenset({b"/healthz", b"/metrics", b"/v1/models"})
@@ -21,8 +23,9 @@ def needs_key(path: bytes, peer_is_local: bool) -> bool:
     return path != b"/healthz" and not (path == b"/metrics" and peer_is_local)
 
 
-def answer_locally(state: GatewayState, path: bytes, key: KeyState | None, *, close: bool) -> bytes:
-    """The whole answer. Raises Fault."""
+def answer_locally(state: GatewayState, head: RequestHead, key: KeyState | None, *, close: bool) -> bytes:
+    """The whole answer. Raises Fault. Who names a version of Anthropic's API gets models in its words."""
+    path, card = head.path, _anthropic_card if b"anthropic-version" in head.headers else _card
     content_type = b"application/json"
     if path == b"/healthz":
         body = _health(state)
@@ -34,7 +37,15 @@ def answer_locally(state: GatewayState, path: bytes, key: KeyState | None, *, cl
         assert key is not None, "every /v1 path needs a key"
         if not key.may_call:
             raise Fault(403, f"keys of role {key.key.role} may not call models", "role_forbidden", "permission_error")
-        body = _models(key) if path == b"/v1/models" else _model(key, path.removeprefix(b"/v1/models/"))
+        if path == b"/v1/models":
+            cards = [card(one) for one in key.allowed.values()]
+            listed: dict[str, object] = {"object": "list", "data": cards}
+            if card is _anthropic_card:
+                ends = (cards[0]["id"], cards[-1]["id"]) if cards else (None, None)
+                listed = {"data": cards, "has_more": False, "first_id": ends[0], "last_id": ends[1]}
+            body = msgspec.json.encode(listed)
+        else:
+            body = msgspec.json.encode(card(_model(key, path.removeprefix(b"/v1/models/"))))
     state.metrics.no_model.answered(200)
     return answer(200, body, state.new_request_id(), close=close, content_type=content_type)
 
@@ -51,17 +62,19 @@ def _health(state: GatewayState) -> bytes:
     )
 
 
-def _models(key: KeyState) -> bytes:
-    return msgspec.json.encode({"object": "list", "data": [_card(one) for one in key.allowed.values()]})
-
-
-def _model(key: KeyState, quoted: bytes) -> bytes:
+def _model(key: KeyState, quoted: bytes) -> RouteState:
     name = unquote_to_bytes(quoted).decode("utf-8", "replace")
     if not _NAME.fullmatch(name):
         raise Fault(404, "that is no model name", "model_not_found", param="model")
-    return msgspec.json.encode(_card(find_route(key, name)))
+    return find_route(key, name)
 
 
 def _card(route: RouteState) -> dict[str, object]:
     one = route.route
     return {"id": one.model, "object": "model", "created": one.created_at, "owned_by": one.project}
+
+
+def _anthropic_card(route: RouteState) -> dict[str, object]:
+    one = route.route
+    created = datetime.fromtimestamp(one.created_at, UTC).isoformat().replace("+00:00", "Z")
+    return {"type": "model", "id": one.model, "display_name": one.model, "created_at": created}

@@ -6,12 +6,11 @@ import re
 
 import msgspec
 
-from groundplane.domain.usage import Usage, find_usage
+from groundplane.domain.usage import Usage, find_usage_words, read_usage_words
+from groundplane.gateway.doors import CHUNKS, StreamRules
 
 FRAME_MAX_BYTES = 16 * 2**20
 _USAGE = re.compile(rb'"usage"[ \t]*:[ \t]*\{')
-_DONE = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
-_ERROR = re.compile(rb'^data: ?\{[ \t]*"error"[ \t]*:', re.MULTILINE)
 _FRAME = re.compile(rb".*?(?:\n\n|\n\r\n)", re.DOTALL)
 
 
@@ -24,11 +23,22 @@ class _Chunk(msgspec.Struct):
 
 
 class EventStream:
-    """Follows one stream: its `frames`, its `usage`, and whether `[DONE]` (`done`) or an error (`failed`) came."""
+    """Follows one stream: its `frames`, its `usage`, and whether its end (`done`) or an error (`failed`) came.
 
-    __slots__ = ("_partial", "_remove_usage", "done", "failed", "frames", "usage")
+    `usage` may be the prompt's alone until `usage_is_final`.
+    """
 
-    def __init__(self, *, remove_usage: bool) -> None:
+    __slots__ = (
+        "_end_hint", "_error_hint", "_partial", "_remove_usage", "_words", "done", "failed", "frames", "rules", "usage",
+        "usage_is_final",
+    )  # fmt: skip
+
+    def __init__(self, *, remove_usage: bool, rules: StreamRules = CHUNKS) -> None:
+        self.rules = rules
+        self._end_hint = rules.end_hint
+        self._error_hint = rules.error_hint
+        self._words: dict[str, object] = {}
+        self.usage_is_final = False
         self._remove_usage = remove_usage
         self._partial = b""
         self.done = False
@@ -45,8 +55,8 @@ class EventStream:
             self._partial
             or data[-4:] != b"\n\n\r\n"
             or (data.find(b'"usage"', start) >= 0 and _USAGE.search(data, start) is not None)
-            or data.find(b"[DONE]", start) >= 0
-            or data.find(b'"error"', start) >= 0
+            or data.find(self._end_hint, start) >= 0
+            or data.find(self._error_hint, start) >= 0
             or data.find(b"\r", start, -2) >= 0
         ):
             return False
@@ -68,17 +78,17 @@ class EventStream:
         self.frames += whole.count(b"\n\n") + whole.count(b"\n\r\n")
         if _USAGE.search(whole) is not None:
             whole = self._take_usage(whole)
-        if b"[DONE]" in whole and _DONE.search(whole) is not None:
+        if self._end_hint in whole and self.rules.end.search(whole) is not None:
             self.done = True
             self.frames -= 1
-        elif b'"error"' in whole and _ERROR.search(whole) is not None:
+        elif self._error_hint in whole and self.rules.error.search(whole) is not None:
             self.failed = True
         return whole
 
     def finish(self) -> bytes:
         """What is left when the upstream has ended: an unfinished frame counts only if it is `[DONE]`."""
         rest, self._partial = self._partial, b""
-        if rest and _DONE.match(rest) is not None:
+        if rest and self.rules is CHUNKS and CHUNKS.end.match(rest) is not None:
             self.done = True
             return rest.rstrip(b"\r\n") + b"\n\n"
         return b""
@@ -89,8 +99,13 @@ class EventStream:
             if _USAGE.search(frame) is None:
                 kept.append(frame)
                 continue
-            self.usage = find_usage(frame) or self.usage
-            if _is_extra(frame):
+            found = find_usage_words(frame)
+            if found is not None:
+                # Messages say the prompt's part first, and then what grows; later words replace earlier ones.
+                self._words.update({name: value for name, value in found.items() if value is not None})
+                self.usage = read_usage_words(self._words) or self.usage
+                self.usage_is_final = not (self.rules.opening and self.rules.opening in frame)
+            if self.rules.asks_usage and _is_extra(frame):
                 self.frames -= 1
                 if self._remove_usage:
                     continue

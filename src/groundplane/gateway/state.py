@@ -70,15 +70,14 @@ class TargetState:
             members = self.records[key.id] = constant_members(key, model, self.target)
         return members
 
-    def request_head(self, path: bytes) -> bytes:
-        """The request head's part that is the same for every request to this path."""
+    def request_head(self, path: bytes, content_type: bytes) -> bytes:
+        """The request head's part that is the same for every request of this content type to this path."""
         head = self.heads.get(path)
         if head is None:
-            head = self.heads[path] = (
-                b"POST %b%b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\naccept-encoding: identity\r\n"
-                % (self.upstream.prefix, path, self.upstream.authority)
-            )
-        return head
+            line = b"POST %b%b HTTP/1.1\r\n" % (self.upstream.prefix, path)
+            fields = b"host: %b\r\naccept-encoding: identity\r\ncontent-type: " % self.upstream.authority
+            head = self.heads[path] = line + fields
+        return b"%b%b\r\n" % (head, content_type)
 
 
 @dataclass(slots=True)
