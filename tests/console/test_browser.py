@@ -159,8 +159,28 @@ def test_no_page_is_wider_than_the_screen(browser: Browser, plane: Plane, scheme
     for path in ("", "/runs", "/models", "/endpoints", "/costs", "/keys", "/audit"):
         page.goto(f"{plane.url}/console{path}")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        bar = "document.querySelector('header nav')"
+        assert page.evaluate(f"{bar}.scrollWidth <= {bar}.clientWidth"), "the pages do not fit the bar"
     context.close()
     assert not complaints
+
+
+def test_menus_open_one_at_a_time_and_by_keyboard_alone(page: Page) -> None:
+    plan, work = page.locator("summary", has_text="Plan"), page.locator("summary", has_text="Work")
+    plan.click()
+    expect(page.get_by_role("link", name="Recon", exact=True)).to_be_visible()
+    work.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("link", name="Queue", exact=True)).to_be_visible()
+    expect(page.get_by_role("link", name="Recon", exact=True)).to_be_hidden()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("link", name="Queue", exact=True)).to_be_hidden()
+    expect(work).to_be_focused()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Runs", level=1)).to_be_visible()
+    expect(page.locator("summary.here")).to_have_text("Work")
 
 
 def test_everything_can_be_read_without_a_script(browser: Browser, plane: Plane) -> None:
@@ -169,6 +189,7 @@ def test_everything_can_be_read_without_a_script(browser: Browser, plane: Plane)
     context = browser.new_context(java_script_enabled=False)
     page, complaints = _watched(context)
     _sign_in(page, plane)
+    page.get_by_text("Work", exact=True).click()
     page.get_by_role("link", name="Runs", exact=True).click()
     page.get_by_role("link", name="quiet").first.click()
     expect(page.get_by_role("log")).to_contain_text("said")

@@ -131,17 +131,17 @@ def test_a_viewer_sees_what_a_viewer_may_and_no_more(plane: Plane) -> None:
         ("/console", "Overview"),
         ("/console/requests", "Requests"),
         ("/console/recon", "Recon"),
-        ("/console/nodes", "Nodes"),
+        ("/console/sizing", "Sizing"),
         ("/console/plans", "Plans"),
         ("/console/approvals", "Approvals"),
         ("/console/runs", "Runs"),
         ("/console/queue", "Queue"),
-        ("/console/policy", "Policy"),
+        ("/console/nodes", "Nodes"),
         ("/console/models", "Models"),
         ("/console/endpoints", "Endpoints"),
-        ("/console/costs", "Costs"),
         ("/console/storage", "Storage"),
-        ("/console/sizing", "Sizing"),
+        ("/console/costs", "Costs"),
+        ("/console/policy", "Policy"),
     ]
     refused = visitor.get("/console/audit")
     assert refused.status_code == 403

@@ -43,24 +43,46 @@ HEADERS = {
 # No part begins with a dot or holds a `%`: browsers fold `..` and `%2e%2e` away before they ask.
 _OWN_PAGE = re.compile(rf"{HOME}(?:/[\w@-][\w@.-]*)*(?:\?[^\\#]*)?", re.ASCII)
 
-NAVIGATION = (
-    ("Overview", HOME, Permission.SYSTEM_READ),
-    ("Requests", f"{HOME}/requests", Permission.REQUESTS_READ),
-    ("Recon", f"{HOME}/recon", Permission.SYSTEM_READ),
-    ("Nodes", f"{HOME}/nodes", Permission.SYSTEM_READ),
-    ("Plans", f"{HOME}/plans", Permission.RUNS_READ),
-    ("Approvals", f"{HOME}/approvals", Permission.RUNS_READ),
-    ("Runs", f"{HOME}/runs", Permission.RUNS_READ),
-    ("Queue", f"{HOME}/queue", Permission.RUNS_READ),
-    ("Policy", f"{HOME}/policy", Permission.POLICY_READ),
-    ("Models", f"{HOME}/models", Permission.MODELS_READ),
-    ("Endpoints", f"{HOME}/endpoints", Permission.ENDPOINTS_READ),
-    ("Costs", f"{HOME}/costs", Permission.COSTS_READ),
-    ("Storage", f"{HOME}/storage", Permission.MODELS_READ),
-    ("Sizing", f"{HOME}/sizing", Permission.RUNS_READ),
-    ("Keys", f"{HOME}/keys", Permission.KEYS_READ),
-    ("Audit", f"{HOME}/audit", Permission.AUDIT_READ),
+MENUS: tuple[tuple[str, tuple[tuple[str, str, Permission], ...]], ...] = (
+    ("", (("Overview", HOME, Permission.SYSTEM_READ),)),
+    (
+        "Plan",
+        (
+            ("Requests", f"{HOME}/requests", Permission.REQUESTS_READ),
+            ("Recon", f"{HOME}/recon", Permission.SYSTEM_READ),
+            ("Sizing", f"{HOME}/sizing", Permission.RUNS_READ),
+            ("Plans", f"{HOME}/plans", Permission.RUNS_READ),
+            ("Approvals", f"{HOME}/approvals", Permission.RUNS_READ),
+        ),
+    ),
+    (
+        "Work",
+        (
+            ("Runs", f"{HOME}/runs", Permission.RUNS_READ),
+            ("Queue", f"{HOME}/queue", Permission.RUNS_READ),
+            ("Nodes", f"{HOME}/nodes", Permission.SYSTEM_READ),
+        ),
+    ),
+    (
+        "Models",
+        (
+            ("Models", f"{HOME}/models", Permission.MODELS_READ),
+            ("Endpoints", f"{HOME}/endpoints", Permission.ENDPOINTS_READ),
+            ("Storage", f"{HOME}/storage", Permission.MODELS_READ),
+        ),
+    ),
+    ("Money", (("Costs", f"{HOME}/costs", Permission.COSTS_READ),)),
+    (
+        "Operate",
+        (
+            ("Policy", f"{HOME}/policy", Permission.POLICY_READ),
+            ("Keys", f"{HOME}/keys", Permission.KEYS_READ),
+            ("Audit", f"{HOME}/audit", Permission.AUDIT_READ),
+        ),
+    ),
 )
+"""Menus of the bar on top, each with its pages. A menu of one page is a link of its own."""
+NAVIGATION = tuple(item for _, items in MENUS for item in items)
 
 
 class PageRoute(APIRoute):
@@ -98,13 +120,21 @@ def page(
         .render(
             actor=actor,
             here=request.url.path,
-            navigation=[item for item in NAVIGATION if actor is not None and actor.may(item[2])],
+            menus=_menus(actor),
             now=now,
             release=groundplane.__version__,
             **values,
         )
     )
     return HTMLResponse(html, status_code=http_status)
+
+
+def _menus(actor: Actor | None) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Menus with the pages that the actor may see."""
+    if actor is None:
+        return []
+    seen = ((menu, [(name, href) for name, href, needed in items if actor.may(needed)]) for menu, items in MENUS)
+    return [(menu, items) for menu, items in seen if items]
 
 
 def back(path: str) -> RedirectResponse:

@@ -100,6 +100,18 @@ async function refresh() {
   setTimeout(refresh, period);
 }
 
+// Menus work without a script; with one they close on Escape, and when something else is meant.
+function closeMenus(but) {
+  for (const menu of document.querySelectorAll("details.menu[open]")) if (menu !== but) menu.open = false;
+}
+document.addEventListener("click", (event) => closeMenus(event.target.closest("details.menu")));
+document.addEventListener("keydown", (event) => {
+  const open = event.key === "Escape" && document.querySelector("details.menu[open]");
+  if (!open) return;
+  closeMenus(null);
+  open.querySelector("summary").focus();
+});
+
 const log = document.querySelector("[data-log]");
 if (log) followLog(log);
 if (document.querySelector("[data-refresh]")) setTimeout(refresh, 2000);
