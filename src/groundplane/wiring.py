@@ -43,6 +43,7 @@ from groundplane.services.catalog import Catalog
 from groundplane.services.checkpoints import CheckpointExecutor, Checkpoints
 from groundplane.services.cordons import Cordons
 from groundplane.services.costs import Costs
+from groundplane.services.dev import Dev, DevExecutor
 from groundplane.services.endpoints import Endpoints
 from groundplane.services.gateway_config import GatewayConfig
 from groundplane.services.gateway_limits import GatewayLimits
@@ -68,7 +69,7 @@ from groundplane.services.standing import Standing
 from groundplane.settings import Settings
 
 
-class PoolExecutor(CheckpointExecutor, DataExecutor, Protocol):
+class PoolExecutor(CheckpointExecutor, DataExecutor, DevExecutor, Protocol):
     """What a pool's executor can do in all."""
 
 
@@ -100,6 +101,7 @@ class App:
     reconcile: Reconcile
     preflight: Preflight
     staging: Staging
+    dev: Dev
     cordons: Cordons
     checkpoints: Checkpoints
     nodes: Nodes
@@ -121,6 +123,7 @@ class App:
     async def close(self) -> None:
         """Lets go of nodes and of the database."""
         await self.checkpoints.close()
+        await self.dev.close()
         for executor in self.executors.values():
             await executor.close()
         await self.store.close()
@@ -194,6 +197,14 @@ async def build(settings: Settings) -> App:
     await policies.start()
     cordons, secrets = Cordons(store=store, clock=clock), FolderSecrets(_secrets_dir(settings))
     isolation = _isolation_policy(settings)
+    staging = Staging(
+        store=store,
+        clock=clock,
+        blobs=blobs,
+        executors=executors,
+        scratch=settings.scratch,
+        cache_bytes=settings.data_cache_bytes,
+    )
     plans = Plans(
         store=store,
         clock=clock,
@@ -209,18 +220,11 @@ async def build(settings: Settings) -> App:
             registered=executors,
             recon=recon,
             rules=lambda: policies.digests,
+            speeds=staging.speeds,
         ),
         gateway_addresses=(settings.gateway_host,),
         isolation=isolation,
         secrets=secrets,
-    )
-    staging = Staging(
-        store=store,
-        clock=clock,
-        blobs=blobs,
-        executors=executors,
-        scratch=settings.scratch,
-        cache_bytes=settings.data_cache_bytes,
     )
     preflight = Preflight(
         store=store,
@@ -317,6 +321,7 @@ async def build(settings: Settings) -> App:
         ),
         preflight=preflight,
         staging=staging,
+        dev=Dev(store=store, clock=clock, ids=ids, executors=executors),
         checkpoints=checkpoints,
         cordons=cordons,
         nodes=Nodes(store=store, clock=clock, executors=executors, prices=prices, cordons=cordons),

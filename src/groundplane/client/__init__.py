@@ -18,6 +18,8 @@ from groundplane.client.access import AccessCalls
 from groundplane.client.approvals import ApprovalCalls
 from groundplane.client.artifacts import ArtifactCalls
 from groundplane.client.checkpoints import CheckpointCalls
+from groundplane.client.data import DataCalls
+from groundplane.client.dev import DevCalls
 from groundplane.client.limits import LimitCalls
 from groundplane.client.models import ModelCalls
 from groundplane.client.money import MoneyCalls
@@ -43,6 +45,8 @@ class Client(
     ApprovalCalls,
     ArtifactCalls,
     CheckpointCalls,
+    DataCalls,
+    DevCalls,
     LimitCalls,
     ModelCalls,
     MoneyCalls,

@@ -20,7 +20,8 @@ class Order:
     them, none named in `avoid`. `readable` are paths the job may read besides its own folders; `secrets` become files.
     With a `preflight` the node checks itself before the command starts. `checkpoint_share` is the folder above a
     checkpoint_dir of the spec's own choice: it must be there already, so that a missing mount is not made by mistake.
-    `staging` is data that must be on the node before the command starts.
+    `staging` is data that must be on the node before the command starts. `dev` makes it a dev environment: `shell` or
+    `jupyter`; the node then knows its command.
     """
 
     attempt_id: str
@@ -51,6 +52,7 @@ class Order:
     hang_limit_s: float | None = None
     spot: bool = False
     staging: StagingNeed | None = None
+    dev: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,6 +5,7 @@ python runner --detach ATTEMPT_DIR   the same in a session of its own; returns o
 python runner --look ATTEMPT_DIR...  one JSON line per attempt; ends what a dead runner left behind
 python runner --facts FOLDER [NVML]  one JSON line: what this node has
 python runner --preflight ROOT ORDER one JSON line: what an order's checks find here; nothing is started
+python runner --attach ATTEMPT_DIR   carry bytes between standard input and output and a dev environment
 python runner --serve ROOT POOL NVML RESERVATIONS   the node's desk: a JSON line asks, a JSON line answers
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 # Started by its folder's path, on nodes that have nothing else of the package. Last, so that the standard library wins.
 sys.path[:] = [*sys.path[1:], str(Path(__file__).resolve().parents[2])]
 
+from groundplane.runner.dev import bridge
 from groundplane.runner.endings import FULL_DISK, bury, look, write_ended
 from groundplane.runner.files import now_text, read_document, take_lock, write_document
 from groundplane.runner.life import Runner
@@ -97,6 +99,8 @@ def main(arguments: list[str]) -> int:
         root, pool, nvml_library, reservations = arguments[1:]
         desk = Desk(Path(root), pool=pool, nvml_library=nvml_library, reservations=Path(reservations))
         serve(desk, 0, 1)
+    elif arguments[:1] == ["--attach"] and len(arguments) == 2:
+        return bridge(Path(arguments[1]), 0, 1)
     elif arguments[:1] == ["--detach"] and len(arguments) == 2:
         return detach(Path(arguments[1]).resolve())
     elif len(arguments) == 1 and not arguments[0].startswith("-"):

@@ -281,6 +281,10 @@ class Desk:
         said = self._call("--preflight", str(self._root), json.dumps(order), patience_s=budget_s + START_PATIENCE_S)
         return {"results": json.loads(said)}
 
+    def folder_of(self, attempt_id: str) -> Path:
+        """Where an attempt's files lie on this node."""
+        return self._folder(attempt_id)
+
     # ---- inside
 
     def _placed(self, order: Document) -> Document:

@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-from groundplane.runner import preflight
+from groundplane.runner import dev, preflight
 from groundplane.runner.cgroups import cgroup_version, make_cgroups, oom_kills, remove_cgroup
 from groundplane.runner.checkpoints import Checkpoints
 from groundplane.runner.endings import FULL_DISK, write_ended
@@ -47,6 +47,9 @@ class Runner:
 
     def __init__(self, folder: Path, order: Document, state: Document) -> None:
         self.folder, self.order, self.state = folder, order, state
+        if order.get("dev"):
+            order["command"] = dev.command(order)
+        self.dev_activity = 0
         self.workdir = order["workdir"] or str(folder / "work")
         self.grace_s, self.memory_bytes = float(order["stop_grace_s"]), int(order["memory_bytes"])
         self.sample_period_s = order.get("sample_period_s") or 2.0
@@ -366,6 +369,8 @@ class Runner:
         busy = [card.get("utilization_percent", 0) for card in sample["accelerators"]]
         if max([sample["cpu_percent"], *busy]) >= (self.order.get("idle_percent") or 2.0):
             self.active_at = time.monotonic()
+        if self.order.get("dev") and dev.last_activity(self.folder) != self.dev_activity:
+            self.dev_activity, self.active_at = dev.last_activity(self.folder), time.monotonic()
         self.hang.sampled(sample["accelerators"], self.found[-1]["step"] if self.found else -1)
         idle_s = time.monotonic() - self.active_at
         self.state.update(hang=self.hang.found, active_at=now_text(time.time() - idle_s))

@@ -98,6 +98,7 @@ class Preflight:
             secrets=await self._read_secrets(spec) if spec.secrets else {},
             preflight=self.need(spec) if spec.preflight else None,
             staging=await self._staging(spec) if is_job else None,
+            dev=spec.dev if is_job else "",
             checkpoint_share=share,
             checkpoint_dir=f"{share}/{order.run_id}" if share else order.checkpoint_dir,
         )

@@ -105,8 +105,8 @@ class SshChannel:
         patience: Patience | None = None,
         on_connect: Callable[[Document], Awaitable[None]] | None = None,
     ) -> None:
-        self._name, self._command, self._desk = name, tuple(command), tuple(desk)
-        self._root, self._python, self._runner = root, python, runner
+        self._name, self.command, self.desk = name, tuple(command), tuple(desk)
+        self.root, self.python, self._runner = root, python, runner
         self._patience = patience or Patience()
         self.on_connect = on_connect
         self._process: asyncio.subprocess.Process | None = None
@@ -118,6 +118,11 @@ class SshChannel:
         self._retry: asyncio.Task[None] | None = None
         self._closed = False
         self._heard_at = float("-inf")
+
+    @property
+    def program(self) -> str:
+        """Where the runner's program lies on the node."""
+        return f"{self.root}/runner/{_package(self._runner)[1]}/groundplane/runner"
 
     async def call(self, operation: str, patience_s: float = 0.0, **arguments: Any) -> Document:
         await self._connected()
@@ -222,10 +227,10 @@ class SshChannel:
         """Logs in, copies the runner when it is missing, starts the desk, and hears what it has. Raises Unsent."""
         began = time.monotonic()
         files, digest = _package(self._runner)
-        where = [self._root, digest, str(len(files)), *self._desk]
-        remote = f"exec {self._python} -I -S -c {shlex.quote(_BOOT)} {shlex.join(where)}"
+        where = [self.root, digest, str(len(files)), *self.desk]
+        remote = f"exec {self.python} -I -S -c {shlex.quote(_BOOT)} {shlex.join(where)}"
         process = await asyncio.create_subprocess_exec(
-            *self._command,
+            *self.command,
             remote,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from groundplane.adapters.executors.keeping import NoFiles
 from groundplane.adapters.executors.staging import NoData
+from groundplane.adapters.executors.terminals import NoTerminals
 from groundplane.domain.node import Node, NodeAccelerator, NodeHealth
 from groundplane.domain.planning import Offer
 from groundplane.domain.preflight import CheckResult, CheckStatus
@@ -75,7 +76,7 @@ class _Playing:
         return first if first.at_s <= self.elapsed_s else None
 
 
-class MemoryExecutor(NoFiles, NoData):
+class MemoryExecutor(NoFiles, NoData, NoTerminals):
     """ports.Executor in memory. `play` gives each order its script; the default succeeds at once. `check` answers for
     a node's preflight.
 

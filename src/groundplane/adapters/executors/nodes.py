@@ -31,6 +31,7 @@ from groundplane.adapters.executors.observing import (
 )
 from groundplane.adapters.executors.placements import Placed, Placements
 from groundplane.adapters.executors.staging import StagingCalls
+from groundplane.adapters.executors.terminals import TerminalCalls
 from groundplane.domain.node import Node, NodeAccelerator, NodeHealth, Placement
 from groundplane.domain.planning import Offer
 from groundplane.domain.preflight import CheckResult, results_of
@@ -70,7 +71,7 @@ class Link:
     under_way: dict[str, tuple[asyncio.Task[Document], float]] = field(default_factory=dict)
 
 
-class NodesExecutor(CheckpointCalls, StagingCalls):
+class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
     """ports.Executor over nodes. `placements` is None for a pool of one node, where there is nothing to choose."""
 
     def __init__(

@@ -131,11 +131,13 @@ class ServingNeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArrayElement:
-    """Which element of the array `name` a job is; at most `at_once` of them run at the same time, 0 is no limit."""
+    """Which element of the array `name` a job is, `first` to `last`; at most `at_once` run at a time, 0 is no limit."""
 
     name: str
     index: int
     at_once: int = 0
+    first: int = 0
+    last: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +196,7 @@ class JobSpec:
     schedule: str = field(default="", metadata=_LATER)
     timezone: str = field(default="UTC", metadata=_LATER)
     missed_ticks: str = field(default="once", metadata=_LATER)
+    dev: str = field(default="", metadata=_LATER)
     checkpoints: CheckpointPolicy = field(default=CheckpointPolicy(), metadata=_LATER)
     hang_limit_s: int | None = field(default=None, metadata=_LATER)
     spot: bool = field(default=False, metadata=_LATER)

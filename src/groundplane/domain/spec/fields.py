@@ -6,7 +6,7 @@ The parser, its error messages and suggestions, and docs/reference/spec.md all c
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from groundplane.domain.isolation import Isolation
 from groundplane.domain.model import ALIAS
@@ -17,8 +17,10 @@ from groundplane.domain.spec import values as v
 from groundplane.domain.spec.values import Reader
 
 API_VERSION = "groundplane/v1"
-JOB, ENDPOINT = "Job", "Endpoint"
-KINDS = (JOB, ENDPOINT)
+JOB, ENDPOINT, DEV = "Job", "Endpoint", "Dev"
+KINDS = (JOB, ENDPOINT, DEV)
+NOT_FOR_DEV = ("command", "array", "schedule", "timezone", "missed_ticks", "outputs", "hang_limit")
+"""Fields of a job's spec that a dev environment has none of."""
 
 _LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _LABEL_MEANING = "a name (lowercase letters, digits and -, at most 63, starting and ending with a letter or digit)"
@@ -63,7 +65,7 @@ def _common() -> Iterable[Field]:
         meaning="The dialect's version.",
     )  # fmt: skip
     yield Field(
-        path="kind", read=v.choice(*KINDS), takes="`Job` or `Endpoint`", required=True, example=JOB,
+        path="kind", read=v.choice(*KINDS, "dev"), takes="`Job`, `Endpoint` or `Dev`", required=True, example=JOB,
         meaning="What the document describes.",
     )  # fmt: skip
     yield Field(
@@ -199,7 +201,7 @@ def _job() -> Iterable[Field]:
     yield Field(
         path="spec.data[].path", kinds=job, read=v.text(r"[^\0]{1,4096}", "a path", example="corpus.txt"),
         takes="path", default="staged: see `from`", example="corpus.txt",
-        meaning="A file or folder, read where it lies. `ground` makes a relative path absolute, counted from the file's folder.",
+        meaning="A file or folder, read where it lies; relative ones count from the spec's folder.",
     )  # fmt: skip
     yield Field(
         path="spec.data[].sha256", kinds=job, read=v.text(r"[0-9a-f]{64}", "a SHA-256 (64 lowercase hex digits)"),
@@ -439,6 +441,13 @@ def _survival() -> Iterable[Field]:
     )  # fmt: skip
 
 
+def _dev() -> Iterable[Field]:
+    yield Field(
+        path="spec.dev", kinds=(DEV,), read=v.choice("shell", "jupyter"), takes="`shell` or `jupyter`", default="shell",
+        meaning="What it holds besides shells; Jupyter must be installed in its environment.",
+    )  # fmt: skip
+
+
 def _serving() -> Iterable[Field]:
     endpoint = (ENDPOINT,)
     yield from _model_named("spec.serving", endpoint, "served")
@@ -507,7 +516,14 @@ def _endpoint() -> Iterable[Field]:
     )  # fmt: skip
 
 
-FIELDS: tuple[Field, ...] = (
+def _also_for_dev(field: Field) -> Field:
+    parts = field.path.split(".")
+    if JOB not in field.kinds or (len(parts) > 1 and parts[1] in NOT_FOR_DEV) or DEV in field.kinds:
+        return field
+    return replace(field, kinds=(*field.kinds, DEV))
+
+
+_EVERY: tuple[Field, ...] = (
     *_common(),
     *_job(),
     *_training(),
@@ -518,7 +534,9 @@ FIELDS: tuple[Field, ...] = (
     *_endpoint(),
     *_serving(),
     *_resources(),
+    *_dev(),
 )
+FIELDS = tuple(_also_for_dev(field) for field in _EVERY)
 
 
 def fields_of(kind: str) -> dict[str, Field]:
@@ -545,11 +563,15 @@ def reference() -> str:
         "A file holds one or more YAML documents, separated by `---`. Sizes are written like `512MB` or `16GiB`,",
         "durations like `90s`, `30m`, `1h30m` or `2d`, money like `$12.50`.",
     ]
-    for kind in KINDS:
+    for kind in (JOB, ENDPOINT):
         lines += ["", f"## {kind}", "", "| field | takes | default | meaning |", "|---|---|---|---|"]
         for path, field in fields_of(kind).items():
             default = f"**required**, like `{field.example}`" if field.required else field.default
             lines.append(f"| `{path}` | {field.takes} | {default} | {field.meaning} |")
+    lines += ["", f"## {DEV}", "", "A dev environment: every field of a Job without "]
+    lines[-1] += ", ".join(f"`{name}`" for name in NOT_FOR_DEV) + "; `idle_limit` is `1h` when left out. And:"
+    lines += ["", "| field | takes | default | meaning |", "|---|---|---|---|"]
+    lines += [f"| `{each.path}` | {each.takes} | {each.default} | {each.meaning} |" for each in _dev()]
     lines += [
         "",
         "## Limits",

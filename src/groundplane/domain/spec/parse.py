@@ -28,7 +28,7 @@ from groundplane.domain.spec import (
     TokenPrice,
     TrainingNeed,
 )
-from groundplane.domain.spec.fields import API_VERSION, ENDPOINT, JOB, KINDS, Field, fields_of, sections_of
+from groundplane.domain.spec.fields import API_VERSION, DEV, ENDPOINT, JOB, KINDS, Field, fields_of, sections_of
 from groundplane.domain.spec.sources import SCHEMES, faults
 from groundplane.domain.spec.values import Fault, Unreadable, entries, kind_of, shown
 from groundplane.domain.spec.yaml_nodes import compose_documents, is_null, line_of
@@ -39,6 +39,7 @@ __all__ = ["dump", "parse", "parse_one", "with_absolute_paths"]
 MAX_PROBLEMS = 100
 MAX_LIST_ITEMS = 256
 ARRAY_INDEX = "GROUND_ARRAY_INDEX"
+DEV_IDLE_LIMIT_S = 3600
 
 _COMMON_NAMES = {
     "gpu": "accelerators", "gpus": "accelerators", "gpu_count": "accelerators", "num_gpus": "accelerators",
@@ -128,7 +129,7 @@ def elements_of(spec: Spec, array: tuple[int, int, int] | None) -> list[Spec]:
             spec,
             metadata=replace(spec.metadata, name=f"{name}-{index}"),
             env=spec.env | {ARRAY_INDEX: str(index)},
-            array=ArrayElement(name=name, index=index, at_once=at_once),
+            array=ArrayElement(name=name, index=index, at_once=at_once, first=first, last=last),
         )
         for index in range(first, last + 1)
     ]
@@ -162,6 +163,7 @@ def _document(node: Node, reading: _Reading) -> Spec | None:
         return None
     kind_node = _child(node, "kind")
     kind = str(kind_node.value) if isinstance(kind_node, ScalarNode) else ""
+    kind = DEV if kind == "dev" else kind
     if kind not in KINDS:
         # Without a kind there is no telling which fields belong: say that, and nothing that might mislead.
         where = kind_node or node
@@ -173,8 +175,10 @@ def _document(node: Node, reading: _Reading) -> Spec | None:
     if reading.problems:
         return None
     reading.array = values["spec"].pop("array", None)
-    if kind != JOB:
+    if kind == ENDPOINT:
         return _endpoint(values, reading.now)
+    if kind == DEV:
+        values["spec"] = {"command": ("dev",), "dev": "shell", "idle_limit": DEV_IDLE_LIMIT_S, **values["spec"]}
     job = _job(values)
     _check_sources(job, _child(_child(node, "spec"), "data"), reading)
     return None if reading.problems else job
@@ -314,7 +318,7 @@ def _job(values: Mapping[str, Any]) -> JobSpec:
                 "network": "network", "secrets": "secrets", "preflight": "preflight",
                 "checkpoint_dir": "checkpoint_dir", "checkpoint_size": "checkpoint_bytes",
                 "priority": "priority", "needs": "needs", "schedule": "schedule", "timezone": "timezone",
-                "missed_ticks": "missed_ticks", "hang_limit": "hang_limit_s", "spot": "spot"}  # fmt: skip
+                "missed_ticks": "missed_ticks", "dev": "dev", "hang_limit": "hang_limit_s", "spot": "spot"}  # fmt: skip
     return JobSpec(
         metadata=Metadata(**values["metadata"]),
         command=spec["command"],
@@ -377,7 +381,7 @@ def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
 
 def _as_document(spec: Spec) -> dict[str, Any]:
     meta = spec.metadata
-    kind = JOB if isinstance(spec, JobSpec) else ENDPOINT
+    kind = (DEV if spec.dev else JOB) if isinstance(spec, JobSpec) else ENDPOINT
     metadata: dict[str, Any] = {
         "name": spec.array.name if isinstance(spec, JobSpec) and spec.array is not None else meta.name,
         "project": meta.project,
@@ -391,7 +395,8 @@ def _as_document(spec: Spec) -> dict[str, Any]:
 
 
 def _job_body(spec: JobSpec) -> dict[str, Any]:
-    body: dict[str, Any] = {"command": list(spec.command), **_shared_body(spec)}
+    what = {"dev": spec.dev} if spec.dev else {"command": list(spec.command)}
+    body: dict[str, Any] = {**what, **_shared_body(spec)}
     if spec.workdir:
         body["workdir"] = spec.workdir
     if spec.env:

@@ -1,0 +1,75 @@
+"""A dev environment as its runner and its desk see it: the command that it is, its activity, the way to its socket."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import struct
+import sys
+from pathlib import Path
+
+from groundplane.runner.files import read_document
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from groundplane.runner.files import Document
+
+CHUNK = 2**16
+
+
+def command(order: Document) -> list[str]:
+    """What runs for a dev environment: the host, as text, by this node's Python or the container's."""
+    text = Path(__file__).with_name("dev_host.py").read_text(encoding="utf-8")
+    container = (order.get("isolation") or {}).get("mode") == "podman"
+    words = ["python3" if container else sys.executable, "-I", "-S", "-c", text]
+    return [*words, "--jupyter"] if order["dev"] == "jupyter" else words
+
+
+def last_activity(folder: Path) -> int:
+    """Changes whenever somebody types or something is printed there; 0 before."""
+    with contextlib.suppress(OSError):
+        return (folder / "work" / ".ground" / "activity").stat().st_mtime_ns
+    return 0
+
+
+def connect(folder: Path) -> socket.socket:
+    """A connection to an attempt's host, and to nobody else. OSError when it runs none."""
+    job_uid = (read_document(folder / "state.json") or {}).get("uid") or os.geteuid()
+    place = os.open(folder / "work" / ".ground", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        link = socket.socket(socket.AF_UNIX)
+        link.connect(f"/proc/self/fd/{place}/attach")
+        # The folder is the job's: it could lead us to a socket that we may use and it may not.
+        _, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        if uid != job_uid:
+            link.close()
+            raise PermissionError(errno.EPERM, f"user {uid} answers where the job's user {job_uid} should")
+        return link
+    finally:
+        os.close(place)
+
+
+def bridge(folder: Path, source: int, sink: int) -> int:
+    """Carries bytes between a pipe and the attempt's host until either ends: the far end of an ssh connection."""
+    try:
+        link = connect(folder)
+    except OSError as error:
+        sys.stderr.write(f"ground: nobody answers in {folder.name}: {error.strerror}\n")
+        return 1
+    far = link.fileno()
+    while True:
+        ready, _, _ = select.select([source, far], [], [])
+        if source in ready:
+            data = os.read(source, CHUNK)
+            if not data:
+                return 0
+            link.sendall(data)
+        if far in ready:
+            data = link.recv(CHUNK)
+            if not data:
+                return 0
+            while data:
+                data = data[os.write(sink, data) :]
