@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 from tests.hosts import Hosts
 
 from groundplane.adapters.executors.local import LocalExecutor
@@ -26,6 +28,8 @@ from groundplane.errors import Conflict, Unavailable
 from groundplane.ports import Executor, Order
 from groundplane.runner.files import read_state
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+needs_sshd = pytest.mark.needs("sshd")
 PATIENCE_S = 20.0
 
 SAVES = """
@@ -81,13 +85,18 @@ class System:
 class Pool:
     """An executor under test, with the means to give it work and to let time pass."""
 
+    _numbers = itertools.count(1)
+
     def __init__(self, executor: Executor, home: Path, clock: Hand | System, reopen: Callable[[], Executor]) -> None:
         self.executor, self.home, self.clock, self.reopen = executor, home, clock, reopen
+        # Each test has attempts of its own, for tests share the machines behind SSH and the connections to them.
+        self.tag = f"{next(self._numbers):03}"
+        self.one, self.two, self.never = (f"att-{self.tag}-{name}" for name in ("one", "two", "never"))
 
-    def order(self, does: str, attempt_id: str = "att-1", **changes: Any) -> Order:
+    def order(self, does: str, attempt_id: str = "", **changes: Any) -> Order:
         fields: dict[str, Any] = {
-            "attempt_id": attempt_id,
-            "run_id": "run-1",
+            "attempt_id": attempt_id or self.one,
+            "run_id": f"run-{self.tag}",
             "number": 1,
             "command": COMMANDS[does],
             "workdir": "",
@@ -105,13 +114,18 @@ class Pool:
         }
         return Order(**{**fields, **changes})
 
-    async def start(self, does: str, attempt_id: str = "att-1", **changes: Any) -> None:
+    async def start(self, does: str, attempt_id: str = "", **changes: Any) -> None:
         await self.executor.start(self.order(does, attempt_id, **changes))
 
-    async def see(self, attempt_id: str = "att-1") -> Observation:
+    async def attempts(self) -> list[str]:
+        """What the executor has of this test."""
+        return [each for each in await self.executor.attempts() if each.startswith(f"att-{self.tag}-")]
+
+    async def see(self, attempt_id: str = "") -> Observation:
+        attempt_id = attempt_id or self.one
         return (await self.executor.observe([attempt_id]))[attempt_id]
 
-    async def until(self, holds: Callable[[Observation], object], attempt_id: str = "att-1") -> Observation:
+    async def until(self, holds: Callable[[Observation], object], attempt_id: str = "") -> Observation:
         deadline = time.monotonic() + PATIENCE_S
         while not holds(seen := await self.see(attempt_id)):
             assert time.monotonic() < deadline, f"still {seen}"
@@ -120,12 +134,12 @@ class Pool:
             await asyncio.sleep(0 if isinstance(self.clock, Hand) else 0.03)
         return seen
 
-    async def ended(self, attempt_id: str = "att-1") -> Observation:
+    async def ended(self, attempt_id: str = "") -> Observation:
         return await self.until(lambda seen: seen.state == "ended", attempt_id)
 
-    async def said(self, words: bytes, attempt_id: str = "att-1") -> None:
+    async def said(self, words: bytes) -> None:
         deadline = time.monotonic() + PATIENCE_S
-        while words not in (await self.executor.log(attempt_id, 0, 1000)).data:
+        while words not in (await self.executor.log(self.one, 0, 1000)).data:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.03)
 
@@ -152,28 +166,47 @@ def ssh_pool(hosts: Hosts, count: int = 4, **fields: object) -> PoolDefinition:
     return pool
 
 
-@pytest.fixture(params=["local", "memory", pytest.param("ssh", marks=pytest.mark.needs("sshd"))])
-async def pool(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Pool]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def opened() -> AsyncIterator[list[SshExecutor]]:
+    """The executors behind SSH: the first is every test's, on two machines with one connection to each."""
+    executors = list[SshExecutor]()
+    yield executors
+    for executor in executors:
+        await executor.close()
+
+
+@pytest.fixture(scope="module")
+def machines(session_hosts: Hosts) -> Iterator[Hosts]:
+    session_hosts.mend()
+    yield session_hosts
+    session_hosts.clear()
+
+
+@pytest_asyncio.fixture(loop_scope="module", params=["local", "memory", pytest.param("ssh", marks=needs_sshd)])
+async def pool(
+    request: pytest.FixtureRequest, opened: list[SshExecutor], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Pool]:
+    options = RunnerOptions(sample_period_s=0.2)
     if request.param == "memory":
         hand = Hand()
         two = replace((await MemoryExecutor(hand).offers())[0], nodes=2)
         memory = MemoryExecutor(hand, play=lambda order: SCRIPTS[order.env["DOES"]], offers=[two])
         yield Pool(memory, tmp_path, hand, lambda: memory)
         return
-    home = tmp_path / "home"
-    options = RunnerOptions(sample_period_s=0.2)
     if request.param == "ssh":
-        definition = ssh_pool(request.getfixturevalue("hosts"), 2)
-        opened: list[SshExecutor] = []
+        definition = ssh_pool(request.getfixturevalue("machines"), 2)
+        home = tmp_path_factory.getbasetemp() / "conformance"
 
         def open_ssh() -> SshExecutor:
             opened.append(SshExecutor(definition, home, System(), installation="test", options=options))
             return opened[-1]
 
-        yield Pool(open_ssh(), tmp_path, System(), open_ssh)
-        for executor in opened:
-            await executor.close()
+        mine = Pool(opened[0] if opened else open_ssh(), home, System(), open_ssh)
+        yield mine
+        for attempt_id in await mine.attempts():
+            await mine.executor.stop(attempt_id, EndReason.STOPPED_BY_USER)
         return
+    home = tmp_path / "home"
 
     def open_local() -> LocalExecutor:
         return LocalExecutor(home, System(), options=options)
@@ -220,59 +253,59 @@ async def test_starting_twice_starts_once(pool: Pool) -> None:
     await asyncio.gather(*(pool.start("succeeds") for _ in range(4)))
     await pool.ended()
     await pool.start("succeeds")
-    assert (await pool.executor.log("att-1", 0, 1000)).data == b"one\ntwo\n"
-    assert await pool.executor.attempts() == ["att-1"]
+    assert (await pool.executor.log(pool.one, 0, 1000)).data == b"one\ntwo\n"
+    assert await pool.attempts() == [pool.one]
 
 
 async def test_what_was_never_started_is_absent(pool: Pool) -> None:
     await pool.start("runs on")
-    seen = await pool.executor.observe(["att-9", "att-1"])
-    assert seen["att-9"].state == "absent"
-    assert seen["att-9"].end_reason is None
-    assert seen["att-1"].state in {"starting", "running"}
+    seen = await pool.executor.observe([pool.never, pool.one])
+    assert seen[pool.never].state == "absent"
+    assert seen[pool.never].end_reason is None
+    assert seen[pool.one].state in {"starting", "running"}
     assert await pool.executor.observe([]) == {}
 
 
 async def test_a_stop_ends_it_with_its_reason_and_the_first_reason_stays(pool: Pool) -> None:
     await pool.start("runs on")
     await pool.until(lambda seen: seen.state == "running")
-    await pool.executor.stop("att-1", EndReason.MAX_COST)
-    await pool.executor.stop("att-1", EndReason.STOPPED_BY_USER)
+    await pool.executor.stop(pool.one, EndReason.MAX_COST)
+    await pool.executor.stop(pool.one, EndReason.STOPPED_BY_USER)
     assert (await pool.ended()).end_reason is EndReason.MAX_COST
-    await pool.executor.stop("att-1", EndReason.STOPPED_BY_USER)
+    await pool.executor.stop(pool.one, EndReason.STOPPED_BY_USER)
     assert (await pool.see()).end_reason is EndReason.MAX_COST
 
 
 async def test_a_stop_before_the_start_means_it_never_runs(pool: Pool) -> None:
-    await pool.executor.stop("att-1", EndReason.BUDGET_SPENT)
+    await pool.executor.stop(pool.one, EndReason.BUDGET_SPENT)
     assert (await pool.see()).state == "absent"
     await pool.start("succeeds")
     seen = await pool.ended()
     assert (seen.end_reason, seen.started_at) == (EndReason.BUDGET_SPENT, None)
-    assert (await pool.executor.log("att-1", 0, 1000)).data == b""
+    assert (await pool.executor.log(pool.one, 0, 1000)).data == b""
 
 
 async def test_a_log_goes_on_from_any_offset(pool: Pool) -> None:
     await pool.start("succeeds")
     await pool.ended()
-    first = await pool.executor.log("att-1", 0, 5)
+    first = await pool.executor.log(pool.one, 0, 5)
     assert (first.data, first.next_offset, first.complete) == (b"one\nt", 5, False)
-    rest = await pool.executor.log("att-1", first.next_offset, 1000)
+    rest = await pool.executor.log(pool.one, first.next_offset, 1000)
     assert (rest.data, rest.offset, rest.next_offset, rest.complete) == (b"wo\n", 5, 8, True)
-    past = await pool.executor.log("att-1", 99, 1000)
+    past = await pool.executor.log(pool.one, 99, 1000)
     assert (past.data, past.next_offset, past.complete) == (b"", 99, True)
 
 
 async def test_a_running_log_is_not_complete(pool: Pool) -> None:
     await pool.start("runs on")
     await pool.said(b"one\n")
-    chunk = await pool.executor.log("att-1", 4, 1000)
+    chunk = await pool.executor.log(pool.one, 4, 1000)
     assert (chunk.data, chunk.next_offset, chunk.complete) == (b"", 4, False)
 
 
 async def test_nobodys_log_and_samples_are_empty(pool: Pool) -> None:
-    assert (await pool.executor.log("att-9", 0, 1000)).data == b""
-    assert await pool.executor.samples("att-9", 10) == []
+    assert (await pool.executor.log(pool.never, 0, 1000)).data == b""
+    assert await pool.executor.samples(pool.never, 10) == []
 
 
 async def test_samples_are_the_newest_oldest_first(pool: Pool) -> None:
@@ -280,8 +313,8 @@ async def test_samples_are_the_newest_oldest_first(pool: Pool) -> None:
     await pool.until(lambda seen: seen.memory_bytes)
     if isinstance(pool.clock, Hand):
         pool.clock.at += timedelta(seconds=10)
-    samples = await pool.executor.samples("att-1", 100)
-    assert 0 < len(await pool.executor.samples("att-1", 1)) <= 1
+    samples = await pool.executor.samples(pool.one, 100)
+    assert 0 < len(await pool.executor.samples(pool.one, 1)) <= 1
     assert [each.at for each in samples] == sorted(each.at for each in samples)
     assert samples[0].memory_bytes > 0
 
@@ -306,44 +339,44 @@ async def test_limits_hold_without_anybody_asking(pool: Pool, limit: dict[str, A
 
 
 async def test_another_control_plane_finds_what_runs_and_carries_on(pool: Pool) -> None:
-    await pool.start("runs on", "att-1")
-    await pool.start("runs on", "att-2")
-    await pool.until(lambda seen: seen.state == "running", "att-2")
+    await pool.start("runs on", pool.one)
+    await pool.start("runs on", pool.two)
+    await pool.until(lambda seen: seen.state == "running", pool.two)
     pool.executor = pool.reopen()
-    assert await pool.executor.attempts() == ["att-1", "att-2"]
-    assert (await pool.see("att-2")).state == "running"
-    await pool.executor.stop("att-2", EndReason.STOPPED_BY_USER)
-    assert (await pool.ended("att-2")).end_reason is EndReason.STOPPED_BY_USER
-    assert (await pool.see("att-1")).state == "running"
+    assert await pool.attempts() == [pool.one, pool.two]
+    assert (await pool.see(pool.two)).state == "running"
+    await pool.executor.stop(pool.two, EndReason.STOPPED_BY_USER)
+    assert (await pool.ended(pool.two)).end_reason is EndReason.STOPPED_BY_USER
+    assert (await pool.see(pool.one)).state == "running"
 
 
 async def test_a_running_attempt_is_not_released(pool: Pool) -> None:
     await pool.start("runs on")
     with pytest.raises(Conflict):
-        await pool.executor.release("att-1")
+        await pool.executor.release(pool.one)
     assert (await pool.until(lambda seen: seen.state == "running")).state == "running"
 
 
 async def test_a_released_attempt_is_forgotten_but_its_log_stays(pool: Pool) -> None:
     await pool.start("succeeds")
     await pool.ended()
-    await pool.executor.release("att-1")
-    await pool.executor.release("att-1")
-    await pool.executor.release("att-9")
+    await pool.executor.release(pool.one)
+    await pool.executor.release(pool.one)
+    await pool.executor.release(pool.never)
     assert (await pool.see()).state == "absent"
-    assert await pool.executor.attempts() == []
-    log = await pool.executor.log("att-1", 0, 1000)
+    assert await pool.attempts() == []
+    log = await pool.executor.log(pool.one, 0, 1000)
     assert (log.data, log.complete) == (b"one\ntwo\n", True)
     await pool.start("succeeds")  # a late, repeated start must not run it again
     assert (await pool.see()).state == "absent"
-    assert (await pool.executor.log("att-1", 0, 1000)).data == b"one\ntwo\n"
+    assert (await pool.executor.log(pool.one, 0, 1000)).data == b"one\ntwo\n"
 
 
 async def test_a_stop_of_the_unknown_can_be_swept_away(pool: Pool) -> None:
-    await pool.executor.stop("att-1", EndReason.STOPPED_BY_USER)
-    assert await pool.executor.attempts() == ["att-1"]
-    await pool.executor.release("att-1")
-    assert await pool.executor.attempts() == []
+    await pool.executor.stop(pool.one, EndReason.STOPPED_BY_USER)
+    assert await pool.attempts() == [pool.one]
+    await pool.executor.release(pool.one)
+    assert await pool.attempts() == []
 
 
 async def test_a_gang_runs_as_one_or_is_refused_where_there_is_one_node(pool: Pool) -> None:
@@ -357,8 +390,8 @@ async def test_a_gang_runs_as_one_or_is_refused_where_there_is_one_node(pool: Po
     assert seen.end_reason is EndReason.SUCCEEDED
     assert len(seen.node.split(",")) == 2
     for rank in (0, 1):
-        assert (await pool.executor.log("att-1", 0, 1000, rank)).data == b"one\ntwo\n"
-    assert await pool.executor.attempts() == ["att-1"]
+        assert (await pool.executor.log(pool.one, 0, 1000, rank)).data == b"one\ntwo\n"
+    assert await pool.attempts() == [pool.one]
 
 
 async def test_nodes_say_what_they_have_and_how_they_are(pool: Pool) -> None:

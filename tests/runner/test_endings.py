@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 
+from groundplane.adapters.executors.channels import RUNNER
 from groundplane.domain.run import EndReason
 
 
@@ -115,7 +118,7 @@ async def test_the_job_gets_a_clean_environment(node: Any, monkeypatch: pytest.M
 async def test_an_unreadable_order_fails_to_start_and_says_why(node: Any) -> None:
     node.folder().mkdir(parents=True)
     (node.folder() / "order.json").write_text('{"command": 5}')
-    await node.start("true")
+    subprocess.run([sys.executable, "-I", "-S", str(RUNNER), "--detach", str(node.folder())], check=True, timeout=30)
     seen = await node.ended()
     assert seen.end_reason is EndReason.START_FAILED
     assert "order" in seen.message
