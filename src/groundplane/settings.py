@@ -209,6 +209,11 @@ class Settings:
         "How long a run does nothing before its idle clock in dollars begins and its owner is told.",
         _positive_duration_s,
     )
+    spot_metadata_url: str = _setting(
+        "GROUND_SPOT_METADATA",
+        "http://169.254.169.254",
+        "Where runners of spec.spot jobs ask for notices; simulated:FILE gives one when that file is there.",
+    )
     checkpoint_copies: bool = _setting(
         "GROUND_CHECKPOINT_COPIES",
         True,

@@ -45,9 +45,9 @@ from groundplane.services.cordons import Cordons
 from groundplane.services.costs import Costs
 from groundplane.services.dev import Dev, DevExecutor
 from groundplane.services.endpoints import Endpoints
+from groundplane.services.gates import Gates
 from groundplane.services.gateway_config import GatewayConfig
 from groundplane.services.gateway_limits import GatewayLimits
-from groundplane.services.gates import Gates
 from groundplane.services.hub import Hub
 from groundplane.services.models import Models
 from groundplane.services.nodes import Nodes
@@ -55,6 +55,7 @@ from groundplane.services.outlooks import Outlooks
 from groundplane.services.plans import Plans
 from groundplane.services.policy import Policies
 from groundplane.services.preflight import Preflight
+from groundplane.services.proofs import Proofs
 from groundplane.services.queue import Queue
 from groundplane.services.quotas import Quotas
 from groundplane.services.recon import Recon
@@ -66,6 +67,7 @@ from groundplane.services.schedules import Schedules
 from groundplane.services.sizing import Sizings
 from groundplane.services.staging import DataExecutor, Staging
 from groundplane.services.standing import Standing
+from groundplane.services.watchdogs import Watchdogs
 from groundplane.settings import Settings
 
 
@@ -104,6 +106,8 @@ class App:
     dev: Dev
     cordons: Cordons
     checkpoints: Checkpoints
+    proofs: Proofs
+    watchdogs: Watchdogs
     nodes: Nodes
     queue: Queue
     standing: Standing
@@ -138,7 +142,9 @@ async def build(settings: Settings) -> App:
     store = await SqlStore.open(settings.database_url or f"sqlite:///{home / 'groundplane.db'}")
     usage_log = FolderUsageLog(home / "gateway" / "wal")
     files = HomeRunFiles(home)
-    options = RunnerOptions(log_line_limit_bytes=settings.log_line_limit_bytes)
+    options = RunnerOptions(
+        log_line_limit_bytes=settings.log_line_limit_bytes, spot_metadata_url=settings.spot_metadata_url
+    )
     executors: dict[str, PoolExecutor] = {"local": LocalExecutor(home, clock, options=options)}
     for pool in read_pool_file(Path(settings.pool_file or home / "pools.yaml").expanduser()):
         executors[pool.name] = SshExecutor(pool, home, clock, installation=installation_id(home), options=options)
@@ -239,6 +245,16 @@ async def build(settings: Settings) -> App:
         idle_period_s=settings.preflight_idle_s,
         staging=staging,
     )
+    watchdogs = Watchdogs(
+        store=store,
+        clock=clock,
+        executors=executors,
+        cordons=cordons,
+        notify=notifier,
+        storm_percent=settings.storm_percent,
+        settle_s=settings.storm_settle_s,
+        idle_notice_s=settings.idle_notice_s,
+    )
     checkpoints = Checkpoints(
         store=store,
         clock=clock,
@@ -318,11 +334,14 @@ async def build(settings: Settings) -> App:
             wake=wake,
             preflight=preflight,
             checkpoints=checkpoints,
+            watchdogs=watchdogs,
         ),
         preflight=preflight,
         staging=staging,
         dev=Dev(store=store, clock=clock, ids=ids, executors=executors),
         checkpoints=checkpoints,
+        watchdogs=watchdogs,
+        proofs=Proofs(store=store, clock=clock, executors=executors, plans=plans, runs=runs),
         cordons=cordons,
         nodes=Nodes(store=store, clock=clock, executors=executors, prices=prices, cordons=cordons),
         gateway_limits=GatewayLimits(store=store, clock=clock),

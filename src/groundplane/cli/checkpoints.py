@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,11 +10,15 @@ import click
 
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
+from groundplane.cli.preflight import read_spec
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
+from groundplane.domain.checkpoints import ProofStatus
 from groundplane.domain.run import Checkpoint, CopyState
+from groundplane.errors import Refusal, Refused
 from groundplane.units import format_bytes
 
+LOOK_PERIOD_S = 0.5
 step_option = click.option("--step", type=click.IntRange(0), help="Of this step; the newest copy when left out.")
 
 
@@ -67,6 +72,33 @@ def restore(run_id: str, node: str, pool: str, step: int | None) -> None:
     with connect() as client:
         laid = client.restore_checkpoint(run_id, node, pool=pool, step=step)
     render.say(f"step {laid.step} of {run_id} is on {node}, verified")
+
+
+@click.command("prove-resume")
+@click.argument("run_id", required=False, metavar="[RUN]")
+@click.option("-f", "--file", "path", metavar="FILE", help="A spec in YAML; - reads standard input.")
+@click.option("--detach", is_flag=True, help="Begin it and don't wait for its end.")
+@output_option
+def prove_resume(run_id: str | None, path: str | None, detach: bool, output: str) -> None:
+    """Kill a short run after its first checkpoint, and see whether it goes on.
+
+    The run costs what half an hour of it costs at most. Jobs with `spot: true` need the proof. Exits with 3 when the
+    job did not resume.
+    """
+    if (run_id is None) == (path is None):
+        raise click.UsageError("Give either a run's id or -f FILE.")
+    with connect() as client:
+        proof = client.prove_resume(read_spec(path) if path else "", run_id=run_id or "")
+        while proof.status is ProofStatus.RUNNING and not detach:
+            time.sleep(LOOK_PERIOD_S)
+            proof = client.resume_proofs(proof.run_id)[0]
+    words = proof.message or f"{proof.run_id} proves it"
+    render.show(proof, output, lambda: [f"{proof.status}: {words}"])
+    if proof.status is ProofStatus.FAILED:
+        hint = "read GROUND_RESUME_FROM at the start: docs/guides/checkpoints.md"
+        raise Refusal(
+            [Refused(rule="resume-proven", need="a job that goes on from its checkpoint", have=words, hint=hint)]
+        )
 
 
 @click.command()

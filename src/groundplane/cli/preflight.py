@@ -30,14 +30,15 @@ def preflight(run_id: str | None, path: str | None, node: str, everything: bool,
     if (run_id is None) == (path is None):
         raise click.UsageError("Give either a run's id or -f FILE.")
     with connect() as client:
-        reports = client.run_preflight(run_id) if run_id else client.preflight(_spec(str(path)), node=node)
+        reports = client.run_preflight(run_id) if run_id else client.preflight(read_spec(str(path)), node=node)
     render.show(reports, output, lambda: _views(reports, everything) or ["nothing was checked"])
     refused = _refused(reports)
     if path and refused:
         raise Refusal(refused)
 
 
-def _spec(path: str) -> str:
+def read_spec(path: str) -> str:
+    """The text of a spec file, `-` for standard input, with its paths made absolute."""
     if path == "-":
         return with_absolute_paths(sys.stdin.read(), str(Path.cwd()))
     try:

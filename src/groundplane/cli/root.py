@@ -42,6 +42,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dev": ("dev", "Start a dev environment, look at it, and reach its ports and its node."),
     "attach": ("dev", "Open a shell in a dev environment; letting go leaves it running."),
     "checkpoints": ("checkpoints", "List a run's checkpoints, pull one here, lay one on a node."),
+    "prove-resume": ("checkpoints", "Kill a short run after its first checkpoint, and see whether it goes on."),
     "stacks": ("checkpoints", "Print what a run's processes were doing when it was taken for hung."),
     "stop": ("runs", "Stop runs and endpoints."),
     "artifacts": ("artifacts", "Push, pull and list files; see what the store holds, collect and scrub it."),
@@ -75,7 +76,7 @@ class LazyGroup(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module = importlib.import_module(f"groundplane.cli.{COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name)
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

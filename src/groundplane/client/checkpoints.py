@@ -7,11 +7,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from groundplane.client.transport import Transport, part
+from groundplane.client.transport import Transport, made, part
+from groundplane.domain.checkpoints import ResumeProof
 from groundplane.domain.model import ManifestFile
 from groundplane.domain.run import Checkpoint
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound
-from groundplane.wire.runs import RestoreRequest
+from groundplane.wire.runs import ProofRequest, RestoreRequest
 
 PIECE_BYTES = 8 * 2**20
 _PATIENCE_S = 24 * 3600.0
@@ -39,8 +40,16 @@ class CheckpointCalls(Transport):
 
     def restore_checkpoint(self, run_id: str, node: str, *, pool: str = "", step: int | None = None) -> Checkpoint:
         """Lays a copy on a node, and returns when it is there."""
-        body = RestoreRequest(pool=pool, node=node, step=step)
+        body = made(RestoreRequest, pool=pool, node=node, step=step)
         return self._call("POST", f"/v1/runs/{part(run_id)}/restore", Checkpoint, body=body, timeout_s=_PATIENCE_S)
+
+    def prove_resume(self, spec: str = "", *, run_id: str = "") -> ResumeProof:
+        """Begins a proof for a spec, or for the spec of a run. Returns at once; `resume_proofs` tells how it ended."""
+        return self._call("POST", "/v1/resume-proofs", ResumeProof, body=made(ProofRequest, spec=spec, run_id=run_id))
+
+    def resume_proofs(self, run_id: str | None = None) -> list[ResumeProof]:
+        """Newest first; of the run that proves, or all."""
+        return self._get("/v1/resume-proofs", list[ResumeProof], params={"run_id": run_id})
 
     def stacks(self, run_id: str, *, attempt: int | None = None, rank: int = 0) -> str:
         """What a member's processes were doing when it was taken for hung; empty when it never was."""

@@ -15,6 +15,7 @@
 | checkpoints | 1 s  | begins copies of checkpoints, takes away what need not be kept       |
 | data      | 0.5 s  | brings artifacts to nodes whose runs wait for them                    |
 | watch     | 5 s    | counts silent nodes for the storm brake, tells owners of what idles    |
+| proofs    | 0.5 s  | takes resume proofs a step further                                    |
 | storage   | 60 s   | re-reads a part of the artifact store, moves cold packs, collects    |
 """
 
@@ -106,6 +107,9 @@ def schedule(app: App) -> tuple[Loop, ...]:
     async def data() -> bool:
         return await app.staging.bring()
 
+    async def proofs() -> bool:
+        return await app.proofs.step()
+
     async def watch() -> bool:
         return await app.watchdogs.watch()
 
@@ -126,6 +130,7 @@ def schedule(app: App) -> tuple[Loop, ...]:
         Loop(name="probe", period_s=min(10.0, app.settings.preflight_idle_s), step=probe),
         Loop(name="checkpoints", period_s=1.0, step=checkpoints),
         Loop(name="data", period_s=0.5, step=data),
+        Loop(name="proofs", period_s=0.5, step=proofs),
         Loop(name="watch", period_s=5.0, step=watch),
         Loop(name="storage", period_s=60.0, step=storage),
     )

@@ -24,6 +24,7 @@ from groundplane.runner.log import Log
 from groundplane.runner.node import node_memory_bytes
 from groundplane.runner.processes import descendants, process_stat, send, start_ticks
 from groundplane.runner.samples import NVML_LIBRARY, Sampler, private_bytes
+from groundplane.runner.spot import METADATA_URL, SpotWatch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 CHECK_PERIOD_S = 0.25
 STRAGGLER_GRACE_S = 2.0
+SPOT_MARGIN_S = 2.0
 SAMPLES_LIMIT_BYTES = 4 * 2**20
 RESERVE_BYTES = 64 * 2**10
 REPORTED_CHECKPOINTS = 100
@@ -73,6 +75,7 @@ class Runner:
         self.checkpoints = Checkpoints(Path(order["checkpoint_dir"]))
         self.found: list[Document] = []
         self.hang = HangWatch(order, folder)
+        self.spot = SpotWatch(order.get("spot_metadata_url") or METADATA_URL) if order.get("spot") else None
         self.closing = threading.Event()
         self.scanner = threading.Thread(target=self.scan_checkpoints, daemon=True)
         limits = order.get("log_line_limit_bytes") or 2**16, order.get("log_limit_bytes") or 2**30
@@ -205,6 +208,8 @@ class Runner:
         self.state.update(checkpoints=self.found, heartbeat_at=now_text())
         write_document(self.folder / "state.json", self.state)
         self.scanner.start()
+        if self.spot is not None:
+            self.spot.start()
 
     @property
     def cgroup(self) -> str:
@@ -322,7 +327,12 @@ class Runner:
         except ValueError:
             wish = {}
         if wish is not None:
-            self.stop(str(wish.get("reason") or "stopped-by-user"), str(wish.get("message") or ""))
+            reason = str(wish.get("reason") or "stopped-by-user")
+            self.stop(reason, str(wish.get("message") or ""), grace_s=0 if reason == "test-kill" else None)
+        if self.spot is not None and self.spot.notice is not None:
+            left_s = self.spot.notice["left_s"]
+            grace_s = self.grace_s if left_s is None else max(0.0, min(self.grace_s, left_s - SPOT_MARGIN_S))
+            self.stop("spot-reclaimed", self.spot.notice["text"], grace_s=grace_s)
         if boot_s() >= self.end_at:
             self.stop("end-date", f"the end date {order['not_after']} is reached")
         if boot_s() >= self.duration_end_at:
@@ -391,6 +401,8 @@ class Runner:
             with self.full_disk_ends_it():
                 self.log.close()
         self.closing.set()
+        if self.spot is not None:
+            self.spot.close()
         if self.scanner.is_alive():
             self.scanner.join()
             self.found = self.checkpoints.scan()

@@ -13,6 +13,7 @@ from datetime import datetime
 from groundplane.audit import EventDraft
 from groundplane.domain import planning
 from groundplane.domain.access import Exposure, Project
+from groundplane.domain.checkpoints import ProofStatus, ResumeProof, proof_id
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.isolation import IsolationPolicy
 from groundplane.domain.model import ModelVersion
@@ -227,7 +228,17 @@ class Plans:
             exposure=exposure,
             isolation=self._isolation,
             secrets=await self._secret_names(spec),
+            resume_proof=await self._resume_proof(tx, spec),
         )
+
+    async def _resume_proof(self, tx: Tx, spec: JobSpec | EndpointSpec) -> str:
+        """How far the proof is that a spot job resumes: "" without one, its status, or why it failed."""
+        if isinstance(spec, EndpointSpec) or not spec.spot:
+            return ""
+        proof = await tx.get(ResumeProof, proof_id(spec))
+        if proof is None:
+            return ""
+        return proof.message if proof.status is ProofStatus.FAILED else proof.status.value
 
     async def _secret_names(self, spec: JobSpec | EndpointSpec) -> frozenset[str]:
         if isinstance(spec, EndpointSpec) or not spec.secrets or self._secrets is None:

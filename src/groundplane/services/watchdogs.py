@@ -93,7 +93,11 @@ class Watchdogs:
     # ------------------------------------------------------------ hangs, lost nodes
 
     async def after_end(self, tx: Tx, run: Run, attempt: Attempt, seen: Observation | None) -> None:
-        """Cordons the node that a hang is due to. In the transaction that records the end."""
+        """Cordons the node that a hang is due to, or that is taken back. In the transaction that records the end."""
+        taken = attempt.end_reason is EndReason.SPOT_RECLAIMED and seen is not None and seen.unfit_node
+        if taken and seen is not None and "simulated" not in seen.message:
+            hint = "ground nodes uncordon when it, or another of its name, is back"
+            await self._cordons.cordon_in(tx, SYSTEM, attempt.pool, seen.unfit_node, seen.message, hint)
         if attempt.end_reason is not EndReason.HUNG or seen is None:
             return
         self.counts["hangs"] += 1

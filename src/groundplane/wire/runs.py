@@ -23,6 +23,14 @@ class RunExplanation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProofRequest:
+    """Prove that a job resumes: one `spec` as YAML, or the spec of the run `run_id`."""
+
+    spec: str = ""
+    run_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RestoreRequest:
     """Lay a copy of a checkpoint on a node. `pool` is the run's own when empty, `step` the newest copy's when None."""
 

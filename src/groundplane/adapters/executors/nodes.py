@@ -52,6 +52,7 @@ class RunnerOptions:
     log_limit_bytes: int = 2**30
     sample_period_s: float = 2.0
     nvml_library: str = "libnvidia-ml.so.1"
+    spot_metadata_url: str = "http://169.254.169.254"
 
 
 @dataclass(slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from groundplane.domain.run import EndReason, FoundCheckpoint, MemberHang, Obser
 from groundplane.domain.staging import progress_of
 from groundplane.ports import Sample
 
+UNFIT = {EndReason.NODE_UNFIT, EndReason.SPOT_RECLAIMED}
 OTHER_ENDED = "another member ended first: "
 
 
@@ -39,7 +40,7 @@ def as_observation(attempt_id: str, node: str, document: Mapping[str, Any]) -> O
         preflight=results_of(document.get("preflight", ())),
         active_at=_time(document.get("active_at")),
         hangs=_hangs(attempt_id, node, document.get("hang")),
-        unfit_node=node if document.get("end_reason") == EndReason.NODE_UNFIT else "",
+        unfit_node=node if document.get("end_reason") in UNFIT else "",
         staging=progress_of(document.get("staging")) if state == "starting" else None,
     )
 

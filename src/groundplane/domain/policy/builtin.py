@@ -40,6 +40,7 @@ class Subject:
     horizon_days: int = MAX_HORIZON_DAYS
     isolation: IsolationPolicy = IsolationPolicy()
     secrets: frozenset[str] = frozenset()
+    resume_proof: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +209,21 @@ def _preflight_on(subject: Subject) -> Finding | None:
     if isinstance(spec, EndpointSpec) or spec.preflight:
         return None
     return Finding(need="faults of node and storage are paid for until the job meets them", have="preflight is off")
+
+
+def _resume_proven(subject: Subject) -> Finding | None:
+    spec = subject.spec
+    if isinstance(spec, EndpointSpec) or not spec.spot or subject.resume_proof == "proved":
+        return None
+    have = {"": "none was made", "running": "one is under way"}.get(subject.resume_proof, subject.resume_proof)
+    return Finding(need="a resume seen after a test kill, of this very command", have=have)
+
+
+def _spot_watched(subject: Subject) -> Finding | None:
+    spec = subject.spec
+    if isinstance(spec, EndpointSpec) or spec.resources.purchase != "spot" or spec.spot:
+        return None
+    return Finding(need="notices are watched for with spec.spot: true", have="resources.purchase: spot alone")
 
 
 # ---------------------------------------------------------------- where, and for how much
@@ -404,6 +420,20 @@ RULES: tuple[Rule, ...] = (
         hint="put the file under the secrets folder: GROUND_SECRETS",
         check=_secrets_known,
         live=True,
+    ),
+    Rule(
+        id="resume-proven",
+        why="A machine that may be taken away any minute is for jobs that were seen to go on from their checkpoint.",
+        hint="ground prove-resume -f FILE kills a short run once and looks; or leave spec.spot out",
+        check=_resume_proven,
+        live=True,
+    ),
+    Rule(
+        id="spot-watched",
+        why="A spot machine gives half a minute to two minutes of notice: enough to save, for who listens.",
+        hint="set spec.spot: true",
+        check=_spot_watched,
+        warns=True,
     ),
     Rule(
         id="preflight-on",

@@ -1,0 +1,165 @@
+"""Machines that are taken away: notices in each cloud's published format, and what the job gets to do."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from groundplane.domain.run import EndReason
+from groundplane.runner.spot import SpotWatch
+
+SAVE_ON_TERM = """
+import hashlib, json, os, signal, sys, time
+def save(*_):
+    folder = os.path.join(os.environ["GROUND_CHECKPOINT_DIR"], "step-7")
+    os.makedirs(folder)
+    with open(folder + "/w", "wb") as file: file.write(b"weights")
+    files = [{"path": "w", "sha256": hashlib.sha256(b"weights").hexdigest(), "bytes": 7}]
+    with open(folder + "/manifest.json", "w") as file: json.dump({"step": 7, "files": files}, file)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+class Metadata:
+    """A metadata service of one cloud, in the format that its documents give. `taken` makes the notice come."""
+
+    def __init__(self, cloud: str) -> None:
+        self.cloud, self.taken, self.asked = cloud, False, list[str]()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.asked.append(self.path)
+                status, body = getattr(outer, f"_{outer.cloud}")(self.path, self.headers)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def do_PUT(self) -> None:
+                ok = outer.cloud == "aws" and self.path == "/latest/api/token"
+                body = b"token-1" if ok and self.headers["X-aws-ec2-metadata-token-ttl-seconds"] else b""
+                self.send_response(200 if body else 405)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Quiet."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def _azure(self, path: str, headers: Any) -> tuple[int, bytes]:
+        if headers["Metadata"] != "true":
+            return 400, b""
+        if path.startswith("/metadata/instance/compute/name"):
+            return 200, b"vm-7"
+        if not path.startswith("/metadata/scheduledevents?api-version=2020-07-01"):
+            return 404, b""
+        other = {"EventId": "1", "EventType": "Preempt", "ResourceType": "VirtualMachine", "Resources": ["vm-8"],
+                 "EventStatus": "Scheduled", "NotBefore": "Mon, 19 Sep 2016 18:29:47 GMT"}  # fmt: skip
+        when = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
+        ours = {**other, "EventId": "2", "Resources": ["vm-7"], "NotBefore": when}
+        freeze = {**ours, "EventType": "Freeze"}
+        events = [other, freeze, *([ours] if self.taken else [])]
+        return 200, json.dumps({"DocumentIncarnation": 2, "Events": events}).encode()
+
+    def _aws(self, path: str, headers: Any) -> tuple[int, bytes]:
+        if headers["X-aws-ec2-metadata-token"] != "token-1":
+            return 401, b""
+        if path != "/latest/meta-data/spot/instance-action" or not self.taken:
+            return 404, b""
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 120))
+        return 200, json.dumps({"action": "terminate", "time": when}).encode()
+
+    def _google(self, path: str, headers: Any) -> tuple[int, bytes]:
+        if headers["Metadata-Flavor"] != "Google" or path != "/computeMetadata/v1/instance/preempted":
+            return 404, b""
+        return 200, b"TRUE" if self.taken else b"FALSE"
+
+    def _nobody(self, path: str, headers: Any) -> tuple[int, bytes]:
+        return 200, b"<html>a captive portal</html>"
+
+
+@pytest.fixture
+def metadata() -> Iterator[Callable[[str], Metadata]]:
+    made: list[Metadata] = []
+
+    def make(cloud: str) -> Metadata:
+        made.append(Metadata(cloud))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.server.shutdown()
+        each.server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("cloud", "words", "left_s"),
+    [("azure", "Azure evicts", 30), ("aws", "AWS will terminate", 120), ("google", "Google Cloud preempts", 30)],
+)
+def test_a_notice_is_understood(metadata: Callable[[str], Metadata], cloud: str, words: str, left_s: float) -> None:
+    service = metadata(cloud)
+    watch = SpotWatch(service.url)
+    assert watch.ask() is None
+    assert watch.trouble == ""
+    service.taken = True
+    notice = watch.ask()
+    assert notice is not None
+    assert notice["text"].startswith(words)
+    assert left_s - 3 < notice["left_s"] <= left_s
+
+
+def test_what_answers_like_no_cloud_gives_no_notice_and_says_so(metadata: Callable[[str], Metadata]) -> None:
+    service = metadata("nobody")
+    service.taken = True
+    watch = SpotWatch(service.url)
+    assert watch.ask() is None
+    assert watch.trouble
+
+
+async def test_a_job_gets_to_save_before_its_machine_goes(
+    node_with: Callable[..., Any], metadata: Callable[[str], Metadata]
+) -> None:
+    service = metadata("azure")
+    node = node_with(spot_metadata_url=service.url)
+    await node.python(SAVE_ON_TERM, spot=True)
+    await node.said(b"ready")
+    service.taken = True
+    seen = await node.ended()
+    assert seen.end_reason is EndReason.SPOT_RECLAIMED
+    assert seen.message.startswith("Azure evicts this machine at ")
+    assert [found.step for found in seen.checkpoints] == [7]
+    assert seen.unfit_node
+
+
+async def test_a_simulated_notice_says_that_it_is_one(node_with: Callable[..., Any], tmp_path: Any) -> None:
+    node = node_with(spot_metadata_url=f"simulated:{tmp_path / 'notice'}")
+    await node.python(SAVE_ON_TERM, spot=True)
+    await node.said(b"ready")
+    (tmp_path / "notice").touch()
+    seen = await node.ended()
+    assert seen.end_reason is EndReason.SPOT_RECLAIMED
+    assert "simulated" in seen.message
+
+
+async def test_a_job_that_may_not_run_on_spot_asks_nobody(
+    node_with: Callable[..., Any], metadata: Callable[[str], Metadata]
+) -> None:
+    service = metadata("google")
+    node = node_with(spot_metadata_url=service.url)
+    await node.start("sleep 0.5")
+    await node.ended()
+    assert service.asked == []
