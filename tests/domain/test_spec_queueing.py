@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
 
-from groundplane.domain.spec import JobSpec, spec_digest
-from groundplane.domain.spec.parse import dump, parse, parse_one
+from groundplane.domain.spec import ArrayElement, JobSpec, spec_digest
+from groundplane.domain.spec.parse import dump, dump_whole, parse, parse_one
 from groundplane.errors import InvalidInput
 
 NOW = datetime(2026, 3, 2, tzinfo=UTC)
@@ -48,7 +49,9 @@ def test_an_array_is_one_run_for_each_index() -> None:
     assert all(isinstance(spec, JobSpec) and spec.array is not None and spec.array.at_once == 2 for spec in specs)
     assert isinstance(specs[1], JobSpec)
     assert specs[1].env == {"GROUND_ARRAY_INDEX": "4"}
-    assert parse_one(dump(specs[1]), now=NOW) == specs[1]
+    alone = replace(specs[1], array=ArrayElement(name="sweep", index=4, at_once=2, first=4, last=4))
+    assert parse_one(dump(specs[1]), now=NOW) == alone
+    assert parse(dump_whole(specs[1]), now=NOW) == specs
 
 
 @pytest.mark.parametrize(

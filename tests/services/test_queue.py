@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from groundplane.domain.node import Cordon
 from groundplane.domain.planning import Offer
 from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Stage
 from groundplane.domain.run import Attempt, EndReason, FoundCheckpoint, Run, RunStatus
+from groundplane.domain.scheduling.scheduler import schedule
+from groundplane.domain.scheduling.state import Start
 from groundplane.ports import Order, Store
 from groundplane.services.queue import Queue
 from groundplane.services.standing import Standing
@@ -68,6 +72,10 @@ def works(order: Order) -> Script:
         (60.0 * n, FoundCheckpoint(step=n + 10 * order.number, path=f"/c/{n}", size_bytes=1)) for n in range(1, 10)
     )
     return Script(ends_after_s=600, checkpoints=found)
+
+
+def hurries(_: Order) -> Script:
+    return Script(ends_after_s=20)
 
 
 async def entries(plane: Plane) -> dict[str, QueueEntry]:
@@ -139,12 +147,9 @@ async def test_a_quota_over_all_pools_is_never_exceeded(tmp_path: Path) -> None:
         assert (await plane.run_to_end(run_id)).status is RunStatus.SUCCEEDED
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(crash_at=st.integers(1, 120), after_commit=st.booleans())
-async def test_a_crash_at_any_commit_neither_starts_twice_nor_keeps_capacity(
-    tmp_path_factory: pytest.TempPathFactory, crash_at: int, after_commit: bool
-) -> None:
-    plane = with_nodes(await a_plane(tmp_path_factory.mktemp("crash"), works), 1)
+async def crashed_at(plane: Plane, crash_at: int, *, after_commit: bool, stride_s: float = 15) -> None:
+    """Two runs, one preempting the other, while the control plane dies once; then everything is as it must be."""
+    plane = with_nodes(plane, 1)
     toy = await plane.submit(single("toy", "priority: exploratory"))
     plane.store.commits, plane.store.crash_at, plane.store.after_commit = 0, crash_at, after_commit
     real = ""
@@ -156,9 +161,9 @@ async def test_a_crash_at_any_commit_neither_starts_twice_nor_keeps_capacity(
         except CrashError:
             async with plane.store.transaction() as tx:  # a new process gives back the dead one's leases
                 for row in await tx.find(Run, {"lease_owner": "w"}):
-                    await tx.update(row.__class__(**{**_fields(row), "lease_owner": "", "lease_expires_at": None}))
+                    await tx.update(replace(row, lease_owner="", lease_expires_at=None))
             plane.queue = Queue(store=plane.store, clock=plane.clock, executors={"local": plane.executor})
-        plane.clock.pass_s(15)
+        plane.clock.pass_s(stride_s)
         if number > 10 and not await entries(plane):
             break
     assert len(plane.orders) == len(set(plane.orders)), "no attempt is started twice"
@@ -172,8 +177,74 @@ async def test_a_crash_at_any_commit_neither_starts_twice_nor_keeps_capacity(
     await plane.balances()
 
 
-def _fields(row: Run) -> dict[str, object]:
-    return {name: getattr(row, name) for name in row.__dataclass_fields__}
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(crash_at=st.integers(1, 120), after_commit=st.booleans())
+async def test_a_crash_at_any_commit_neither_starts_twice_nor_keeps_capacity(
+    tmp_path_factory: pytest.TempPathFactory, crash_at: int, after_commit: bool
+) -> None:
+    plane = await a_plane(tmp_path_factory.mktemp("crash"), works)
+    await crashed_at(plane, crash_at, after_commit=after_commit)
+
+
+async def test_a_crash_while_placing_or_preempting_is_survived_on_each_store(store: Store, tmp_path: Path) -> None:
+    plane = await a_plane(tmp_path, works, store)
+    await crashed_at(plane, 40, after_commit=True, stride_s=60)
+
+
+async def test_what_is_needed_starts_first_and_all_elements_of_an_array_are_needed(
+    store: Store, tmp_path: Path
+) -> None:
+    plane = with_nodes(await a_plane(tmp_path, hurries, store), 8)
+    early = await plane.submit(single("train", "needs: [prepare, sweep]"))
+    await plane.step()
+    assert await waits_for(plane, early) == ("needs", "it needs prepare, sweep, and no run of that name is there yet")
+    plans = await plane.plans.plan(ADMIN, single("prepare") + "---\n" + single("sweep", "array: 1-3%2"))
+    prepare, *sweep = [(await plane.runs.submit(ADMIN, plan.id)).id for plan in plans]
+    for _ in range(2):
+        await plane.step()
+    await plane.reconcile_all()
+    assert await waits_for(plane, early) == ("needs", f"it needs prepare ({prepare}), which is running, and 3 more")
+    assert plane.orders == [f"{run}-1" for run in (prepare, *sweep[:2])], "two of the array at once, and nothing more"
+    assert (await plane.run_to_end(early)).status is RunStatus.SUCCEEDED
+    assert plane.orders[-1] == f"{early}-1"
+    folders = [f"{tmp_path}/runs/{run}/output" for run in sweep]
+    assert plane.sent[f"{early}-1"].env["GROUND_INPUT_PREPARE"] == f"{tmp_path}/runs/{prepare}/output"
+    assert plane.sent[f"{early}-1"].env["GROUND_INPUT_SWEEP"] == ":".join(folders)
+
+
+async def test_a_pass_gives_way_to_another_that_decided_meanwhile(store: Store, tmp_path: Path) -> None:
+    plane = with_nodes(await a_plane(tmp_path, works, store), 1)
+    for name in ("one", "two"):
+        await plane.submit(single(name))
+    await plane.reconcile_all()
+    other = Queue(store=plane.store, clock=plane.clock, executors={"local": plane.executor})
+    await asyncio.gather(plane.queue.step(), other.step())
+    assert sum(entry.holds for entry in (await entries(plane)).values()) == 1
+
+
+async def test_a_node_cordoned_while_a_pass_decides_takes_nothing(tmp_path: Path) -> None:
+    plane = with_nodes(await a_plane(tmp_path, works), 1)
+    await plane.submit(single("one"))
+    await plane.reconcile_all()
+    cordon = Cordon(
+        id="local/local-0", pool="local", node="local-0", reason="Xid 79", cordoned_by="ops", cordoned_at=START
+    )
+    async with plane.store.inner.transaction() as tx:
+        seen = await plane.queue.view(tx, "local", await plane.executor.nodes())
+    async with plane.store.inner.transaction() as tx:
+        await tx.insert(cordon)
+    decisions = schedule(seen.state, plane.clock.now().timestamp())
+    assert [type(each) for each in decisions] == [Start]
+    assert await plane.queue._write(seen, decisions, plane.clock.now()) == 0
+    assert not any(entry.holds for entry in (await entries(plane)).values())
+
+
+async def waits_for(plane: Plane, run_id: str) -> tuple[str, str]:
+    """The layer that keeps a run from starting, and why."""
+    standing = Standing(store=plane.store, clock=plane.clock, executors={"local": plane.executor}, queue=plane.queue)
+    story = await standing.story(await plane.runs.get(ADMIN, run_id))
+    assert story is not None
+    return story.line.layer, story.line.reason
 
 
 async def test_the_queue_is_kept_alike_by_each_store(store: Store) -> None:

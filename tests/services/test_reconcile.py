@@ -28,7 +28,7 @@ from groundplane.domain.ledger import LedgerEntry
 from groundplane.domain.run import Attempt, EndReason, FoundCheckpoint, Run, RunStatus
 from groundplane.errors import Conflict, Refusal
 from groundplane.identity import Actor, Role
-from groundplane.ports import Order, Tx
+from groundplane.ports import Order, Store, Tx
 from groundplane.services.access import Access
 from groundplane.services.approvals import Approvals
 from groundplane.services.costs import Costs
@@ -73,10 +73,10 @@ class CrashError(Exception):
 
 
 class CrashingStore:
-    """The real in-memory store, dying before or after the n-th commit."""
+    """A real store, the one in memory unless another is given, dying before or after the n-th commit."""
 
-    def __init__(self) -> None:
-        self.inner = MemoryStore()
+    def __init__(self, inner: Store | None = None) -> None:
+        self.inner = inner or MemoryStore()
         self.crash_at: int | None = None
         self.after_commit = False
         self.commits = 0
@@ -109,6 +109,7 @@ class Plane:
     clock: Clock
     executor: MemoryExecutor
     orders: list[str]
+    sent: dict[str, Order]
     access: Access
     plans: Plans
     costs: Costs
@@ -122,10 +123,13 @@ class Plane:
 
     async def step(self) -> None:
         """What the runs' loop does once. A lease of a dead worker has been given back at the restart."""
+        await self.reconcile_all()
+        await self.queue.step()
+
+    async def reconcile_all(self) -> None:
         async with self.store.transaction() as tx:
             claimed = await tx.claim(Run, now=self.clock.now(), owner="w", lease_s=30, limit=10)
         await self.reconcile.step(claimed)
-        await self.queue.step()
 
     async def run_to_end(self, run_id: str, *, steps: int = 400) -> Run:
         for _ in range(steps):
@@ -147,12 +151,14 @@ class Plane:
         assert sum(budget.posted_microusd for budget in budgets) == spent
 
 
-async def a_plane(folder: Path, play: Callable[[Order], Script]) -> Plane:
-    store, clock, ids = CrashingStore(), Clock(), RandomIds()
+async def a_plane(folder: Path, play: Callable[[Order], Script], inner: Store | None = None) -> Plane:
+    store, clock, ids = CrashingStore(inner), Clock(), RandomIds()
     orders: list[str] = []
+    sent: dict[str, Order] = {}
 
     def noted(order: Order) -> Script:
         orders.append(order.attempt_id)
+        sent[order.attempt_id] = order
         return play(order)
 
     executor = MemoryExecutor(clock, play=noted, pool="local")
@@ -201,7 +207,7 @@ async def a_plane(folder: Path, play: Callable[[Order], Script]) -> Plane:
         thresholds_percent=(50, 80, 100),
         reason="test",
     )
-    return Plane(store, clock, executor, orders, access, plans, costs, runs, reconcile, queue)
+    return Plane(store, clock, executor, orders, sent, access, plans, costs, runs, reconcile, queue)
 
 
 def steady(order: Order) -> Script:

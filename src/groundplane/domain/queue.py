@@ -23,7 +23,7 @@ class QueueEntry:
     """A run's place in its pool's queue, from its admission to its end. id = the run's.
 
     `queued_at` is kept through retries and preemptions. `needs` maps what its spec calls a needed run to that run's id,
-    "" while there is none. `array` names the array it is an element of, at most `array_limit` of which run at once.
+    "" while there is none; of an array to all ids, with spaces between. `array` names the array it is an element of, at most `array_limit` of which run at once.
     """
 
     id: str

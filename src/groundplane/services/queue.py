@@ -1,44 +1,80 @@
 """The queue of each pool: passes over it, what they decide made durable, and what people ask of it.
 
-A pass reads everything, lets `domain.scheduling` decide, and writes starts and preemptions down in one transaction and
-under a lock on one row: two passes never see the same free accelerator. A placement is a row before it is an attempt;
-what a run holds is given back in the transaction that says that it ended.
+A pass reads what changed, lets `domain.scheduling` decide beside the event loop and outside of any transaction, and
+writes starts and preemptions down in short transactions under a lock on one row. It throws its decisions away when
+another pass wrote there meanwhile: two passes never give away the same accelerator. A placement is a row before it is
+an attempt; what a run holds is given back in the transaction that says that it ended.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import cast
 
 from groundplane.audit import EventDraft
 from groundplane.domain.node import Cordon, Node
 from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Reservation, ReservedPart, Stage
-from groundplane.domain.run import Checkpoint, EndReason, Run, RunStatus
-from groundplane.domain.scheduling.scheduler import schedule
+from groundplane.domain.run import Checkpoint, EndReason, Run
+from groundplane.domain.scheduling.scheduler import Scheduler
 from groundplane.domain.scheduling.shares import decayed, dominant
-from groundplane.domain.scheduling.state import Amount, Decision, PoolState, Preempt, Reserved, Rules, Start, class_name
-from groundplane.errors import Unavailable
+from groundplane.domain.scheduling.state import (
+    Amount,
+    PoolState,
+    Preempt,
+    Reserved,
+    Rules,
+    Start,
+    Waiting,
+    class_name,
+)
+from groundplane.errors import Conflict, Unavailable
 from groundplane.identity import SYSTEM
 from groundplane.ports import Clock, Executor, Store, Tx
+from groundplane.services.needs import find_needed
 
 log = logging.getLogger(__name__)
 USAGE_PERIOD_S = 60.0
 LOOK_AGAIN_S = 15.0
+_WRITES_AT_ONCE = 16
+_READ_ALL_FROM = 0.3
+_IDS_AT_ONCE = 5000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """One pool's queue as one pass sees it. `held_back` says why a run does not stand in line yet."""
+    """One pool's queue as one pass sees it. `held_back` says why a run does not stand in line yet: layer, reason.
+
+    `fresh` are entries for which a run that they need was found just now. `fence` changes when another pass decided,
+    or a rule that this one relied on was changed. `noted_at` is when it was last written down what projects hold.
+    """
 
     pool: str
     nodes: tuple[Node, ...]
     entries: tuple[QueueEntry, ...]
     state: PoolState
-    held_back: dict[str, str]
+    held_back: dict[str, tuple[str, str]]
     failed_needs: dict[str, str]
+    fresh: tuple[QueueEntry, ...]
+    fence: object
+    noted_at: datetime | None
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What one transaction of a pass took: starts and waited seconds by class, and preemptions."""
+
+    started: Counter[str] = field(default_factory=Counter)
+    waited_s: Counter[str] = field(default_factory=Counter)
+    preempted: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.started.total() + self.preempted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +108,8 @@ class Queue:
         self._rules = rules or Rules()
         self._wake = wake
         self._seen: dict[str, tuple[object, datetime]] = {}
+        self._entries: dict[str, QueueEntry] = {}
+        self._waiting: dict[str, tuple[QueueEntry, Waiting]] = {}
 
     async def step(self) -> int:
         """One pass over each pool; how many runs were told to start or to give way."""
@@ -96,13 +134,13 @@ class Queue:
             for node in nodes
         ]
         state = await tx.get(QueueState, "queue")
-        entries = tuple(await tx.find(QueueEntry))
+        fence = await _fence(tx, state)
+        entries = await self._current(tx)
         quotas = await tx.find(ProjectQuota)
         reservations = await tx.find(Reservation, {"pool": pool})
-        here = tuple(entry for entry in entries if entry.pool == pool)
-        here, failed = await _with_needs(tx, here)
-        held_back = _held_back(here, failed, now)
-        waiting = tuple(e.waiting() for e in here if not e.holds and e.id not in held_back)
+        found = await find_needed(tx, tuple(entry for entry in entries if entry.pool == pool))
+        here = found.entries
+        held_back = _held_back(here, found.waits, found.failed, now)
         kept = await _kept_at(tx, here)
         elsewhere: dict[str, Amount] = {}
         for entry in entries:
@@ -114,7 +152,7 @@ class Queue:
             entries=here,
             state=PoolState(
                 nodes=tuple(nodes),
-                waiting=waiting,
+                waiting=tuple(self._as_waiting(e) for e in here if not e.holds and e.id not in held_back),
                 holding=tuple(entry.holding(kept.get(entry.id)) for entry in here if entry.holds),
                 quotas=tuple(quota.quota() for quota in quotas),
                 reserved=tuple(_reserved(each, part) for each in reservations for part in each.parts),
@@ -123,17 +161,47 @@ class Queue:
                 rules=self._rules,
             ),
             held_back=held_back,
-            failed_needs=failed,
+            failed_needs=found.failed,
+            fresh=found.fresh,
+            fence=fence,
+            noted_at=state.usage_at if state is not None else None,
         )
+
+    async def _current(self, tx: Tx) -> tuple[QueueEntry, ...]:
+        """Every entry as it is now, by id. Only what changed since the last time is read: a long queue hardly does."""
+        known = self._entries
+        versions = {
+            str(key[0]): version for key, version in (await tx.total(QueueEntry, "version", by=("id",))).items()
+        }
+        stale = [id for id, version in versions.items() if id not in known or known[id].version != version]
+        if len(stale) > _READ_ALL_FROM * len(versions):
+            fresh = {entry.id: entry for entry in await tx.find(QueueEntry)}
+        else:
+            fresh = {id: known[id] for id in versions if id in known}
+            for start in range(0, len(stale), _IDS_AT_ONCE):
+                chunk = tuple(stale[start : start + _IDS_AT_ONCE])
+                fresh.update((entry.id, entry) for entry in await tx.find(QueueEntry, {"id": chunk}))
+        self._entries = fresh
+        for gone in self._waiting.keys() - fresh.keys():
+            del self._waiting[gone]
+        return tuple(fresh[id] for id in sorted(fresh))
+
+    def _as_waiting(self, entry: QueueEntry) -> Waiting:
+        kept = self._waiting.get(entry.id)
+        if kept is None or kept[0] is not entry:
+            kept = self._waiting[entry.id] = (entry, entry.waiting())
+        return kept[1]
 
     async def tally(self) -> Tally:
         """For metrics: of every project, so the caller filters."""
         now = self._clock.now()
         async with self._store.transaction() as tx:
             state = await tx.get(QueueState, "queue") or QueueState(usage_at=now)
-            entries = await tx.find(QueueEntry, {"stage": Stage.WAITING})
+            entries = await self._current(tx)
         waiting: dict[tuple[str, str, str], tuple[int, float]] = {}
         for entry in entries:
+            if entry.holds:
+                continue
             line = (entry.pool, entry.project, class_name(entry.priority))
             count, oldest_s = waiting.get(line, (0, 0.0))
             waiting[line] = (count + 1, max(oldest_s, (now - entry.queued_at).total_seconds()))
@@ -154,33 +222,47 @@ class Queue:
             last = self._seen.get(pool)
             if last is not None and last[0] == stamp and now < last[1]:
                 return 0  # nothing came, ended or changed: the last pass would decide the same again
-            await tx.insert_once(QueueState(usage_at=now))
-            state = await tx.get(QueueState, "queue", lock=True)
-            if state is None:
-                raise ValueError("the row every pass locks is gone")
             seen = await self.view(tx, pool, nodes)
-            if not seen.entries:
-                self._seen[pool] = (stamp, _look_again_at(seen, now))
-                return 0
-            decisions = schedule(seen.state, now.timestamp())
-            begun = [each for each in decisions if isinstance(each, Start)]
-            leaving = [each for each in decisions if isinstance(each, Preempt)]
-            entries = {entry.id: entry for entry in seen.entries}
-            waited: Counter[str] = Counter()
-            started: Counter[str] = Counter()
-            for start in begun:
-                entry = entries[start.id]
-                if await self._place(tx, entry, start, now):
-                    started[class_name(entry.priority)] += 1
-                    waited[class_name(entry.priority)] += round((now - entry.queued_at).total_seconds())
-            for preempt in leaving:
-                await self._make_leave(tx, entries[preempt.id], preempt, now)
-            for run_id, why in seen.failed_needs.items():
-                await _fail(tx, run_id, why, now)
-            await self._write_state(tx, state, seen, decisions, waited, started)
-        if not begun and not leaving:
+        decisions = await asyncio.to_thread(_decide, seen.state, now) if seen.entries else []
+        noted_at = seen.noted_at or now
+        due = bool(seen.entries) and (now - noted_at).total_seconds() >= USAGE_PERIOD_S
+        decided = 0
+        if decisions or seen.fresh or seen.failed_needs or due:
+            decided = await self._write(seen, decisions, now)
+        if not decisions and not decided:
             self._seen[pool] = (stamp, _look_again_at(seen, now))
-        return len(begun) + len(leaving) + len(seen.failed_needs)
+        return decided
+
+    async def _write(self, seen: View, decisions: Sequence[Start | Preempt], now: datetime) -> int:
+        """Makes decisions durable, some at a time, so that nobody waits long for the database; how many it took.
+
+        The rest is left for the next pass as soon as anything else decided, or a rule changed.
+        """
+        entries = {entry.id: entry for entry in seen.entries}
+        fence, done = seen.fence, 0
+        for start in range(0, max(1, len(decisions)), _WRITES_AT_ONCE):
+            async with self._store.transaction() as tx:
+                await tx.insert_once(QueueState(usage_at=now))
+                state = await tx.get(QueueState, "queue", lock=True)
+                if state is None:
+                    raise ValueError("the row every pass locks is gone")
+                if await _fence(tx, state) != fence:
+                    return done
+                if not start:
+                    done += await _write_needs(tx, seen, entries, now)
+                tally = _Taken()
+                for each in decisions[start : start + _WRITES_AT_ONCE]:
+                    try:
+                        if isinstance(each, Start):
+                            await self._place(tx, entries[each.id], each, now, tally)
+                        else:
+                            await self._make_leave(tx, entries[each.id], each, now, tally)
+                    except Conflict:
+                        log.info("%s changed while it was decided on", each.id)
+                state = await self._write_state(tx, state, seen, tally, now)
+                fence = await _fence(tx, state)
+            done += tally.total
+        return done
 
     async def _stamp(self, tx: Tx, pool: str, nodes: tuple[Node, ...]) -> object:
         """Equal as long as nothing changed that a decision depends on, time apart."""
@@ -190,11 +272,11 @@ class Queue:
         shapes = tuple((n.name, n.takes_work, n.cpus, n.memory_bytes, len(n.accelerators)) for n in nodes)
         return tuple(versions), tuple(counts), shapes
 
-    async def _place(self, tx: Tx, entry: QueueEntry, start: Start, now: datetime) -> bool:
+    async def _place(self, tx: Tx, entry: QueueEntry, start: Start, now: datetime, taken: _Taken) -> None:
         """The placement is durable before anything starts there; then the run is due, to begin its attempt."""
         run = await tx.get(Run, entry.id, lock=True)
         if run is None or run.status.is_over or run.stop_requested is not None:
-            return False
+            return
         await tx.update(
             replace(
                 entry,
@@ -210,9 +292,10 @@ class Queue:
         waited_s = round((now - entry.queued_at).total_seconds())
         after = {"places": places, "waited_s": waited_s, "backfilled": start.backfilled}
         await tx.append_event(_event(run, now, "run.place", after))
-        return True
+        taken.started[class_name(entry.priority)] += 1
+        taken.waited_s[class_name(entry.priority)] += waited_s
 
-    async def _make_leave(self, tx: Tx, entry: QueueEntry, preempt: Preempt, now: datetime) -> None:
+    async def _make_leave(self, tx: Tx, entry: QueueEntry, preempt: Preempt, now: datetime, taken: _Taken) -> None:
         run = await tx.get(Run, entry.id, lock=True)
         if run is None or run.status.is_over:
             return
@@ -221,22 +304,13 @@ class Queue:
         await _make_due(tx, run, now)
         after = {"for": preempt.for_id, "why": preempt.why, "lost_s": round(preempt.lost_s)}
         await tx.append_event(_event(run, now, "run.preempt", after))
+        taken.preempted += 1
 
-    async def _write_state(
-        self,
-        tx: Tx,
-        state: QueueState,
-        seen: View,
-        decisions: Sequence[Decision],
-        waited: Counter[str],
-        started: Counter[str],
-    ) -> None:
+    async def _write_state(self, tx: Tx, state: QueueState, seen: View, taken: _Taken, now: datetime) -> QueueState:
         """What projects held since the last time, and how often what was decided."""
-        now = self._clock.now()
         elapsed_s = (now - state.usage_at).total_seconds()
-        preempted = sum(isinstance(each, Preempt) for each in decisions)
-        if elapsed_s < USAGE_PERIOD_S and not started and not preempted:
-            return
+        if elapsed_s < USAGE_PERIOD_S and not taken.total:
+            return state
         usage = state.usage if seen.pool in state.usage else {**state.usage, seen.pool: {}}
         whole = Amount(
             sum(len(node.accelerators) for node in seen.nodes),
@@ -244,9 +318,8 @@ class Queue:
             sum(node.memory_bytes for node in seen.nodes),
         )
         held: dict[str, Amount] = {}
-        for entry in seen.entries:
-            if entry.holds:
-                held[entry.project] = held.get(entry.project, Amount()).plus(entry.ask.total)
+        for run in seen.state.holding:
+            held[run.project] = held.get(run.project, Amount()).plus(run.ask.total)
         shares = {project: dominant(amount, whole) for project, amount in held.items()}
         fresh = {
             pool: decayed(
@@ -254,62 +327,62 @@ class Queue:
             )
             for pool, of_pool in usage.items()
         }
-        await tx.update(
+        started, waited_s = Counter(state.started), Counter(state.waited_s)
+        return await tx.update(
             replace(
                 state,
                 usage=fresh,
                 usage_at=now,
                 passes=state.passes + 1,
-                starts=state.starts + sum(started.values()),
-                preemptions=state.preemptions + preempted,
-                waited_s={name: state.waited_s.get(name, 0) + waited[name] for name in {*state.waited_s, *waited}},
-                started={name: state.started.get(name, 0) + started[name] for name in {*state.started, *started}},
+                starts=state.starts + taken.started.total(),
+                preemptions=state.preemptions + taken.preempted,
+                waited_s=dict(waited_s + taken.waited_s),
+                started=dict(started + taken.started),
             )
         )
+
+
+def _decide(state: PoolState, now: datetime) -> list[Start | Preempt]:
+    return Scheduler(state).decide(now.timestamp())
+
+
+async def _fence(tx: Tx, state: QueueState | None) -> object:
+    """Equal as long as no other pass decided, and quotas, reservations and cordons stayed as they were."""
+    rules: list[tuple[int, int]] = []
+    for kind in (ProjectQuota, Reservation, Cordon):
+        versions, count = await tx.total(kind, "version"), await tx.total(kind, "*")
+        rules.append((versions.get((), 0), count.get((), 0)))
+    return state.version if state is not None else 0, tuple(rules)
+
+
+async def _write_needs(tx: Tx, seen: View, entries: dict[str, QueueEntry], now: datetime) -> int:
+    """Keeps which runs are needed, and ends what needs one that failed; how many those are."""
+    for entry in seen.fresh:
+        try:
+            entries[entry.id] = await tx.update(entry)
+        except Conflict:
+            log.info("%s changed while its needs were looked up", entry.id)
+    failed = [await _fail(tx, run_id, why, now) for run_id, why in seen.failed_needs.items()]
+    return sum(failed)
 
 
 # ---------------------------------------------------------------- what holds a run back before its turn
 
 
-async def _with_needs(tx: Tx, entries: tuple[QueueEntry, ...]) -> tuple[tuple[QueueEntry, ...], dict[str, str]]:
-    """The entries with their needs found by name, and what failed for whom. A need once found stays the same run."""
-    found: list[QueueEntry] = []
-    failed: dict[str, str] = {}
-    for entry in entries:
-        if entry.holds or not entry.needs:
-            found.append(entry)
-            continue
-        needs: dict[str, str] = {}
-        for name, known in entry.needs.items():
-            run = await _needed(tx, entry, name, known)
-            needs[name] = run.id if run is not None else ""
-            if run is not None and run.status.is_over and run.status is not RunStatus.SUCCEEDED:
-                failed[entry.id] = f"it needs {name} ({run.id}), which {run.status}"
-        found.append(entry if needs == entry.needs else await tx.update(replace(entry, needs=needs)))
-    return tuple(found), failed
-
-
-async def _needed(tx: Tx, entry: QueueEntry, name: str, known: str) -> Run | None:
-    if known or name.startswith("run-"):
-        run = await tx.get(Run, known or name)
-        return run if run is not None and run.project == entry.project else None
-    same = await tx.find(Run, {"project": entry.project, "name": name}, order="-created_at", limit=2)
-    return next((run for run in same if run.id != entry.id), None)
-
-
-def _held_back(entries: tuple[QueueEntry, ...], failed: Mapping[str, str], now: datetime) -> dict[str, str]:
-    """Run → why it does not stand in line yet."""
-    reasons = dict(failed)
+def _held_back(
+    entries: tuple[QueueEntry, ...], waits: Mapping[str, str], failed: Mapping[str, str], now: datetime
+) -> dict[str, tuple[str, str]]:
+    """Run → layer and reason why it does not stand in line yet."""
+    reasons = {run_id: ("needs", why) for run_id, why in {**waits, **failed}.items()}
     at_once = Counter(entry.array for entry in entries if entry.array and entry.holds)
-    for entry in sorted(entries, key=lambda entry: (entry.queued_at, entry.id)):
-        if entry.holds or entry.id in reasons:
-            continue
-        if open_needs := [name for name, run_id in entry.needs.items() if not run_id]:
-            reasons[entry.id] = f"it needs {', '.join(open_needs)}, and no run of that name is there yet"
-        elif entry.not_before is not None and entry.not_before > now:
-            reasons[entry.id] = f"its last attempt failed; the next may begin at {entry.not_before:%H:%M:%S} UTC"
+    may_wait = [e for e in entries if (e.not_before is not None or e.array) and not e.holds and e.id not in reasons]
+    for entry in sorted(may_wait, key=lambda entry: (entry.queued_at, entry.id)):
+        if entry.not_before is not None and entry.not_before > now:
+            why = f"its last attempt failed; the next may begin at {entry.not_before:%H:%M:%S} UTC"
+            reasons[entry.id] = "retry", why
         elif entry.array and entry.array_limit and at_once[entry.array] >= entry.array_limit:
-            reasons[entry.id] = f"{entry.array_limit} elements of its array run already, as many as may at once"
+            why = f"{entry.array_limit} elements of its array run already, as many as may at once"
+            reasons[entry.id] = "array", why
         elif entry.array:
             at_once[entry.array] += 1
     return reasons
@@ -329,15 +402,20 @@ async def _kept_at(tx: Tx, entries: tuple[QueueEntry, ...]) -> dict[str, datetim
     top = max((entry.priority for entry in entries if not entry.holds), default=0)
     ids = tuple(entry.id for entry in entries if entry.holds and entry.priority <= top)
     newest: dict[str, datetime] = {}
-    for checkpoint in await tx.find(Checkpoint, {"run_id": ids}, order="found_at") if ids else ():
-        newest[checkpoint.run_id] = checkpoint.found_at
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        chunk = ids[start : start + _IDS_AT_ONCE]
+        for run_id, found_at in await tx.total(Checkpoint, "*", by=("run_id", "found_at"), where={"run_id": chunk}):
+            at = cast(datetime, found_at)
+            newest[str(run_id)] = max(at, newest.get(str(run_id), at))
     return newest
 
 
-async def _fail(tx: Tx, run_id: str, why: str, now: datetime) -> None:
+async def _fail(tx: Tx, run_id: str, why: str, now: datetime) -> bool:
     run = await tx.get(Run, run_id, lock=True)
-    if run is not None and not run.status.is_over and run.stop_requested is None:
-        await _make_due(tx, replace(run, stop_requested=EndReason.NEED_FAILED, message=why), now)
+    if run is None or run.status.is_over or run.stop_requested is not None:
+        return False
+    await _make_due(tx, replace(run, stop_requested=EndReason.NEED_FAILED, message=why), now)
+    return True
 
 
 async def _make_due(tx: Tx, run: Run, now: datetime) -> None:

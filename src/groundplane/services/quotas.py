@@ -10,7 +10,7 @@ from typing import Any
 from groundplane.audit import EventDraft
 from groundplane.domain import access
 from groundplane.domain.node import Node
-from groundplane.domain.queue import ProjectQuota, QueueEntry, Reservation, ReservedPart
+from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Reservation, ReservedPart, Stage
 from groundplane.domain.queue_view import QuotaUse
 from groundplane.domain.scheduling.state import Amount
 from groundplane.errors import InvalidInput, NotFound, Refusal, Refused
@@ -58,16 +58,23 @@ class Quotas:
         async with self._store.transaction() as tx:
             rows = {row.id: row for row in await tx.find(ProjectQuota)}
             projects = [each for each in await tx.find(access.Project) if actor.sees(each.id)]
-            entries = await tx.find(QueueEntry)
+            asks = ("project", "stage", "nodes", "accelerators", "cpus_milli", "memory_bytes")
+            alike = await tx.total(QueueEntry, "*", by=asks)
+        holding: dict[str, Amount] = {}
+        waiting: dict[str, int] = {}
+        for (name, stage, *ask), count in alike.items():
+            nodes, accelerators, cpus_milli, memory_bytes = (int(str(part)) for part in ask)
+            if stage == Stage.WAITING:
+                waiting[str(name)] = waiting.get(str(name), 0) + count
+            else:
+                each = count * nodes
+                amount = Amount(each * accelerators, each * cpus_milli, each * memory_bytes, count)
+                holding[str(name)] = holding.get(str(name), Amount()).plus(amount)
         found = []
         for project in projects:
-            held = Amount()
-            for entry in entries:
-                if entry.project == project.id and entry.holds:
-                    held = held.plus(entry.ask.total)
-            waiting = sum(1 for entry in entries if entry.project == project.id and not entry.holds)
             quota = rows.get(project.id) or ProjectQuota(id=project.id, updated_at=project.created_at)
-            found.append(QuotaUse(quota=quota, held=held, waiting=waiting))
+            use = QuotaUse(quota=quota, held=holding.get(project.id, Amount()), waiting=waiting.get(project.id, 0))
+            found.append(use)
         return found
 
     # ------------------------------------------------------------ reservations
@@ -149,7 +156,9 @@ class Quotas:
         starts_at: datetime,
         ends_at: datetime,
     ) -> tuple[ReservedPart, ...]:
-        entries = [each for each in await tx.find(QueueEntry, {"pool": pool}) if each.holds]
+        # No pass may place anything there meanwhile.
+        await tx.get(QueueState, "queue", lock=True)
+        entries = await tx.find(QueueEntry, {"pool": pool, "stage": (Stage.PLACED, Stage.LEAVING)})
         others = [
             each
             for each in await tx.find(Reservation, {"pool": pool})

@@ -32,8 +32,9 @@ from groundplane.ports import Clock, Executor, Order, RunFiles, Store, Tx, Unpla
 from groundplane.services.checkpoints import Checkpoints
 from groundplane.services.costs import Costs
 from groundplane.services.models import Models
+from groundplane.services.needs import input_env, needed_ids
 from groundplane.services.preflight import Preflight
-from groundplane.services.seats import adopt_seat, input_env, requeue, take_seat
+from groundplane.services.seats import adopt_seat, requeue, take_seat
 from groundplane.services.watchdogs import Watchdogs
 from groundplane.units import format_usd
 
@@ -264,7 +265,7 @@ class Reconcile:
         """What the runs it needs have left for it."""
         if seat is None:
             return {}
-        return input_env(seat, {run_id: self._files.output_dir(run_id) for run_id in seat.needs.values() if run_id})
+        return input_env(seat, {run_id: self._files.output_dir(run_id) for run_id in needed_ids(seat)})
 
     async def _record(self, run: Run, attempt: Attempt, seen: Observation, now: datetime) -> Attempt:
         """What the executor told: times, node, new checkpoints; and the money spent since the last entry."""

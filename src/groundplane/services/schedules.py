@@ -10,7 +10,7 @@ from groundplane.audit import EventDraft
 from groundplane.domain import recurrence
 from groundplane.domain.queue import Schedule
 from groundplane.domain.spec import JobSpec
-from groundplane.domain.spec.parse import dump, parse
+from groundplane.domain.spec.parse import dump_whole, parse
 from groundplane.errors import GroundError, InvalidInput, NotFound, Unavailable
 from groundplane.identity import Actor, Role
 from groundplane.ports import Clock, Store, Tx
@@ -132,7 +132,7 @@ class Schedules:
         specs = parse(schedule.text, now=max(tick, self._clock.now()))
         jobs = [replace(each, schedule="", timezone="UTC", missed_ticks="once") for each in specs
                 if isinstance(each, JobSpec)]  # fmt: skip
-        plans = await self._plans.plan(_actor(schedule), "---\n".join(dump(job) for job in jobs))
+        plans = await self._plans.plan(_actor(schedule), dump_whole(jobs[0]))
         run_id = ""
         for number, plan in enumerate(plans):
             key = f"{schedule.id}@{tick:%Y-%m-%dT%H:%M:%SZ}#{number}"

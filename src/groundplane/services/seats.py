@@ -14,8 +14,6 @@ from groundplane.domain.run import Attempt, Run
 from groundplane.domain.scheduling.state import CLASSES
 from groundplane.ports import Tx
 
-INPUT_PREFIX = "GROUND_INPUT_"
-
 
 async def take_seat(tx: Tx, run: Run, attempts: Sequence[Attempt]) -> bool:
     """Gives the run its place, once; whether it had none before."""
@@ -63,15 +61,6 @@ async def requeue(
             preemptions=entry.preemptions + (1 if again.preempted else 0),
         )
     )
-
-
-def input_env(entry: QueueEntry, output_dirs: dict[str, str]) -> dict[str, str]:
-    """`GROUND_INPUT_<NAME>` → the output folder of the needed run of that name, as the job sees it."""
-    return {
-        INPUT_PREFIX + name.upper().replace("-", "_"): output_dirs[run_id]
-        for name, run_id in entry.needs.items()
-        if run_id in output_dirs
-    }
 
 
 def _entry(run: Run, attempts: Sequence[Attempt], accelerator: str) -> QueueEntry:

@@ -99,9 +99,8 @@ class Standing:
         for entry in waiting:
             visible = sees.get(entry.project, False)
             if entry.id in seen.held_back:
-                layer = "needs" if entry.needs and entry.id not in seen.failed_needs else "retry"
-                layer = "array" if "array" in seen.held_back[entry.id] else layer
-                found.append(in_line(entry, 0, layer, seen.held_back[entry.id], (None, None), visible))
+                layer, reason = seen.held_back[entry.id]
+                found.append(in_line(entry, 0, layer, reason, (None, None), visible))
                 continue
             position = sum(each.position > 0 for each in found) + 1
             starts = ahead.starts.get(entry.id)

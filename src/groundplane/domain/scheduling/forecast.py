@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from groundplane.domain.scheduling.scheduler import Scheduler, schedule
+from groundplane.domain.scheduling.scheduler import Scheduler
 from groundplane.domain.scheduling.state import Ask, PoolState, Start, Waiting
 
 STEPS_MAX = 400
@@ -64,7 +64,7 @@ def would_start_now(state: PoolState, now: float, run_id: str) -> str:
     others = tuple(each for each in state.waiting if each.id != run_id)
     for words, changed in _smaller(state, run, now):
         tried = replace(state, waiting=(*others, changed))
-        if any(isinstance(each, Start) and each.id == run_id for each in schedule(tried, now)):
+        if any(isinstance(each, Start) and each.id == run_id for each in Scheduler(tried).decide(now)):
             return words
     return ""
 

@@ -33,6 +33,8 @@ class Quotas:
         for quota in self._quotas.values():
             if quota.cohort:
                 self._members.setdefault(quota.cohort, []).append(quota)
+        # Asked for every line in every pass, and changed only by what starts or ends: (project, amount) → answer.
+        self._judged: dict[tuple[str, Amount], Standing] = {}
         self._used: dict[str, Amount] = {}
         self._limits: dict[str, tuple[int | None, int | None, int | None]] = {}
         for cohort, members in self._members.items():
@@ -54,21 +56,30 @@ class Quotas:
         return self._quotas.get(project)
 
     def take(self, project: str, amount: Amount) -> None:
+        self._judged.clear()
         self._held[project] = self.held(project).plus(amount)
         if (cohort := self._cohort(project)) is not None:
             self._used[cohort] = self._used[cohort].plus(amount)
 
     def give_back(self, project: str, amount: Amount) -> None:
+        self._judged.clear()
         self._held[project] = self.held(project).minus(amount)
         if (cohort := self._cohort(project)) is not None:
             self._used[cohort] = self._used[cohort].minus(amount)
 
     def judge(self, project: str, amount: Amount, *, leaving: Mapping[str, Amount] | None = None) -> Standing:
         """Whether the project may hold this much more. `leaving`: what runs asked to give way still hold."""
+        if leaving:
+            return self._judge(project, amount, leaving)
+        known = self._judged.get((project, amount))
+        if known is None:
+            known = self._judged[project, amount] = self._judge(project, amount, {})
+        return known
+
+    def _judge(self, project: str, amount: Amount, gone: Mapping[str, Amount]) -> Standing:
         quota = self._quotas.get(project)
         if quota is None:
             return Standing()
-        gone = leaving or {}
         after = self.held(project).minus(gone.get(project, NOTHING)).plus(amount)
         over = _over(quota, after)
         if not quota.cohort or over.runs > 0:

@@ -34,7 +34,7 @@ from groundplane.domain.spec.values import Fault, Unreadable, entries, kind_of, 
 from groundplane.domain.spec.yaml_nodes import compose_documents, is_null, line_of
 from groundplane.errors import InvalidInput, Problem
 
-__all__ = ["dump", "parse", "parse_one", "with_absolute_paths"]
+__all__ = ["dump", "dump_whole", "parse", "parse_one", "with_absolute_paths"]
 
 MAX_PROBLEMS = 100
 MAX_LIST_ITEMS = 256
@@ -90,8 +90,17 @@ def parse_one(text: str, *, now: datetime) -> Spec:
 
 
 def dump(spec: Spec) -> str:
-    """A spec as YAML that parses back to the same spec while its end date is ahead."""
+    """A spec as YAML that parses back to the same spec while its end date is ahead; an array's element stands alone."""
     return yaml.safe_dump(_as_document(spec), sort_keys=False, allow_unicode=True, width=100)
+
+
+def dump_whole(spec: Spec) -> str:
+    """`dump`, but an element of an array becomes the array: what it was submitted as."""
+    document = _as_document(spec)
+    if isinstance(spec, JobSpec) and spec.array is not None:
+        at_once = f"%{spec.array.at_once}" if spec.array.at_once else ""
+        document["spec"]["array"] = f"{spec.array.first}-{spec.array.last}{at_once}"
+    return yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
 
 
 def with_absolute_paths(text: str, folder: str) -> str:
@@ -430,7 +439,7 @@ def _data_body(source: DataSource) -> dict[str, Any]:
     body: dict[str, Any] = _without_empty(
         name=source.name, path=source.path, sha256=source.sha256, tier=source.tier,
         classification=source.classification, url=source.url, endpoint=source.endpoint, region=source.region,
-        secret=source.secret, manifest=source.manifest, **{"from": source.source},
+        secret=source.secret, manifest=source.manifest, dataset=source.dataset, **{"from": source.source},
         size=f"{source.size_bytes}B" if source.size_bytes else "",
         throughput=f"{source.bytes_per_s}B/s" if source.bytes_per_s else "",
     )  # fmt: skip
