@@ -7,6 +7,7 @@ import errno
 import os
 import select
 import socket
+import stat
 import struct
 import sys
 from pathlib import Path
@@ -23,9 +24,21 @@ CHUNK = 2**16
 def command(order: Document) -> list[str]:
     """What runs for a dev environment: the host, as text, by this node's Python or the container's."""
     text = Path(__file__).with_name("dev_host.py").read_text(encoding="utf-8")
-    container = (order.get("isolation") or {}).get("mode") == "podman"
-    words = ["python3" if container else sys.executable, "-I", "-S", "-c", text]
+    mode = (order.get("isolation") or {}).get("mode") or "none"
+    words = ["python3" if mode == "podman" else _python(mode), "-I", "-S", "-c", text]
     return [*words, "--jupyter"] if order["dev"] == "jupyter" else words
+
+
+def _python(mode: str) -> str:
+    """Ours; where the job has a user of its own, one that any user may run."""
+    if mode == "none" or os.geteuid() != 0:
+        return sys.executable
+    for each in (sys.executable, "/usr/bin/python3", "/usr/local/bin/python3"):
+        with contextlib.suppress(OSError):
+            real = Path(each).resolve(strict=True)
+            if all(above.stat().st_mode & stat.S_IXOTH for above in (real, *real.parents)):
+                return each
+    return "python3"
 
 
 def last_activity(folder: Path) -> int:
@@ -39,17 +52,19 @@ def connect(folder: Path) -> socket.socket:
     """A connection to an attempt's host, and to nobody else. OSError when it runs none."""
     job_uid = (read_document(folder / "state.json") or {}).get("uid") or os.geteuid()
     place = os.open(folder / "work" / ".ground", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
+    link = socket.socket(socket.AF_UNIX)
     try:
-        link = socket.socket(socket.AF_UNIX)
         link.connect(f"/proc/self/fd/{place}/attach")
         # The folder is the job's: it could lead us to a socket that we may use and it may not.
         _, uid, _ = struct.unpack("3i", link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         if uid != job_uid:
-            link.close()
             raise PermissionError(errno.EPERM, f"user {uid} answers where the job's user {job_uid} should")
-        return link
+    except OSError:
+        link.close()
+        raise
     finally:
         os.close(place)
+    return link
 
 
 def bridge(folder: Path, source: int, sink: int) -> int:
