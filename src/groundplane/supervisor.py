@@ -39,8 +39,8 @@ CONTROL_PLANE, GATEWAY = "control-plane", "gateway"
 GATEWAY_WORKERS_DEFAULT_MAX = 8
 _GATEWAY_BACKLOG = 2048
 READY_LIMIT_S = 60.0
-BACKOFF_FIRST_S, BACKOFF_MAX_S = 0.5, 30.0
-STEADY_S = 60.0
+BACKOFF_FIRST_S, BACKOFF_AFTER_READY_MAX_S, BACKOFF_MAX_S = 0.5, 5.0, 30.0
+STEADY_S = 10.0
 LOGS_KEPT = 4
 _TICK_S = 0.25
 _LAST_WORDS_BYTES = 2000
@@ -59,16 +59,16 @@ class ChildFailed(GroundError):
 
 @dataclass(slots=True, kw_only=True)
 class Child:
-    """One process that we keep running. `restart_at` is on the monotonic clock; None while it runs."""
+    """One process that we keep running. Times are on the monotonic clock; `restart_at` is None while it runs."""
 
     name: str
     command: tuple[str, ...]
     process: subprocess.Popen[bytes] | None = None
     report: int | None = None
     said: list[dict[str, Any]] = field(default_factory=list)
-    began_at: float = 0.0
     restart_at: float | None = None
-    backoff_s: float = BACKOFF_FIRST_S
+    ready_at: float | None = None
+    backoff_s: float = 0.0
     restarts: int = 0
     last_exit: int | None = None
     listener: socket.socket | None = None
@@ -180,7 +180,7 @@ class Supervisor:
         os.close(report_write)
         os.set_blocking(report_read, False)
         child.report, child.said = report_read, []
-        child.began_at, child.restart_at = time.monotonic(), None
+        child.ready_at = child.restart_at = None
         with self._surviving(f"the pid of the {child.name} can't be remembered"):
             write_mark(self._pid_file(child.name), child.process.pid)
         log.info("started %s, pid %s", child.name, child.process.pid)
@@ -213,6 +213,8 @@ class Supervisor:
             for line in heard.splitlines():
                 words = json.loads(line)
                 child.said.append(words)
+                if words["event"] == "ready":
+                    child.ready_at = time.monotonic()
                 if words["event"] == "admin-key":
                     self._say({"event": "admin-key", "secret": words["secret"], "path": words["path"]})
             if not heard:
@@ -298,17 +300,15 @@ class Supervisor:
         assert child.process is not None
         code = child.process.poll()
         if code is None:
-            if now - child.began_at > STEADY_S:
-                child.backoff_s = BACKOFF_FIRST_S
             return
         self._hear(child)
         if code in _FINAL_CODES:
             raise self._failure(child, code)
         child.restarts += 1
         child.last_exit = code
+        child.backoff_s = next_backoff(child.backoff_s, None if child.ready_at is None else now - child.ready_at)
         child.restart_at = now + child.backoff_s
         self._tell("crashed", name=child.name, exit=code, restart_in_s=child.backoff_s, restarts=child.restarts)
-        child.backoff_s = min(child.backoff_s * 2, BACKOFF_MAX_S)
         self._remember()
 
     def _pause(self, seconds: float) -> None:
@@ -425,6 +425,18 @@ class Supervisor:
         return self._settings.home / "log" / f"{name}.log"
 
 
+def next_backoff(before_s: float, ready_for_s: float | None) -> float:
+    """The pause before a child is started again, in seconds; `ready_for_s` is None when it never got ready.
+
+    One that ran well was killed from outside: it is back soon, however often that happens. One that does not come up
+    is given time, for what it lacks.
+    """
+    if ready_for_s is not None and ready_for_s >= STEADY_S:
+        return BACKOFF_FIRST_S
+    longest_s = BACKOFF_MAX_S if ready_for_s is None else BACKOFF_AFTER_READY_MAX_S
+    return min(max(BACKOFF_FIRST_S, 2 * before_s), longest_s)
+
+
 def rotate(path: Path, limit_bytes: int) -> bool:
     """Copies a log that grew over the limit aside and empties it in place; says whether it did.
 
@@ -452,7 +464,7 @@ def gateway_child(settings: Settings, number: int, workers: int) -> Child:
     options = (
         *("--snapshot", str(folder / "snapshot.json"), "--wal", str(folder / "wal")),
         *("--workers", str(workers), "--shared", str(folder)),
-        *("--nodes", str(settings.gateway_nodes)),
+        *("--nodes", str(settings.gateway_nodes), "--provider-keys", str(settings.home / "provider-keys")),
     )
     return Child(name=name, command=("groundplane.gateway", *options), gateway_id=f"gw-{number}")
 

@@ -257,7 +257,11 @@ async def running(
         await write_snapshot(folder, 1, **snapshot)
     wal = WriteAheadLog(folder / "wal", "gw", **{"free_min_bytes": 0, **(log or {})})
     gateway = Gateway(
-        snapshot_path=folder / "snapshot.json", log=wal, gateway_id="gw", options=options or Options(drain_s=0.2)
+        snapshot_path=folder / "snapshot.json",
+        log=wal,
+        gateway_id="gw",
+        options=options or Options(drain_s=0.2),
+        keys_folder=folder / "provider-keys",
     )
     port = await gateway.start("127.0.0.1", 0)
     try:

@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 from groundplane.domain.access import Key
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.limits import Limit, Measure, WhenDown
+from groundplane.domain.provider import Provider, ProviderKind, RouteRule, RouteTarget
+from groundplane.domain.routing import RoutePolicy
 from groundplane.domain.spec import TokenPrice
 from groundplane.errors import IntegrityFailure
 from groundplane.identity import Role
@@ -46,7 +48,11 @@ class SnapshotKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One place a route's requests can go. `max_output_tokens` bounds an answer whose request names no limit."""
+    """One place a route's requests can go. `max_output_tokens` bounds an answer whose request names no limit.
+
+    `kind` is a provider's, empty for an endpoint of ours; its key is in the file `key_file`, read anew when
+    `key_version` changes. `private`: its address may be in a private network.
+    """
 
     endpoint: str
     revision: int
@@ -55,16 +61,27 @@ class Target:
     price: TokenPrice
     weight: int = 1
     max_output_tokens: int = MAX_OUTPUT_TOKENS
+    order: int = 0
+    region: str = ""
+    kind: str = ""
+    key_file: str = ""
+    key_version: int = 0
+    api_version: str = ""
+    private: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A model name of a project and where it leads. `created_at` is epoch seconds."""
+    """A model name of a project and where it leads. `created_at` is epoch seconds. `sticky`: sessions stay where they
+    are; `hedge_ms`: after how long without an answer a second target is asked too."""
 
     model: str
     project: str
     targets: tuple[Target, ...]
     created_at: int = 0
+    policy: str = RoutePolicy.WEIGHTED.value
+    sticky: bool = False
+    hedge_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +109,8 @@ def compile_snapshot(
     version: int,
     now: datetime,
     limits: Sequence[Limit] = (),
+    providers: Sequence[Provider] = (),
+    rules: Sequence[RouteRule] = (),
 ) -> Snapshot:
     """What the gateway may serve as of `now`: live keys, ready endpoints, micro-dollars left per project.
 
@@ -104,7 +123,7 @@ def compile_snapshot(
         version=version,
         compiled_at=now.timestamp(),
         keys=tuple(one for key in sorted(live, key=lambda key: key.id) for one in _secrets(key, now)),
-        routes=tuple(_route(one) for one in sorted(ready, key=lambda one: one.id)),
+        routes=_routes(ready, providers, rules),
         budgets=dict(sorted(budgets.items())),
         ingested=dict(sorted(ingested.items())),
         limits=tuple(sorted(limits, key=lambda limit: limit.id)),
@@ -135,19 +154,69 @@ def _key(key: Key) -> SnapshotKey:
     )
 
 
-def _route(endpoint: Endpoint) -> Route:
-    target = Target(
+def _routes(
+    endpoints: Sequence[Endpoint], providers: Sequence[Provider], rules: Sequence[RouteRule]
+) -> tuple[Route, ...]:
+    """A route for every endpoint, under its own name, and those that were set, which come before them."""
+    served = {(one.project, one.id): one for one in endpoints}
+    hosted = {one.id: one for one in providers}
+    found = {
+        (one.project, one.id): Route(
+            model=one.id,
+            project=one.project,
+            targets=(_endpoint_target(one, RouteTarget(endpoint=one.id)),),
+            created_at=int(one.created_at.timestamp()),
+        )
+        for one in endpoints
+    }
+    for rule in rules:
+        targets: list[Target] = []
+        for wanted in rule.targets:
+            endpoint = served.get((rule.project, wanted.endpoint))
+            provider = hosted.get(f"{rule.project}:{wanted.provider}")
+            if endpoint is not None:
+                targets.append(_endpoint_target(endpoint, wanted))
+            elif provider is not None and wanted.price is not None:
+                targets.append(_provider_target(provider, wanted, wanted.price))
+        found[rule.project, rule.model] = Route(
+            model=rule.model,
+            project=rule.project,
+            targets=tuple(targets),
+            created_at=int(rule.set_at.timestamp()),
+            policy=rule.policy.value,
+            sticky=rule.sticky,
+            hedge_ms=rule.hedge_ms,
+        )
+    return tuple(found[name] for name in sorted(found, key=lambda name: (name[1], name[0])))
+
+
+def _endpoint_target(endpoint: Endpoint, wanted: RouteTarget) -> Target:
+    return Target(
         endpoint=endpoint.id,
         revision=endpoint.revision,
         base_url=endpoint.base_url,
         upstream_model=endpoint.id,
-        price=endpoint.spec.token_price,
+        price=wanted.price or endpoint.spec.token_price,
+        weight=wanted.weight,
+        order=wanted.order,
     )
-    return Route(
-        model=endpoint.id,
-        project=endpoint.project,
-        targets=(target,),
-        created_at=int(endpoint.created_at.timestamp()),
+
+
+def _provider_target(provider: Provider, wanted: RouteTarget, price: TokenPrice) -> Target:
+    return Target(
+        endpoint=provider.id,
+        revision=provider.key_version,
+        base_url=provider.base_url,
+        upstream_model=wanted.model,
+        price=price,
+        weight=wanted.weight,
+        order=wanted.order,
+        region=provider.region,
+        kind=provider.kind.value,
+        key_file=f"{provider.project}/{provider.name}",
+        key_version=provider.key_version,
+        api_version=provider.api_version,
+        private=provider.private,
     )
 
 
@@ -228,6 +297,7 @@ def _snapshot_route(value: Mapping[str, object]) -> Route:
     raw = dict(value)
     targets = raw.pop("targets")
     assert isinstance(targets, list)
+    raw["policy"] = RoutePolicy(str(raw.get("policy", RoutePolicy.WEIGHTED.value))).value
     return Route(**raw, targets=tuple(_snapshot_target(one) for one in targets))  # type: ignore[arg-type]
 
 
@@ -238,4 +308,6 @@ def _snapshot_target(value: Mapping[str, object]) -> Target:
     url = urlsplit(str(raw["base_url"]))
     if url.scheme not in {"http", "https"} or not url.hostname or not url.netloc.isascii() or url.port == 0:
         raise ValueError(f"{raw['base_url']!r} is no http or https address")
+    if raw.get("kind"):
+        ProviderKind(str(raw["kind"]))
     return Target(**raw, price=TokenPrice(**price))  # type: ignore[arg-type]

@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fd", type=int, help="a socket that listens already, in place of --host and --port")
     parser.add_argument("--workers", type=int, default=1, help="how many gateways share the folders (%(default)s)")
     parser.add_argument("--shared", type=Path, help="folder in which they share limits and metrics")
+    parser.add_argument("--provider-keys", type=Path, help="folder of hosted providers' keys, as PROJECT/NAME files")
     parser.add_argument(
         "--node", default=socket.gethostname(), help="name of this machine among those that share limits"
     )
@@ -87,6 +88,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         options=options,
         counters=counters,
         metrics_folder=None if arguments.shared is None else arguments.shared / "metrics",
+        keys_folder=arguments.provider_keys,
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

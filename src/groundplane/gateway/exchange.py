@@ -6,22 +6,15 @@ bytes of the answer go to the caller.
 
 from __future__ import annotations
 
-import random
-from time import monotonic_ns, time_ns
-from typing import Protocol
+from time import monotonic_ns
 
-from groundplane.domain.limits import Binding
-from groundplane.domain.routing import Candidate, choose
-from groundplane.domain.usage import BYTES_PER_TOKEN, NOTHING, Usage, estimated_tokens, find_usage, rate
-from groundplane.gateway.admission import find_route, limit_headers, no_budget, refusal
-from groundplane.gateway.doors import Door
+from groundplane.domain.usage import NOTHING, Usage, estimated_tokens, find_usage, rate
+from groundplane.gateway.approach import Approach
 from groundplane.gateway.errors import REASONS, Fault, error_event, upstream_fault
-from groundplane.gateway.form_body import read_form
-from groundplane.gateway.http1 import RequestHead, ResponseHead
-from groundplane.gateway.json_body import Fields, read_fields, read_usage, splice
-from groundplane.gateway.records import decimal_s, reserved_members, settled_members
+from groundplane.gateway.http1 import ResponseHead
+from groundplane.gateway.json_body import read_usage, splice
+from groundplane.gateway.records import settled_members
 from groundplane.gateway.sse import EventStream, FrameTooLarge
-from groundplane.gateway.state import GatewayState, KeyState, TargetState
 from groundplane.gateway.upstream import UpstreamConnection
 from groundplane.gateway.wal import LogUnavailable
 
@@ -29,150 +22,18 @@ CLIENT_GONE = 499
 _HOLD_MAX_BYTES = 2**20
 """A whole answer up to this size is held until it is complete: a cut one becomes a clean 502."""
 _TAIL_BYTES = 65_536
-_RETRIED = frozenset({502, 503, 504})
+_RETRIED = frozenset({502, 503, 504, 529})
+"""529 is how Anthropic says that it is overloaded."""
 _ENDLESS = (b"text/event-stream", b"audio/")
 """What is not held back: its beginning is of use before its end is there."""
 
 
-class Caller(Protocol):
-    """The client connection, as an exchange sees it."""
-
-    closes: bool
-
-    def write(self, data: bytes) -> None: ...
-    def fail(self, fault: Fault) -> None: ...
-    def finished(self) -> None: ...
-    def end_broken(self, last_words: bytes) -> None: ...
-
-
-class Exchange:
+class Exchange(Approach):
     """An `AnswerReader` for its upstream connection. After `_over` nothing of it acts any more."""
 
-    __slots__ = (
-        "_admitted", "_began_ns", "_caller", "_connection", "_content_bytes", "_content_type", "_door", "_events",
-        "_forward", "_head", "_head_sent", "_held", "_lane", "_limit_lines", "_model_span", "_over", "_passed_headers",
-        "_prompt_tokens", "_request", "_sent", "_stale_retried", "_state", "_streams", "_tail", "_target", "_tried",
-        "_ttft_us", "_unbounded", "_wants_usage", "ask", "key", "request_id", "settled", "started_at",
-    )  # fmt: skip
-
-    def __init__(
-        self, state: GatewayState, caller: Caller, key: KeyState, door: Door, body: bytes, head: RequestHead
-    ) -> None:
-        """Reads the request. Raises Fault when it can't be one of this key's."""
-        size_bytes = len(body)
-        self._content_type = b"application/json"
-        if door.form:
-            self._content_type = head.headers.get(b"content-type", b"")
-            form = read_form(body, self._content_type)
-            fields, size_bytes, self._model_span = Fields(model=form.model), form.weight_bytes, form.model_span
-        else:
-            fields = read_fields(body)
-        model = fields.model
-        assert model is not None
-        self._lane = key.lanes.get(model) or state.lane(key, find_route(key, model))
-        generates = door.generates
-        self._state = state
-        self._caller = caller
-        self._door = door
-        self._request = body
-        self._passed_headers = head.passed
-        self._streams = generates and bool(fields.stream)
-        self._wants_usage = self._streams and (fields.wants_usage or not door.stream.asks_usage)  # type: ignore[union-attr]
-        self._unbounded = generates and fields.answer_tokens_max is None
-        self.key = key
-        self.ask = (0, 0) if door.free else self._lane.ask(fields, size_bytes, generates=generates)
-        self.request_id = state.new_request_id()
-        self.started_at = decimal_s(time_ns())
-        self._began_ns = monotonic_ns()
-        self._prompt_tokens = 0 if door.free else -(-size_bytes // BYTES_PER_TOKEN)
-        self._tried: set[int] | None = None
-        self._stale_retried = self._sent = self._head_sent = self.settled = self._admitted = self._over = False
-        self._head: ResponseHead | None = None
-        self._events: EventStream | None = None
-        self._held: list[bytes] | None = None
-        self._content_bytes = 0
-        self._tail = self._limit_lines = b""
-        self._ttft_us: int | None = None
-        self._connection: UpstreamConnection | None = None
-
-    # ------------------------------------------------------------ admission
-
-    def start(self) -> None:
-        """Chooses a target, reserves, and sends; or answers why not. What limits say may come later."""
-        self._state.metrics.in_flight += 1
-        try:
-            if not self._lane.has_budget:
-                raise no_budget(self._lane)
-            self._target = self._choose()
-        except Fault as fault:
-            self._refuse(fault)
-            return
-        lane = self._lane
-        if lane.take(*self.ask):
-            self._admit()
-        else:
-            lane.refill(*self.ask, self._began_ns, self._refilled)
-
-    def _refilled(self, binding: Binding | None) -> None:
-        if self._over:
-            return  # the caller left meanwhile: what was handed out is idle, and goes back
-        if binding is not None:
-            self._refuse(refusal(self._lane, binding, monotonic_ns()))
-        elif self._lane.take(*self.ask):
-            self._admit()
-        else:
-            # What was free beside the refill went to another request meanwhile.
-            self._lane.refill(*self.ask, monotonic_ns(), self._refilled)
-
-    def _admit(self) -> None:
-        """Notes the reservation, then sends: nothing goes upstream that the log does not know."""
-        self._limit_lines = limit_headers(self._lane, self._began_ns)
-        if self._door.anthropic:
-            self._limit_lines += b"request-id: %b\r\n" % self.request_id
-        constant = self._target.record_members(self.key.key, self._lane.model)
-        prompt, price = self._prompt_tokens, self._target.target.price
-        record = reserved_members(self.request_id, constant, prompt, rate(prompt, 0, 0, price), self.started_at)
-        try:
-            self._state.log.reserved(self.request_id, record)
-        except LogUnavailable as error:
-            self._lane.settle(self.ask, 0, 0, self._state.log.seq)
-            message = f"requests are refused while their usage can't be recorded: {error}"
-            self._refuse(upstream_fault(503, message, "usage_log_unavailable", b"retry-after: 5\r\n"))
-            return
-        self._admitted = True
-        self._send()
-
-    def _refuse(self, fault: Fault) -> None:
-        """Not admitted: nothing is reserved, and nothing is recorded but the count."""
-        self._over = True
-        self._lane.route.counters.answered(fault.status)
-        caller = self._caller
-        self._finish(tell_caller=False)
-        caller.fail(fault)
+    __slots__ = ()
 
     # ------------------------------------------------------------ towards the upstream
-
-    def _choose(self) -> TargetState:
-        """Raises Fault 503 when no target is left to ask."""
-        targets = self._lane.route.targets
-        tried = self._tried
-        if tried is None:
-            tried = self._tried = set()
-            if len(targets) == 1 and not targets[0].upstream.circuit.failures:
-                tried.add(0)
-                return targets[0]
-        now = monotonic_ns()
-        candidates = [
-            Candidate(one.target.weight, one.upstream.circuit.is_open(now), index in tried)
-            for index, one in enumerate(targets)
-        ]
-        index = choose(candidates, random.random())  # noqa: S311 - load balancing, not a secret
-        if index is None:
-            wait_ns = min((max(0, one.upstream.circuit.closed_at_ns - now) for one in targets), default=0)
-            message = f"no server of model {self._lane.model!r} is answering at the moment"
-            raise upstream_fault(503, message, "upstream_unavailable", b"retry-after: %d\r\n" % (1 + wait_ns // 10**9))
-        tried.add(index)
-        return targets[index]
 
     def _send(self) -> None:
         """On the newest idle connection, or on a new one."""
@@ -187,6 +48,7 @@ class Exchange:
                 self._forward = self._request[:start] + model.encode() + self._request[end:]
         elif model is not None or inject:
             self._forward = splice(self._request, model=model, include_usage=inject)
+        self._load()
         connection = None if self._stale_retried else upstream.take_idle()
         if connection is None:
             upstream.connect(self)
@@ -204,7 +66,7 @@ class Exchange:
         head = b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
             self._target.request_head(self._door.path, self._content_type),
             self.request_id,
-            self._passed_headers,
+            self._target.passed(self._passed_headers),
             len(body),
         )
         # The coarse clock may be a tick behind; only the time-out's length depends on it.
@@ -217,19 +79,6 @@ class Exchange:
             why = "no connection in time" if isinstance(error, TimeoutError) else "no connection"
             self._try_another(upstream_fault(502, f"the upstream can't be reached: {why}", "upstream_unreachable"))
 
-    def _try_another(self, fault: Fault) -> None:
-        """Nothing has been relayed yet: another target may answer; otherwise the caller gets the fault."""
-        self._connection = None
-        self._head = None
-        self._stale_retried = False
-        try:
-            self._target = self._choose()
-        except Fault:
-            self._fail(fault)
-            return
-        self._state.metrics.upstream_retries += 1
-        self._send()
-
     # ------------------------------------------------------------ what the upstream says
 
     def head(self, head: ResponseHead) -> None:
@@ -237,12 +86,15 @@ class Exchange:
         circuit = self._target.upstream.circuit
         if head.status in _RETRIED:
             circuit.failed(monotonic_ns())
-            if len(self._tried or ()) < len(self._lane.route.targets):
+            if self._selection is not None and not self._selection.none_left:
                 self._connection.abort()
-                self._try_another(upstream_fault(head.status, "the upstream is not available", "upstream_unavailable"))
+                status = 503 if head.status == 529 else head.status
+                self._try_another(upstream_fault(status, "the upstream is not available", "upstream_unavailable"))
                 return
         else:
             circuit.succeeded()
+            if head.status == 429 and self._spill_over(head):
+                return
         self._head = head
         self._connection.deadline_s = self._state.now_s + self._state.options.idle_upstream_timeout_s
         if self._streams and head.status == 200 and head.content_type.startswith(b"text/event-stream"):
@@ -252,6 +104,21 @@ class Exchange:
             head.status == 200 and head.content_type.startswith(_ENDLESS)
         ):
             self._held = []
+
+    def _spill_over(self, head: ResponseHead) -> bool:
+        """The target has no room for us: it is left alone for as long as it says, and another one is asked."""
+        now, selection = monotonic_ns(), self._selection
+        if selection is None:
+            return False
+        self._target.standing.rest(now, head.retry_after_s)
+        if len(self._lane.route.targets) == 1:
+            return False
+        selection.limited(self._target, head.retry_after_s)
+        assert self._connection is not None
+        self._connection.abort()
+        self._state.metrics.spilled += 1
+        self._try_another(None)
+        return True
 
     def whole(self, head: ResponseHead, body: bytes) -> None:
         """All of an answer at once: what `head`, `content` and `ended` come to."""
@@ -487,13 +354,6 @@ class Exchange:
         if connection is not None:
             connection.abort()
 
-    def _finish(self, *, tell_caller: bool = True) -> None:
-        caller = self._caller
-        self._state.metrics.in_flight -= 1
-        self._request = self._forward = b""
-        if tell_caller:
-            caller.finished()
-
     # ------------------------------------------------------------ settlement
 
     def _settle(self, status: int) -> bool:
@@ -514,7 +374,7 @@ class Exchange:
         try:
             state.log.settled(self.request_id, record, key.project, amount)
         except LogUnavailable:
-            lane.settle(self.ask, tokens, amount, state.log.seq)
+            self._settle_limits(tokens, amount)
             # The log keeps the record and writes it as soon as it can; this answer must not look whole until then.
             if not self._over:
                 self._over = True
@@ -523,7 +383,7 @@ class Exchange:
                 self._finish(tell_caller=False)
                 caller.end_broken(b"")
             return False
-        lane.settle(self.ask, tokens, amount, state.log.seq)
+        self._settle_limits(tokens, amount)
         return True
 
     def _usage(self, status: int) -> Usage:

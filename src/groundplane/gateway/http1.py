@@ -31,6 +31,7 @@ _RESPONSE = re.compile(rb"HTTP/1\.[01] ([1-5]\d\d)(?: [\t\x20-\x7e\x80-\xff]*+)?
 _PAIR = re.compile(rb"([^:]++):([^\r]*+)\r\n")
 _ONE_FIELD = re.compile(_FIELD)
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
+_DECIMAL = re.compile(rb"\d{1,9}(?:\.\d{1,9})?")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _OWN_FIELDS = frozenset(
     b"keep-alive proxy-authenticate proxy-connection te trailer upgrade x-request-id set-cookie server alt-svc"
@@ -92,6 +93,7 @@ class ResponseHead:
     chunked: bool
     close: bool
     content_type: bytes
+    retry_after_s: float | None = None
 
 
 _Head = TypeVar("_Head", RequestHead, ResponseHead)
@@ -195,6 +197,7 @@ def parse_response_head(data: bytes, end: int) -> ResponseHead:
     length: bytes | None = None
     chunked = close = False
     content_type = passed = b""
+    retry: dict[bytes, bytes] = {}
     for raw_name, raw_value in _PAIR.findall(match[2]):
         name = raw_name.lower()
         if name == b"content-length":
@@ -212,11 +215,21 @@ def parse_response_head(data: bytes, end: int) -> ResponseHead:
             passed += b"%b:%b\r\n" % (raw_name, raw_value)
             if name == b"content-type":
                 content_type = raw_value.strip(b" \t").lower()
+            elif name.startswith(b"retry-after"):
+                retry[name] = raw_value.strip(b" \t")
     if length is not None and (chunked or not length.isdigit() or len(length) > 15):
         raise Malformed("the upstream's answer has no clear length")
     status = int(match[1])
     known = 0 if status in {204, 304} else None if length is None else int(length)
-    return ResponseHead(status, passed, known, chunked and known is None, close, content_type)
+    return ResponseHead(status, passed, known, chunked and known is None, close, content_type, _retry_after(retry))
+
+
+def _retry_after(said: dict[bytes, bytes]) -> float | None:
+    """Seconds; None where nothing is said, or a date is."""
+    for name, scale in ((b"retry-after-ms", 1000.0), (b"retry-after", 1.0)):
+        if _DECIMAL.fullmatch(said.get(name, b"")):
+            return float(said[name]) / scale
+    return None
 
 
 def _list(value: bytes) -> list[bytes]:

@@ -19,12 +19,12 @@ class Lane:
     """A key on a route, with its limits resolved: what every request of that key for that model needs.
 
     `ones` are charged one unit when a request is admitted, `slots` lent one unit until it is over; `tokens` and `money`
-    are reserved by estimate and at worst, and settled.
+    are reserved by estimate and at worst, and settled. `gates`: of a route with several targets, those with limits.
     """
 
     __slots__ = (
-        "_counters", "_dirty", "_shared", "_single_price", "answers", "has_budget", "key", "model", "money", "ones",
-        "route", "shown_requests", "shown_tokens", "slots", "tokens",
+        "_counters", "_dirty", "_shared", "_single_price", "answers", "gates", "has_budget", "key", "model", "money",
+        "ones", "route", "shown_requests", "shown_tokens", "slots", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +55,7 @@ class Lane:
         prices = {target.target.price for target in route.targets}
         self._single_price = prices.pop() if len(prices) == 1 else None
         self.answers = answers
+        self.gates: dict[str, Lane] = {}
 
     # ------------------------------------------------------------ how much
 
@@ -76,6 +77,14 @@ class Lane:
         return estimated_tokens(body_bytes) + tokens, microusd
 
     # ------------------------------------------------------------ take and settle
+
+    def has(self, tokens: int, microusd: int) -> bool:
+        """Whether `take` would succeed."""
+        return (
+            all(share.free >= 1 for share in (*self.ones, *self.slots))
+            and all(share.free >= tokens for share in self.tokens)
+            and all(share.free >= microusd for share in self.money)
+        )
 
     def take(self, tokens: int, microusd: int) -> bool:
         """Takes from every share what it has free; False, and nothing taken, when one has too little."""

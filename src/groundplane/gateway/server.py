@@ -30,6 +30,7 @@ class Gateway:
         options: Options,
         counters: Counters | None = None,
         metrics_folder: Path | None = None,
+        keys_folder: Path | None = None,
     ) -> None:
         self._log = log
         self._server: asyncio.Server | None = None
@@ -45,6 +46,7 @@ class Gateway:
             gateway_id=gateway_id,
             counters=counters,
             metrics_folder=metrics_folder,
+            keys_folder=keys_folder,
         )
 
     async def start(self, host: str, port: int, listener: socket.socket | None = None) -> int:

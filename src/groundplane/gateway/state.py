@@ -9,18 +9,21 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from groundplane.domain.limits import Limit, Measure, Moment, Share, Spending, WhenDown
+from groundplane.domain.provider import ProviderKind, check_key
+from groundplane.domain.routing import RoutePolicy, Standing
 from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, index, read_key
 from groundplane.domain.usage import AnswerLength
-from groundplane.errors import IntegrityFailure
+from groundplane.errors import IntegrityFailure, InvalidInput
 from groundplane.gateway.counters import Counters, MemoryCounters
+from groundplane.gateway.doors import Door
 from groundplane.gateway.http1 import HeadMemo, parse_request_head
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.metrics import Metrics, ModelCounters
@@ -61,6 +64,9 @@ class TargetState:
 
     target: Target
     upstream: Upstream
+    standing: Standing = field(default_factory=Standing)
+    key: bytes | None = b""
+    """A provider's key; None when it can't be read, and the target can't be asked."""
     heads: dict[bytes, bytes] = field(default_factory=dict)
     records: dict[str, bytes] = field(default_factory=dict)
 
@@ -74,20 +80,78 @@ class TargetState:
         """The request head's part that is the same for every request of this content type to this path."""
         head = self.heads.get(path)
         if head is None:
-            line = b"POST %b%b HTTP/1.1\r\n" % (self.upstream.prefix, path)
-            fields = b"host: %b\r\naccept-encoding: identity\r\ncontent-type: " % self.upstream.authority
-            head = self.heads[path] = line + fields
+            fields = b"host: %b\r\naccept-encoding: identity\r\n%bcontent-type: "
+            fields %= (self.upstream.authority, self._key_lines())
+            head = self.heads[path] = b"POST %b HTTP/1.1\r\n%b" % (self._path(path), fields)
         return b"%b%b\r\n" % (head, content_type)
+
+    @property
+    def name(self) -> str:
+        """The same on every gateway."""
+        return f"{self.target.endpoint}/{self.target.upstream_model}"
+
+    def is_open(self, now_ns: int) -> bool:
+        """Whether it may be asked now."""
+        return (
+            self.key is not None
+            and self.standing.rests_until_ns <= now_ns
+            and not self.upstream.circuit.is_open(now_ns)
+        )
+
+    def speaks(self, door: Door) -> bool:
+        """Whether the path is one of the target's API. Endpoints of ours, and who is like OpenAI, say so themselves."""
+        kind = self.target.kind
+        if kind == ProviderKind.ANTHROPIC:
+            return door.anthropic
+        return not (door.anthropic and kind in {ProviderKind.OPENAI, ProviderKind.AZURE})
+
+    def passed(self, lines: bytes) -> bytes:
+        """The caller's header lines that go on; Anthropic wants a version from everybody."""
+        if self.target.kind == ProviderKind.ANTHROPIC and b"anthropic-version:" not in lines:
+            lines += b"anthropic-version: 2023-06-01\r\n"
+        return lines
+
+    def _path(self, path: bytes) -> bytes:
+        kind, upstream = self.target.kind, self.upstream
+        if not kind:
+            return upstream.prefix + path
+        if kind == ProviderKind.ANTHROPIC:
+            return upstream.path.removesuffix(b"/v1") + path
+        rest = path.removeprefix(b"/v1")
+        if kind != ProviderKind.AZURE:
+            return (upstream.path or b"/v1") + rest
+        if rest == b"/responses":
+            return upstream.path + b"/openai/v1/responses"
+        deployment = quote(self.target.upstream_model, safe="").encode()
+        return b"%b/openai/deployments/%b%b?api-version=%b" % (
+            upstream.path,
+            deployment,
+            rest,
+            self.target.api_version.encode(),
+        )
+
+    def _key_lines(self) -> bytes:
+        if not self.target.kind or not self.key:
+            return b""
+        return _KEY_LINES.get(self.target.kind, b"authorization: Bearer %b\r\n") % self.key
+
+
+_KEY_LINES: dict[str, bytes] = {ProviderKind.AZURE: b"api-key: %b\r\n", ProviderKind.ANTHROPIC: b"x-api-key: %b\r\n"}
 
 
 @dataclass(slots=True)
 class RouteState:
-    """A route with its targets' states, its counters, and the longest answer any target gives."""
+    """A route with its targets' states, its counters, and the longest answer any target gives.
+
+    `only`: its one target, where there is nothing to choose.
+    """
 
     route: Route
     targets: tuple[TargetState, ...]
     counters: ModelCounters
     max_output_tokens: int
+    policy: RoutePolicy = RoutePolicy.WEIGHTED
+    only: TargetState | None = None
 
 
 @dataclass(slots=True)
@@ -146,8 +210,11 @@ class Tables:
             state = self._states[digest] = _key_state(key, self._routes.get(key.project, {}))
         return state
 
+    def endpoint_limits(self, name: str) -> list[Limit]:
+        return self._limits.get(("endpoint", name), [])
+
     def limits(self, key: SnapshotKey, route: RouteState) -> list[Limit]:
-        """Every limit that a request of this key on this route has to keep."""
+        """Every limit that a request of this key on this route has to keep, whatever target answers."""
         found: dict[str, Limit] = {}
         for measure, value in (
             (Measure.REQUESTS, key.requests_per_minute),
@@ -157,7 +224,9 @@ class Tables:
                 limit = Limit("key", key.id, measure, value, WhenDown(key.when_down))
                 found[limit.id] = limit
         scopes = [("key", key.id), ("project", key.project), ("model", f"{key.project}/{route.route.model}")]
-        scopes += [("endpoint", name) for name in dict.fromkeys(one.target.endpoint for one in route.targets)]
+        endpoints = {one.target.endpoint for one in route.targets}
+        if len(endpoints) == 1:
+            scopes += [("endpoint", endpoints.pop())]
         for scope in scopes:
             # What was set for the key later replaces what it was made with.
             found |= {limit.id: limit for limit in self._limits.get(scope, [])}
@@ -189,7 +258,10 @@ class GatewayState:
         gateway_id: str,
         counters: Counters | None = None,
         metrics_folder: Path | None = None,
+        keys_folder: Path | None = None,
     ) -> None:
+        self._keys_folder = keys_folder
+        self._standings: dict[tuple[str, str], Standing] = {}
         self.options = options
         self.log = log
         self.counters: Counters = counters or MemoryCounters()
@@ -263,6 +335,13 @@ class GatewayState:
             self._answers.clear()
         answers = self._answers.setdefault((key.key.id, model), AnswerLength())
         lane = key.lanes[model] = Lane(key, route, shares, answers, self.counters, self.dirty)
+        endpoints = dict.fromkeys(one.target.endpoint for one in route.targets)
+        if len(endpoints) > 1:
+            # What limits one of several targets does not limit the request: another target may take it.
+            for name in endpoints:
+                shares = [self.share(limit) for limit in self.tables.endpoint_limits(name)]
+                if shares:
+                    lane.gates[name] = Lane(key, route, shares, answers, self.counters, self.dirty)
         return lane
 
     def share(self, limit: Limit) -> Share:
@@ -318,11 +397,11 @@ class GatewayState:
             return
         self._snapshot_seen = seen
         if wait:
-            self._loaded(_load(self._snapshot_path))
+            self._loaded(_load(self._snapshot_path, self._keys_folder))
             return
         self._loading = True
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(None, _load, self._snapshot_path)
+        work = loop.run_in_executor(None, _load, self._snapshot_path, self._keys_folder)
         work.add_done_callback(lambda done: self._loaded(done.result()))
 
     def _loaded(self, found: _Loaded | str) -> None:
@@ -334,8 +413,14 @@ class GatewayState:
             self.snapshot_trouble = ""
             self.apply(*found)
 
-    def apply(self, snapshot: Snapshot, keys: dict[bytes, bytes]) -> None:
+    def apply(
+        self, snapshot: Snapshot, keys: dict[bytes, bytes], provider_keys: Mapping[str, bytes | None] | None = None
+    ) -> None:
         """Swaps the tables. Shares keep what was used; a changed limit counts from now on."""
+        provider_keys = provider_keys or {}
+        unread = sorted(name for name, text in provider_keys.items() if text is None)
+        if unread:
+            self.snapshot_trouble = f"keys of providers can't be read: {', '.join(unread)}"
         ingested = snapshot.ingested.get(self._gateway_id, 0)
         for spending in self._spending.values():
             spending.ingested(ingested)
@@ -343,39 +428,67 @@ class GatewayState:
         for project in known | snapshot.budgets.keys():
             remaining = snapshot.budgets.get(project, 0)
             self.share(Limit("project", project, Measure.BUDGET, remaining, version=snapshot.version))
-        urls = {target.base_url for route in snapshot.routes for target in route.targets}
+        urls = {_upstream_key(target) for route in snapshot.routes for target in route.targets}
         for url in self._upstreams.keys() - urls:
             upstream = self._upstreams.pop(url)
             upstream.retire()
             self._retired.append(upstream)
         by_project: dict[str, dict[str, RouteState]] = {}
         for route in snapshot.routes:
-            targets = tuple(TargetState(target, self._upstream(target.base_url)) for target in route.targets)
+            targets = tuple(self._target(target, provider_keys) for target in route.targets)
             longest = max((target.max_output_tokens for target in route.targets), default=0)
-            state = RouteState(route, targets, self.metrics.model(route.model), longest)
+            only = targets[0] if len(targets) == 1 and not targets[0].target.kind else None
+            policy = RoutePolicy(route.policy)
+            state = RouteState(route, targets, self.metrics.model(route.model), longest, policy, only)
             by_project.setdefault(route.project, {})[route.model] = state
         self.tables = Tables(snapshot, keys, by_project)
         self.metrics.snapshot_version = snapshot.version
 
-    def _upstream(self, base_url: str) -> Upstream:
-        upstream = self._upstreams.get(base_url)
+    def _target(self, target: Target, provider_keys: Mapping[str, bytes | None]) -> TargetState:
+        key = _upstream_key(target)
+        upstream = self._upstreams.get(key)
         if upstream is None:
-            upstream = self._upstreams[base_url] = Upstream(urlsplit(base_url), self.options.connect_timeout_s)
-        return upstream
+            upstream = self._upstreams[key] = Upstream(
+                urlsplit(target.base_url),
+                self.options.connect_timeout_s,
+                provider=bool(target.kind),
+                private=target.private,
+            )
+        # What a target has in flight, and asked for, outlives the snapshot.
+        standing = self._standings.setdefault((key, target.upstream_model), Standing())
+        return TargetState(target, upstream, standing, provider_keys.get(target.key_file) if target.kind else b"")
 
 
 def _nothing(_told: object) -> None:
     """For a refill that asks for nothing."""
 
 
-_Loaded = tuple[Snapshot, dict[bytes, bytes]]
+_Loaded = tuple[Snapshot, dict[bytes, bytes], dict[str, bytes | None]]
 
 
-def _load(path: Path) -> _Loaded | str:
-    """The snapshot, indexed, or what is wrong with it. Runs beside the loop."""
+def _upstream_key(target: Target) -> str:
+    """Endpoints and providers share no connections, even at one address: they are connected to by other rules."""
+    return f"{target.kind and target.private} {target.base_url}" if target.kind else target.base_url
+
+
+def _load(path: Path, keys_folder: Path | None) -> _Loaded | str:
+    """The snapshot, indexed, with providers' keys, or what is wrong with it. Runs beside the loop."""
     try:
-        return index(path.read_bytes())
+        snapshot, keys = index(path.read_bytes())
+        files = {target.key_file for route in snapshot.routes for target in route.targets if target.kind}
+        return snapshot, keys, {name: _read_key(keys_folder, name) for name in files}
     except OSError as error:
         return f"the snapshot can't be read: {error}"
     except IntegrityFailure as error:
         return error.message
+
+
+def _read_key(folder: Path | None, name: str) -> bytes | None:
+    """A provider's key from its file; None when it can't be read or is none."""
+    project, _, provider = name.partition("/")
+    if folder is None or not project or not provider or "/" in provider or name.startswith("."):
+        return None
+    try:
+        return check_key((folder / project / provider).read_text("ascii")).encode()
+    except (OSError, ValueError, InvalidInput):
+        return None

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+from ipaddress import ip_address
 from typing import Protocol, cast
 from urllib.parse import SplitResult
 
+from groundplane.domain.provider import address_fault
 from groundplane.domain.routing import Circuit
 from groundplane.gateway.http1 import (
     HEAD_MAX_BYTES,
@@ -45,7 +47,11 @@ class AnswerReader(Protocol):
 class Upstream:
     """One server behind routes. `base_url` is a root or ends in `/v1`; request paths carry `/v1` themselves."""
 
-    def __init__(self, url: SplitResult, connect_timeout_s: float) -> None:
+    def __init__(
+        self, url: SplitResult, connect_timeout_s: float, *, provider: bool = False, private: bool = True
+    ) -> None:
+        self._provider = provider
+        self._private = private
         self._host = url.hostname or ""
         self._port = url.port or _PORTS[url.scheme]
         self._tls = url.scheme == "https"
@@ -57,6 +63,7 @@ class Upstream:
         self.circuit = Circuit()
         self.heads = HeadMemo(parse_response_head)
         self.authority = url.netloc.rpartition("@")[2].encode("ascii")
+        self.path = url.path.rstrip("/").encode("ascii")
         self.prefix = url.path.rstrip("/").removesuffix("/v1").encode("ascii")
 
     def take_idle(self) -> UpstreamConnection | None:
@@ -77,8 +84,13 @@ class Upstream:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout_s):
+                host = await self._address(loop) if self._provider else self._host
                 _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(self), self._host, self._port, ssl=True if self._tls else None
+                    lambda: UpstreamConnection(self),
+                    host,
+                    self._port,
+                    ssl=True if self._tls else None,
+                    server_hostname=self._host if self._tls else None,
                 )
         except TimeoutError:
             reader.connect_failed(TimeoutError(f"no connection within {self._connect_timeout_s:g} s"))
@@ -86,6 +98,18 @@ class Upstream:
             reader.connect_failed(error)
         else:
             reader.connected(connection)
+
+    async def _address(self, loop: asyncio.AbstractEventLoop) -> str:
+        """Where a provider is, judged before it is connected to, so that a name can't lead into a private network."""
+        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        faults = []
+        for *_, address in found:
+            host = str(address[0])
+            fault = address_fault(ip_address(host), private=self._private)
+            if not fault:
+                return host
+            faults.append(fault)
+        raise PermissionError("; ".join(faults) or f"{self._host} has no address")
 
     def give_back(self, connection: UpstreamConnection, keep_until_s: float) -> None:
         """Keeps a connection for the next request, until then at most."""

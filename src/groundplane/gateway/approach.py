@@ -1,0 +1,274 @@
+"""A request until it is on its way: read, admitted, and given a target; and another target where one fails.
+
+Law: money and tokens are reserved, and the reservation is in the log, before the request leaves.
+"""
+
+from __future__ import annotations
+
+from time import monotonic_ns, time_ns
+from typing import Protocol
+
+from groundplane.domain.limits import Binding
+from groundplane.domain.usage import BYTES_PER_TOKEN, rate
+from groundplane.gateway.admission import find_route, limit_headers, no_budget, refusal
+from groundplane.gateway.doors import Door
+from groundplane.gateway.errors import Fault, upstream_fault
+from groundplane.gateway.form_body import read_form
+from groundplane.gateway.http1 import RequestHead, ResponseHead
+from groundplane.gateway.json_body import Fields, read_fields
+from groundplane.gateway.lanes import Lane
+from groundplane.gateway.records import decimal_s, reserved_members
+from groundplane.gateway.selection import Selection
+from groundplane.gateway.sse import EventStream
+from groundplane.gateway.state import GatewayState, KeyState, TargetState
+from groundplane.gateway.upstream import UpstreamConnection
+from groundplane.gateway.wal import LogUnavailable
+
+
+class Caller(Protocol):
+    """The client connection, as an exchange sees it."""
+
+    closes: bool
+
+    def write(self, data: bytes) -> None: ...
+    def fail(self, fault: Fault) -> None: ...
+    def finished(self) -> None: ...
+    def end_broken(self, last_words: bytes) -> None: ...
+
+
+class Approach:
+    """What comes before the first byte. `Exchange` goes on from `_send`."""
+
+    __slots__ = (
+        "_admitted", "_asked_only", "_began_ns", "_caller", "_connection", "_content_bytes", "_content_type", "_door",
+        "_events", "_fault", "_forward", "_full", "_gate", "_head", "_head_sent", "_held", "_lane", "_limit_lines",
+        "_loaded", "_model_span", "_over", "_passed_headers", "_prompt_tokens", "_request", "_selection", "_sent",
+        "_session", "_stale_retried", "_state", "_streams", "_tail", "_target", "_ttft_us", "_unbounded",
+        "_wants_usage", "ask", "key", "request_id", "settled", "started_at",
+    )  # fmt: skip
+
+    def __init__(
+        self, state: GatewayState, caller: Caller, key: KeyState, door: Door, body: bytes, head: RequestHead
+    ) -> None:
+        """Reads the request. Raises Fault when it can't be one of this key's."""
+        size_bytes = len(body)
+        self._content_type = b"application/json"
+        if door.form:
+            self._content_type = head.headers.get(b"content-type", b"")
+            form = read_form(body, self._content_type)
+            fields, size_bytes, self._model_span = Fields(model=form.model), form.weight_bytes, form.model_span
+        else:
+            fields = read_fields(body)
+        model = fields.model
+        assert model is not None
+        self._lane = key.lanes.get(model) or state.lane(key, find_route(key, model))
+        generates = door.generates
+        self._state = state
+        self._caller = caller
+        self._door = door
+        self._request = body
+        self._passed_headers = head.passed
+        self._streams = generates and bool(fields.stream)
+        self._wants_usage = self._streams and (fields.wants_usage or not door.stream.asks_usage)  # type: ignore[union-attr]
+        self._unbounded = generates and fields.answer_tokens_max is None
+        self.key = key
+        self.ask = (0, 0) if door.free else self._lane.ask(fields, size_bytes, generates=generates)
+        self.request_id = state.new_request_id()
+        self.started_at = decimal_s(time_ns())
+        self._began_ns = monotonic_ns()
+        self._prompt_tokens = 0 if door.free else -(-size_bytes // BYTES_PER_TOKEN)
+        self._selection: Selection | None = None
+        self._session = head.headers.get(b"x-session-id", b"")
+        self._asked_only = False
+        self._gate: Lane | None = None
+        self._full: Binding | None = None
+        self._fault: Fault | None = None
+        self._loaded: TargetState | None = None
+        self._stale_retried = self._sent = self._head_sent = self.settled = self._admitted = self._over = False
+        self._head: ResponseHead | None = None
+        self._events: EventStream | None = None
+        self._held: list[bytes] | None = None
+        self._content_bytes = 0
+        self._tail = self._limit_lines = b""
+        self._ttft_us: int | None = None
+        self._connection: UpstreamConnection | None = None
+
+    def _send(self) -> None:
+        raise NotImplementedError
+
+    def _fail(self, fault: Fault) -> None:
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ admission
+
+    def start(self) -> None:
+        """Chooses a target, reserves, and sends; or answers why not. What limits say may come later."""
+        self._state.metrics.in_flight += 1
+        try:
+            if not self._lane.has_budget:
+                raise no_budget(self._lane)
+            self._target = self._choose()
+        except Fault as fault:
+            self._refuse(fault)
+            return
+        lane = self._lane
+        if lane.gates:
+            self._take_through_gate()
+        elif lane.take(*self.ask):
+            self._admit()
+        else:
+            lane.refill(*self.ask, self._began_ns, self._refilled)
+
+    def _refilled(self, binding: Binding | None) -> None:
+        if self._over:
+            return  # the caller left meanwhile: what was handed out is idle, and goes back
+        if binding is not None:
+            self._refuse(refusal(self._lane, binding, monotonic_ns()))
+        elif self._lane.gates:
+            self._take_through_gate()
+        elif self._lane.take(*self.ask):
+            self._admit()
+        else:
+            # What was free beside the refill went to another request meanwhile.
+            self._lane.refill(*self.ask, monotonic_ns(), self._refilled)
+
+    def _take_through_gate(self) -> None:
+        """All of the request's limits and all of its target's, or none of them."""
+        lane, gate = self._lane, self._lane.gates.get(self._target.target.endpoint)
+        if not lane.has(*self.ask):
+            lane.refill(*self.ask, monotonic_ns(), self._refilled)
+        elif gate is not None and not gate.has(*self.ask):
+            gate.refill(*self.ask, monotonic_ns(), self._gate_refilled)
+        else:
+            self._gate = gate
+            lane.take(*self.ask)
+            if gate is not None:
+                gate.take(*self.ask)
+            self._admit()
+
+    def _gate_refilled(self, binding: Binding | None) -> None:
+        """A target whose limits are full leaves the request to another one; the soonest of them says when to return."""
+        if self._over:
+            return
+        if binding is not None:
+            if self._full is None or _sooner(binding, self._full):
+                self._full = binding
+            try:
+                self._target = self._choose()
+            except Fault:
+                self._refuse(refusal(self._lane, self._full, monotonic_ns()))
+                return
+            self._state.metrics.spilled += 1
+        self._take_through_gate()
+
+    def _admit(self) -> None:
+        """Notes the reservation, then sends: nothing goes upstream that the log does not know."""
+        self._limit_lines = limit_headers(self._lane, self._began_ns)
+        if self._door.anthropic:
+            self._limit_lines += b"request-id: %b\r\n" % self.request_id
+        constant = self._target.record_members(self.key.key, self._lane.model)
+        prompt, price = self._prompt_tokens, self._target.target.price
+        record = reserved_members(self.request_id, constant, prompt, rate(prompt, 0, 0, price), self.started_at)
+        try:
+            self._state.log.reserved(self.request_id, record)
+        except LogUnavailable as error:
+            self._settle_limits(0, 0)
+            message = f"requests are refused while their usage can't be recorded: {error}"
+            self._refuse(upstream_fault(503, message, "usage_log_unavailable", b"retry-after: 5\r\n"))
+            return
+        self._admitted = True
+        self._send()
+
+    def _refuse(self, fault: Fault) -> None:
+        """Not admitted: nothing is reserved, and nothing is recorded but the count."""
+        self._over = True
+        self._lane.route.counters.answered(fault.status)
+        caller = self._caller
+        self._finish(tell_caller=False)
+        caller.fail(fault)
+
+    # ------------------------------------------------------------ targets
+
+    def _choose(self) -> TargetState:
+        """Raises Fault 503 when no target is left to ask."""
+        selection = self._selection
+        if selection is None:
+            only = self._lane.route.only
+            if only is not None and not only.upstream.circuit.failures and not self._asked_only:
+                self._asked_only = True
+                return only
+            selection = self._selection = Selection(self._lane.route, self._door, self._request, self._session)
+            if self._asked_only:
+                raise selection.nobody(monotonic_ns())
+        now = monotonic_ns()
+        target = selection.next(now)
+        if target is None:
+            raise selection.nobody(now)
+        return target
+
+    def _try_another(self, fault: Fault | None) -> None:
+        """Nothing has been relayed yet: another target may answer; otherwise the caller gets the fault, or, where
+        none is given, what there is to say about all targets."""
+        self._connection = None
+        self._head = None
+        self._stale_retried = False
+        try:
+            self._target = self._choose()
+        except Fault as nobody:
+            self._fail(fault or nobody)
+            return
+        self._state.metrics.upstream_retries += 1
+        self._fault = fault
+        if self._lane.gates:
+            self._change_gate()
+        else:
+            self._send()
+
+    def _change_gate(self, binding: Binding | None = None) -> None:
+        """The limits of the target asked first are given back, and those of the next one taken, before it is asked."""
+        if self._over:
+            return
+        if self._gate is not None:
+            self._gate.settle(self.ask, 0, 0, self._state.log.seq)
+            self._gate = None
+        gate = self._lane.gates.get(self._target.target.endpoint)
+        if binding is not None:
+            self._try_another(self._fault)
+        elif gate is not None and not gate.take(*self.ask):
+            gate.refill(*self.ask, monotonic_ns(), self._change_gate)
+        else:
+            self._gate = gate
+            self._send()
+
+    # ------------------------------------------------------------ what is held meanwhile
+
+    def _finish(self, *, tell_caller: bool = True) -> None:
+        caller = self._caller
+        self._unload()
+        self._state.metrics.in_flight -= 1
+        self._request = self._forward = b""
+        if tell_caller:
+            caller.finished()
+
+    def _load(self) -> None:
+        """Counts the request as in flight at its target, which routing looks at."""
+        if self._loaded is not self._target:
+            self._unload()
+            self._loaded = self._target
+            self._loaded.standing.in_flight_tokens += self.ask[0]
+
+    def _unload(self) -> None:
+        loaded, self._loaded = self._loaded, None
+        if loaded is not None:
+            loaded.standing.in_flight_tokens -= self.ask[0]
+
+    def _settle_limits(self, tokens: int, microusd: int) -> None:
+        self._lane.settle(self.ask, tokens, microusd, self._state.log.seq)
+        if self._gate is not None:
+            self._gate.settle(self.ask, tokens, microusd, self._state.log.seq)
+
+
+def _sooner(one: Binding, other: Binding) -> bool:
+    if one.retry_after_ns is None or other.retry_after_ns is None:
+        return other.retry_after_ns is None and one.retry_after_ns is not None
+    return one.retry_after_ns < other.retry_after_ns
