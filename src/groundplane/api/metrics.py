@@ -98,6 +98,11 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
     carried = app.checkpoints.counts
     for what in ("copied", "restored", "removed", "failed"):
         kinds.labels(what).set(getattr(carried, what))
+    watched = Gauge("ground_watchdogs", "Storms, hangs and idle clocks since the start.", ("what",), registry=registry)
+    for what, number in app.watchdogs.counts.items():
+        watched.labels(what).set(number)
+    storm = Gauge("ground_fleet_storm", "1 while silence of nodes is taken for our own network.", registry=registry)
+    storm.set(app.watchdogs.braked())
     copied_bytes = Gauge("ground_checkpoint_copied_bytes", "Bytes copied since the start.", registry=registry)
     copied_bytes.set(carried.copied_bytes)
     came = ("from",)
@@ -121,6 +126,10 @@ async def _registry_metrics(app: Any, actor: Actor, registry: CollectorRegistry)
     for project, number in (await app.registry.counts()).items():
         if actor.sees(project):
             aliases.labels(project).set(number)
+    kept = Gauge("ground_datasets", "Versions of datasets that are not erased.", ("project", "where"), registry=registry)
+    for (project, pointer), number in (await app.datasets.counts()).items():
+        if actor.sees(project):
+            kept.labels(project, pointer).set(number)
     judged = ("gate", "verdict")
     verdicts = Gauge("ground_gate_verdicts", "Verdicts of gates since the start.", judged, registry=registry)
     for (gate, verdict), number in app.gates.verdicts.items():
