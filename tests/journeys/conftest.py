@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import socket
@@ -18,6 +20,7 @@ from typing import Any
 import psutil
 import pytest
 
+from groundplane.cli.root import run
 from groundplane.client import Client
 from groundplane.errors import Unavailable
 
@@ -27,12 +30,16 @@ GROUND = str(Path(sys.executable).parent / "ground")
 
 @dataclass
 class Installation:
-    """One home. `ground()` runs the command; `client` is the SDK with the admin key."""
+    """One home. `ground()` runs the command; `client` is the SDK with the admin key.
+
+    `quick`: commands run in this process, which spares the start of one each; `up` and `down` never do.
+    """
 
     home: Path
     port: int
     gateway_port: int
     extra_env: dict[str, str] = field(default_factory=dict)
+    quick: bool = False
 
     @property
     def env(self) -> dict[str, str]:
@@ -52,21 +59,40 @@ class Installation:
             | self.extra_env
         )
 
-    def ground(self, *args: str, expect: int | None = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [GROUND, *args],
-            env=self.env,
-            capture_output=True,
-            text=True,
-            errors="replace",  # logs are the job's bytes, whatever they are
-            check=False,
-            stdin=subprocess.DEVNULL,
-            timeout=120,
-        )
+    def ground(self, *args: str, expect: int | None = 0, text: str = "") -> subprocess.CompletedProcess[str]:
+        """`text` is what standard input says."""
+        if self.quick and args[0] not in {"up", "down"}:
+            done = self._here(args, text)
+        else:
+            done = subprocess.run(
+                [GROUND, *args],
+                env=self.env,
+                capture_output=True,
+                text=True,
+                errors="replace",  # logs are the job's bytes, whatever they are
+                check=False,
+                input=text,
+                timeout=120,
+            )
         if expect is not None:
             assert done.returncode == expect, f"ground {args} exited {done.returncode}\n{done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
         return done
+
+    def _here(self, args: tuple[str, ...], text: str) -> subprocess.CompletedProcess[str]:
+        env, before, stdin = self.env, dict(os.environ), sys.stdin
+        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+        try:
+            os.environ.clear()
+            os.environ.update(env)
+            sys.stdin = io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8")
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                code = run(args)
+        finally:
+            sys.stdin = stdin
+            os.environ.clear()
+            os.environ.update(before)
+        return subprocess.CompletedProcess(args, code, _written(out), _written(err))
 
     def data(self, *args: str) -> Any:
         return json.loads(self.ground(*args, "-o", "json").stdout)
@@ -138,6 +164,11 @@ class Installation:
         return b"".join(piece.data for piece in self.client.read_log(run_id, attempt)).decode(errors="replace")
 
 
+def _written(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read()
+
+
 def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 30) -> Any:
     """Polls until the condition is truthy; fails with what was waited for."""
     deadline = time.monotonic() + timeout_s
@@ -188,10 +219,11 @@ def installation(new_installation: Callable[..., Installation]) -> Installation:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
-    """One installation that is up, for a module's tests that do not disturb each other."""
+def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Installation]:
+    """One installation that is up, for a module's tests that don't disturb each other; quick when its `QUICK` says."""
     port, gateway_port = free_ports(2)
-    installation = Installation(tmp_path_factory.mktemp("shared") / "ground", port, gateway_port)
+    home, quick = tmp_path_factory.mktemp("shared") / "ground", getattr(request.module, "QUICK", False)
+    installation = Installation(home, port, gateway_port, quick=quick)
     yield bring_up(installation)
     shut_down(installation)
 

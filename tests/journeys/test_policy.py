@@ -12,6 +12,7 @@ from tests.journeys.conftest import Installation
 
 from groundplane.domain.planning import Plan
 
+QUICK = True
 RULE = """\
 policy: groundplane/policy/v1
 rules:
@@ -25,6 +26,12 @@ rules:
     tests:
       - {name: no labels, given: {spec: {labels: {}}}, expect: refuse}
       - {name: a team, given: {spec: {labels: {team: vision}}}, expect: pass}
+  - id: asked-politely
+    over: request
+    severity: warn
+    require: request.message.contains("please")
+    why: Manners.
+    hint: say please
 """
 
 
@@ -83,6 +90,9 @@ def test_a_rule_is_tested_replayed_put_in_force_and_lifted_for_a_while(
     assert "error: team-label: needs a label team, has labels nothing" in refused.stderr
     assert "hint: set metadata.labels.team of nightly" in refused.stderr
     assert "team-label" in shared.ground("apply", before.id, "--yes", expect=3).stderr
+    asked = shared.client.create_request("4 A100 for training")
+    spoken = shared.ground("request", "show", asked.id).stdout
+    assert "policy: 0 of 1 rules over requests are kept" in spoken and "asked-politely  warns  Manners." in spoken
     (day,) = shared.client.plan(labelled(shared.job("day", ["true"]), team="vision").read_text())
     assert day.status == "ready"
 

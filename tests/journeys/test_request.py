@@ -10,8 +10,9 @@ from typing import Any
 import httpx
 import pytest
 from tests.domain.intake_messages import MONDAY
-from tests.journeys.conftest import GROUND, Installation
+from tests.journeys.conftest import Installation
 
+QUICK = True
 END = (datetime.now(UTC) + timedelta(days=30)).date().isoformat()
 ANSWERS = {
     "project": "research", "owner": "ana", "cost_center": "r1", "end_date": END, "budget": "$2",
@@ -22,9 +23,7 @@ ANSWERS = {
 
 
 def piped(shared: Installation, text: str, *args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [GROUND, *args], env=shared.env, input=text, capture_output=True, text=True, check=False, timeout=120
-    )
+    return shared.ground(*args, text=text, expect=None)
 
 
 def test_the_monday_message_becomes_three_items_and_then_a_plan(shared: Installation) -> None:

@@ -13,9 +13,9 @@ from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import age, moment
-from groundplane.domain.approval import Approval, ApprovalStatus, blocked, counted
+from groundplane.domain.approval import Approval, ApprovalStatus, blocked, counted, refusal
 from groundplane.domain.planning import Plan, PlanStatus
-from groundplane.errors import ApprovalNeeded, Refused
+from groundplane.errors import Refused
 from groundplane.units import format_duration, format_usd
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def say_next(client: Client, made: Plan) -> None:
 
 
 def require_approvals(client: Client, plans: Sequence[Plan]) -> None:
-    """Raises ApprovalNeeded for every plan that waits, as the control plane would: before any other is applied."""
+    """Raises what the control plane would for every plan that waits, before any other is applied."""
     found: list[Refused] = []
     for made in plans:
         if made.status is PlanStatus.NEEDS_APPROVAL:
@@ -121,7 +121,7 @@ def require_approvals(client: Client, plans: Sequence[Plan]) -> None:
             found += [refused] if refused else []
             _say_earlier(client, view.approval)
     if found:
-        raise ApprovalNeeded(found)
+        raise refusal(found)
 
 
 def _say_earlier(client: Client, asked: Approval) -> None:

@@ -6,7 +6,7 @@ limits → `beyond` (verdicts that ask) → `ask` → `approve` / `reject` / `ex
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -14,7 +14,7 @@ from enum import StrEnum
 from groundplane.domain.access import Key, SelfService, is_active
 from groundplane.domain.planning import Plan, Verdict
 from groundplane.domain.spec import EndpointSpec, JobSpec
-from groundplane.errors import Refused
+from groundplane.errors import ApprovalNeeded, Refusal, Refused
 from groundplane.identity import CROSS_PROJECT, ROLE_PERMISSIONS, Actor, Permission, Role
 from groundplane.units import format_usd
 
@@ -319,6 +319,12 @@ def blocked(plan: Plan, approval: Approval | None, approvers: tuple[str, ...], n
         have=f"{len(given)} ({_names(given)})" if given else "none",
         hint=f"ground approve {plan.id}: {_who(approval, approvers)}; then ground apply {plan.id}",
     )
+
+
+def refusal(refused: Sequence[Refused]) -> Refusal:
+    """ApprovalNeeded when nothing but somebody's yes is missing, Refusal otherwise: what was rejected waits no more."""
+    alone = all(reason.rule == RULE for reason in refused)
+    return ApprovalNeeded(refused) if alone else Refusal(refused)
 
 
 def approvers(keys: Iterable[Key], approval: Approval, now: datetime) -> tuple[str, ...]:

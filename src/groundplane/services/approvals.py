@@ -15,7 +15,7 @@ from groundplane.domain.approval import Approval, ApprovalStatus
 from groundplane.domain.budget import Budget, budget_id
 from groundplane.domain.planning import Plan, PlanStatus, Verdict
 from groundplane.domain.spec import EndpointSpec, JobSpec
-from groundplane.errors import ApprovalNeeded, InvalidInput, NotFound, Refusal, Refused
+from groundplane.errors import InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import CROSS_PROJECT, SYSTEM, Actor
 from groundplane.ports import Clock, Notice, Notifier, Store, Tx
 from groundplane.services.access import visible_project
@@ -189,7 +189,7 @@ class Approvals:
         async with self._store.transaction() as tx:
             refused = tuple([reason for plan in plans for reason in await self.refusals(tx, plan)])
         if refused:
-            raise refusal(refused)
+            raise rules.refusal(refused)
 
     async def set_limits(self, actor: Actor, name: str, limits: SelfService, reason: str = "") -> Project:
         """What the project may begin without asking, from the next plan on. Plans that wait go on waiting."""
@@ -304,12 +304,6 @@ class Approvals:
     async def _approvers(self, tx: Tx, approval: Approval) -> tuple[str, ...]:
         keys = await tx.find(Key, {"role": rules.APPROVING_ROLES, "revoked_at": None})
         return rules.approvers(keys, approval, self._clock.now())
-
-
-def refusal(refused: tuple[Refused, ...]) -> Refusal:
-    """ApprovalNeeded when nothing but somebody's yes is missing, Refusal otherwise."""
-    alone = all(reason.rule == rules.RULE for reason in refused)
-    return ApprovalNeeded(refused) if alone else Refusal(refused)
 
 
 def _comment(text: str) -> str:

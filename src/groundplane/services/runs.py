@@ -7,6 +7,8 @@ from dataclasses import replace
 
 from groundplane.audit import EventDraft
 from groundplane.domain import admission, lifecycle, preflight, watchdogs
+from groundplane.domain.approval import refusal
+from groundplane.domain.dataset import run_edges
 from groundplane.domain.ledger import LedgerEntry
 from groundplane.domain.lifecycle import Explanation
 from groundplane.domain.planning import Plan, PlanStatus
@@ -16,7 +18,7 @@ from groundplane.domain.spec import JobSpec
 from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Executor, Ids, LogChunk, Sample, Store, Tx
-from groundplane.services.approvals import Approvals, refusal
+from groundplane.services.approvals import Approvals
 from groundplane.services.costs import Costs
 from groundplane.services.plans import Plans
 from groundplane.services.staging import Staging
@@ -102,6 +104,7 @@ class Runs:
             idempotency_key=idempotency_key,
         )
         await tx.insert(run)
+        await tx.insert_many_once(run_edges(run.id, run.project, run.spec.data, run.created_at))
         await tx.update(replace(locked, status=PlanStatus.APPLIED, applied_to=endpoint or run_id))
         await self._approvals.used(tx, locked)
         await tx.append_event(
