@@ -203,7 +203,7 @@ async def test_what_is_needed_starts_first_and_all_elements_of_an_array_are_need
     for _ in range(2):
         await plane.step()
     await plane.reconcile_all()
-    assert await waits_for(plane, early) == ("needs", f"it needs prepare ({prepare}), which is running, and 3 more")
+    assert await waits_for(plane, early) == ("needs", f"it needs prepare ({prepare}), which is starting, and 3 more")
     assert plane.orders == [f"{run}-1" for run in (prepare, *sweep[:2])], "two of the array at once, and nothing more"
     assert (await plane.run_to_end(early)).status is RunStatus.SUCCEEDED
     assert plane.orders[-1] == f"{early}-1"
