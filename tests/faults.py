@@ -45,7 +45,7 @@ time.sleep(seconds)
 open(os.path.join(folder, "done"), "a").write(os.environ["GROUND_RUN_ID"] + "\\n")
 """
 RUNS_AT_ONCE = 12
-SERVER_REST_S = 15.0
+SERVER_REST_S = 5.0
 HOST_REST_S = 6.0
 PRICES = {"local": "0.36", "lab": "$1.20"}
 

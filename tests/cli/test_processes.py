@@ -20,7 +20,7 @@ import pytest
 
 from groundplane.errors import AlreadyUp, Conflict, InvalidInput
 from groundplane.processes import HomeLock, ProcessMark, check_port_free, end, mark, port_holder, read_mark, write_mark
-from groundplane.supervisor import LOGS_KEPT, rotate
+from groundplane.supervisor import LOGS_KEPT, STEADY_S, next_backoff, rotate
 
 
 def sleeper() -> subprocess.Popen[bytes]:
@@ -262,6 +262,21 @@ def test_ports_are_told_apart() -> None:
         check_port_free("192.0.2.1", port, "GROUND_PORT")
     with pytest.raises(InvalidInput, match="no address"):
         check_port_free("no such host", port, "GROUND_PORT")
+
+
+def test_a_child_that_is_killed_again_and_again_is_soon_back_and_one_that_never_comes_up_is_given_time() -> None:
+    def pauses(ready_for_s: float | None) -> list[float]:
+        pause_s, found = 0.0, []
+        for _ in range(9):
+            pause_s = next_backoff(pause_s, ready_for_s)
+            found.append(pause_s)
+        return found
+
+    assert pauses(1.0) == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0, 5.0, 5.0]
+    assert pauses(None) == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    assert set(pauses(STEADY_S)) == {0.5}
+    assert next_backoff(30.0, STEADY_S) == 0.5
+    assert next_backoff(30.0, 1.0) == 5.0
 
 
 def test_a_log_over_its_limit_is_rotated_under_an_open_writer(tmp_path: Path) -> None:
