@@ -43,6 +43,7 @@ from groundplane.services.catalog import Catalog
 from groundplane.services.checkpoints import CheckpointExecutor, Checkpoints
 from groundplane.services.cordons import Cordons
 from groundplane.services.costs import Costs
+from groundplane.services.datasets import Datasets
 from groundplane.services.dev import Dev, DevExecutor
 from groundplane.services.endpoints import Endpoints
 from groundplane.services.gates import Gates
@@ -96,6 +97,7 @@ class App:
     artifacts: Artifacts
     registry: Registry
     gates: Gates
+    datasets: Datasets
     hub: Hub
     recon: Recon
     catalog: Catalog
@@ -154,12 +156,12 @@ async def build(settings: Settings) -> App:
         for waker in wakers:
             waker()
 
-    blobs = _artifact_store(settings)
+    blobs, signer = _artifact_store(settings), FileSigner(home / "keys")
     models = Models(
         store=store,
         clock=clock,
         blobs=blobs,
-        signer=FileSigner(home / "keys"),
+        signer=signer,
         files=FolderModelFiles(),
         provenance=MachineProvenance(),
     )
@@ -315,6 +317,7 @@ async def build(settings: Settings) -> App:
         artifacts=Artifacts(store=store, clock=clock, ids=ids, blobs=blobs),
         registry=Registry(store=store, clock=clock, ids=ids, models=models, gates=gates),
         gates=gates,
+        datasets=Datasets(store=store, clock=clock, ids=ids, blobs=blobs, signer=signer),
         hub=Hub(models=models, blobs=blobs),
         sizings=Sizings(catalogue=catalog_book.catalogue, clock=clock),
         recon=recon,

@@ -15,6 +15,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -68,6 +69,8 @@ class MachineProvenance:
         )
 
     def _data(self, source: DataSource, workdir: Path, unknown: list[tuple[str, str]]) -> DataFact:
+        if source.dataset:
+            source = replace(source, name=source.dataset, dataset="")
         if source.source:
             if not source.sha256:
                 why = f"staged from {source.source}; the spec gives no SHA-256"

@@ -94,6 +94,36 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
     for (pool, health), number in (await app.nodes.tally(actor)).items():
         machines.labels(pool, health).set(number)
     await _queue_metrics(app, actor, registry)
+    _watch_metrics(app, registry)
+    steps = Gauge("ground_loop_steps", "Steps a loop has taken.", ("loop",), registry=registry)
+    failures = Gauge("ground_loop_failures", "Steps of a loop that failed.", ("loop",), registry=registry)
+    seconds = Gauge("ground_loop_last_step_seconds", "How long a loop's last step took.", ("loop",), registry=registry)
+    for loop in app.loops:
+        steps.labels(loop.name).set(loop.steps)
+        failures.labels(loop.name).set(loop.failures)
+        seconds.labels(loop.name).set(loop.last_step_s)
+    return generate_latest(registry)
+
+
+async def _registry_metrics(app: Any, actor: Actor, registry: CollectorRegistry) -> None:
+    aliases = Gauge("ground_model_aliases", "Aliases of models.", ("project",), registry=registry)
+    for project, number in (await app.registry.counts()).items():
+        if actor.sees(project):
+            aliases.labels(project).set(number)
+    where = ("project", "where")
+    kept = Gauge("ground_datasets", "Versions of datasets that are not erased.", where, registry=registry)
+    for (project, pointer), number in (await app.datasets.counts()).items():
+        if actor.sees(project):
+            kept.labels(project, pointer).set(number)
+    judged = ("gate", "verdict")
+    verdicts = Gauge("ground_gate_verdicts", "Verdicts of gates since the start.", judged, registry=registry)
+    for (gate, verdict), number in app.gates.verdicts.items():
+        if actor.sees(gate.partition("/")[0]):
+            verdicts.labels(gate, verdict).set(number)
+
+
+def _watch_metrics(app: Any, registry: CollectorRegistry) -> None:
+    """Checkpoints carried, and what watchdogs saw, since the start."""
     kinds = Gauge("ground_checkpoints", "Checkpoints handled since the start.", ("what",), registry=registry)
     carried = app.checkpoints.counts
     for what in ("copied", "restored", "removed", "failed"):
@@ -111,30 +141,6 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
     staged.labels("cache").set(app.staging.cached_bytes)
     attached = Gauge("ground_dev_attached", "Connections to dev environments that are open.", registry=registry)
     attached.set(app.dev.attached)
-    steps = Gauge("ground_loop_steps", "Steps a loop has taken.", ("loop",), registry=registry)
-    failures = Gauge("ground_loop_failures", "Steps of a loop that failed.", ("loop",), registry=registry)
-    seconds = Gauge("ground_loop_last_step_seconds", "How long a loop's last step took.", ("loop",), registry=registry)
-    for loop in app.loops:
-        steps.labels(loop.name).set(loop.steps)
-        failures.labels(loop.name).set(loop.failures)
-        seconds.labels(loop.name).set(loop.last_step_s)
-    return generate_latest(registry)
-
-
-async def _registry_metrics(app: Any, actor: Actor, registry: CollectorRegistry) -> None:
-    aliases = Gauge("ground_model_aliases", "Aliases of models.", ("project",), registry=registry)
-    for project, number in (await app.registry.counts()).items():
-        if actor.sees(project):
-            aliases.labels(project).set(number)
-    kept = Gauge("ground_datasets", "Versions of datasets that are not erased.", ("project", "where"), registry=registry)
-    for (project, pointer), number in (await app.datasets.counts()).items():
-        if actor.sees(project):
-            kept.labels(project, pointer).set(number)
-    judged = ("gate", "verdict")
-    verdicts = Gauge("ground_gate_verdicts", "Verdicts of gates since the start.", judged, registry=registry)
-    for (gate, verdict), number in app.gates.verdicts.items():
-        if actor.sees(gate.partition("/")[0]):
-            verdicts.labels(gate, verdict).set(number)
 
 
 async def _storage_metrics(app: Any, actor: Actor, registry: CollectorRegistry) -> None:

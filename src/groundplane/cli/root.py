@@ -46,6 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stacks": ("checkpoints", "Print what a run's processes were doing when it was taken for hung."),
     "stop": ("runs", "Stop runs and endpoints."),
     "artifacts": ("artifacts", "Push, pull and list files; see what the store holds, collect and scrub it."),
+    "datasets": ("datasets", "Register, compare, verify, follow and erase what models are made from."),
     "models": ("models", "List, show, search, register, verify and promote models."),
     "gates": ("gates", "Say what an alias must show before it moves; check, measure, approve and waive."),
     "endpoints": ("endpoints", "List and show endpoints."),

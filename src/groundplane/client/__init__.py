@@ -19,6 +19,7 @@ from groundplane.client.approvals import ApprovalCalls
 from groundplane.client.artifacts import ArtifactCalls
 from groundplane.client.checkpoints import CheckpointCalls
 from groundplane.client.data import DataCalls
+from groundplane.client.datasets import DatasetCalls
 from groundplane.client.dev import DevCalls
 from groundplane.client.limits import LimitCalls
 from groundplane.client.models import ModelCalls
@@ -47,6 +48,7 @@ class Client(
     CheckpointCalls,
     DataCalls,
     DevCalls,
+    DatasetCalls,
     LimitCalls,
     ModelCalls,
     MoneyCalls,

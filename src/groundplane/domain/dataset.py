@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from groundplane.domain.model import ManifestFile, check_name, manifest_sha256
-from groundplane.domain.spec import CLASSIFICATIONS
+from groundplane.domain.spec import CLASSIFICATIONS, DataSource
 from groundplane.errors import InvalidInput, Problem, Refused
 
 FILES_MAX = 200_000
@@ -216,6 +216,13 @@ def missing_facts(facts: DatasetFacts) -> tuple[Refused, ...]:
 def edge(parent: str, child: str, project: str, at: datetime) -> LineageEdge:
     """The edge of this pair: twice is the same row."""
     return LineageEdge(id=f"{parent}>{child}", parent=parent, child=child, project=project, at=at)
+
+
+def run_edges(run_id: str, project: str, data: Sequence[DataSource], at: datetime) -> list[LineageEdge]:
+    """What a run is made from: its datasets by name, its data by digest."""
+    parents = [f"dataset:{source.dataset}" for source in data if source.dataset]
+    parents += [f"sha256:{source.sha256}" for source in data if source.sha256]
+    return [edge(parent, f"run:{run_id}", project, at) for parent in dict.fromkeys(parents)]
 
 
 def descendants(roots: Iterable[str], edges: Iterable[LineageEdge]) -> tuple[LineageEdge, ...]:

@@ -24,6 +24,7 @@ from groundplane.domain.artifact import (
     StoreUsage,
     over_quota,
 )
+from groundplane.domain.dataset import DatasetVersion
 from groundplane.domain.model import ManifestFile, ModelVersion, check_name, manifest, manifest_sha256, path_refusals
 from groundplane.domain.run import Checkpoint, CopyState
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused, Unavailable
@@ -31,7 +32,8 @@ from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import BlobStore, Clock, Ids, Store, Tx
 from groundplane.units import format_bytes
 
-HOLDERS: tuple[type[Artifact] | type[ModelVersion] | type[Checkpoint], ...] = (Artifact, ModelVersion, Checkpoint)
+Holder = Artifact | ModelVersion | Checkpoint | DatasetVersion
+HOLDERS: tuple[type[Holder], ...] = (Artifact, ModelVersion, Checkpoint, DatasetVersion)
 """Every kind of row whose `files` are in the store. What is missing here, a collection takes for nobody's."""
 
 GRACE_MIN_S = 60.0
@@ -407,13 +409,15 @@ async def demand_quota(tx: Tx, project: str, files: Sequence[ManifestFile]) -> N
 
 
 def _with_files(kind: type) -> dict[str, object]:
-    """Checkpoints have rows of their own before they have copies."""
+    """Checkpoints have rows before they have copies, and datasets that lie elsewhere have none here."""
+    if kind is DatasetVersion:
+        return {"kept": True}
     return {"copy": CopyState.COPIED} if kind is Checkpoint else {}
 
 
 async def _held(tx: Tx, actor: Actor) -> list[tuple[str, ManifestFile]]:
     """(project, file) of everything with files that the actor sees."""
-    rows: list[Artifact | ModelVersion | Checkpoint] = [
+    rows: list[Holder] = [
         row for kind in HOLDERS for row in await tx.find(kind, _with_files(kind))
     ]
     return [(row.project, file) for row in rows if actor.sees(row.project) for file in row.files]
@@ -422,7 +426,7 @@ async def _held(tx: Tx, actor: Actor) -> list[tuple[str, ManifestFile]]:
 async def _users(tx: Tx) -> dict[str, list[str]]:
     """SHA-256 → what has it, as `tiny-lm@3 weights/model.safetensors`."""
     users: dict[str, list[str]] = {}
-    rows: list[Artifact | ModelVersion | Checkpoint] = [
+    rows: list[Holder] = [
         row for kind in HOLDERS for row in await tx.find(kind, _with_files(kind))
     ]
     for row in rows:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import PurePosixPath
 
 from groundplane.domain.dataset import DatasetVersion, Pointer, parse_dataset_ref
 from groundplane.domain.model import parse_ref
 from groundplane.domain.registry import ModelAlias
 from groundplane.domain.spec import DataSource, EndpointSpec, JobSpec
-from groundplane.errors import NotFound
+from groundplane.errors import NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import Tx
 
@@ -33,15 +32,26 @@ async def _source(tx: Tx, actor: Actor, source: DataSource) -> DataSource:
     if not source.dataset:
         return source
     found = await dataset(tx, actor, source.dataset)
+    if found.erased_at is not None:
+        hint = f"train on another version: ground datasets list {found.name}"
+        raise Refusal([Refused(rule="erased", need="data that was not erased", have=found.id, hint=hint)])
+    path, staged = source.path, source.source
+    if not path and not staged:
+        if found.pointer is Pointer.FOLDER:
+            path = found.location
+        elif found.pointer is Pointer.MANAGED or len(found.files) == 1:
+            staged = found.location
+        else:
+            hint = "add path: FOLDER where it is mounted, or from: SOURCE with a manifest"
+            raise Refusal([Refused(rule="dataset-place", need="a way to its files", have=found.location, hint=hint)])
+    outside = bool(staged) and found.pointer is not Pointer.MANAGED and len(found.files) > 1
     # What is measured at the run's start is held against this digest: other data is then called disputed.
-    path = source.path or (found.location if found.pointer is Pointer.FOLDER else "")
-    if path and path == found.location and len(found.files) == 1 and PurePosixPath(path).name != found.files[0].path:
-        path = f"{path.rstrip('/')}/{found.files[0].path}"
     return replace(
         source,
         dataset=found.id,
         path=path,
-        sha256=source.sha256 or found.digest,
+        source=staged,
+        sha256=source.sha256 or ("" if outside else found.digest),
         size_bytes=source.size_bytes or found.size_bytes,
         classification=source.classification or found.classification,
     )

@@ -208,6 +208,11 @@ def _job() -> Iterable[Field]:
         takes="64 hex digits", default="unknown", meaning="Its digest, when known.",
     )  # fmt: skip
     yield Field(
+        path="spec.data[].dataset", kinds=job,
+        read=v.text(rf"{_MODEL}@([1-9]\d{{0,8}}|latest)", "a dataset's version such as corpus@2", example="corpus@2"),
+        takes="name@version", default="none", meaning="The registered dataset: it gives place, digest, classification.",
+    )  # fmt: skip
+    yield Field(
         path="spec.data[].classification", kinds=job, read=v.choice(*CLASSIFICATIONS),
         takes="`public`, `internal`, `confidential` or `restricted`", default="what the installation's policy says",
         meaning="How confidential it is; the pool must be cleared for it.",

@@ -18,7 +18,7 @@ def in_store(source: DataSource) -> str:
 
 def faults(source: DataSource, secrets: Sequence[str]) -> Iterator[tuple[str, str, str]]:
     """(field, what is wrong, the way forward) of one source of a spec."""
-    if not source.path and not source.source:
+    if not source.path and not source.source and not source.dataset:
         yield "path", "is required", "write path: FILE to read it where it lies, or from: SOURCE to stage it"
     if source.path and source.source:
         yield "from", "and path can't both be given", "the job finds staged data in $GROUND_DATA_DIR"

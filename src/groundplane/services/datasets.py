@@ -1,0 +1,378 @@
+"""Datasets: versions registered once, compared, verified, followed to what came of them, erased with proof."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from groundplane.audit import EventDraft
+from groundplane.domain import certificate as cert
+from groundplane.domain.access import Project, checked_text
+from groundplane.domain.artifact import Artifact
+from groundplane.domain.canonical import parse_json
+from groundplane.domain.dataset import (
+    ERASURE_TYPE,
+    FILES_MAX,
+    DatasetCheck,
+    DatasetDiff,
+    DatasetFacts,
+    DatasetVersion,
+    Erasure,
+    Lineage,
+    LineageEdge,
+    Pointer,
+    Profile,
+    compare,
+    descendants,
+    digest_of,
+    missing_facts,
+    pointer_of,
+)
+from groundplane.domain.model import ManifestFile, ModelVersion, check_name, check_sha256, manifest, path_refusals
+from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
+from groundplane.identity import Actor
+from groundplane.ports import BlobStore, Clock, Ids, Signer, Store, Tx
+from groundplane.services.artifacts import demand_quota
+from groundplane.services.pins import dataset
+
+MAX_LISTED = 1_000
+MANAGED = "artifact:"
+_STEPS_MAX = 50
+_FILES_FOLLOWED_MAX = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offered:
+    """What is to become a version: where it lies, or the artifact that is its managed copy; and what was seen in it.
+
+    `files` are declared by whoever hashed them; for a managed copy they are the artifact's, hashed here.
+    """
+
+    name: str
+    project: str
+    location: str = ""
+    artifact_id: str = ""
+    files: tuple[ManifestFile, ...] = ()
+    profile: Profile = Profile()
+
+
+class Datasets:
+    """Use cases over datasets, their lineage and their end."""
+
+    def __init__(self, *, store: Store, clock: Clock, ids: Ids, blobs: BlobStore, signer: Signer) -> None:
+        self._store, self._clock, self._ids = store, clock, ids
+        self._blobs, self._signer = blobs, signer
+
+    # ------------------------------------------------------------ registering
+
+    async def register(self, actor: Actor, offered: Offered, facts: DatasetFacts) -> DatasetVersion:
+        """Makes the next version of a dataset. The newest one comes back when nothing about it would differ.
+
+        Raises Refusal with every fact that is missing and every path that can't be, NotFound for an unseen project or
+        artifact, Conflict when another registration took the number.
+        """
+        check_name(offered.name)
+        now = self._clock.now()
+        async with self._store.transaction() as tx:
+            if not actor.sees(offered.project) or await tx.get(Project, offered.project) is None:
+                raise NotFound(f"there is no project {offered.project}", "ground projects list shows the ones you see")
+            files, location, pointer = await self._place(tx, actor, offered)
+            refusals = (*missing_facts(facts), *path_refusals([file.path for file in files]))
+            if refusals:
+                raise Refusal(refusals)
+            newest = await tx.find(DatasetVersion, {"name": offered.name}, order="-number", limit=1)
+            if newest and newest[0].project != offered.project:
+                have, hint = f"{offered.name}, which belongs to another project", "choose another name"
+                raise Refusal([Refused(rule="dataset-name", need="a name that is free", have=have, hint=hint)])
+            number = newest[0].number + 1 if newest else 1
+            managed = pointer is Pointer.MANAGED
+            row = DatasetVersion(
+                id=f"{offered.name}@{number}",
+                name=offered.name,
+                number=number,
+                project=offered.project,
+                owner=checked_text(facts.owner, "owner"),
+                license=facts.license,
+                classification=facts.classification,
+                description=facts.description,
+                digest=digest_of(files),
+                how="measured" if managed else "declared",
+                files=files,
+                size_bytes=sum(file.size_bytes for file in files),
+                pointer=pointer,
+                location=location,
+                profile=offered.profile,
+                as_of=facts.as_of or now,
+                fresh_for_s=facts.fresh_for_s,
+                retain_until=facts.retain_until,
+                created_by=actor.name,
+                created_at=now,
+                kept=managed,
+            )
+            if newest and newest[0].erased_at is None and _same(newest[0], row, dated=facts.as_of is not None):
+                return newest[0]
+            if managed:
+                await demand_quota(tx, offered.project, files)
+            await tx.insert(row)
+            after: dict[str, object] = {
+                "digest": row.digest,
+                "files": len(files),
+                "size_bytes": row.size_bytes,
+                "pointer": str(pointer),
+                "classification": row.classification,
+                "license": row.license,
+            }
+            await self._tell(tx, actor, "dataset.register", row, after)
+        return row
+
+    async def _place(self, tx: Tx, actor: Actor, offered: Offered) -> tuple[tuple[ManifestFile, ...], str, Pointer]:
+        if offered.artifact_id:
+            artifact = await tx.get(Artifact, offered.artifact_id)
+            if artifact is None or artifact.project != offered.project or not actor.sees(artifact.project):
+                raise NotFound(f"project {offered.project} has no artifact {offered.artifact_id}", "push it first")
+            return artifact.files, f"{MANAGED}{artifact.id}", Pointer.MANAGED
+        if not 1 <= len(offered.files) <= FILES_MAX:
+            raise InvalidInput(f"{len(offered.files):,} files", f"a version has 1 to {FILES_MAX:,}: pack small ones")
+        for file in offered.files:
+            check_sha256(file.sha256)
+            if file.size_bytes < 0:
+                raise InvalidInput(f"{file.path} has {file.size_bytes} bytes", "write its size")
+        return manifest(offered.files), offered.location, pointer_of(offered.location)
+
+    # ------------------------------------------------------------ reading
+
+    async def datasets(self, actor: Actor, *, name: str = "", project: str = "") -> list[DatasetVersion]:
+        """Versions the actor sees, by name, newest first. NotFound for a name of which there are none."""
+        where = {key: value for key, value in (("name", name), ("project", project)) if value}
+        async with self._store.transaction() as tx:
+            found = [row for row in await tx.find(DatasetVersion, where) if actor.sees(row.project)]
+            if name and not found:
+                names = {row.name for row in await tx.find(DatasetVersion) if actor.sees(row.project)}
+                near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+                hint = f"did you mean {' or '.join(near)}?" if near else "ground datasets list shows the ones you see"
+                raise NotFound(f"there is no dataset {name}", hint)
+        return sorted(found, key=lambda row: (row.name, -row.number))
+
+    async def get(self, actor: Actor, ref: str) -> DatasetVersion:
+        """`corpus@2` or `corpus@latest`. Raises NotFound, InvalidInput."""
+        async with self._store.transaction() as tx:
+            return await dataset(tx, actor, ref)
+
+    async def diff(self, actor: Actor, before: str, after: str) -> DatasetDiff:
+        """Files, columns and facts that differ."""
+        async with self._store.transaction() as tx:
+            return compare(await dataset(tx, actor, before), await dataset(tx, actor, after))
+
+    async def verify(self, actor: Actor, ref: str) -> DatasetCheck:
+        """Reads every byte of a managed copy again. Damage is an answer. InvalidInput for what does not lie here."""
+        found = await self.get(actor, ref)
+        if not found.kept:
+            hint = f"hash {found.location} where it can be read: ground datasets verify {found.id} --path FOLDER"
+            raise InvalidInput(f"{found.id} is not kept here", hint)
+        problems, checked_bytes = [], 0
+        for file in found.files:
+            try:
+                await self._blobs.verify(file.sha256, file.size_bytes)
+                checked_bytes += file.size_bytes
+            except (IntegrityFailure, NotFound) as failure:
+                problems.append(Problem(field=f"file {file.path}", message=failure.message, hint=failure.hint))
+        return DatasetCheck(
+            id=found.id,
+            ok=not problems,
+            how="store",
+            checked_files=len(found.files),
+            checked_bytes=checked_bytes,
+            problems=tuple(problems),
+        )
+
+    async def counts(self) -> dict[tuple[str, str], int]:
+        """(project, pointer) → versions that are not erased."""
+        async with self._store.transaction() as tx:
+            rows = await tx.total(DatasetVersion, "*", by=("project", "pointer"), where={"erased_at": None})
+        return Counter({(str(project), str(pointer)): number for (project, pointer), number in rows.items()})
+
+    # ------------------------------------------------------------ lineage
+
+    async def lineage(self, actor: Actor, ref: str) -> Lineage:
+        """The runs that read a version, the models made from it, and the models made from these.
+
+        What was named by the dataset counts, and what was hashed to the same bytes under any name. Edges of projects
+        that the actor does not see are left out.
+        """
+        async with self._store.transaction() as tx:
+            return await _lineage(tx, actor, await dataset(tx, actor, ref))
+
+    # ------------------------------------------------------------ the end
+
+    async def erase(self, actor: Actor, ref: str, *, records: str, reason: str, replacement: str = "") -> Erasure:
+        """Takes a version's bytes away and signs what was done, what came of it, and what is left for others to do.
+
+        A managed copy loses its names here at once, and its bytes with the next collection unless another holder needs
+        them: who does is listed. A folder or a bucket is its owner's to clear. The row stays, marked: lineage needs it.
+        """
+        records, reason = checked_text(records, "records"), checked_text(reason, "reason")
+        now = self._clock.now()
+        async with self._store.transaction() as tx:
+            named = await dataset(tx, actor, ref)
+            found = await tx.get(DatasetVersion, named.id, lock=True)
+            assert found is not None
+            if found.erased_at is not None:
+                raise Conflict(f"{found.id} was erased by {found.erasure_id}", f"ground datasets erasures {found.name}")
+            other = await dataset(tx, actor, replacement) if replacement else None
+            line = await _lineage(tx, actor, found)
+            done, left = await self._let_go(tx, found)
+            done += [f"{found.id} can be used by no new run"]
+            left += [
+                f"{model} was made from it: retrain it without these records, or say why not" for model in line.models
+            ]
+            draft = Erasure(
+                id=self._ids.new("erase"),
+                dataset_id=found.id,
+                project=found.project,
+                records=records,
+                reason=reason,
+                requested_by=actor.name,
+                at=now,
+                runs=line.runs,
+                models=line.models,
+                done=tuple(done),
+                left=tuple(left),
+                statement="",
+                key_id=self._signer.key_id,
+            )
+            text = cert.seal(_statement(draft, found, other), self._signer.key_id, self._signer.sign)
+            erasure = replace(draft, statement=text)
+            await tx.insert(erasure)
+            await tx.update(replace(found, kept=False, erased_at=now, erasure_id=erasure.id))
+            told: dict[str, object] = {
+                "erasure": erasure.id,
+                "records": records,
+                "runs": len(line.runs),
+                "models": list(line.models),
+                "left": len(left),
+            }
+            await self._tell(tx, actor, "dataset.erase", found, told, reason)
+        return erasure
+
+    async def erasures(self, actor: Actor, ref: str = "") -> list[Erasure]:
+        """Erasures of projects the actor sees, newest first; of one version or name when given."""
+        async with self._store.transaction() as tx:
+            found = await tx.find(Erasure, order="-at", limit=MAX_LISTED)
+        return [
+            each
+            for each in found
+            if actor.sees(each.project) and (not ref or ref in (each.dataset_id, each.dataset_id.partition("@")[0]))
+        ]
+
+    async def proof(self, actor: Actor, erasure_id: str) -> dict[str, object]:
+        """The signed envelope of an erasure, checked. IntegrityFailure when it is not what was signed."""
+        async with self._store.transaction() as tx:
+            found = await tx.get(Erasure, erasure_id)
+        if found is None or not actor.sees(found.project):
+            raise NotFound(f"there is no erasure {erasure_id}", "ground datasets erasures")
+        opened = cert.open_envelope(found.statement)
+        if not self._signer.verify(cert.pae(cert.PAYLOAD_TYPE, opened.payload), opened.signature, opened.key_id):
+            raise IntegrityFailure(f"{found.id} is not what was signed", "restore the database from a backup")
+        return {
+            "envelope": parse_json(found.statement),
+            "statement": opened.statement,
+            "key_id": opened.key_id,
+            "sha256": "",
+        }
+
+    async def _let_go(self, tx: Tx, found: DatasetVersion) -> tuple[list[str], list[str]]:
+        if found.pointer is not Pointer.MANAGED:
+            return [], [f"delete the bytes at {found.location}: they are not kept here"]
+        artifact_id = found.location.removeprefix(MANAGED)
+        done = [
+            f"{len(found.files)} files lost this name; their bytes go with the next collection: ground artifacts gc"
+        ]
+        if await tx.delete(Artifact, artifact_id):
+            done.append(f"artifact {artifact_id} is deleted")
+        mine = {file.sha256 for file in found.files}
+        left = []
+        holders: list[Artifact | ModelVersion | DatasetVersion] = [
+            *await tx.find(Artifact, {"project": found.project}),
+            *await tx.find(ModelVersion, {"project": found.project}),
+            *(row for row in await tx.find(DatasetVersion, {"kept": True}) if row.id != found.id),
+        ]
+        for row in holders:
+            shared = [file.path for file in row.files if file.sha256 in mine]
+            if shared:
+                left.append(f"{row.id} holds {len(shared)} of the same files, such as {shared[0]}")
+        return done, left
+
+    async def _tell(
+        self,
+        tx: Tx,
+        actor: Actor,
+        action: str,
+        row: DatasetVersion,
+        after: dict[str, object],
+        reason: str = "",
+    ) -> None:
+        await tx.append_event(
+            EventDraft(
+                at=self._clock.now(),
+                actor=actor.name,
+                action=action,
+                object_kind="dataset",
+                object_id=row.id,
+                project=row.project,
+                after=after,
+                reason=reason,
+            )
+        )
+
+
+async def _lineage(tx: Tx, actor: Actor, found: DatasetVersion) -> Lineage:
+    roots = [f"dataset:{found.id}", f"sha256:{found.digest}"]
+    roots += [f"sha256:{file.sha256}" for file in found.files[:_FILES_FOLLOWED_MAX]]
+    edges: dict[str, LineageEdge] = {}
+    front = tuple(dict.fromkeys(roots))
+    for _ in range(_STEPS_MAX):
+        new = [edge for edge in await tx.find(LineageEdge, {"parent": front}) if edge.id not in edges]
+        if not new:
+            break
+        edges |= {edge.id: edge for edge in new}
+        front = tuple({edge.child for edge in new})
+    seen = [edge for edge in descendants(roots, edges.values()) if actor.sees(edge.project)]
+    children = list(dict.fromkeys(edge.child for edge in seen))
+    return Lineage(
+        id=found.id,
+        runs=tuple(child.removeprefix("run:") for child in children if child.startswith("run:")),
+        models=tuple(child.removeprefix("model:") for child in children if child.startswith("model:")),
+        edges=tuple((edge.parent, edge.child) for edge in seen),
+    )
+
+
+def _same(old: DatasetVersion, new: DatasetVersion, *, dated: bool) -> bool:
+    names = ("digest", "pointer", "owner", "license", "classification", "description", "fresh_for_s", "retain_until")
+    place = old.pointer is Pointer.MANAGED or old.location == new.location
+    return (
+        place
+        and all(getattr(old, name) == getattr(new, name) for name in names)
+        and not (dated and old.as_of != new.as_of)
+    )
+
+
+def _statement(erasure: Erasure, found: DatasetVersion, replacement: DatasetVersion | None) -> dict[str, object]:
+    """What is signed: an in-toto Statement whose subjects are the files that were erased."""
+    return {
+        "_type": cert.STATEMENT_TYPE,
+        "subject": [{"name": file.path, "digest": {"sha256": file.sha256}} for file in found.files],
+        "predicateType": ERASURE_TYPE,
+        "predicate": {
+            "id": erasure.id,
+            "dataset": {"id": found.id, "digest": found.digest, "location": found.location, "owner": found.owner},
+            "records": erasure.records,
+            "reason": erasure.reason,
+            "requested_by": erasure.requested_by,
+            "at": erasure.at.isoformat(timespec="microseconds"),
+            "replaced_by": replacement.id if replacement else None,
+            "used_by": {"runs": list(erasure.runs), "models": list(erasure.models)},
+            "done": list(erasure.done),
+            "left": list(erasure.left),
+        },
+    }
