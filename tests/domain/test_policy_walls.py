@@ -29,10 +29,12 @@ NODE = Offer(
 )  # fmt: skip
 
 
-def said(spec: JobSpec, policy: IsolationPolicy | None = None, secrets: frozenset[str] = frozenset()) -> list[str]:
+def said(
+    spec: JobSpec, policy: IsolationPolicy | None = None, secrets: frozenset[str] = frozenset(), node: Offer = NODE
+) -> list[str]:
     about = Subject(
         spec=spec,
-        ranking=planning.rank(spec, (NODE,), Hardware()),
+        ranking=planning.rank(spec, (node,), Hardware()),
         hardware=Hardware(),
         now=NOW,
         pools=("local",),
@@ -53,6 +55,17 @@ def test_isolation_that_no_node_of_the_pool_can_give_is_refused_with_what_it_can
     (word,) = said(replace(JOB, isolation="bubblewrap"))
     assert word.startswith("isolation-possible: needs isolation bubblewrap")
     assert word.endswith("has pool local can give: none, user | set isolation: user, or choose another pool")
+
+
+def test_what_is_needed_of_another_run_must_be_seen_by_the_pools_nodes() -> None:
+    spec = replace(JOB, needs=("prepare",))
+    assert said(spec) == []
+    (word,) = said(spec, node=replace(NODE, alone=True))
+    assert word.startswith(
+        "needs-in-reach: needs the output of prepare on the node, "
+        "has the nodes of pool local keep the files of runs to themselves"
+    )
+    assert "shared_dir" in word
 
 
 def test_the_installations_default_is_judged_like_a_choice() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +56,39 @@ def test_a_model_trained_on_another_machine_is_registered_here(lab: Any, hosts: 
     assert f"made on {detail.attempts[0].node}" in lab.log(detail.run.id)
     lab.ground("nodes", "uncordon", "n0")
     assert {node["cordoned"] for node in lab.data("nodes")} == {""}
+
+
+@pytest.mark.needs("sshd")
+def test_a_gang_starts_whole_or_not_at_all_and_a_pipeline_reads_what_was_made_there(
+    new_installation: Callable[..., Installation], hosts: Hosts, tmp_path: Path, wait: Callable[..., Any]
+) -> None:
+    lab = new_installation()
+    lab.home.mkdir()
+    file = pool_file(hosts)
+    file["pools"]["lab"]["shared_dir"] = str(tmp_path / "shared")  # type: ignore[index]
+    (lab.home / "pools.yaml").write_text(json.dumps(file))
+    bring_up(lab)
+    lab.ground("nodes", "cordon", "n1", "--pool", "lab", "--reason", "Xid 79")
+    small = {"cpus": 0.5, "memory": "64MiB"}
+    gang = lab.submit(lab.job("gang", ["true"], pool="lab", max_cost="$1", resources={**small, "nodes": 4}))
+    prepare = lab.job("prepare", "uname -n > $GROUND_OUTPUT_DIR/made-on", pool="lab", max_cost="$1", resources=small)
+    train = lab.job("train", 'cat "$GROUND_INPUT_PREPARE/made-on"', pool="lab", max_cost="$1", resources=small,
+                    needs=["prepare"])  # fmt: skip
+    (tmp_path / "both.yaml").write_text(f"{prepare.read_text()}\n---\n{train.read_text()}")
+    applied = json.loads(lab.ground("apply", "-f", str(tmp_path / "both.yaml"), "--yes", "-o", "json").stdout)
+    first, second = (lab.wait_run(run["id"], "succeeded", "failed") for run in applied["runs"])
+    assert (first.run.status, second.run.status) == ("succeeded", "succeeded"), second.run.message
+    assert first.run.ended_at <= second.attempts[0].started_at
+    assert lab.log(second.run.id) == f"{first.attempts[0].node}\n"
+
+    sentence = lab.data("explain", gang)["sentence"]
+    assert "cordon: it needs 4 nodes with 0.5 CPUs and 64.0 MiB each; 3 take work, cordoned: n1 (Xid 79)" in sentence
+    assert sentence.endswith("with 3 nodes it would start now.")
+    assert lab.client.run(gang).attempts == ()
+    lab.ground("nodes", "uncordon", "n1", "--pool", "lab")
+    detail = lab.wait_run(gang, "succeeded", "failed")
+    assert detail.run.status == "succeeded", detail.run.message
+    assert sorted(detail.attempts[0].node.split(",")) == ["n0", "n1", "n2", "n3"]
 
 
 @pytest.mark.needs("sshd")

@@ -30,7 +30,8 @@ class Offer:
 
     `nodes` is how many such nodes the pool has. A cloud's offer names its `cloud`, `region` and `purchase`; an hour
     of it may cost `ceiling_microusd_per_hour` where that is more, and `term_hours` are paid whether used or not.
-    `isolation` are the ways in which a pool's nodes keep jobs apart; empty when that is not known.
+    `isolation` are the ways in which a pool's nodes keep jobs apart; empty when that is not known. `alone` when its
+    nodes keep the files of runs to themselves: none sees what another run left.
     """
 
     pool: str
@@ -51,6 +52,7 @@ class Offer:
     ceiling_microusd_per_hour: int = 0
     term_hours: int = 0
     isolation: tuple[str, ...] = ()
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

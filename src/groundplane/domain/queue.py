@@ -10,6 +10,10 @@ from groundplane.domain.node import Placement
 from groundplane.domain.scheduling.state import Ask, Holding, Quota, Waiting
 
 
+INPUT_PREFIX = "GROUND_INPUT_"
+"""With the name of a needed run after it: the folder with what that run made."""
+
+
 class Stage(StrEnum):
     """`waiting` holds nothing; `placed` and `leaving` hold their placements; `leaving` was asked to give way."""
 

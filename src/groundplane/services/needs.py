@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from groundplane.domain.queue import QueueEntry
+from groundplane.domain.queue import INPUT_PREFIX, QueueEntry
 from groundplane.domain.run import Run, RunStatus
 from groundplane.ports import Contains, Tx
 
-INPUT_PREFIX = "GROUND_INPUT_"
+HOME_POOL = "local"
 _IDS_AT_ONCE = 1000
 
 
@@ -73,7 +73,7 @@ def input_env(entry: QueueEntry, output_dirs: Mapping[str, str]) -> dict[str, st
 
 
 def _judge(
-    entry: QueueEntry, status: Mapping[str, tuple[str, RunStatus]], waits: dict[str, str], failed: dict[str, str]
+    entry: QueueEntry, status: Mapping[str, tuple[str, str, RunStatus]], waits: dict[str, str], failed: dict[str, str]
 ) -> None:
     absent: list[str] = []
     unfinished: list[str] = []
@@ -81,9 +81,13 @@ def _judge(
         if not ids:
             absent.append(name)
         for run_id in ids.split():
-            project, stands = status.get(run_id, ("", RunStatus.PENDING))
+            project, pool, stands = status.get(run_id, ("", "", RunStatus.PENDING))
             if project != entry.project:
                 absent.append(name)
+            elif pool != entry.pool and entry.pool != HOME_POOL:
+                # Only this machine has what the runs of other pools hand back.
+                failed.setdefault(entry.id, f"it needs {name} ({run_id}) of pool {pool}, whose files pool {entry.pool} "
+                                            "does not see")  # fmt: skip
             elif stands.is_over and stands is not RunStatus.SUCCEEDED:
                 failed.setdefault(entry.id, f"it needs {name} ({run_id}), which {stands}")
             elif not stands.is_over:
@@ -134,11 +138,13 @@ async def _elements(tx: Tx, project: str, name: str) -> list[Run]:
     return [runs[each] for each in names]
 
 
-async def _statuses(tx: Tx, ids: Iterable[str]) -> dict[str, tuple[str, RunStatus]]:
-    """(project, status) of each run that there is."""
-    wanted, found = sorted(ids), {}
+async def _statuses(tx: Tx, ids: Iterable[str]) -> dict[str, tuple[str, str, RunStatus]]:
+    """(project, pool, status) of each run that there is."""
+    wanted = sorted(ids)
+    found: dict[str, tuple[str, str, RunStatus]] = {}
+    columns = ("id", "project", "pool", "status")
     for start in range(0, len(wanted), _IDS_AT_ONCE):
         chunk = tuple(wanted[start : start + _IDS_AT_ONCE])
-        for run_id, project, status in await tx.total(Run, "*", by=("id", "project", "status"), where={"id": chunk}):
-            found[str(run_id)] = (str(project), RunStatus(str(status)))
+        for run_id, project, pool, status in await tx.total(Run, "*", by=columns, where={"id": chunk}):
+            found[str(run_id)] = (str(project), str(pool), RunStatus(str(status)))
     return found

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 
 from groundplane.adapters.executors.placements import Placed
+from groundplane.domain.queue import INPUT_PREFIX
+from groundplane.ports import Order
 
 MEMBER = re.compile(r"(?P<attempt>.+)\.r(?P<rank>\d+)of(?P<size>\d+)")
 
@@ -22,6 +24,19 @@ def split(member: str) -> tuple[str, int, int]:
     """(attempt id, rank, size) of a member's id."""
     found = MEMBER.fullmatch(member)
     return (found["attempt"], int(found["rank"]), int(found["size"])) if found else (member, 0, 1)
+
+
+def as_seen_there(order: Order, shared_dir: str | None) -> dict[str, str]:
+    """The order's environment with the folders that it needs as nodes with a shared folder see them."""
+    if not shared_dir:
+        return dict(order.env)
+    here, there = order.output_dir.removesuffix(f"{order.run_id}/output"), f"{shared_dir}/runs/"
+    return {
+        name: ":".join(there + path.removeprefix(here) if path.startswith(here) else path for path in value.split(":"))
+        if name.startswith(INPUT_PREFIX)
+        else value
+        for name, value in order.env.items()
+    }
 
 
 def environment(placed: Placed, rank: int, addresses: Sequence[str], accelerators: int) -> dict[str, str]:

@@ -13,18 +13,17 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import date, datetime
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
-from groundplane.adapters.executors.channels import Channel, Document, Unanswered, Unsent
+from groundplane.adapters.executors.channels import Document, Unanswered, Unsent
 from groundplane.adapters.executors.keeping import CheckpointCalls
-from groundplane.adapters.executors.members import environment, members_of, split
+from groundplane.adapters.executors.links import Link, node_of, offer_of
+from groundplane.adapters.executors.members import as_seen_there, environment, members_of, split
 from groundplane.adapters.executors.observing import (
     OTHER_ENDED,
-    accelerator_name,
     as_observation,
     as_sample,
     together,
@@ -32,7 +31,7 @@ from groundplane.adapters.executors.observing import (
 from groundplane.adapters.executors.placements import Placed, Placements
 from groundplane.adapters.executors.staging import StagingCalls
 from groundplane.adapters.executors.terminals import TerminalCalls
-from groundplane.domain.node import Node, NodeAccelerator, NodeHealth, Placement
+from groundplane.domain.node import Node, Placement
 from groundplane.domain.planning import Offer
 from groundplane.domain.preflight import CheckResult, results_of
 from groundplane.domain.run import EndReason, Observation
@@ -55,23 +54,6 @@ class RunnerOptions:
     spot_metadata_url: str = "http://169.254.169.254"
 
 
-@dataclass(slots=True, kw_only=True)
-class Link:
-    """A node of the pool, the way to its desk, and what was last heard from it."""
-
-    name: str
-    channel: Channel
-    address: str = "127.0.0.1"
-    labels: tuple[tuple[str, str], ...] = ()
-    node_type: str = ""
-    price_microusd_per_hour: int = 0
-    price_as_of: date | None = None
-    facts: Document = field(default_factory=dict)
-    heard_at: datetime | None = None
-    failure: Unavailable | None = None
-    under_way: dict[str, tuple[asyncio.Task[Document], float]] = field(default_factory=dict)
-
-
 class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
     """ports.Executor over nodes. `placements` is None for a pool of one node, where there is nothing to choose."""
 
@@ -84,6 +66,7 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
         placements: Placements | None = None,
         options: RunnerOptions | None = None,
         shared_dir: str | None = "",
+        gone_limit_s: float | None = None,
     ) -> None:
         self._pool, self._clock = pool, clock
         self._links = {link.name: link for link in links}
@@ -91,6 +74,7 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
         self._options = options or RunnerOptions()
         # "" keeps an order's own folders (this machine); None puts them on the node; else a folder all nodes share.
         self._shared_dir = shared_dir
+        self._gone_limit_s = gone_limit_s  # the dead-man timer of orders that set none
         self._starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._opened_at = clock.now()
 
@@ -107,12 +91,13 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
                 kinds[link.node_type, link.facts["cpus"], link.facts["memory_bytes"], tuple(cards), price].append(link)
         if not kinds:
             raise next(link.failure for link in self._links.values() if link.failure is not None)
-        return [self._offer(alike) for alike in kinds.values()]
+        today = self._clock.now().date()
+        return [offer_of(self._pool, alike, today, alone=self._shared_dir is None) for alike in kinds.values()]
 
     async def nodes(self) -> Sequence[Node]:
         with contextlib.suppress(Unavailable):
             await self._ask_all("facts", self._keep_facts)
-        return [self._node(link) for link in self._links.values()]
+        return [node_of(self._pool, link) for link in self._links.values()]
 
     async def preflight(self, order: Order, node: str) -> Sequence[CheckResult]:
         """On the cards that are free, else on the first ones: a check disturbs nobody for long."""
@@ -181,7 +166,11 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
         seen: dict[str, Observation] = {}
         for found in await asyncio.gather(*(self._look(node, members) for node, members in wanted.items())):
             seen |= found
-        return {attempt_id: await self._judge(attempt_id, where, seen) for attempt_id, where in placed.items()}
+        judged = {attempt_id: await self._judge(attempt_id, where, seen) for attempt_id, where in placed.items()}
+        for attempt_id, where in placed.items():
+            if where is not None and where.gone_limit_s and judged[attempt_id].state == "unknown":
+                judged[attempt_id] = replace(judged[attempt_id], gone_limit_s=where.gone_limit_s)
+        return judged
 
     async def log(self, attempt_id: str, offset: int, limit_bytes: int, rank: int = 0) -> LogChunk:
         offset = max(0, offset)
@@ -263,7 +252,8 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
                 # From here on it is known that no node has it, whichever node is silent.
                 self._placements.put(order.attempt_id, before)
                 raise Unplaced(error.message, error.hint) from error
-            placed = replace(before, run_id=order.run_id, members=nodes, port=port)
+            limit_s = order.control_plane_gone_limit_s or self._gone_limit_s or 0.0
+            placed = replace(before, run_id=order.run_id, members=nodes, port=port, gone_limit_s=limit_s)
             members = members_of(order.attempt_id, placed)
             failures = await asyncio.gather(
                 *(
@@ -325,6 +315,7 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
         base = {**asdict(order), "not_after": order.not_after.isoformat(), **asdict(self._options)}
         for unneeded in ("placements", "avoid", "nodes"):
             del base[unneeded]
+        base["control_plane_gone_limit_s"] = placed.gone_limit_s or order.control_plane_gone_limit_s
         if self._shared_dir is None:
             base |= {"checkpoint_dir": "", "output_dir": ""}
         elif self._shared_dir:
@@ -336,7 +327,7 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
         addresses = [self._link(node).address for node in placed.members]
         documents = []
         for rank, (_, member) in enumerate(members_of(order.attempt_id, placed)):
-            env = {**order.env, **environment(placed, rank, addresses, order.accelerators)}
+            env = {**as_seen_there(order, self._shared_dir), **environment(placed, rank, addresses, order.accelerators)}
             wanted = list(places[rank].accelerators)
             documents.append({**base, "attempt_id": member, "env": env, "wanted_indexes": wanted})
             if order.preflight is not None and len(placed.members) > 1:
@@ -504,65 +495,8 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
 
         return adopt
 
-    # ---- nodes
-
     def _keep_facts(self, link: Link, said: Document) -> None:
         link.facts = said
-
-    def _node(self, link: Link) -> Node:
-        facts, failure = link.facts, link.failure
-        health = NodeHealth.READY
-        if failure is not None:
-            health = NodeHealth.REFUSED if getattr(failure, "refused", False) else NodeHealth.SILENT
-        cards = tuple(
-            NodeAccelerator(
-                index=card["index"],
-                model=accelerator_name(card["name"], card["memory_bytes"]),
-                memory_bytes=card["memory_bytes"],
-                held_by=split(card["held_by"])[0],
-            )
-            for card in facts.get("accelerators", ())
-        )
-        return Node(
-            name=link.name,
-            pool=self._pool,
-            cpus=facts.get("cpus", 0.0),
-            memory_bytes=facts.get("memory_bytes", 0),
-            disk_free_bytes=facts.get("disk_free_bytes", 0),
-            accelerators=cards,
-            labels=link.labels,
-            isolation=tuple(facts.get("isolation", {}).items()),
-            limits=tuple(facts.get("limits", {}).items()),
-            address=link.address,
-            health=health,
-            reason=failure.message if failure else "",
-            hint=failure.hint if failure else "",
-            heard_at=link.heard_at,
-        )
-
-    def _offer(self, alike: Sequence[Link]) -> Offer:
-        link, facts = alike[0], alike[0].facts
-        cards = facts["accelerators"]
-        model = accelerator_name(cards[0]["name"], cards[0]["memory_bytes"]) if cards else ""
-        shape = f"{facts['cpus']:g}cpu" + (f"-{len(cards)}x{model}" if cards else "")
-        return Offer(
-            pool=self._pool,
-            node_type=link.node_type or shape,
-            cpus=facts["cpus"],
-            memory_bytes=facts["memory_bytes"],
-            disk_free_bytes=min(each.facts["disk_free_bytes"] for each in alike),
-            accelerators=len(cards),
-            accelerator=model,
-            price_microusd_per_hour=link.price_microusd_per_hour,
-            price_as_of=link.price_as_of or self._clock.now().date(),
-            price_source="the pool file" if link.price_as_of else "",
-            nodes=len(alike),
-            isolation=tuple(
-                mode
-                for mode in facts.get("isolation", {})
-                if all(each.facts.get("isolation", {}).get(mode) == "" for each in alike)
-            ),
-        )
 
     async def _bring(self, link: Link, run_id: str, root: str, file: Document, target: Path) -> None:
         path = (target / file["path"]).resolve()

@@ -195,6 +195,16 @@ def _isolation_whole(subject: Subject) -> Finding | None:
     return None
 
 
+def _needs_in_reach(subject: Subject) -> Finding | None:
+    spec, best = subject.spec, subject.ranking.best
+    if isinstance(spec, EndpointSpec) or not spec.needs or best is None or not best.offer.alone:
+        return None
+    return Finding(
+        need=f"the output of {', '.join(spec.needs)} on the node",
+        have=f"the nodes of pool {spec.pool} keep the files of runs to themselves",
+    )
+
+
 def _secrets_known(subject: Subject) -> Finding | None:
     spec = subject.spec
     missing = [] if isinstance(spec, EndpointSpec) else [name for name in spec.secrets if name not in subject.secrets]
@@ -412,6 +422,13 @@ RULES: tuple[Rule, ...] = (
         why="What a pool can't give is said before the run waits for it.",
         hint="choose another spec.isolation, or another pool",
         check=_isolation_possible,
+        live=True,
+    ),
+    Rule(
+        id="needs-in-reach",
+        why="A job that can't read what it needs fails after it was paid for.",
+        hint="give the pool a shared_dir in the pool file, or stage an artifact: spec.data with from: artifact:…",
+        check=_needs_in_reach,
         live=True,
     ),
     Rule(
