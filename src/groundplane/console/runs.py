@@ -91,6 +91,18 @@ def routes() -> APIRouter:
             },
         )
 
+    @router.get("/{run_id}/stacks")
+    async def stacks(
+        run_id: str,
+        actor: Reader,
+        ground: Ground,
+        attempt: Annotated[int | None, Query(ge=1)] = None,
+        rank: Annotated[int, Query(ge=0)] = 0,
+    ) -> Response:
+        """What a member's processes did when it was taken for hung, as text."""
+        text = await ground.checkpoints.stacks(actor, run_id, attempt=attempt, rank=rank)
+        return PlainTextResponse(text or "it was never taken for hung\n")
+
     @router.post("/{run_id}/stop")
     async def stop(run_id: str, actor: Writer, ground: Ground, reason: Annotated[str, Form()] = "") -> Response:
         await ground.runs.stop(actor, run_id, reason)

@@ -9,7 +9,7 @@ Nothing here acts. `services.reconcile` carries the actions out; each is safe to
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from groundplane.domain import watchdogs
 from groundplane.domain.queue import QueueEntry, Stage
@@ -119,7 +119,8 @@ def next_actions(
         return (StartAgain(),)
     if observation.state == "ended":
         reason = observation.end_reason or EndReason.RUNNER_LOST
-        message = observation.message or (watchdogs.hang_sentence(observation) if reason is EndReason.HUNG else "")
+        hung = watchdogs.hang_sentence(observation) if reason is EndReason.HUNG else ""
+        message = hung or observation.message
         ended = EndAttempt(reason, observation.exit_code, message)
         return (ended, *_after_end(run, attempt, ended, seat))
     return _while_running(run, observation, seat, posted_microusd, now)
@@ -158,23 +159,31 @@ def _between_attempts(run: Run, seat: QueueEntry | None, posted_microusd: int, n
 def _while_silent(
     run: Run, attempt: Attempt, observation: Observation | None, seat: QueueEntry | None, now: datetime
 ) -> tuple[Action, ...]:
-    """Nothing, until the node's own dead-man timer must have ended the job: then it may start elsewhere.
-
-    A job whose spec sets no such timer waits for its node, or for somebody to stop it.
-    """
-    limit_s = run.spec.control_plane_gone_limit_s
-    if limit_s is None or observation is None or observation.silent_since is None:
+    """Nothing, until a clock of the node's own must have ended the job: then it may start elsewhere."""
+    given_up = given_up_at(run, observation) if observation is not None else None
+    if observation is None or observation.silent_since is None or given_up is None or now < given_up[0]:
         return ()
-    fenced_s = limit_s + run.spec.stop_grace_s + FENCE_MARGIN_S
     silent_s = (now - observation.silent_since).total_seconds()
-    if silent_s < fenced_s:
-        return ()
-    message = (
-        f"{attempt.node or attempt.pool} has been silent for {format_duration(silent_s)};"
-        f" its dead-man timer ended the job after {format_duration(limit_s)}"
-    )
+    message = f"{attempt.node or attempt.pool} has been silent for {format_duration(silent_s)}; {given_up[1]}"
     lost = EndAttempt(EndReason.NODE_LOST, None, message)
     return (lost, *_after_end(run, attempt, lost, seat))
+
+
+def given_up_at(run: Run, observation: Observation) -> tuple[datetime, str] | None:
+    """(when a silent node's job must be over by the node's own clocks, which clock ends it); None when none is silent.
+
+    The first of its dead-man timer, which counts from when the node last heard of us, and the run's end date.
+    """
+    if observation.silent_since is None:
+        return None
+    margin = timedelta(seconds=run.spec.stop_grace_s + FENCE_MARGIN_S)
+    limit_s = run.spec.control_plane_gone_limit_s or observation.gone_limit_s
+    by_date = run.end_date + margin, "the node ends the job at its end date"
+    if limit_s is None:
+        return by_date
+    fired = observation.silent_since + timedelta(seconds=limit_s) + margin
+    by_timer = fired, f"its dead-man timer ends the job after {format_duration(limit_s)} of silence"
+    return min(by_timer, by_date)
 
 
 def _while_running(
@@ -218,6 +227,20 @@ class Explanation:
 
     sentence: str
     lines: tuple[str, ...]
+
+
+def waits_for_node(run: Run, attempt: Attempt, observation: Observation, now: datetime) -> str:
+    """In a sentence, what a run waits for whose node does not answer; empty when it does."""
+    given_up = given_up_at(run, observation) if observation.state == "unknown" else None
+    if given_up is None or observation.silent_since is None:
+        return ""
+    at, clock = given_up
+    silent = format_duration(max(0.0, (now - observation.silent_since).total_seconds()))
+    return (
+        f"{run.id} waits for {attempt.node or 'a node of pool ' + attempt.pool}, silent for {silent}: {clock};"
+        f" it is taken for lost at {at:%Y-%m-%d %H:%M} UTC, not before"
+        f" ({observation.message.rstrip('.')})."
+    )
 
 
 def explain(run: Run, attempts: tuple[Attempt, ...], *, posted_microusd: int, now: datetime) -> Explanation:

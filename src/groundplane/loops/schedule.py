@@ -97,25 +97,8 @@ def schedule(app: App) -> tuple[Loop, ...]:
         await end_orphans(app)
         return False
 
-    async def storage() -> bool:
-        await keep_storage(app)
-        return False
-
-    async def checkpoints() -> bool:
-        return await app.checkpoints.step()
-
     async def data() -> bool:
         return await app.staging.bring()
-
-    async def proofs() -> bool:
-        return await app.proofs.step()
-
-    async def watch() -> bool:
-        return await app.watchdogs.watch()
-
-    async def probe() -> bool:
-        await app.preflight.probe_idle()
-        return False
 
     return (
         Loop(name="runs", period_s=0.25, step=runs, wakeable=True),
@@ -127,11 +110,36 @@ def schedule(app: App) -> tuple[Loop, ...]:
         Loop(name="approvals", period_s=1.0, step=approvals),
         Loop(name="beat", period_s=5.0, step=beat),
         Loop(name="sweep", period_s=60.0, step=sweep),
-        Loop(name="probe", period_s=min(10.0, app.settings.preflight_idle_s), step=probe),
-        Loop(name="checkpoints", period_s=1.0, step=checkpoints),
         Loop(name="data", period_s=0.5, step=data),
-        Loop(name="proofs", period_s=0.5, step=proofs),
+        *_upkeep(app),
+    )
+
+
+def _upkeep(app: App) -> tuple[Loop, ...]:
+    """What looks after nodes, checkpoints and the store: none of it waits for a wake-up."""
+
+    async def probe() -> bool:
+        await app.preflight.probe_idle()
+        return False
+
+    async def watch() -> bool:
+        return await app.watchdogs.watch()
+
+    async def proofs() -> bool:
+        return await app.proofs.step()
+
+    async def checkpoints() -> bool:
+        return await app.checkpoints.step()
+
+    async def storage() -> bool:
+        await keep_storage(app)
+        return False
+
+    return (
+        Loop(name="probe", period_s=min(10.0, app.settings.preflight_idle_s), step=probe),
         Loop(name="watch", period_s=5.0, step=watch),
+        Loop(name="proofs", period_s=0.5, step=proofs),
+        Loop(name="checkpoints", period_s=1.0, step=checkpoints),
         Loop(name="storage", period_s=60.0, step=storage),
     )
 
