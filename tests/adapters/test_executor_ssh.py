@@ -20,7 +20,7 @@ from groundplane.adapters.executors.nodes import RunnerOptions
 from groundplane.adapters.executors.placements import Placed
 from groundplane.adapters.executors.ssh import SshExecutor
 from groundplane.domain.node import NodeHealth, Placement
-from groundplane.domain.pool_file import PoolDefinition, parse_pools
+from groundplane.domain.pool_file import GONE_LIMIT_DEFAULT_S, PoolDefinition, parse_pools
 from groundplane.domain.run import EndReason, Observation
 from groundplane.errors import Unavailable
 from groundplane.ports import Order
@@ -141,6 +141,7 @@ async def test_behind_a_cut_cable_jobs_go_on_unknown_to_us_and_end_by_their_own_
     seen = await lab.until(executor, lambda seen: seen.state == "unknown")
     assert seen.end_reason is None
     assert seen.silent_since is not None
+    assert seen.gone_limit_s == GONE_LIMIT_DEFAULT_S, "the pool's, for the order set none"
     with pytest.raises(Unavailable):
         await executor.stop("att-1", EndReason.STOPPED_BY_USER)
     assert await executor.attempts() == ["att-1", "att-2"]

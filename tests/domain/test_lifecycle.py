@@ -132,6 +132,36 @@ def test_unknown_is_not_dead() -> None:
     assert decide(run, an_attempt(), None) == ()
 
 
+@pytest.mark.parametrize(
+    ("of_the_spec_s", "of_the_pool_s", "lost_after"),
+    [
+        (600, None, timedelta(minutes=10)),
+        (None, 3600, timedelta(hours=1)),
+        (600, 3600, timedelta(minutes=10)),
+        (None, None, None),  # at the end date, when the node ends every job
+    ],
+)
+def test_a_silent_node_is_given_up_once_its_own_clock_must_have_ended_the_job(
+    of_the_spec_s: int | None, of_the_pool_s: float | None, lost_after: timedelta | None
+) -> None:
+    run = a_run(status=RunStatus.RUNNING, attempt=1)
+    run = replace(run, spec=replace(run.spec, control_plane_gone_limit_s=of_the_spec_s, stop_grace_s=10))
+    ends = NOW + lost_after if lost_after else run.end_date
+    silent = seen("unknown", silent_since=NOW, gone_limit_s=of_the_pool_s, message="node n1 did not answer")
+
+    def at(moment: datetime) -> tuple[lifecycle.Action, ...]:
+        return next_actions(run, an_attempt(), silent, seat=None, posted_microusd=0, now=moment)
+
+    assert at(ends + timedelta(seconds=69)) == ()
+    lost = at(ends + timedelta(seconds=70))[0]
+    assert isinstance(lost, EndAttempt) and lost.reason is EndReason.NODE_LOST
+    told = lifecycle.waits_for_node(run, an_attempt(), silent, NOW + timedelta(minutes=2))
+    assert "silent for 2m" in told
+    assert f"{ends + timedelta(seconds=70):%Y-%m-%d %H:%M} UTC" in told
+    assert "node n1 did not answer" in told
+    assert lifecycle.waits_for_node(run, an_attempt(), seen("running"), NOW) == ""
+
+
 def test_the_first_sight_of_a_running_job_is_noted_once() -> None:
     assert decide(a_run(status=RunStatus.STARTING, attempt=1), an_attempt(), seen("running")) == (NoteRunning(),)
     assert decide(a_run(status=RunStatus.RUNNING, attempt=1), an_attempt(), seen("running")) == ()

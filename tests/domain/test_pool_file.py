@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundplane.domain.pool_file import parse_pools
+from groundplane.domain.pool_file import GONE_LIMIT_DEFAULT_S, parse_pools
 from groundplane.errors import InvalidInput
 
 GOOD = """\
@@ -31,6 +31,10 @@ pools:
 def test_a_node_takes_from_its_pool_what_it_does_not_say_itself() -> None:
     (pool,) = parse_pools(GOOD)
     alpha, beta = pool.nodes
+    assert pool.control_plane_gone_limit_s == GONE_LIMIT_DEFAULT_S
+    for written, limit_s in (("never", None), ("90m", 5400)):
+        (other,) = parse_pools(GOOD.replace("    user:", f"    control_plane_gone_limit: {written}\n    user:"))
+        assert other.control_plane_gone_limit_s == limit_s
     assert (pool.name, pool.python, pool.root, pool.shared_dir) == ("lab", "python3", "~/.groundplane-node", "")
     assert (alpha.user, alpha.port, alpha.host, alpha.price_microusd_per_hour) == (
         "ground",

@@ -21,6 +21,8 @@ from groundplane.errors import InvalidInput, Problem
 
 API_VERSION, KIND = "groundplane/v1", "Pools"
 MAX_NODES = 4_096
+GONE_LIMIT_DEFAULT_S = 4 * 3600
+"""Longer than a control plane is away in ordinary trouble; short enough that nothing waits for a dead node over night."""
 _NAME = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _NAME_MEANING = "a name (lowercase letters, digits and -, at most 63)"
 _HOST = r"[A-Za-z0-9\[][A-Za-z0-9.:%_\]-]{0,252}"
@@ -46,7 +48,10 @@ class NodeDefinition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolDefinition:
-    """A pool of the `ssh` executor. `shared_dir` is empty when runs keep their files on their node."""
+    """A pool of the `ssh` executor. `shared_dir` is empty when runs keep their files on their node.
+
+    `control_plane_gone_limit_s` is the dead-man timer of jobs that set none; None: they have none.
+    """
 
     name: str
     known_hosts: str
@@ -55,6 +60,7 @@ class PoolDefinition:
     root: str
     shared_dir: str
     nodes: tuple[NodeDefinition, ...]
+    control_plane_gone_limit_s: int | None
 
 
 def _day(node: Node, _now: datetime) -> date:
@@ -63,6 +69,10 @@ def _day(node: Node, _now: datetime) -> date:
         return date.fromisoformat(text)
     except ValueError:
         raise Unreadable(Fault(line_of(node), f"{shown(text)} is no date", "write it like 2026-11-20")) from None
+
+
+def _duration_or_never(node: Node, now: datetime) -> int | None:
+    return None if getattr(node, "value", "") == "never" else v.duration()(node, now)
 
 
 _TEXT = v.text(_PATH, "a path", example="~/.ssh/id_ed25519")
@@ -82,6 +92,7 @@ _POOL: dict[str, Reader] = {
     "ssh_config": _TEXT,
     "python": v.text(r"[A-Za-z0-9._/-]{1,256}", "a program", example="python3"),
     "root": v.text(r"[A-Za-z0-9._/~-]{1,1024}", "a folder without blanks", example="~/.groundplane-node"),
+    "control_plane_gone_limit": _duration_or_never,
     "shared_dir": v.text(r"/[A-Za-z0-9._/-]{1,1024}", "an absolute folder", example="/mnt/shared"),
 }
 _NODE: dict[str, Reader] = {
@@ -150,6 +161,7 @@ def _pool(name: str, node: Node, reading: _Reading) -> PoolDefinition | None:
         root=values.get("root", "~/.groundplane-node"),
         shared_dir=values.get("shared_dir", "").rstrip("/"),
         nodes=nodes,
+        control_plane_gone_limit_s=values.get("control_plane_gone_limit", GONE_LIMIT_DEFAULT_S),
     )
 
 

@@ -300,7 +300,8 @@ class Observation:
     """What an executor knows of one attempt. `state`: absent, starting, running, ended, or unknown (≠ dead).
 
     `absent` means it was never started here or already released. `end_reason` is set when `state` is ended.
-    `silent_since` is set when it is unknown for want of an answer: since when its node has not been heard.
+    `silent_since` is set when it is unknown for want of an answer: since when its node has not been heard;
+    `gone_limit_s` is then the dead-man timer its node was told, if any.
     `active_at` is when it last did something; `hangs` has a row per member that is stuck, of `members`.
     """
 
@@ -320,6 +321,7 @@ class Observation:
     preflight: tuple[CheckResult, ...] = ()
     unfit_node: str = ""
     silent_since: datetime | None = None
+    gone_limit_s: float | None = None
     active_at: datetime | None = None
     members: int = 1
     hangs: tuple[MemberHang, ...] = ()

@@ -15,7 +15,7 @@ from groundplane.domain.planning import Plan, PlanStatus
 from groundplane.domain.preflight import PreflightReport
 from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatus
 from groundplane.domain.spec import JobSpec
-from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Refused
+from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Refused, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Executor, Ids, LogChunk, Sample, Store, Tx
 from groundplane.services.approvals import Approvals
@@ -176,10 +176,23 @@ class Runs:
             story = await self._standing.story(run)
             if story is not None:
                 told = replace(told, sentence=story.sentence(now), lines=(*story.blockers, *told.lines))
+        if silent := await self._silence(run, attempts, now):
+            told = replace(told, sentence=silent)
         run = self._told(run)
         waits = [run.message] if run.message and not run.status.is_over else []
         watched = watchdogs.lines(run, attempts, saved, now)
         return replace(told, lines=(*waits, *watched, *told.lines, *preflight.lines_of(reports)))
+
+    async def _silence(self, run: Run, attempts: Sequence[Attempt], now: datetime) -> str:
+        """What a run at work waits for when its node does not answer now; empty when it does."""
+        executor = self._executors.get(run.pool)
+        if run.status.is_over or executor is None or not attempts or attempts[-1].end_reason is not None:
+            return ""
+        try:
+            seen = (await executor.observe([attempts[-1].id]))[attempts[-1].id]
+        except Unavailable:
+            return ""
+        return lifecycle.waits_for_node(run, attempts[-1], seen, now)
 
     async def preflight(self, actor: Actor, run_id: str) -> list[PreflightReport]:
         """What the nodes answered before each attempt, first to last."""

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 from groundplane.adapters.executors.channels import RUNNER, DirectChannel
-from groundplane.adapters.executors.nodes import Link, NodesExecutor, RunnerOptions
+from groundplane.adapters.executors.links import Link
+from groundplane.adapters.executors.nodes import NodesExecutor, RunnerOptions
 from groundplane.ports import Clock
 from groundplane.runner.desk import Desk
 

@@ -18,13 +18,17 @@ TOMBSTONE_AGE_S = 30 * 86_400.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placed:
-    """`members` are node names by rank, "" where unknown. `stop` is a wish that came before the start."""
+    """`members` are node names by rank, "" where unknown. `stop` is a wish that came before the start.
+
+    `gone_limit_s` is the dead-man timer that the nodes were told, 0 when none or when that is not known.
+    """
 
     run_id: str = ""
     members: tuple[str, ...] = ()
     port: int = 0
     stop: str = ""
     released: bool = False
+    gone_limit_s: float = 0.0
 
 
 class Placements:

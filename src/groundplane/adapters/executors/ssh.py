@@ -15,7 +15,8 @@ from pathlib import Path
 
 from groundplane.adapters.atomic_file import write_atomically
 from groundplane.adapters.executors.channels import RUNNER, Patience, SshChannel
-from groundplane.adapters.executors.nodes import Link, NodesExecutor, RunnerOptions
+from groundplane.adapters.executors.links import Link
+from groundplane.adapters.executors.nodes import NodesExecutor, RunnerOptions
 from groundplane.adapters.executors.placements import Placements
 from groundplane.domain.pool_file import NodeDefinition, PoolDefinition, parse_pools
 from groundplane.errors import InvalidInput, Problem
@@ -54,7 +55,13 @@ class SshExecutor(NodesExecutor):
         links = [_link(node, channels[node.name]) for node in pool.nodes]
         placements = Placements(home / "run" / "placements" / pool.name)
         super().__init__(
-            pool.name, links, clock, placements=placements, options=options, shared_dir=pool.shared_dir or None
+            pool.name,
+            links,
+            clock,
+            placements=placements,
+            options=options,
+            shared_dir=pool.shared_dir or None,
+            gone_limit_s=pool.control_plane_gone_limit_s,
         )
         for name, channel in channels.items():
             channel.on_connect = self.adopter(name)
