@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 
 from groundplane.audit import EventDraft
 from groundplane.domain import admission, lifecycle, preflight, watchdogs
