@@ -34,7 +34,7 @@ from groundplane.adapters.store.sql import SqlStore
 from groundplane.adapters.system import RandomIds, SystemClock
 from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.domain.isolation import Isolation, IsolationPolicy
-from groundplane.ports import Clock, Executor, ModelServer, Store
+from groundplane.ports import Clock, Executor, ModelFiles, ModelServer, Store
 from groundplane.services.access import Access
 from groundplane.services.approvals import Approvals
 from groundplane.services.artifacts import Artifacts
@@ -64,6 +64,7 @@ from groundplane.services.reconcile import Reconcile
 from groundplane.services.registry import Registry
 from groundplane.services.requests import Requests
 from groundplane.services.runs import Runs
+from groundplane.services.scans import Scans
 from groundplane.services.schedules import Schedules
 from groundplane.services.sizing import Sizings
 from groundplane.services.staging import DataExecutor, Staging
@@ -97,6 +98,7 @@ class App:
     artifacts: Artifacts
     registry: Registry
     gates: Gates
+    scans: Scans
     datasets: Datasets
     hub: Hub
     recon: Recon
@@ -317,6 +319,15 @@ async def build(settings: Settings) -> App:
         artifacts=Artifacts(store=store, clock=clock, ids=ids, blobs=blobs),
         registry=Registry(store=store, clock=clock, ids=ids, models=models, gates=gates),
         gates=gates,
+        scans=Scans(
+            store=store,
+            clock=clock,
+            ids=ids,
+            models=models,
+            blobs=blobs,
+            files=FolderModelFiles(),
+            scratch=home / "scratch",
+        ),
         datasets=Datasets(store=store, clock=clock, ids=ids, blobs=blobs, signer=signer),
         hub=Hub(models=models, blobs=blobs),
         sizings=Sizings(catalogue=catalog_book.catalogue, clock=clock),
@@ -358,6 +369,11 @@ async def build(settings: Settings) -> App:
         lease_owner=f"{socket.gethostname()}:{home}",
         wakers=wakers,
     )
+
+
+def model_files() -> ModelFiles:
+    """What looks at a model's files on this machine, for a command that needs no control plane."""
+    return FolderModelFiles()
 
 
 def _artifact_store(settings: Settings) -> PackStore:

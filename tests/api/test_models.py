@@ -158,3 +158,19 @@ async def test_uploads_untouched_for_a_day_are_swept(tmp_path: Path) -> None:
     assert staging.folder(fresh, "key-1").is_dir()
     with pytest.raises(NotFound):
         staging.folder(old, "key-1")
+
+
+def test_a_version_is_scanned_where_it_is_and_what_is_found_is_kept(served: Any, model: Path) -> None:
+    upload = served.client.create_upload()
+    for name in ("model.safetensors", "config.json"):
+        served.client.upload_file(upload.id, name, model / name)
+    served.client.register_model("looked-at", upload_id=upload.id, project="default", facts=FACTS)
+    assert served.client.scan_model("looked-at", 1, base_licenses={}).ok
+    report = served.client.scan_model("looked-at", 1, base_licenses={"base": "cc-by-nc-4.0"}, memory_bytes=10)
+    assert {finding.rule for finding in report.findings} == {"licence-conflict", "memory"}
+    kept = served.client.evidence("looked-at@1")
+    assert [(row.kind, row.source, row.facts["refused"]) for row in kept] == [
+        ("scan", "measured", "2"),
+        ("scan", "measured", "0"),
+    ]
+    assert not list((served.home / "scratch").iterdir()), "the copy that was looked at goes away"

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save
+from tests.domain.malicious_models import gguf
 
 from groundplane.domain.byte_view import ByteView
 from groundplane.domain.model_files import ACCEPTED, Format, Inspection, inspect
@@ -266,7 +267,7 @@ def npy(array: np.ndarray) -> bytes:
         ("vocab.txt", b"cab\ncar\ncat\ncow\ncrow\n" * 500, Format.TEXT),
         (".gitattributes", b"*.bin filter=lfs\n", Format.TEXT),
         ("modeling.py", b"import torch\nclass Model:\n    pass\n", Format.TEXT),
-        ("model.gguf", b"GGUF" + struct.pack("<LQQ", 3, 2, 5) + b"\0" * 100, Format.GGUF),
+        ("model.gguf", gguf({"general.name": "tiny"}, 2), Format.GGUF),
         ("a.npy", npy(np.ones((2, 3))), Format.NPY),
         ("s.npy", npy(np.zeros(2, dtype=[("x", "f4"), ("y", "i8", (2,))])), Format.NPY),
         ("a.npz", zipped({"w.npy": npy(np.ones(3)), "b.npy": npy(np.ones(3))}), Format.NPZ),

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from groundplane.adapters.templates import render_templates
 from groundplane.domain.byte_view import ByteView
 from groundplane.domain.model import ManifestFile, path_fault
 from groundplane.domain.model_files import inspect
@@ -103,6 +104,7 @@ def _look(path: Path, name: str) -> FoundFile:
         seen = inspect(name, view)
     finally:
         os.close(descriptor)
+    refused = seen.refused or (render_templates(name, seen.templates) if seen.templates else None)
     return FoundFile(
         path=name,
         source=path,
@@ -110,7 +112,7 @@ def _look(path: Path, name: str) -> FoundFile:
         stamp=_stamp(opened),
         format=seen.format.value,
         details=seen.details,
-        refused=seen.refused,
+        refused=refused,
     )
 
 

@@ -9,10 +9,12 @@ from fastapi import APIRouter, Path
 from groundplane.api.access import Ground, requires
 from groundplane.api.uploads import Landing
 from groundplane.domain.model import ModelVersion
+from groundplane.domain.model_scan import ScanReport
 from groundplane.identity import Actor, Permission
-from groundplane.wire.models import Certificate, ModelCheck, RegisterRequest
+from groundplane.wire.models import Certificate, ModelCheck, RegisterRequest, ScanRequest
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
+Writer = Annotated[Actor, requires(Permission.MODELS_WRITE)]
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 Number = Annotated[str, Path(description="A number, an alias, or `latest`.")]
 
@@ -67,6 +69,15 @@ async def verify_model(name: str, number: Number, app: Ground, actor: Reader) ->
         key_id=checked.key_id,
         problems=tuple(checked.problems),
     )
+
+
+@router.post("/{name}/versions/{number}/scan")
+async def scan_model(name: str, number: Number, body: ScanRequest, app: Ground, actor: Writer) -> ScanReport:
+    """Looks at every stored file anew; what is found is answered, and kept as evidence of the version."""
+    report: ScanReport = await app.scans.scan(
+        actor, f"{name}@{number}", base_licenses=body.base_licenses, memory_bytes=body.memory_bytes
+    )
+    return report
 
 
 @router.get("/{name}/versions/{number}/certificate")

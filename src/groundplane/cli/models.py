@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from groundplane.cli import registry, render
+from groundplane.cli import model_checks, registry, render
 from groundplane.cli.options import Money, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
@@ -127,7 +127,7 @@ def register(path: Path, name: str, project: str, output: str, **stated: object)
     render.show(version, output, lambda: [f"registered {version.id}", *_version_lines(version)])
 
 
-for command in registry.COMMANDS:
+for command in (*registry.COMMANDS, *model_checks.COMMANDS):
     models.add_command(command)
 
 

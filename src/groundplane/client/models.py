@@ -6,8 +6,9 @@ from groundplane.client.transport import Transport, made, part
 from groundplane.domain.certificate import Facts
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.model import ModelVersion
+from groundplane.domain.model_scan import ScanReport
 from groundplane.wire import ReasonRequest
-from groundplane.wire.models import Certificate, ModelCheck, RegisterRequest
+from groundplane.wire.models import Certificate, ModelCheck, RegisterRequest, ScanRequest
 
 
 class ModelCalls(Transport):
@@ -33,6 +34,14 @@ class ModelCalls(Transport):
         """Re-hashes every file: takes as long as reading them does."""
         path = f"/v1/models/{part(name)}/versions/{number}/verify"
         return self._call("POST", path, ModelCheck, timeout_s=3600)
+
+    def scan_model(
+        self, name: str, number: int | str, *, base_licenses: dict[str, str], memory_bytes: int | None = None
+    ) -> ScanReport:
+        """Looks at every stored file anew; what is found is kept as evidence of the version."""
+        path = f"/v1/models/{part(name)}/versions/{part(str(number))}/scan"
+        body = ScanRequest(base_licenses=base_licenses, memory_bytes=memory_bytes)
+        return self._call("POST", path, ScanReport, body=body, timeout_s=3600)
 
     def register_model(self, name: str, *, upload_id: str, project: str, facts: Facts) -> ModelVersion:
         """Turns an upload into a signed version. Raises InvalidInput or Refusal with what is missing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,3 +39,12 @@ class ByteView:
                 return offset + found
             offset += window_bytes
         return -1
+
+    def matches(self, pattern: re.Pattern[bytes], *, longest_bytes: int, window_bytes: int = 1 << 20) -> bool:
+        """Whether `pattern`, whose matches are at most so long, is anywhere in the view."""
+        offset = 0
+        while offset < self.size_bytes:
+            if pattern.search(self.at(offset, window_bytes + longest_bytes - 1)):
+                return True
+            offset += window_bytes
+        return False

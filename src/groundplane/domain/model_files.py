@@ -9,17 +9,25 @@ import ast
 import bz2
 import codecs
 import lzma
+import math
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import PurePosixPath
 
 from groundplane.domain.archives import ArchiveFault, Member, looks_like_tar, tar_members, zip_end, zip_members
 from groundplane.domain.byte_view import ByteView
+from groundplane.domain.gguf import GgufFault, read_gguf
+from groundplane.domain.model import path_fault
+from groundplane.domain.onnx_places import external_data
 from groundplane.domain.pickle_scan import PickleWalk, scan_for_pickle
+from groundplane.domain.secrets_scan import judge_secrets
+from groundplane.domain.templates_scan import Template, judge_templates
 from groundplane.domain.tensor_header import HeaderFault, looks_like_safetensors, read_tensor_header
+from groundplane.domain.text_scan import read_text
 from groundplane.errors import Refused
 
 
@@ -64,8 +72,8 @@ ACCEPTED = frozenset(
 )
 
 CONVERT_HINT = (
-    "convert to safetensors where the file may do no harm (a container without network): "
-    "torch.load(FILE, weights_only=True), then safetensors.torch.save_file; register the result"
+    "ground models adopt FILE converts weights to safetensors in a process without network, files or identity, "
+    "and refuses what is more than weights"
 )
 UNPACK_HINT = "unpack it and register the folder: then every file has its own digest and is checked"
 _SAFE_FORMATS = "a format that can't run code (safetensors, GGUF, ONNX, npz)"
@@ -94,7 +102,7 @@ _HEAD_BYTES = 64 * 1024
 _LOOKED_AT_MAX = 200
 _NESTED_MAX = 20
 _DEPTH_MAX = 3
-_GGUF_COUNT_MAX = 2**24
+_TEXT_BYTES_MAX = 64 * 2**20
 _NPY_HEADER_BYTES_MAX = 64 * 1024
 
 
@@ -105,12 +113,13 @@ class Inspection:
     format: Format
     details: dict[str, object] = field(default_factory=dict)
     refused: Refused | None = None
+    templates: tuple[Template, ...] = ()
 
 
 def inspect(path: str, view: ByteView) -> Inspection:
     """Tells what the bytes are and judges them. `path` only names the file in messages and sharpens suspicion."""
     found = _identify(path, view, _Depth())
-    if found.refused is None and found.format not in {Format.SAFETENSORS, Format.NPZ} and zip_end(view) is not None:
+    if found.refused is None and found.format is not Format.NPZ and zip_end(view) is not None:
         # A file may begin as one thing and end as a zip: loaders that read from the end would see another file.
         return _archive(path, view, Format.ZIP, _Depth())
     if found.refused is None and found.format is not Format.SAFETENSORS and path.lower().endswith(".safetensors"):
@@ -151,9 +160,9 @@ def _identify(path: str, view: ByteView, depth: _Depth) -> Inspection:
     if packed is not None:
         return _compressed(path, "zlib", packed)
     if _is_text(head, whole=len(head) == view.size_bytes):
-        return Inspection(format=Format.TEXT)
+        return _text(path, view) if depth.level == 0 else Inspection(format=Format.TEXT)
     if path.lower().endswith(".onnx") and head[:1] == b"\x08":
-        return Inspection(format=Format.ONNX)
+        return _onnx(path, view)
     return Inspection(format=Format.BINARY)
 
 
@@ -163,10 +172,10 @@ def _by_magic(path: str, head: bytes, view: ByteView, depth: _Depth) -> Inspecti
     if looks_like_tar(view):
         return _archive(path, view, Format.TAR, depth)
     if head.startswith(b"GGUF"):
-        return _gguf(path, head)
+        return _gguf(path, view)
     if head.startswith(b"\x93NUMPY"):
-        return _npy(path, view)
-    if any(view.at(offset, 8) == _HDF5_MAGIC for offset in (0, 512, 1024, 2048)):
+        return _npy(path, view, whole=depth.level == 0)
+    if any(view.at(offset, 8) == _HDF5_MAGIC for offset in _hdf5_starts(view.size_bytes)):
         return _hdf5(path, view) if depth.level == 0 else Inspection(format=Format.HDF5)
     if head[4:8] == b"TFL3":
         return Inspection(format=Format.TFLITE)
@@ -184,6 +193,15 @@ def _by_magic(path: str, head: bytes, view: ByteView, depth: _Depth) -> Inspecti
         if head.startswith(magic) and (name != "lzma" or head[5:13] in {b"\xff" * 8} or head[10:13] == b"\0\0\0"):
             return _compressed(path, name, _unpacked_head(name, head))
     return None
+
+
+def _hdf5_starts(size_bytes: int) -> Iterator[int]:
+    """Where HDF5 may begin: at 0, or behind a user block of 512 bytes, or twice that, and so on."""
+    yield 0
+    offset = 512
+    while offset < size_bytes:
+        yield offset
+        offset *= 2
 
 
 def _is_windows_program(head: bytes) -> bool:
@@ -236,7 +254,11 @@ def _pickle(path: str, walk: PickleWalk, head: bytes) -> Inspection:
 
 
 def _refuse_pickle(path: str, kind: Format, what: str, walk: PickleWalk | None) -> Inspection:
-    acts = f"; it imports {walk.names}" if walk is not None and walk.imports else ""
+    acts = ""
+    if walk is not None and walk.foreign:
+        acts = f"; it would reach for {', '.join(walk.foreign[:3])}"
+    elif walk is not None and walk.imports:
+        acts = "; it names nothing but what weights are made with"
     refused = Refused(
         rule="no-pickles",
         need=_SAFE_FORMATS,
@@ -281,7 +303,7 @@ def _boxed_pickle(path: str, kind: Format, members: list[Member], member: Member
     torch = _is_torch(members, kind)
     format_ = {Format.ZIP: Format.TORCH_ZIP, Format.TAR: Format.TORCH_TAR}[kind] if torch else kind
     box = f"a PyTorch {kind} holding" if torch else f"a {kind} holding"
-    walk = scan_for_pickle(member.content.part(0, _HEAD_BYTES))
+    walk = scan_for_pickle(member.content)
     return _refuse_pickle(path, format_, f"{box} {member.path}, a pickle", walk)
 
 
@@ -326,19 +348,36 @@ def _zlib_content(head: bytes) -> bytes | None:
     return content or None
 
 
-def _gguf(path: str, head: bytes) -> Inspection:
-    version, tensors, keys = struct.unpack("<LQQ", head[4:24]) if len(head) >= 24 else (0, 0, 0)
-    if version not in {2, 3} or tensors > _GGUF_COUNT_MAX or keys > _GGUF_COUNT_MAX:
-        have = f"{path}: version {version}, {tensors:,} tensors, {keys:,} keys"
-        hint = "the file is cut or of a kind no current engine reads: convert it again"
-        return Inspection(
-            format=Format.GGUF,
-            refused=Refused(rule="gguf-header", need="GGUF 2 or 3 with a sane header", have=have, hint=hint),
+def _gguf(path: str, view: ByteView) -> Inspection:
+    try:
+        summary = read_gguf(view)
+    except GgufFault as fault:
+        refused = Refused(
+            rule="gguf-header",
+            need="GGUF 2 or 3 with a sane header",
+            have=f"{path}: {fault}",
+            hint="the file is cut, forged or of a kind no current engine reads: convert it again",
         )
-    return Inspection(format=Format.GGUF, details={"tensors": tensors, "gguf_version": version})
+        return Inspection(format=Format.GGUF, refused=refused)
+    details: dict[str, object] = {"tensors": summary.tensors, "gguf_version": summary.version}
+    refused_ = judge_templates(path, summary.templates)
+    return Inspection(format=Format.GGUF, details=details, refused=refused_, templates=summary.templates)
 
 
-def _npy(path: str, view: ByteView) -> Inspection:
+def _onnx(path: str, view: ByteView) -> Inspection:
+    outside = [place for place in external_data(view) if path_fault(place) is not None]
+    if not outside:
+        return Inspection(format=Format.ONNX)
+    refused = Refused(
+        rule="onnx-external-data",
+        need="weights in the model's own folder",
+        have=f"{path} reads its weights from {outside[0][:80]!r}",
+        hint="save it again with its data beside it, or inside: onnx.save(model, path, save_as_external_data=False)",
+    )
+    return Inspection(format=Format.ONNX, refused=refused)
+
+
+def _npy(path: str, view: ByteView, *, whole: bool) -> Inspection:
     start = view.at(0, 12)
     wide = start[6:7] != b"\x01"
     size = int.from_bytes(start[8:12] if wide else start[8:10], "little")
@@ -352,7 +391,26 @@ def _npy(path: str, view: ByteView) -> Inspection:
         return Inspection(format=Format.NPY, refused=refused)
     if any(kind.lstrip("<>=|").startswith("O") for kind in kinds):
         return _refuse_pickle(path, Format.PICKLE, "a numpy array of objects, which is a pickle", None)
+    fault = _npy_fault(header, (12 if wide else 10) + size, view.size_bytes) if whole else ""
+    if fault:
+        hint = "the file is cut, or something was hung on to it: save it again with numpy.save"
+        refused = Refused(rule="npy-header", need="exactly the bytes of the array", have=f"{path}: {fault}", hint=hint)
+        return Inspection(format=Format.NPY, refused=refused)
     return Inspection(format=Format.NPY, details={"dtypes": sorted(set(kinds))})
+
+
+_NPY_PLAIN = re.compile(r"[<>=|]?[biufcSV?]([0-9]+)|[<>=|]?U([0-9]+)")
+
+
+def _npy_fault(header: dict[str, object], start: int, size_bytes: int) -> str:
+    """How the file's size differs from what its header says; "" for dtypes whose size is not told by their name."""
+    shape, found = header.get("shape"), _NPY_PLAIN.fullmatch(str(header["descr"]))
+    if not isinstance(shape, tuple) or not all(isinstance(item, int) and item >= 0 for item in shape):
+        return f"its shape is {str(shape)[:80]}"
+    if found is None:
+        return ""
+    need = start + math.prod(shape) * (int(found[1]) if found[1] else 4 * int(found[2]))
+    return "" if need == size_bytes else f"the array ends at byte {need:,}, the file at {size_bytes:,}"
 
 
 def _npy_kinds(descr: object) -> list[str]:
@@ -363,16 +421,31 @@ def _npy_kinds(descr: object) -> list[str]:
     raise TypeError(f"{descr!r} describes no dtype")
 
 
+# Keras names a layer's class in JSON. Python writes printable letters as they are: one that is escaped hides something.
+_KERAS_PROGRAMS = re.compile(rb'"(Lambda|__lambda__|TFSMLayer)"|\\u00[2-7][0-9a-fA-F]')
+
+
 def _hdf5(path: str, view: ByteView) -> Inspection:
-    if view.find(b'"Lambda"') >= 0:
-        refused = Refused(
-            rule="no-programs",
-            need="layers without code of their own",
-            have=f"{path} is a Keras file with a Lambda layer, which carries Python bytecode",
-            hint="replace the Lambda layer by a registered layer, or export the weights to safetensors",
-        )
-        return Inspection(format=Format.HDF5, refused=refused)
+    if view.matches(_KERAS_PROGRAMS, longest_bytes=16):
+        return Inspection(format=Format.HDF5, refused=_keras_program(path, "a Keras file"))
     return Inspection(format=Format.HDF5)
+
+
+def _keras_program(path: str, what: str) -> Refused:
+    return Refused(
+        rule="no-programs",
+        need="layers without code of their own",
+        have=f"{path} is {what} with a layer that is a program (Lambda), or hides letters of its configuration",
+        hint="replace the layer by a registered one, or export the weights to safetensors",
+    )
+
+
+def _text(path: str, view: ByteView) -> Inspection:
+    """Text that some loader would run, render or publish: programs in configurations, templates, secrets."""
+    text = view.at(0, _TEXT_BYTES_MAX).decode(errors="replace")
+    seen = read_text(path, text)
+    refused = seen.refused or judge_templates(path, seen.templates) or judge_secrets(path, text)
+    return Inspection(format=Format.TEXT, details=seen.details, refused=refused, templates=seen.templates)
 
 
 def _is_text(head: bytes, *, whole: bool) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickletools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from groundplane.domain.byte_view import ByteView
@@ -22,8 +23,30 @@ _LINE_WINDOW_BYTES = 4096
 _KEPT_LINE_BYTES = 1024
 _PROTOCOL_MAX = 5
 _CALLS = {"REDUCE", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "BUILD"}
-_TEXT_OPCODES = {"SHORT_BINUNICODE", "BINUNICODE", "UNICODE"}
-_IDENTIFIER = re.compile(rb"[\w.]+")
+_EXTENSIONS = {"EXT1", "EXT2", "EXT4"}
+_TEXTS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "SHORT_BINSTRING", "BINSTRING", "STRING"}
+_READS = {"GET", "BINGET", "LONG_BINGET"}
+_WRITES = {"PUT", "BINPUT", "LONG_BINPUT"}
+_IDENTIFIER = re.compile(rb"[\w.\x80-\xff-]+")
+_EXTENSION = "extension"
+_UNREADABLE = "a name made up while it runs"
+
+ALLOWED_IMPORTS = frozenset(
+    {
+        "collections.OrderedDict",
+        "torch.Size",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_tensor",
+        "torch._utils._rebuild_tensor_v2",
+        *(f"torch.{kind}Storage" for kind in ("Double", "Float", "Half", "BFloat16", "Long", "Int", "Short", "Char",
+                                              "Byte", "Bool", "ComplexFloat", "ComplexDouble", "Untyped")),
+        "torch.storage.UntypedStorage",
+    }
+)  # fmt: skip
+"""What a file of nothing but weights imports. Anything else could run code of the file's choosing.
+
+Source: torch/_weights_only_unpickler.py, without what calls on to further functions of the file's choosing.
+"""
 
 
 @dataclass(slots=True)
@@ -39,6 +62,11 @@ class PickleWalk:
     depth_at_stop: int = 0
 
     @property
+    def foreign(self) -> tuple[str, ...]:
+        """Imports outside the allow-list, each once."""
+        return tuple(name for name in dict.fromkeys(self.imports) if name not in ALLOWED_IMPORTS)
+
+    @property
     def names(self) -> str:
         """What it imports, for people: the first three."""
         shown = ", ".join(dict.fromkeys(self.imports[:3]))
@@ -50,8 +78,11 @@ def scan_for_pickle(view: ByteView) -> PickleWalk | None:
     walk = _walk(view)
     if walk.protocol is not None and walk.protocol >= 2 and walk.opcodes >= 3:
         return walk
-    if walk.imports and (walk.calls or walk.stopped_at is not None):
+    if any(not _is_extension(name) for name in walk.imports) and (walk.calls or walk.stopped_at is not None):
         # Bytes after STOP, or nonsense after a call, do not matter: the harm is done by then.
+        return walk
+    if walk.imports and walk.calls and walk.stopped_at is not None:
+        # An extension's opcode is short: random weights begin like one too often to count it before the end.
         return walk
     if walk.opcodes >= OPCODES_MAX:
         return walk
@@ -61,7 +92,7 @@ def scan_for_pickle(view: ByteView) -> PickleWalk | None:
 
 
 def _walk(view: ByteView) -> PickleWalk:
-    walk, stack, texts, position = PickleWalk(), _Stack(), [""], 0
+    walk, stack, memo, position = PickleWalk(), _Stack(), _Memo(), 0
     while walk.opcodes < OPCODES_MAX:
         code = view.at(position, 1)
         opcode = _OPCODES.get(code)
@@ -71,14 +102,15 @@ def _walk(view: ByteView) -> PickleWalk:
         if argument is None:
             return walk
         head, after = argument
-        if not _plausible(opcode.name, head, first=walk.opcodes == 0):
+        if not _plausible(opcode.name, head):
             return walk
-        depth = stack.depth
+        depth, newest = stack.depth, stack.texts[-2:]
         if not stack.apply(opcode):
             return walk
         walk.opcodes += 1
         walk.newest_opcode = max(walk.newest_opcode, opcode.proto)
-        _note(walk, opcode.name, head, texts)
+        _note(walk, opcode.name, head, newest)
+        memo.follow(opcode.name, head, stack)
         if opcode.name == "STOP":
             walk.stopped_at, walk.depth_at_stop = after, depth
             return walk
@@ -86,19 +118,55 @@ def _walk(view: ByteView) -> PickleWalk:
     return walk
 
 
-def _note(walk: PickleWalk, name: str, head: bytes, texts: list[str]) -> None:
-    """Remembers protocol, imports and calls. `texts` holds the newest strings: STACK_GLOBAL's module and name."""
+def _note(walk: PickleWalk, name: str, head: bytes, newest: list[str | None]) -> None:
+    """Remembers protocol, imports and calls. `newest` are the top two of the stack: STACK_GLOBAL's module and name."""
     if name == "PROTO":
         walk.protocol = head[0]
-    if name in _TEXT_OPCODES:
-        texts.append(head.decode(errors="replace").strip()[:80])
-        del texts[:-2]
     if name in _CALLS:
         walk.calls += 1
     if name in {"GLOBAL", "INST"}:
         walk.imports.append(".".join(part.decode(errors="replace")[:80] for part in head.split(b"\n")[:2]))
     elif name == "STACK_GLOBAL":
-        walk.imports.append(".".join(texts))
+        walk.imports.append(_UNREADABLE if None in newest else ".".join(str(text) for text in newest))
+    elif name in _EXTENSIONS:
+        # copyreg's numbers stand for imports that only the loading process knows.
+        walk.imports.append(f"{_EXTENSION} {int.from_bytes(head, 'little')}")
+
+
+def _is_extension(name: str) -> bool:
+    return name.startswith(f"{_EXTENSION} ")
+
+
+@dataclass(slots=True)
+class _Memo:
+    """The texts that were put aside, by number: how a name is used without being written where it is used."""
+
+    kept: dict[int, str | None] = field(default_factory=dict)
+
+    def follow(self, name: str, head: bytes, stack: _Stack) -> None:
+        """Carries out what the opcode does to texts, after the stack's depth was changed by it."""
+        if name in _TEXTS:
+            stack.texts[-1] = _text(name, head)
+        elif name == "DUP" and stack.depth >= 2:
+            stack.texts[-1] = stack.texts[-2]
+        elif name in _READS:
+            stack.texts[-1] = self.kept.get(_number(name, head))
+        elif name in _WRITES and stack.texts:
+            self.kept[_number(name, head)] = stack.texts[-1]
+        elif name == "MEMOIZE":
+            self.kept[len(self.kept)] = stack.texts[-1]
+
+
+def _text(name: str, head: bytes) -> str | None:
+    if name == "UNICODE":
+        return None if b"\\" in head else head.rstrip(b"\n").decode(errors="replace")[:_KEPT_LINE_BYTES]
+    if name == "STRING":
+        return None if b"\\" in head else head.strip()[1:-1].decode(errors="replace")
+    return head.decode(errors="replace")
+
+
+def _number(name: str, head: bytes) -> int:
+    return int(head.partition(b"\0")[0]) if name in {"GET", "PUT"} else int.from_bytes(head, "little")
 
 
 def _argument(view: ByteView, position: int, opcode: pickletools.OpcodeInfo) -> tuple[bytes, int] | None:
@@ -141,38 +209,48 @@ def _lines(view: ByteView, position: int, count: int) -> tuple[bytes, int] | Non
     return kept or view.at(start, _KEPT_LINE_BYTES), position
 
 
-def _plausible(name: str, head: bytes, *, first: bool) -> bool:
-    """Whether the unpickler would take this argument; keeps prose that begins like an opcode from counting as one."""
+def _plausible(name: str, head: bytes) -> bool:
+    """Whether the unpickler would take this argument; keeps prose that begins like an opcode from counting as one.
+
+    C's unpickler reads numbers as C texts: what follows a NUL in the line is not looked at.
+    """
+    number = head.partition(b"\0")[0].strip()
     if name == "PROTO":
         return head[0] <= _PROTOCOL_MAX
     if name in {"GLOBAL", "INST"}:
         parts = head.split(b"\n")
         return len(parts) >= 2 and all(_IDENTIFIER.fullmatch(part.rstrip(b"\r")) for part in parts[:2])
     if name in {"INT", "LONG"}:
-        try:
-            int(head.strip().removesuffix(b"L"), 0 if not head.strip().isdigit() else 10)
-        except ValueError:
-            return False
+        number = number.removesuffix(b"L")
+        return _reads(number, lambda text: int(text, 0)) or _reads(number, int)
     if name == "FLOAT":
-        try:
-            float(head)
-        except ValueError:
-            return False
+        return _reads(number, float)
     if name in {"GET", "PUT"}:
-        return head.strip().isdigit()
+        return _reads(number, int)
     if name == "STRING":
         text = head.strip()
         return len(text) >= 2 and text[:1] in b"'\"" and (text[-1:] == text[:1] or len(text) >= _KEPT_LINE_BYTES)
-    # FRAME only ever follows something: a text beginning with \x95 is none.
-    return not (first and name == "FRAME")
+    return True
+
+
+def _reads(text: bytes, read: Callable[[bytes], object]) -> bool:
+    try:
+        read(text)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(slots=True)
 class _Stack:
-    """The unpickler's stack by depth alone; `marks` are the depths at which MARK was pushed."""
+    """The unpickler's stack: the texts on it, None for anything else; `marks` are the depths of its MARKs."""
 
-    depth: int = 0
+    texts: list[str | None] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
+
+    @property
+    def depth(self) -> int:
+        return len(self.texts)
 
     def apply(self, opcode: pickletools.OpcodeInfo) -> bool:
         """Performs the opcode's effect. False when the stack is too short for it."""
@@ -184,7 +262,7 @@ class _Stack:
             # OBJ calls the class that lies directly above the mark.
             if opcode.name == "OBJ" and self.depth <= mark:
                 return False
-            self.depth = mark
+            del self.texts[mark:]
             needed = before.index(pickletools.markobject)
         elif opcode.name == "POP" and self.marks and self.depth == self.marks[-1]:
             self.marks.pop()
@@ -194,9 +272,12 @@ class _Stack:
         floor = self.marks[-1] if self.marks else 0
         if self.depth - floor < needed:
             return False
-        self.depth -= needed
+        # What an opcode leaves where something was is no text that we know, but for those that only look at the top.
+        if opcode.name == "MEMOIZE":
+            return True
+        del self.texts[self.depth - needed :]
         if pickletools.markobject in after:
             self.marks.append(self.depth)
         else:
-            self.depth += len(after)
+            self.texts += [None] * len(after)
         return True

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from groundplane.domain.certificate import Facts
 from groundplane.errors import Problem
-from groundplane.wire.bounds import STRICT
+from groundplane.wire.bounds import STRICT, check_range, check_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +18,22 @@ class RegisterRequest:
     upload_id: str
     project: str
     facts: Facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanRequest:
+    """What a version is scanned against: the licences of what it is made from, and the memory its weights must fit."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    base_licenses: dict[str, str] = field(default_factory=dict)
+    memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_range("memory_bytes", self.memory_bytes, 0, 2**63 - 1)
+        if len(self.base_licenses) > 100:
+            raise ValueError(f"base_licenses has {len(self.base_licenses)} entries; 100 is the most")
+        for model, licence in self.base_licenses.items():
+            check_text(base_licenses=f"{model} {licence}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,82 @@
+"""`ground models scan | …`: what is looked at before a model is trusted, here or on the control plane."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from groundplane.cli import render
+from groundplane.cli.options import connect, output_option
+from groundplane.cli.render import Table, View
+from groundplane.domain.model import parse_ref
+from groundplane.domain.model_scan import Finding, ScanReport, judge_scan
+from groundplane.errors import Refusal, Refused
+from groundplane.units import format_bytes, parse_bytes
+
+
+@click.command()
+@click.argument("subject", metavar="PATH|NAME@VERSION")
+@click.option("--license", "license_", default="", metavar="SPDX-ID", help="What is declared for it.")
+@click.option(
+    "--base-license", multiple=True, metavar="MODEL=SPDX-ID", help="What it is made from; may be given again."
+)
+@click.option("--memory", default="", metavar="SIZE", help="What its weights must fit, such as 24GiB.")
+@output_option
+def scan(subject: str, license_: str, base_license: Sequence[str], memory: str, output: str) -> None:
+    """Look for what may not enter: programs, archives, templates, secrets, licences, size. Exits with 3 when found.
+
+    A path is scanned on this machine, without a server; a version where it is stored, and what is found is kept.
+    Nothing is loaded, unpacked or run.
+    """
+    bases = _pairs(base_license)
+    memory_bytes = parse_bytes(memory) if memory else None
+    path = Path(subject)
+    if path.exists() or "@" not in subject:
+        report = _here(path, license_, bases, memory_bytes)
+    else:
+        wanted = parse_ref(subject)
+        with connect() as client:
+            number = str(wanted).partition("@")[2]
+            report = client.scan_model(wanted.name, number, base_licenses=bases, memory_bytes=memory_bytes)
+    render.show(report, output, lambda: _lines(report))
+    refused = [finding for finding in report.findings if finding.severity == "refused"]
+    if refused:
+        raise Refusal([_refused(finding) for finding in refused])
+
+
+def _here(path: Path, license_: str, bases: dict[str, str], memory_bytes: int | None) -> ScanReport:
+    from groundplane.wiring import model_files  # noqa: PLC0415 - only this command looks at files itself
+
+    found = asyncio.run(model_files().scan(path))
+    return judge_scan(str(path), found, license=license_, base_licenses=bases, memory_bytes=memory_bytes)
+
+
+def _pairs(words: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for word in words:
+        model, equals, licence = word.rpartition("=")
+        if not (equals and model and licence):
+            raise click.UsageError(f"--base-license takes MODEL=SPDX-ID, not {word!r}.")
+        pairs[model] = licence
+    return pairs
+
+
+def _refused(finding: Finding) -> Refused:
+    need, _, have = finding.message.removeprefix("needs ").partition(", has ")
+    return Refused(rule=finding.rule, need=need, have=have, hint=finding.hint)
+
+
+def _lines(report: ScanReport) -> list[View]:
+    formats = ", ".join(f"{count} {name}" for name, count in report.formats.items())
+    verdict = "nothing keeps it out" if report.ok else "it may not enter"
+    rows = [(finding.severity, finding.rule, finding.path or "-", finding.message) for finding in report.findings]
+    return [
+        f"{report.subject}: {verdict}; {report.files} files ({format_bytes(report.size_bytes)}): {formats or 'none'}",
+        Table(("SEVERITY", "RULE", "FILE", "FOUND"), rows, empty="nothing found"),
+    ]
+
+
+COMMANDS = (scan,)
