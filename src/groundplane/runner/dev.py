@@ -21,11 +21,14 @@ if TYPE_CHECKING:
 CHUNK = 2**16
 
 
-def command(order: Document) -> list[str]:
-    """What runs for a dev environment: the host, as text, by this node's Python or the container's."""
-    text = Path(__file__).with_name("dev_host.py").read_text(encoding="utf-8")
+def command(order: Document, folder: Path) -> list[str]:
+    """What runs for a dev environment: a copy of the host where every sandbox sees it, by this node's Python or the
+    container's."""
+    host = folder / "work" / ".ground" / "host.py"
+    host.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    host.write_bytes(Path(__file__).with_name("dev_host.py").read_bytes())
     mode = (order.get("isolation") or {}).get("mode") or "none"
-    words = ["python3" if mode == "podman" else _python(mode), "-I", "-S", "-c", text]
+    words = ["python3" if mode == "podman" else _python(mode), "-I", "-S", str(host)]
     return [*words, "--jupyter"] if order["dev"] == "jupyter" else words
 
 

@@ -1,7 +1,7 @@
 """The job of a dev environment: shells that outlive whoever looks at them, ways to its ports, and Jupyter when asked.
 
-It is given to Python as text, so that it runs inside any sandbox and container: it imports nothing of ours. One socket
-in the attempt's work folder takes connections; frames go both ways: a letter, the length in four bytes, the payload.
+A copy of it lies in the attempt's work folder, which every sandbox and container sees: it imports nothing of ours. One
+socket beside it takes connections; frames go both ways: a letter, the length in four bytes, the payload.
 First comes `o` with a JSON object (`kind`: shell, tcp or info), then `d` data, `r` a new size as [rows, columns]; back
 come `d`, and `x` with the exit status when it is over.
 """

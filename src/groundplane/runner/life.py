@@ -50,7 +50,7 @@ class Runner:
     def __init__(self, folder: Path, order: Document, state: Document) -> None:
         self.folder, self.order, self.state = folder, order, state
         if order.get("dev"):
-            order["command"] = dev.command(order)
+            order["command"] = dev.command(order, folder)
         self.dev_activity = 0
         self.workdir = order["workdir"] or str(folder / "work")
         self.grace_s, self.memory_bytes = float(order["stop_grace_s"]), int(order["memory_bytes"])
