@@ -138,6 +138,8 @@ def test_a_viewer_sees_what_a_viewer_may_and_no_more(plane: Plane) -> None:
         ("/console/queue", "Queue"),
         ("/console/nodes", "Nodes"),
         ("/console/models", "Models"),
+        ("/console/gates", "Gates"),
+        ("/console/datasets", "Datasets"),
         ("/console/endpoints", "Endpoints"),
         ("/console/storage", "Storage"),
         ("/console/costs", "Costs"),

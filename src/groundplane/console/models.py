@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from groundplane.api.access import Ground, requires
 from groundplane.console.certificate import read
+from groundplane.console.registry import standing
 from groundplane.console.web import PageRoute, page
 from groundplane.domain.model import ModelVersion
 from groundplane.identity import Actor, Permission
@@ -52,4 +53,5 @@ async def _page(request: Request, ref: str, actor: Actor, ground: Any, *, verifi
         certificate=read(version.certificate),
         serving=serving,
         verification=verification,
+        **await standing(ground, actor, version.id),
     )

@@ -67,6 +67,8 @@ MENUS: tuple[tuple[str, tuple[tuple[str, str, Permission], ...]], ...] = (
         "Models",
         (
             ("Models", f"{HOME}/models", Permission.MODELS_READ),
+            ("Gates", f"{HOME}/gates", Permission.MODELS_READ),
+            ("Datasets", f"{HOME}/datasets", Permission.MODELS_READ),
             ("Endpoints", f"{HOME}/endpoints", Permission.ENDPOINTS_READ),
             ("Storage", f"{HOME}/storage", Permission.MODELS_READ),
         ),

@@ -1,0 +1,87 @@
+"""Aliases moved and rolled back by forms, gates and datasets as pages."""
+
+from __future__ import annotations
+
+import json
+import struct
+
+import pytest
+from tests.console.plane import HOSTILE, Plane
+
+from groundplane.domain.certificate import DataFact, Facts
+from groundplane.domain.dataset import DatasetFacts
+from groundplane.domain.model import ManifestFile
+from groundplane.identity import Role
+
+GATE = """
+apiVersion: groundplane/v1
+kind: Gate
+metadata: {name: production, project: vision}
+spec:
+  model: paged
+  aliases: [production]
+  requirements:
+    - {metric: f1, at_least: 92%}
+"""
+
+
+@pytest.fixture(scope="module")
+def paged(plane: Plane, tmp_path_factory: pytest.TempPathFactory) -> Plane:
+    """Three versions of `paged` in project vision, the third below its gate; and a dataset of hostile words."""
+    folder = tmp_path_factory.mktemp("model")
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    weights = folder / "model.safetensors"
+    weights.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    for f1 in (0.93, 0.95, 0.9):
+        facts = Facts(
+            owner=HOSTILE, license="MIT", data=(DataFact(name="d", sha256="7" * 64),), code_commit="1" * 40,
+            training_run="elsewhere", metrics={"f1": f1},
+        )  # fmt: skip
+        upload = plane.client.create_upload()
+        plane.client.upload_file(upload.id, "model.safetensors", weights)
+        plane.client.register_model("paged", upload_id=upload.id, project="vision", facts=facts)
+    plane.client.define_gates(GATE)
+    plane.client.register_dataset(
+        "rows",
+        project="vision",
+        facts=DatasetFacts(owner=HOSTILE, license="MIT", classification="internal", description=HOSTILE),
+        location="/data/rows",
+        files=[ManifestFile(path="a.csv", sha256="7" * 64, size_bytes=3)],
+    )
+    return plane
+
+
+def test_an_alias_is_moved_and_rolled_back_on_the_versions_page(paged: Plane) -> None:
+    browser = paged.browser()
+    for number in (1, 2):
+        moved = browser.post(f"/console/models/paged@{number}/alias", data={"alias": "production", "reason": HOSTILE})
+        assert moved.status_code == 200
+        assert HOSTILE not in moved.text
+        assert "&lt;script&gt;" in moved.text
+        assert "f1 ≥ 0.92" in moved.text
+    back = browser.post("/console/models/paged@2/rollback", data={"alias": "production", "reason": "slow"})
+    assert back.url.path == "/console/models/paged@1"
+    assert "rollback" in back.text
+
+
+def test_a_gate_refuses_the_form_with_its_figure(paged: Plane) -> None:
+    refused = paged.browser().post("/console/models/paged@3/alias", data={"alias": "production", "reason": "why"})
+    assert refused.status_code == 409
+    assert "f1 0.9" in refused.text
+    page = paged.browser().get("/console/models/paged@3").text
+    assert "not-met" in page
+    viewer = paged.browser(paged.key_for(Role.VIEWER))
+    assert "Move an alias here" not in viewer.get("/console/models/paged@1").text
+    assert viewer.post("/console/models/paged@1/alias", data={"alias": "x-y", "reason": "w"}).status_code == 403
+
+
+def test_gates_and_datasets_have_pages(paged: Plane) -> None:
+    browser = paged.browser()
+    assert "vision/production" in browser.get("/console/gates").text
+    listed = browser.get("/console/datasets").text
+    assert "rows@1" in listed
+    assert HOSTILE not in listed
+    page = browser.get("/console/datasets/rows@1").text
+    assert "/data/rows" in page
+    assert '<a href="/console/models/paged@1">paged@1</a>' in page
+    assert browser.get("/console/datasets/none@1").status_code == 404
