@@ -26,6 +26,8 @@ from groundplane.adapters.notify import LogNotifier
 from groundplane.adapters.policy_files import FolderPolicyFiles
 from groundplane.adapters.prices import BookPriceBook
 from groundplane.adapters.provenance import MachineProvenance
+from groundplane.adapters.provider_keys import FolderProviderKeys
+from groundplane.adapters.provider_probe import HttpProviderProbe
 from groundplane.adapters.run_files import HomeRunFiles
 from groundplane.adapters.secrets import FolderSecrets
 from groundplane.adapters.signing import FileSigner
@@ -57,12 +59,14 @@ from groundplane.services.plans import Plans
 from groundplane.services.policy import Policies
 from groundplane.services.preflight import Preflight
 from groundplane.services.proofs import Proofs
+from groundplane.services.providers import Providers
 from groundplane.services.queue import Queue
 from groundplane.services.quotas import Quotas
 from groundplane.services.recon import Recon
 from groundplane.services.reconcile import Reconcile
 from groundplane.services.registry import Registry
 from groundplane.services.requests import Requests
+from groundplane.services.routes import Routes
 from groundplane.services.runs import Runs
 from groundplane.services.scans import Scans
 from groundplane.services.schedules import Schedules
@@ -119,6 +123,8 @@ class App:
     schedules: Schedules
     gateway_config: GatewayConfig
     gateway_limits: GatewayLimits
+    providers: Providers
+    routes: Routes
     lease_owner: str
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     wakers: list[Callable[[], object]]
@@ -359,6 +365,10 @@ async def build(settings: Settings) -> App:
         cordons=cordons,
         nodes=Nodes(store=store, clock=clock, executors=executors, prices=prices, cordons=cordons),
         gateway_limits=GatewayLimits(store=store, clock=clock),
+        providers=Providers(
+            store=store, clock=clock, keys=FolderProviderKeys(home / "provider-keys"), probe=HttpProviderProbe()
+        ),
+        routes=Routes(store=store, clock=clock),
         gateway_config=GatewayConfig(
             store=store,
             clock=clock,

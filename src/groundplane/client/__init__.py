@@ -32,6 +32,7 @@ from groundplane.client.queue import QueueCalls
 from groundplane.client.recon import ReconCalls
 from groundplane.client.registry import RegistryCalls
 from groundplane.client.requests import RequestCalls
+from groundplane.client.routes import RouteCalls
 from groundplane.client.runs import RunCalls
 from groundplane.client.system import SystemCalls
 from groundplane.client.transport import error_from, error_of
@@ -60,6 +61,7 @@ class Client(
     ReconCalls,
     RegistryCalls,
     RequestCalls,
+    RouteCalls,
     RunCalls,
     SystemCalls,
 ):

@@ -58,6 +58,17 @@ class Provider:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderCheck:
+    """What a provider said when it was asked for its models."""
+
+    ok: bool
+    said: str
+    status: int | None = None
+    models: int | None = None
+    took_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouteTarget:
     """An endpoint of ours or a provider of the project, with the model's name there.
 

@@ -205,7 +205,7 @@ def _endpoint_target(endpoint: Endpoint, wanted: RouteTarget) -> Target:
 def _provider_target(provider: Provider, wanted: RouteTarget, price: TokenPrice) -> Target:
     return Target(
         endpoint=provider.id,
-        revision=provider.key_version,
+        revision=0,
         base_url=provider.base_url,
         upstream_model=wanted.model,
         price=price,

@@ -13,6 +13,7 @@ from groundplane.domain import snapshot as compiled
 from groundplane.domain.access import Key
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.limits import Limit, LimitRule
+from groundplane.domain.provider import Provider, RouteRule
 from groundplane.ports import Clock, SnapshotSink, Store, UsageLog
 from groundplane.services.costs import Costs
 
@@ -34,6 +35,8 @@ class GatewayConfig:
             keys = await tx.find(Key, {"revoked_at": None})
             rules = await tx.find(LimitRule)
             endpoints = await tx.find(Endpoint, {"status": EndpointStatus.READY})
+            providers = await tx.find(Provider)
+            routes = await tx.find(RouteRule)
         while await self._costs.ingest():
             pass
         await self._costs.top_up_gateway()
@@ -50,6 +53,8 @@ class GatewayConfig:
             ingested=ingested,
             version=version,
             now=now,
+            providers=providers,
+            rules=routes,
             limits=[Limit(rule.scope, rule.name, rule.measure, rule.value, rule.when_down) for rule in rules],
         )
         if self._last is not None and _same(snapshot, self._last):

@@ -8,6 +8,7 @@ from groundplane.audit import EventDraft
 from groundplane.domain.access import Key
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.limits import LIMIT_SCOPES, LimitRule, Measure, WhenDown
+from groundplane.domain.provider import Provider
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Store, Tx
@@ -112,6 +113,10 @@ async def _checked(tx: Tx, project: str, scope: str, name: str) -> str:
             raise InvalidInput("a model's limit needs the model's name", "ground limits set --model NAME")
         return f"{project}/{name}"
     found = await tx.get(Key, name) if scope == "key" else await tx.get(Endpoint, name)
+    if found is None and scope == "endpoint":
+        provider = await tx.get(Provider, f"{project}:{name}")
+        if provider is not None:
+            return provider.id
     if found is None or found.project != project:
         raise NotFound(f"no {scope} {name[:80]!r} in project {project}", f"ground {scope}s list")
     return name

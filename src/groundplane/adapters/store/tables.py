@@ -38,12 +38,13 @@ from groundplane.domain.node import Cordon
 from groundplane.domain.planning import Plan
 from groundplane.domain.policy.exceptions import PolicyException
 from groundplane.domain.preflight import PreflightReport
+from groundplane.domain.provider import Provider, RouteRule
 from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Reservation, Schedule
 from groundplane.domain.registry import AliasMove, ModelAlias, RegistryEntry, VersionLabel
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0011"
+SCHEMA_REVISION = "0012"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -72,6 +73,8 @@ KINDS: dict[type, Kind] = {
         Kind(row=Project, table="projects", not_negative=("monthly_limit_microusd",)),
         Kind(row=Key, table="keys", unique=(("secret_sha256",),), indexes=(("project",), ("old_secret_sha256",))),
         Kind(row=LimitRule, table="gateway_limits", indexes=(("project",),), not_negative=("value",)),
+        Kind(row=Provider, table="providers", indexes=(("project",),)),
+        Kind(row=RouteRule, table="routes", indexes=(("project",),)),
         Kind(row=Exposure, table="exposures"),
         Kind(
             row=Budget,

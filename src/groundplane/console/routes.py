@@ -1,0 +1,41 @@
+"""Routes and hosted providers as a page: which model name leads where, and who is asked."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Request, Response
+
+from groundplane.api.access import Ground, requires
+from groundplane.console.web import HOME, PageRoute, back, page
+from groundplane.identity import Actor, Permission
+
+
+def routes() -> APIRouter:
+    router = APIRouter(route_class=PageRoute, prefix="/routes")
+
+    @router.get("")
+    async def all_routes(
+        request: Request, actor: Annotated[Actor, requires(Permission.KEYS_READ)], ground: Ground
+    ) -> Response:
+        return page(
+            request,
+            "routes.html",
+            actor,
+            routes=await ground.routes.routes(actor),
+            providers=await ground.providers.providers(actor),
+            may_remove=actor.may(Permission.KEYS_WRITE),
+        )
+
+    @router.post("/remove")
+    async def remove(
+        actor: Annotated[Actor, requires(Permission.KEYS_WRITE)],
+        ground: Ground,
+        project: Annotated[str, Form()],
+        model: Annotated[str, Form()],
+        reason: Annotated[str, Form()] = "",
+    ) -> Response:
+        await ground.routes.remove(actor, project, model, reason)
+        return back(f"{HOME}/routes")
+
+    return router

@@ -1,0 +1,66 @@
+"""What crosses the HTTP door about hosted providers and routes. A provider's key goes in, and never out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from groundplane.domain.provider import ProviderKind
+from groundplane.domain.routing import RoutePolicy
+from groundplane.wire.bounds import MONEY_MAX_MICROUSD, STRICT, check_range, check_text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderRequest:
+    """An empty `key` keeps the one given before."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    project: str
+    name: str
+    kind: ProviderKind
+    base_url: str = ""
+    api_version: str = ""
+    region: str = ""
+    private: bool = False
+    key: str = field(default="", repr=False)
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        check_text(project=self.project, name=self.name, base_url=self.base_url, reason=self.reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetRequest:
+    """An endpoint, or a provider and its model. Prices are micro-dollars per million tokens."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    endpoint: str = ""
+    provider: str = ""
+    model: str = ""
+    weight: int = 1
+    order: int = 0
+    prompt_microusd_per_million: int | None = None
+    completion_microusd_per_million: int | None = None
+    cached_microusd_per_million: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "completion", "cached"):
+            price = f"{name}_microusd_per_million"
+            check_range(price, getattr(self, price), 0, MONEY_MAX_MICROUSD)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouteRequest:
+    """`hedge_ms`: after how long without an answer a second target is asked too."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    project: str
+    model: str
+    targets: tuple[TargetRequest, ...]
+    policy: RoutePolicy = RoutePolicy.WEIGHTED
+    sticky: bool = False
+    hedge_ms: int | None = None
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        check_text(project=self.project, model=self.model, reason=self.reason)
