@@ -263,3 +263,33 @@ async def test_the_strangest_specs_end_in_verdicts_that_can_be_stored(world: Wor
     assert all(0 <= c.expected_microusd <= c.worst_case_microusd < 2**63 for c in plan.outlook.choices)
     assert msgspec.json.decode(msgspec.json.encode(plan), type=Plan) == plan
     assert markdown(plan).count("\n## ") == 0
+
+
+WORK = A100.replace("  max_duration: 1d\n", "  max_duration: 10d\n  training: {params: 7B, method: lora, tokens: 1B}\n")
+
+
+async def test_work_that_ends_after_its_deadline_is_refused_with_its_hours(world: World) -> None:
+    in_time = await world.plan(WORK)
+    hours = next(choice.hours for choice in in_time.outlook.choices if choice.chosen)  # type: ignore[union-attr]
+    assert "in-time" not in rules(in_time) and hours > 12
+    late = await world.plan(WORK + "  deadline: 12h\n")
+    (refused,) = [v.refused for v in late.verdicts if v.rule == "in-time" and v.refused]
+    assert refused.need == f"{hours:,.2f} h on 1 × Standard_NC24ads_A100_v4"
+    assert refused.have == "12.00 h until the deadline"
+
+
+def warning(plan: Plan, rule: str) -> str:
+    return next(verdict.warning for verdict in plan.verdicts if verdict.rule == rule)
+
+
+async def test_hours_that_nobody_knows_are_held_against_the_deadline_as_far_as_they_are_known(world: World) -> None:
+    said = warning(await world.plan(A100 + "  deadline: 12h\n"), "deadline-clear")
+    assert said.startswith("it may run 1d, and the deadline is in 12.00 h")
+    assert not warning(await world.plan(A100 + "  deadline: 2d\n"), "deadline-clear")
+
+
+async def test_data_of_unknown_speed_is_told_with_the_rate_that_would_do(world: World) -> None:
+    data = "  data: [{name: d, path: /mnt/d, size: 750GB, passes: 4, tier: aws-efs}]\n"
+    said = warning(await world.plan(A100.replace("max_duration: 1d", "max_duration: 90m") + data), "storage-known")
+    assert "how fast d is read is unknown: no rate is known of aws-efs" in said
+    assert f"750.00 GB × 4 passes ÷ 1h 30m = {750e9 * 4 / 5400 / 1e6:.1f} MB/s at least" in said

@@ -349,3 +349,9 @@ async def test_an_end_counted_from_now_is_judged_at_the_moment_it_was_read_at(wo
     (plan,) = await world.plans.plan(ANA, ENDPOINT)
     assert plan.endpoint is not None and plan.endpoint.max_duration_s == 24 * 3600
     assert refused(plan) == {}
+
+
+async def test_who_lacks_accelerators_is_not_told_to_lower_cpus(world: World):
+    (plan,) = await world.plans.plan(ANA, JOB.replace("{cpus: 2,", "{cpus: 64, accelerators: 8,"))
+    assert "choose a pool with accelerators" in refused(plan)["offer-fits"]
+    assert "lower resources.cpus" not in refused(plan)["offer-fits"]

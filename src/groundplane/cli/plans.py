@@ -21,7 +21,7 @@ from groundplane.domain.plan_report import markdown
 from groundplane.domain.planning import Plan, PlanStatus, Verdict
 from groundplane.domain.spec.parse import with_absolute_paths
 from groundplane.errors import GroundError, InvalidInput, NotFound, Refusal, Refused
-from groundplane.units import format_bytes, format_duration, format_usd
+from groundplane.units import exact_usd, format_bytes, format_duration, format_usd
 
 if TYPE_CHECKING:
     from groundplane.client import Client
@@ -136,7 +136,7 @@ def plan_views(made: Plan, *, rules: bool = False, rejected: bool = False) -> li
         if offer.accelerators:
             kind += f", {offer.accelerators} x {offer.accelerator}"
         where = f"{offer.pool} / {offer.node_type} ({kind}){', SIMULATED' if offer.simulated else ''}"
-        price = f"{format_usd(offer.price_microusd_per_hour)} an hour, as of {offer.price_as_of} ({offer.price_source})"
+        price = f"{exact_usd(offer.price_microusd_per_hour)} an hour, as of {offer.price_as_of} ({offer.price_source})"
     lines: list[View] = [
         f"{made.id}: {made.kind.lower()} {spec.metadata.name} of project {made.project} {_stands(made)}",
         f"  runs on     {where}",

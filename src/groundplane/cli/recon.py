@@ -12,7 +12,7 @@ from groundplane.cli.options import Money, connect
 from groundplane.cli.render import Table, View
 from groundplane.domain.planning import Offer
 from groundplane.domain.recon import CLOUDS, Disk, Machine, Quota, Reconnaissance, SkuRow, Survey, Wanted
-from groundplane.units import format_bytes, format_usd, parse_bytes
+from groundplane.units import exact_usd, format_bytes, parse_bytes
 
 _ROWS_SHOWN = 30
 
@@ -155,7 +155,7 @@ def _offer_row(offer: Offer) -> tuple[str, ...]:
         f"{offer.cpus:g}",
         format_bytes(offer.memory_bytes),
         f"{offer.accelerators} × {offer.accelerator}" if offer.accelerators else "none",
-        format_usd(offer.price_microusd_per_hour),
+        exact_usd(offer.price_microusd_per_hour),
         f"{offer.price_source}, {offer.price_as_of}",
     )
 
@@ -217,7 +217,7 @@ def _wide_cells(row: SkuRow) -> tuple[str, ...]:
 
 
 def _money(amount: int | None) -> str:
-    return "unknown" if amount is None else format_usd(amount)
+    return "unknown" if amount is None else exact_usd(amount)
 
 
 def quota_words(quotas: Sequence[Quota] | None) -> str:

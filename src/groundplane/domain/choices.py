@@ -175,6 +175,8 @@ class Judge:
             found.append("interruptions")
         elif fit.hours is not None and hours * 3600 > self.spec.max_duration_s:
             found.append("time")
+        elif fit.hours is not None and hours > self._hours_left:
+            found.append("in-time")
         if room is not None and (room.short or room.row.restriction):
             found.append("room")
         return tuple(found)
@@ -194,6 +196,8 @@ class Judge:
                 found.append(_never_done(self._rate(offer)[0], need.nodes))
             elif rule == "time":
                 found.append(self._too_slow(offer, self._hours(offer, fit, need.nodes) or 0.0, need.nodes))
+            elif rule == "in-time":
+                found.append(self._too_late(offer, self._hours(offer, fit, need.nodes) or 0.0, need.nodes))
             elif rule == "room":
                 room = self.room(offer, need.nodes)
                 assert room is not None
@@ -254,6 +258,20 @@ class Judge:
             need=f"{hours:,.2f} h on {nodes} × {offer.node_type}",
             have=f"max_duration {format_duration(self.spec.max_duration_s)}",
             hint=f"set max_duration: {enough}, take more accelerators, or spread it over more nodes",
+        )
+
+    @property
+    def _hours_left(self) -> float:
+        """Until the result is needed."""
+        due = self.spec.deadline
+        return math.inf if due is None else (due - self.now).total_seconds() / 3600
+
+    def _too_late(self, offer: Offer, hours: float, nodes: int) -> Refused:
+        return Refused(
+            rule="in-time",
+            need=f"{hours:,.2f} h on {nodes} × {offer.node_type}",
+            have=f"{max(0.0, self._hours_left):,.2f} h until the deadline",
+            hint="take more accelerators or nodes, begin earlier, or set a later spec.deadline",
         )
 
     # ------------------------------------------------------------ hours and dollars

@@ -15,10 +15,12 @@ from groundplane.domain.hardware import Hardware
 from groundplane.domain.outlook import BudgetImpact, Choice
 from groundplane.domain.planning import Offer, Ranking, Verdict, same_sku
 from groundplane.domain.recon import SkuRow
+from groundplane.domain.sizing import gb
 from groundplane.domain.spec import EndpointSpec, JobSpec, Resources
+from groundplane.domain.storage_check import rate
 from groundplane.domain.work import Meter, Work, main_memory
 from groundplane.errors import Refused
-from groundplane.units import format_bytes, format_usd
+from groundplane.units import format_bytes, format_duration, format_usd
 
 NOBODY = frozenset(
     ("-", "?", "anyone", "n/a", "na", "nobody", "none", "null", "tbd", "test", "todo", "unassigned", "unknown", "x")
@@ -31,7 +33,7 @@ class Facts:
     """Everything the checks may look at. `best` is the offer the plan is for, None where nothing is big enough.
 
     `in_the_way` are the reasons against `best`, or against the nearest offer. `accelerated` are choices that have what
-    processors lack; `ways_out` are sentences on quota that could be had.
+    processors lack; `ways_out` are sentences on quota that could be had, `data_known` the inputs whose speed is known.
     """
 
     spec: JobSpec | EndpointSpec
@@ -47,6 +49,7 @@ class Facts:
     accelerated: tuple[Choice, ...] = ()
     ways_out: tuple[str, ...] = ()
     storage: tuple[Refused, ...] = ()
+    data_known: frozenset[str] = frozenset()
     budget: BudgetImpact | None = None
     gaps: tuple[str, ...] = ()
 
@@ -288,6 +291,40 @@ def _storage(facts: Facts) -> Iterable[Refused]:
 # ---------------------------------------------------------------- warnings
 
 
+def _may_be_late(facts: Facts) -> Iterable[Refused]:
+    """Where nothing tells the hours: what it may run is longer than what is left until the result is needed."""
+    spec = facts.spec
+    if not isinstance(spec, JobSpec) or spec.deadline is None or facts.work is not None:
+        return
+    left_s = (spec.deadline - facts.judge.now).total_seconds()
+    if spec.max_duration_s > left_s:
+        yield Refused(
+            rule="deadline-clear",
+            need="its hours can't be summed up without spec.training",
+            have=f"it may run {format_duration(spec.max_duration_s)}, and the deadline is in {left_s / 3600:,.2f} h",
+            hint="lower max_duration, or say what is trained",
+        )
+
+
+def _storage_unknown(facts: Facts) -> Iterable[Refused]:
+    """Data whose speed nobody told: the rate that would do is known all the same."""
+    spec = facts.spec
+    if not isinstance(spec, JobSpec):
+        return
+    for source in spec.data:
+        if not source.size_bytes or source.name in facts.data_known or source.source:
+            continue
+        times = f" × {source.passes} passes" if source.passes > 1 else ""
+        enough = source.size_bytes * source.passes / spec.max_duration_s
+        have = f"no rate is known of {source.tier}" if source.tier else "neither tier nor throughput is given"
+        yield Refused(
+            rule="storage-known",
+            need=f"{gb(source.size_bytes)}{times} ÷ {format_duration(spec.max_duration_s)} = {rate(enough)} at least",
+            have=f"how fast {source.name} is read is unknown: {have}",
+            hint="measure it and set spec.data[].throughput: ground preflight reads from the node",
+        )
+
+
 def _quota_unknown(facts: Facts) -> Iterable[Refused]:
     best = facts.best
     if best is None or not best.cloud:
@@ -354,9 +391,18 @@ CHECKS: tuple[Check, ...] = (
     Check(id="restriction", why="A SKU that is closed to the account never starts.", find=_named("restriction")),
     Check(id="quota", why="Without quota the first machine is refused, after everybody waited.", find=_quota),
     Check(id="lead-time", why="Quota takes days: asked for too late it comes too late.", find=_named("lead-time")),
+    Check(id="in-time", why="A result after its deadline is paid for and too late.", find=_named("in-time")),
     Check(id="storage", why="Accelerators that wait for data cost the same as those that work.", find=_storage),
     Check(id="replacement", why="What is retired has a successor.", find=_replacement, warns=True),
     Check(id="quota-known", why="A limit that nobody read may be zero.", find=_quota_unknown, warns=True),
+    Check(id="storage-known", why="What nobody measured may be the slow one.", find=_storage_unknown, warns=True),
+    Check(
+        id="deadline-clear",
+        why="What may run past its deadline may end too late.",
+        find=_may_be_late,
+        warns=True,
+        at_apply=False,
+    ),
     Check(id="region-clear", why="One name may be two places.", find=_same_region, warns=True),
     Check(id="executor", why="A plan runs where something can start it.", find=_executor, warns=True),
     Check(id="budget-left", why="What the month can't hold is refused at apply.", find=_budget, warns=True),

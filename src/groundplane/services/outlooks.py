@@ -248,6 +248,7 @@ class Outlooks:
             accelerated=tuple(judge.accelerated(everything)) if _wants_better(judge, ranking, in_the_way) else (),
             ways_out=_ways_out(spec, survey.rows, survey.halted, in_the_way),
             storage=bad_storage,
+            data_known=frozenset(each.source.name for each in readings),
             gaps=gaps,
         )
         shots = quota_check.snapshot(_target_rows(spec, survey.rows)) if need.names_cloud else ()

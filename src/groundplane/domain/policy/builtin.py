@@ -205,6 +205,16 @@ def _needs_in_reach(subject: Subject) -> Finding | None:
     )
 
 
+def _endpoint_in_reach(subject: Subject) -> Finding | None:
+    best = subject.ranking.best
+    if not isinstance(subject.spec, EndpointSpec) or best is None or best.offer.serves:
+        return None
+    return Finding(
+        need="a pool whose nodes the gateway reaches",
+        have=f"the nodes of pool {subject.spec.pool} are reached over SSH alone",
+    )
+
+
 def _secrets_known(subject: Subject) -> Finding | None:
     spec = subject.spec
     missing = [] if isinstance(spec, EndpointSpec) else [name for name in spec.secrets if name not in subject.secrets]
@@ -259,7 +269,12 @@ def _offer_fits(subject: Subject) -> Finding | None:
     miss = own[0]
     have = "; ".join(f"{reason.rule} {reason.have}" for reason in miss.reasons)
     need = "; ".join(reason.need for reason in miss.reasons)
-    return Finding(need=need, have=f"{have} on {miss.pool}/{miss.node_type}", hint=miss.reasons[0].hint)
+    # Nobody gets accelerators by lowering CPUs: what can't be had there at all decides the way forward.
+    main = next((reason for reason in miss.reasons if reason.rule in ("accelerators", "accelerator")), miss.reasons[0])
+    hint = main.hint
+    if main.rule == "accelerators":
+        hint += ", or plan it in a cloud: resources.cloud: azure, aws or gcp"
+    return Finding(need=need, have=f"{have} on {miss.pool}/{miss.node_type}", hint=hint)
 
 
 def _max_cost(subject: Subject) -> Finding | None:
@@ -429,6 +444,13 @@ RULES: tuple[Rule, ...] = (
         why="A job that can't read what it needs fails after it was paid for.",
         hint="give the pool a shared_dir in the pool file, or stage an artifact: spec.data with from: artifact:…",
         check=_needs_in_reach,
+        live=True,
+    ),
+    Rule(
+        id="endpoint-in-reach",
+        why="A replica whose port the gateway can't reach would be paid for and answer nobody.",
+        hint="set pool: local to serve on this machine",
+        check=_endpoint_in_reach,
         live=True,
     ),
     Rule(
