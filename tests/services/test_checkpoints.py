@@ -268,6 +268,29 @@ async def test_damaged_bytes_never_take_a_checkpoints_name(house: House) -> None
     assert list(house.folder.iterdir()) == []
 
 
+async def test_a_damaged_copy_is_passed_over_for_the_next_older_one(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await house.found(10)
+    await house.found(20)
+    await house.work()
+    shutil.rmtree(house.folder)
+    bad = {file.sha256 for file in (await house.rows())[20].files if file.path == "sub/w.bin"}
+    read = house.blobs.read
+
+    async def damaged(sha256: str, offset: int, limit: int) -> bytes:
+        if sha256 in bad:
+            raise IntegrityFailure("a piece is damaged")
+        return await read(sha256, offset, limit)
+
+    monkeypatch.setattr(house.blobs, "read", damaged)
+    await house.ready()
+    assert (house.folder / "step-10" / "sub" / "w.bin").read_bytes() == b"weights of step 10"
+    row = (await house.rows())[20]
+    assert (row.copy, row.files) == (CopyState.OFF, ())
+    assert "damaged" in row.note
+
+
 async def test_bandwidth_is_kept(tmp_path: Path) -> None:
     house = await house_of(tmp_path, bytes_per_s=4_000_000)
     await house.found(10, data=b"y" * 2_000_000)

@@ -20,6 +20,7 @@ WEEKEND_S = 60 * 3600.0
 CRASHES = frozenset(reason for reason, ending in ENDINGS.items() if ending.retry) - {
     EndReason.PREEMPTED,
     EndReason.NOT_PLACED,
+    EndReason.TEST_KILL,
 }
 
 

@@ -226,17 +226,21 @@ class Checkpoints:
             for each in rules.not_worth_copying(rows, policy):
                 if each.id not in self._copies:
                     await tx.update(replace(each, copy=CopyState.OFF, note="newer ones came before its turn"))
-            for each in rules.leaving_store(rows, policy):
+            dropped = rules.leaving_store(rows, policy)
+            for each in dropped:
                 words = "its copy was not kept: the spec's checkpoints say which are"
                 await tx.update(replace(each, copy=CopyState.OFF, files=(), note=words))
+            if dropped:
+                steps: dict[str, object] = {"steps": [each.step for each in dropped]}
+                await tx.append_event(self._event(SYSTEM, "checkpoint.drop-copy", run, steps))
             rows = await tx.find(Checkpoint, {"run_id": run_id}, order="step")
         in_use = {a.resumed_from_step for a in attempts if a.resumed_from_step is not None and a.end_reason is None}
         leaving = rules.leaving_node(rows, policy, in_use)
         if leaving:
-            await self._take_off_nodes(leaving, {attempt.id: attempt for attempt in attempts}, now)
+            await self._take_off_nodes(run, leaving, {attempt.id: attempt for attempt in attempts}, now)
 
     async def _take_off_nodes(
-        self, leaving: Sequence[Checkpoint], attempts: Mapping[str, Attempt], now: datetime
+        self, run: Run, leaving: Sequence[Checkpoint], attempts: Mapping[str, Attempt], now: datetime
     ) -> None:
         by_attempt: dict[str, list[Checkpoint]] = defaultdict(list)
         for each in leaving:
@@ -255,6 +259,8 @@ class Checkpoints:
                     current = await tx.get(Checkpoint, each.id)
                     if current is not None:
                         await tx.update(replace(current, removed_at=now))
+                after: dict[str, object] = {"steps": [each.step for each in gone], "node": gone[0].node}
+                await tx.append_event(self._event(SYSTEM, "checkpoint.remove", run, after))
             self.counts = replace(self.counts, removed=self.counts.removed + len(gone))
 
     # ------------------------------------------------------------ restore
@@ -283,23 +289,37 @@ class Checkpoints:
         task.result()
 
     async def _restore(self, run: Run, order: Order, rows: Sequence[Checkpoint]) -> None:
+        """A copy that turns out to be damaged is one no more; the next older one is taken then."""
         executor = self._executors[run.pool]
+        left = list(rows)
         for node in dict.fromkeys(place.node for place in order.placements):
-            wanted = rules.to_restore(rows, await executor.step_on(order, node))
-            if wanted is not None:
-                await self.lay(executor, run, order, node, wanted)
+            there = await executor.step_on(order, node)
+            while (wanted := rules.to_restore(left, there)) is not None:
+                try:
+                    await self.lay(SYSTEM, run, order, node, wanted)
+                    break
+                except (IntegrityFailure, NotFound) as error:
+                    log.error("the copy of %s can't be used: %s", wanted.id, error.message)
+                    left.remove(wanted)
+                    await self._lost(wanted, error.message)
 
     async def lay(
-        self, executor: CheckpointExecutor, run: Run, order: Order, node: str, checkpoint: Checkpoint
+        self, actor: Actor, run: Run, order: Order, node: str, checkpoint: Checkpoint, *, pool: str = ""
     ) -> None:
         """Restores one checkpoint to one node, and says so on the trail."""
-        began = self._clock.now()
+        executor, began = self._executors[pool or run.pool], self._clock.now()
         await executor.restore_checkpoint(order, node, checkpoint, self._blobs.read, self._limit_of(run.spec))
         self.counts = replace(self.counts, restored=self.counts.restored + 1)
         took_s = round((self._clock.now() - began).total_seconds(), 1)
         async with self._store.transaction() as tx:
             after = {"step": checkpoint.step, "node": node, "attempt": order.number, "took_s": took_s}
-            await tx.append_event(self._event(SYSTEM, "checkpoint.restore", run, after))
+            await tx.append_event(self._event(actor, "checkpoint.restore", run, after))
+
+    async def _lost(self, checkpoint: Checkpoint, words: str) -> None:
+        async with self._store.transaction() as tx:
+            current = await tx.get(Checkpoint, checkpoint.id)
+            if current is not None:
+                await tx.update(replace(current, copy=CopyState.OFF, files=(), note=f"its copy is damaged: {words}"))
 
     # ------------------------------------------------------------ asked for
 
@@ -348,7 +368,7 @@ class Checkpoints:
         names = [each.name for each in await executor.nodes()]
         if node not in names:
             raise NotFound(f"pool {pool or run.pool} has no node {node}", f"it has {', '.join(names)}")
-        await self.lay(executor, run, self._order(run), node, checkpoint)
+        await self.lay(actor, run, self._order(run), node, checkpoint, pool=pool)
         return checkpoint
 
     def _order(self, run: Run) -> Order:
