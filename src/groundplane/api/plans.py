@@ -14,6 +14,7 @@ from groundplane.domain.run import Run
 from groundplane.errors import Forbidden, Refusal
 from groundplane.identity import Actor, Permission
 from groundplane.wire.plans import Applied, AppliedAll, PlansBody, SpecRequest
+from groundplane.wire.runs import RunExplanation
 
 router = APIRouter(prefix="/v1", tags=["plans"])
 Planner = Annotated[Actor, requires(Permission.RUNS_WRITE)]
@@ -52,6 +53,15 @@ async def get_plan_markdown(
     """One plan for a ticket or a pull request: choices side by side, sums, refusals."""
     plan: Plan = await app.plans.get(actor, plan_id)
     return Response(markdown(plan), media_type="text/markdown; charset=utf-8")
+
+
+@router.get("/plans/{plan_id}/explain")
+async def explain_plan(
+    plan_id: str, app: Ground, actor: Annotated[Actor, requires(Permission.RUNS_READ)]
+) -> RunExplanation:
+    """One sentence on why the plan is refused or waits, or what would happen if it were applied now."""
+    explanation = await app.standing.explain_plan(await app.plans.get(actor, plan_id))
+    return RunExplanation(sentence=explanation.sentence, lines=tuple(explanation.lines))
 
 
 @router.post("/plans/{plan_id}/apply")

@@ -16,6 +16,7 @@ from groundplane.domain.run import Run
 from groundplane.errors import NotFound
 
 RUN_PREFIX = "run-"
+PLAN_PREFIX = "plan-"
 
 
 @click.command()
@@ -63,22 +64,21 @@ def _last_lines(pieces: Iterator[bytes], count: int) -> bytes:
 
 
 @click.command()
-@click.argument("run_id", metavar="RUN")
+@click.argument("name", metavar="RUN|PLAN")
 @output_option
-def explain(run_id: str, output: str) -> None:
-    """Say where a run is and why, in one sentence and the facts behind it.
+def explain(name: str, output: str) -> None:
+    """Say where a run is and why, or what becomes of a plan, in one sentence and the facts behind it.
 
-    With -o json also the run, its attempts and its checkpoints, in full.
+    With -o json also the run, its attempts and its checkpoints, or the plan, in full.
     """
     with connect() as client:
-        explanation, detail = client.explain(run_id), client.run(run_id)
-    value = {
-        "sentence": explanation.sentence,
-        "lines": explanation.lines,
-        "run": detail.run,
-        "attempts": detail.attempts,
-        "checkpoints": detail.checkpoints,
-    }
+        value: dict[str, object]
+        if name.startswith(PLAN_PREFIX):
+            explanation, value = client.explain_plan(name), {"plan": client.get_plan(name)}
+        else:
+            explanation, detail = client.explain(name), client.run(name)
+            value = {"run": detail.run, "attempts": detail.attempts, "checkpoints": detail.checkpoints}
+    value = {"sentence": explanation.sentence, "lines": explanation.lines, **value}
     render.show(value, output, lambda: [explanation.sentence, *(f"  {line}" for line in explanation.lines)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from groundplane.client.transport import Transport, part
 from groundplane.domain.planning import Plan
 from groundplane.wire.plans import Applied, AppliedAll, PlansBody, SpecRequest
+from groundplane.wire.runs import RunExplanation
 
 
 class PlanCalls(Transport):
@@ -22,6 +23,10 @@ class PlanCalls(Transport):
     def plan_markdown(self, plan_id: str) -> str:
         """One plan for a ticket or a pull request."""
         return self._send("GET", f"/v1/plans/{part(plan_id)}/markdown").text
+
+    def explain_plan(self, plan_id: str) -> RunExplanation:
+        """Why it is refused or waits, or what would happen if it were applied now."""
+        return self._get(f"/v1/plans/{part(plan_id)}/explain", RunExplanation)
 
     def apply_plan(self, plan_id: str, *, idempotency_key: str = "") -> Applied:
         """Raises Refusal with every reason, Conflict when the world changed since the plan."""

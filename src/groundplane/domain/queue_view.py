@@ -12,6 +12,16 @@ from groundplane.domain.scheduling.reasons import each
 from groundplane.domain.scheduling.state import Amount, class_name
 from groundplane.units import format_duration
 
+WAITS_FOR_OTHERS = {
+    "needs": "It stands in line once what it needs has succeeded",
+    "retry": "It stands in line again then",
+    "array": "It stands in line once one of them is over",
+    "backend": "It goes on once the pool answers",
+    "cordon": "It starts once they are back: ground nodes uncordon",
+    "preempting": "It starts when they have gone, in seconds",
+}
+"""When a run starts whose time is not for the scheduler to say."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
@@ -104,17 +114,20 @@ class WaitStory:
         line = self.line
         waited = format_duration(max(0.0, (now - line.queued_at).total_seconds()))
         place = f"{ordinal(line.position)} of {self.of}, class {line.priority}" if line.position else line.priority
-        when = self._when(now)
+        when = when_it_starts(line, now)
         instead = f"; {self.instead} it would start now" if self.instead else ""
         return f"{line.run} has waited {waited} ({place}): {line.layer}: {line.reason}. {when}{instead}."
 
-    def _when(self, now: datetime) -> str:
-        line = self.line
-        if line.starts_at is not None:
-            return f"It starts about {clock(line.starts_at, now)}"
-        if line.starts_after is not None:
-            return f"It starts after {clock(line.starts_after, now)}"
-        return "Nothing that runs now makes room for it by ending"
+
+def when_it_starts(line: InLine, now: datetime) -> str:
+    """What is known of its start, without the full stop."""
+    if line.starts_at is not None:
+        return f"It starts about {clock(line.starts_at, now)}"
+    if line.starts_after is not None:
+        return f"It starts after {clock(line.starts_after, now)}"
+    if line.layer in WAITS_FOR_OTHERS:
+        return WAITS_FOR_OTHERS[line.layer]
+    return "Nothing that runs now makes room for it by ending"
 
 
 def clock(moment: datetime, now: datetime) -> str:

@@ -125,8 +125,8 @@ class Queue:
             self._wake()
         return decided
 
-    async def view(self, tx: Tx, pool: str, nodes: Sequence[Node]) -> View:
-        """What a pass over this pool would look at now."""
+    async def view(self, tx: Tx, pool: str, nodes: Sequence[Node], *, also: QueueEntry | None = None) -> View:
+        """What a pass over this pool would look at now, `also` as if this entry were in the queue."""
         now = self._clock.now()
         cordons = {each.node: each for each in await tx.find(Cordon, {"pool": pool})}
         nodes = [
@@ -138,7 +138,8 @@ class Queue:
         entries = await self._current(tx)
         quotas = await tx.find(ProjectQuota)
         reservations = await tx.find(Reservation, {"pool": pool})
-        found = await find_needed(tx, tuple(entry for entry in entries if entry.pool == pool))
+        inside = tuple(entry for entry in (*entries, *([also] if also else [])) if entry.pool == pool)
+        found = await find_needed(tx, inside)
         here = found.entries
         held_back = _held_back(here, found.waits, found.failed, now)
         kept = await _kept_at(tx, here)

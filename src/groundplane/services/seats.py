@@ -12,6 +12,7 @@ from groundplane.domain.planning import Plan
 from groundplane.domain.queue import QueueEntry, Stage
 from groundplane.domain.run import Attempt, Run
 from groundplane.domain.scheduling.state import CLASSES
+from groundplane.domain.spec import JobSpec
 from groundplane.ports import Tx
 
 
@@ -60,6 +61,29 @@ async def requeue(
             gives_way_to="",
             preemptions=entry.preemptions + (1 if again.preempted else 0),
         )
+    )
+
+
+def entry_of_plan(plan: Plan, job: JobSpec, now: datetime) -> QueueEntry:
+    """The place that a plan of a job would take if it were applied now. Its id is the plan's."""
+    need = job.resources
+    return QueueEntry(
+        id=plan.id,
+        name=job.metadata.name,
+        project=plan.project,
+        pool=job.pool,
+        owner=plan.owner,
+        priority=CLASSES[job.priority],
+        queued_at=now,
+        nodes=need.nodes,
+        accelerators=need.accelerators,
+        accelerator=plan.offer.accelerator if plan.offer is not None and need.accelerators else "",
+        cpus_milli=round(need.cpus * 1000),
+        memory_bytes=need.memory_bytes,
+        expected_s=float(job.max_duration_s + job.stop_grace_s),
+        needs=dict.fromkeys(job.needs, ""),
+        array=f"{plan.project}.{job.array.name}" if job.array is not None else "",
+        array_limit=job.array.at_once if job.array is not None else 0,
     )
 
 

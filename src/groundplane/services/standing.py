@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from groundplane.domain.node import Node
+from groundplane.domain.budget import Budget, budget_id, reserve
+from groundplane.domain.lifecycle import Explanation
+from groundplane.domain.plan_story import layer_of, prospect_sentence, refusal_sentence, status_sentence
+from groundplane.domain.planning import Plan, PlanStatus
 from groundplane.domain.queue import QueueEntry
 from groundplane.domain.queue_view import InLine, PoolUse, WaitStory, clock, in_line, node_uses
 from groundplane.domain.run import Run
 from groundplane.domain.scheduling.forecast import Outlook, outlook, would_start_now
 from groundplane.domain.scheduling.scheduler import schedule
 from groundplane.domain.scheduling.state import Preempt, Wait
-from groundplane.errors import NotFound, Unavailable
+from groundplane.errors import NotFound, Refused, Unavailable
 from groundplane.identity import Actor
-from groundplane.ports import Clock, Executor, Store, Tx
+from groundplane.ports import Clock, Executor, Store
 from groundplane.services.queue import Queue, View
+from groundplane.services.seats import entry_of_plan
 
+_HAS_ITS_TURN = "it has its turn; it begins in a moment"
 _WORK = 400_000
 """Runs times steps that a forecast may look at: some seconds. A long queue is forecast less far ahead."""
 
@@ -41,23 +46,31 @@ class Standing:
 
     async def story(self, run: Run) -> WaitStory | None:
         """Why a run waits in its pool's queue; None when it is not in one, or holds its place already."""
-        executor = self._executors.get(run.pool)
+        async with self._store.transaction() as tx:
+            entry = await tx.get(QueueEntry, run.id)
+        return await self._story(entry) if entry is not None and not entry.holds else None
+
+    async def _story(self, asked: QueueEntry, *, add: bool = False) -> WaitStory | None:
+        """Why an entry waits; with `add` one that is not in the queue, as if it came now: None if it would start."""
+        executor = self._executors.get(asked.pool)
         try:
             nodes = tuple(await executor.nodes()) if executor is not None else ()
-            silent = "" if executor is not None else f"pool {run.pool} is not registered"
+            silent = "" if executor is not None else f"pool {asked.pool} is not registered"
         except Unavailable as error:
             nodes, silent = (), error.message
         async with self._store.transaction() as tx:
-            seen = await self._look(tx, run.pool, nodes)
-        entry = next((each for each in seen.entries if each.id == run.id), None)
+            seen = await self._queue.view(tx, asked.pool, nodes, also=asked if add else None)
+        entry = next((each for each in seen.entries if each.id == asked.id), None)
         if entry is None or entry.holds:
             return None
-        lines = await asyncio.to_thread(self._lines, seen, silent, dict.fromkeys([run.project], True))
-        line = next(each for each in lines if each.run == run.id)
+        lines = await asyncio.to_thread(self._lines, seen, silent, dict.fromkeys([asked.project], True))
+        line = next(each for each in lines if each.run == asked.id)
+        if add and line.reason == _HAS_ITS_TURN:
+            return None
         instead = ""
-        if not silent and run.id not in seen.held_back and line.layer not in {"project-quota", "preempting"}:
+        if not silent and asked.id not in seen.held_back and line.layer != "preempting":
             now = self._clock.now().timestamp()
-            instead = await asyncio.to_thread(would_start_now, seen.state, now, run.id)
+            instead = await asyncio.to_thread(would_start_now, seen.state, now, asked.id)
         return WaitStory(
             line=line,
             of=sum(each.position > 0 for each in lines),
@@ -65,13 +78,35 @@ class Standing:
             blockers=self._blockers(seen, entry),
         )
 
+    async def explain_plan(self, plan: Plan) -> Explanation:
+        """Why a plan is refused or waits; of one that could be applied, whether it would start, and what would help."""
+        now = self._clock.now()
+        refused = [verdict.refused for verdict in plan.verdicts if verdict.refused is not None]
+        if plan.status in {PlanStatus.READY, PlanStatus.APPROVED} and plan.offer is not None:
+            async with self._store.transaction() as tx:
+                month = await tx.get(Budget, budget_id(plan.project, now))
+            short = reserve(month, plan.worst_case_microusd, "what it may cost") if month is not None else None
+            refused += [short] if isinstance(short, Refused) else []
+        lines = tuple(f"{layer_of(each.rule)}: {each}; {each.hint}" for each in refused)
+        if refused:
+            return Explanation(sentence=refusal_sentence(plan.id, refused), lines=lines)
+        if sentence := status_sentence(plan):
+            return Explanation(sentence=sentence, lines=lines)
+        if plan.job is None or plan.offer is None:
+            sentence = f"{plan.id} is {plan.status}; ground apply {plan.id} carries it out."
+            return Explanation(sentence=sentence, lines=lines)
+        entry = entry_of_plan(plan, plan.job, now)
+        story = await self._story(entry, add=True)
+        blockers = story.blockers if story is not None else ()
+        return Explanation(sentence=prospect_sentence(plan.id, entry.pool, story, now), lines=blockers)
+
     async def _pool(self, actor: Actor, pool: str) -> PoolUse:
         try:
             nodes, silent = tuple(await self._executors[pool].nodes()), ""
         except Unavailable as error:
             nodes, silent = (), error.message
         async with self._store.transaction() as tx:
-            seen = await self._look(tx, pool, nodes)
+            seen = await self._queue.view(tx, pool, nodes)
         sees = {entry.project: actor.sees(entry.project) for entry in seen.entries}
         holders = [entry for entry in seen.entries if entry.holds]
         return PoolUse(
@@ -80,9 +115,6 @@ class Standing:
             nodes=node_uses(seen.nodes, holders, sees),
             waiting=tuple(await asyncio.to_thread(self._lines, seen, silent, sees)),
         )
-
-    async def _look(self, tx: Tx, pool: str, nodes: tuple[Node, ...]) -> View:
-        return await self._queue.view(tx, pool, nodes)
 
     def _lines(self, seen: View, silent: str, sees: Mapping[str, bool]) -> list[InLine]:
         """Everybody in line, first those that start first; then those that do not stand in line yet."""
@@ -111,7 +143,7 @@ class Standing:
             elif isinstance(decision, Wait):
                 layer, reason = decision.layer, decision.reason
             else:
-                layer, reason = "queue", "it has its turn; it begins in a moment"
+                layer, reason = "queue", _HAS_ITS_TURN
             found.append(in_line(entry, position, layer, reason, (starts, after), visible))
         return found
 
