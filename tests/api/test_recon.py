@@ -62,6 +62,12 @@ def test_a_misspelt_filter_is_an_error_with_a_way_forward(served: Served) -> Non
     assert "did you mean" in raised.value.hint
 
 
+def test_a_size_without_its_unit_is_no_filter_that_lets_everything_pass(served: Served) -> None:
+    with pytest.raises(InvalidInput) as raised:
+        served.client.recon(Wanted(gpu_memory_bytes=80))
+    assert raised.value.hint == "give the unit: --gpu-memory 80GB"
+
+
 def test_measuring_and_updating_need_the_permission_and_looking_does_not(served: Served) -> None:
     with Client(served.url, served.key(Role.VIEWER)) as viewer:
         assert viewer.recon(Wanted(gpu="h100")).survey.rows

@@ -144,6 +144,9 @@ async def test_a_draft_carries_what_was_read_and_says_which_day_is_which(request
 
 async def test_an_answer_that_would_change_nothing_is_refused(requests: Requests) -> None:
     made = await requests.create(ANA, "we need 8 GPUs for training")
+    with pytest.raises(InvalidInput, match="'500' has no unit"):
+        await requests.answer(ANA, made.id, {"dataset_size": "500"})
+    await requests.answer(ANA, made.id, {"dataset_size": "500GB", "data_rate": "60 MB/s"})
     with pytest.raises(InvalidInput, match="price_prompt says nothing about capacity"):
         await requests.answer(ANA, made.id, {"price_prompt": "$0.10"})
 

@@ -279,8 +279,15 @@ def survey(hardware: Hardware, views: Sequence[CloudView], wanted: Wanted, today
     return Survey(rows=tuple(sorted(kept, key=_order)), halted=halted, gaps=gaps, notes=tuple(notes))
 
 
+_CARD_BYTES_MIN = 2**20
+"""No card has so little: a number below it lost its unit."""
+
+
 def check_filters(hardware: Hardware, rows: Sequence[SkuRow], wanted: Wanted) -> None:
     """Raises InvalidInput for a name that no row has, with what looks like it, and for limits that exclude all."""
+    if wanted.gpu_memory_bytes is not None and 0 < wanted.gpu_memory_bytes < _CARD_BYTES_MIN:
+        message = f"a card with {wanted.gpu_memory_bytes} bytes of memory would be any"
+        raise InvalidInput(message, f"give the unit: --gpu-memory {wanted.gpu_memory_bytes}GB")
     if wanted.cloud and wanted.cloud not in CLOUDS:
         raise InvalidInput(f"{wanted.cloud!r} is no cloud that the catalogue knows", _near(wanted.cloud, CLOUDS))
     if wanted.max_price_microusd_per_hour == 0:

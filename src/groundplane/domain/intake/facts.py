@@ -59,6 +59,16 @@ def _count_or_zero(text: str) -> Value:
     return 0 if text.strip() == "0" else _count(text)
 
 
+def _size(text: str) -> Value:
+    if text.strip().replace(",", "").replace(".", "").isdigit():
+        raise ValueError(f"{text!r} has no unit")
+    return parse_bytes(text)
+
+
+def _rate(text: str) -> Value:
+    return _size(text.strip().removesuffix("/s"))
+
+
 def _money(text: str) -> Value:
     value = parse_usd(text)
     if value == 0:
@@ -125,11 +135,11 @@ FACTS: dict[str, Known] = {
         ("accelerators", "GPUs in all", "", "8", _count_or_zero),
         ("accelerators_per_machine", "GPUs per machine", "", "8", _count_or_zero),
         ("accelerator", "GPU", "", "a100-80gb", _text),
-        ("accelerator_memory", "GPU memory", "bytes", "80GB", parse_bytes),
+        ("accelerator_memory", "GPU memory", "bytes", "80GB", _size),
         ("instance_type", "instance type", "", "Standard_ND96asr_v4", _text),
         ("cpus", "CPU cores per machine", "", "8", _number),
-        ("memory", "memory per machine", "bytes", "64GiB", parse_bytes),
-        ("disk", "disk per machine", "bytes", "500GB", parse_bytes),
+        ("memory", "memory per machine", "bytes", "64GiB", _size),
+        ("disk", "disk per machine", "bytes", "500GB", _size),
         ("pool", "pool", "", "local", _PROJECT),
         ("cloud", "cloud", "", "azure", _text),
         ("region", "region", "", "eastus2", _text),
@@ -137,17 +147,17 @@ FACTS: dict[str, Known] = {
         ("parameters", "model size", "billion parameters", "7", _number),
         ("method", "method", "", "lora", _choice("full", "lora", "qlora", "dpo", "rlhf", "pretraining")),
         ("precision", "precision", "", "bf16", _choice("fp32", "tf32", "bf16", "fp16", "fp8", "int8", "int4")),
-        ("dataset_size", "data", "bytes", "500GB", parse_bytes),
+        ("dataset_size", "data", "bytes", "500GB", _size),
         ("dataset_items", "data items", "", "3000000", _count),
         ("data_location", "where the data is", "", "s3://bucket/path", _text),
-        ("data_rate", "data is read at", "bytes/s", "60MB", parse_bytes),
+        ("data_rate", "data is read at", "bytes/s", "60MB/s", _rate),
         ("quota", "quota", "vCPU", "96 of 96 used", _text),
         ("optimizer", "optimizer", "", "adam", _choice("adam", "adam-8bit", "adafactor", "sgd", "sgd-momentum")),
         ("epochs", "epochs", "", "3", _number),
         ("checkpoint_every", "time between checkpoints", "s", "30m", parse_duration_s),
         ("checkpoint_dir", "where checkpoints go", "", "/mnt/ckpt", _text),
-        ("model_size", "size of the weights", "bytes", "15GB", parse_bytes),
-        ("size", "size", "bytes", "2TB", parse_bytes),
+        ("model_size", "size of the weights", "bytes", "15GB", _size),
+        ("size", "size", "bytes", "2TB", _size),
         ("context", "context", "tokens", "4096", _count),
         ("tokens_per_minute", "tokens per minute", "tokens/min", "80000", _count),
         ("requests_per_minute", "requests per minute", "requests/min", "60", _count),
