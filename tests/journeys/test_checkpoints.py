@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+QUICK = True
 # Writes a checkpoint per step, and goes on from the newest it is given. `die_at` kills it there in its first attempts.
 TRAIN = r"""
 import hashlib, json, os, signal, sys, time
@@ -73,31 +74,3 @@ def test_what_is_not_there_is_said_so(shared: Any, tmp_path: Path) -> None:
     shared.wait_run(run_id, "succeeded")
     assert "no copy" in shared.ground("checkpoints", "pull", run_id, str(tmp_path / "x"), expect=4).stderr
     assert "never taken for hung" in shared.ground("stacks", run_id).stderr
-
-
-FORGETFUL = TRAIN.replace(
-    'step = json.load(open(resume + "/manifest.json"))["step"] if resume else 0', "step = 0"
-).replace(
-    'if not os.path.exists(f"{root}/step-{step}"): os.rename(draft, f"{root}/step-{step}")',
-    'import shutil; shutil.rmtree(f"{root}/step-{step}", ignore_errors=True); os.rename(draft, f"{root}/step-{step}")',
-)
-
-
-def test_spot_is_for_jobs_that_were_seen_to_resume(shared: Any, wait: Callable[..., Any]) -> None:
-    path = shared.job("spotty", train(400, 0, 0, 0.3), spot=True)
-    refused = shared.ground("apply", "-f", str(path), "--yes", expect=3).stderr
-    assert "resume-proven" in refused
-    assert "ground prove-resume" in refused
-    proof = shared.data("prove-resume", "-f", str(path))
-    assert proof["status"] == "proved"
-    assert proof["continued_at_step"] > proof["killed_at_step"]
-    run_id = shared.submit(path)
-    shared.wait_run(run_id, "running")
-    shared.ground("stop", run_id, "--reason", "seen enough", "--yes", expect=None)
-    attempts = shared.data("explain", proof["run_id"])
-    assert "test-kill" in json.dumps(attempts)
-
-    forgetful = shared.job("forgetful", ["python3", "-c", FORGETFUL, "400", "0", "0", "0.3"], spot=True)
-    said = shared.ground("prove-resume", "-f", str(forgetful), expect=3)
-    assert "again" in said.stdout + said.stderr
-    assert "resume-proven" in shared.ground("plan", "-f", str(forgetful), expect=3).stderr

@@ -225,6 +225,22 @@ async def test_a_hung_gang_that_needs_all_its_nodes_waits_for_them(tmp_path: Pat
     assert (await plane.runs.get(ADMIN, run_id)).status is RunStatus.PENDING
 
 
+async def test_a_gang_that_lost_a_node_stops_its_other_members_and_goes_on_with_three(tmp_path: Path) -> None:
+    plane = await plane_of(tmp_path, forever, nodes=4)
+    await plane.submit(nodes=4, fewer=", nodes_min: 3")
+    for _ in range(4):
+        await plane.step(30)
+    plane.executor.silent = {"lab-1": plane.clock.now()}
+    for _ in range(20):
+        await plane.step(30)
+    first, second = await plane.attempts()
+    assert first.end_reason is EndReason.NODE_LOST
+    assert (second.node, second.nodes, second.resumed_from_step) == ("lab-0,lab-2,lab-3", 3, 10)
+    plane.executor.silent = {}
+    seen = (await plane.executor.observe([first.id]))[first.id]
+    assert (seen.state, seen.end_reason) == ("ended", EndReason.NODE_LOST)
+
+
 async def test_an_idle_runs_owner_is_told_once_in_dollars(tmp_path: Path) -> None:
     plane = await plane_of(tmp_path, lambda order: Script(ends_after_s=None, idle_after_s=60), nodes=2)
     run_id = await plane.submit(nodes=2)

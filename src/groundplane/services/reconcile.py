@@ -153,6 +153,8 @@ class Reconcile:
                     await self._executors[attempt.pool].stop(attempt.id, reason)
                     run = replace(run, status=RunStatus.STOPPING)
                 case lifecycle.EndAttempt() as ended if attempt is not None:
+                    if seen is not None and seen.state == "unknown":
+                        await self._stop_the_rest(attempt, ended.reason)
                     attempt = await self._end_attempt(run, attempt, ended, now, seen)
                 case lifecycle.TryAgain() as again:
                     await self._requeue(run, now, again, attempt)
@@ -171,6 +173,13 @@ class Reconcile:
             return due
         await self._commit(run, due)
         return None
+
+    async def _stop_the_rest(self, attempt: Attempt, reason: EndReason) -> None:
+        """Members of a gang whose nodes still answer must not go on beside what comes after it."""
+        try:
+            await self._executors[attempt.pool].stop(attempt.id, reason)
+        except Unavailable as error:
+            log.info("%s is given up; not every member heard of it: %s", attempt.id, error.message)
 
     async def _look_again(self, calm: Sequence[tuple[Run, datetime]]) -> None:
         """Gives back the rows of runs that needed nothing, in one transaction: most runs need nothing most times."""

@@ -33,7 +33,7 @@ _TIER = r"[a-z0-9][a-z0-9-]{0,63}"
 _ARCHITECTURE = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}"
 _FILE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _IMAGE = r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,255}"
-_BEST_BY = r"[A-Za-z0-9_.@-]{1,64}/(min|max)"
+_BEST_BY = r"[A-Za-z0-9_.@/-]{1,64}/(min|max)"
 _ONE_LINE = r"[^\x00-\x1f]{0,256}"
 
 
