@@ -71,6 +71,10 @@ def _has_redis() -> bool:
     return shutil.which("redis-server") is not None
 
 
+def _has_torchrun() -> bool:
+    return shutil.which("torchrun") is not None
+
+
 def _has_compiler() -> bool:
     return shutil.which("gcc") is not None
 
@@ -96,6 +100,7 @@ SERVICES: dict[str, Callable[[], bool]] = {
     "redis": _has_redis,
     "compiler": _has_compiler,
     "skopeo": _has_skopeo,
+    "torchrun": _has_torchrun,
     "bubblewrap": _has_bubblewrap,
     "podman": _has_podman,
     "tmpfs": _has_tmpfs,

@@ -8,14 +8,17 @@ session left is cleared by the next.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import os
+import queue
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +28,11 @@ PREFIX = "gnd"
 _INIT = """
 set -e
 mount --make-rprivate /
-mount --bind "$1/home" /root
+if [ -n "$4" ]; then
+    mkdir -p "$1/home/$4"
+    mount --bind "/root/$4" "$1/home/$4"
+fi
+mount --rbind "$1/home" /root
 mount -t tmpfs -o size=16m tmpfs /dev/shm
 hostname "$2"
 exec "$3" -D -e -f "$1/sshd_config" 2>>"$1/sshd.log"
@@ -68,7 +75,7 @@ class Host:
         if self.process is not None and self.process.poll() is None:
             return
         namespaces = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
-        init = ["sh", "-c", _INIT, "init", str(self.folder), self.name, str(_tool("sshd"))]
+        init = ["sh", "-c", _INIT, "init", str(self.folder), self.name, str(_tool("sshd")), _python_at_home()]
         self.started_at = time.monotonic()
         self.process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _WITH_US, "ip", "netns", "exec", self.namespace, *namespaces, *init],
@@ -200,6 +207,72 @@ class Hosts:
     def _keygen(self, path: Path) -> None:
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", str(path)]
         subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+
+
+class SlowWire:
+    """A TCP proxy on our side of a host's cable: every byte arrives `delay_s` later, at most `bytes_per_s` of them.
+
+    A context manager; `address` and `port` lead to the host's sshd.
+    """
+
+    def __init__(self, host: Host, delay_s: float, bytes_per_s: float) -> None:
+        self.host, self.delay_s, self.bytes_per_s = host, delay_s, bytes_per_s
+        self.address = f"{host.address.rpartition('.')[0]}.1"
+        self._listener = socket.create_server((self.address, 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._ends: list[socket.socket] = []
+
+    def __enter__(self) -> SlowWire:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for end in (self._listener, *self._ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def known_host(self) -> str:
+        """The line of known_hosts for this way to the host."""
+        kind, key = (self.host.folder / "host_key.pub").read_text().split()[:2]
+        return f"[{self.address}]:{self.port} {kind} {key}\n"
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                ours, _ = self._listener.accept()
+                theirs = socket.create_connection((self.host.address, 22), timeout=10)
+                theirs.settimeout(None)
+                self._ends += [ours, theirs]
+                for source, sink in ((ours, theirs), (theirs, ours)):
+                    on_the_way: queue.Queue[tuple[float, bytes]] = queue.Queue()
+                    threading.Thread(target=self._take, args=(source, on_the_way), daemon=True).start()
+                    threading.Thread(target=self._hand_on, args=(sink, on_the_way), daemon=True).start()
+
+    def _take(self, source: socket.socket, on_the_way: queue.Queue[tuple[float, bytes]]) -> None:
+        chunk = b"?"
+        while chunk:
+            try:
+                chunk = source.recv(16_384)
+            except OSError:
+                chunk = b""
+            on_the_way.put((time.monotonic() + self.delay_s, chunk))
+
+    def _hand_on(self, sink: socket.socket, on_the_way: queue.Queue[tuple[float, bytes]]) -> None:
+        free_at = 0.0
+        with contextlib.suppress(OSError):
+            while (item := on_the_way.get())[1]:
+                due, chunk = item
+                free_at = max(due, free_at) + len(chunk) / self.bytes_per_s
+                time.sleep(max(0.0, free_at - time.monotonic()))
+                sink.sendall(chunk)
+            sink.shutdown(socket.SHUT_WR)
+
+
+def _python_at_home() -> str:
+    """Where our Python lies below /root, if it does: hosts have a home of their own, and must see it all the same."""
+    base = Path(sys.base_prefix)
+    return str(base.relative_to("/root")) if base.is_relative_to("/root") else ""
 
 
 def _is_ours(pid: int) -> bool:

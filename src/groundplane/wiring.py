@@ -16,7 +16,8 @@ from groundplane.adapters.clouds.azure import AzureCloud
 from groundplane.adapters.clouds.gcp import GoogleCloud
 from groundplane.adapters.executors.local import LocalExecutor
 from groundplane.adapters.executors.nodes import RunnerOptions
-from groundplane.adapters.executors.ssh import SshExecutor, installation_id, read_pool_file
+from groundplane.adapters.executors.pool_book import PoolBook
+from groundplane.adapters.executors.ssh import SshExecutor, installation_id
 from groundplane.adapters.gap_filler import ChatGapFiller
 from groundplane.adapters.jargon import Vocabulary
 from groundplane.adapters.machine import ThisMachine
@@ -36,7 +37,7 @@ from groundplane.adapters.store.sql import SqlStore
 from groundplane.adapters.system import RandomIds, SystemClock
 from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.domain.isolation import Isolation, IsolationPolicy
-from groundplane.ports import Clock, Executor, ModelFiles, ModelServer, Store
+from groundplane.ports import Clock, Executor, ModelServer, Store
 from groundplane.services.access import Access
 from groundplane.services.approvals import Approvals
 from groundplane.services.artifacts import Artifacts
@@ -57,6 +58,7 @@ from groundplane.services.nodes import Nodes
 from groundplane.services.outlooks import Outlooks
 from groundplane.services.plans import Plans
 from groundplane.services.policy import Policies
+from groundplane.services.pools import Pools
 from groundplane.services.preflight import Preflight
 from groundplane.services.proofs import Proofs
 from groundplane.services.providers import Providers
@@ -117,6 +119,7 @@ class App:
     proofs: Proofs
     watchdogs: Watchdogs
     nodes: Nodes
+    pools: Pools
     queue: Queue
     standing: Standing
     quotas: Quotas
@@ -156,8 +159,13 @@ async def build(settings: Settings) -> App:
         log_line_limit_bytes=settings.log_line_limit_bytes, spot_metadata_url=settings.spot_metadata_url
     )
     executors: dict[str, PoolExecutor] = {"local": LocalExecutor(home, clock, options=options)}
-    for pool in read_pool_file(Path(settings.pool_file or home / "pools.yaml").expanduser()):
-        executors[pool.name] = SshExecutor(pool, home, clock, installation=installation_id(home), options=options)
+    pool_book = PoolBook(
+        Path(settings.pool_file or home / "pools.yaml").expanduser(),
+        lambda pool: SshExecutor(pool, home, clock, installation=installation_id(home), options=options),
+        take=executors.__setitem__,
+        drop=executors.__delitem__,
+    )
+    pool_book.open()
     wakers: list[Callable[[], object]] = []
 
     def wake() -> None:
@@ -339,6 +347,7 @@ async def build(settings: Settings) -> App:
         sizings=Sizings(catalogue=catalog_book.catalogue, clock=clock),
         recon=recon,
         catalog=Catalog(store=store, clock=clock, book=catalog_book),
+        pools=Pools(store=store, clock=clock, source=pool_book, wake=wake),
         queue=queue,
         standing=standing,
         schedules=Schedules(store=store, clock=clock, plans=plans, runs=runs),
@@ -379,11 +388,6 @@ async def build(settings: Settings) -> App:
         lease_owner=f"{socket.gethostname()}:{home}",
         wakers=wakers,
     )
-
-
-def model_files() -> ModelFiles:
-    """What looks at a model's files on this machine, for a command that needs no control plane."""
-    return FolderModelFiles()
 
 
 def _artifact_store(settings: Settings) -> PackStore:

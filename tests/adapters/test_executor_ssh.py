@@ -8,12 +8,13 @@ import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.hosts import Hosts
+from tests.hosts import Hosts, SlowWire
 
 from groundplane.adapters.executors.channels import Patience
 from groundplane.adapters.executors.nodes import RunnerOptions
@@ -70,9 +71,10 @@ class Lab:
     def open(self, nodes: int = 2, home: str = "home", **options: Any) -> SshExecutor:
         pool = options.pop("pool", None) or self.pool(nodes)
         installation = options.pop("installation", "test")
+        patience = options.pop("patience", SOON)
         runner = RunnerOptions(sample_period_s=0.2, **options)
         self.opened.append(
-            SshExecutor(pool, self.place / home, System(), installation=installation, options=runner, patience=SOON)
+            SshExecutor(pool, self.place / home, System(), installation=installation, options=runner, patience=patience)
         )
         return self.opened[-1]
 
@@ -345,6 +347,66 @@ async def test_a_gang_that_was_half_reserved_when_its_control_plane_died_starts_
     said = [await lab.log(second, rank) for rank in (0, 1)]
     assert said[0] == said[1]
     assert not said[0].endswith(b":1\n")
+
+
+async def test_over_a_slow_wire_starting_logs_outputs_and_stops_are_the_same(lab: Lab) -> None:
+    patience = Patience(connect_s=10, answer_s=8, alive_s=3, retry_max_s=0.5)
+    first, second = lab.hosts.hosts[:2]
+    with SlowWire(first, 0.025, 4e6) as near, SlowWire(second, 0.15, 1e6) as far:
+        (lab.place / "known").write_text(near.known_host() + far.known_host())
+        pool = lab.pool(2, known_hosts=str(lab.place / "known"))
+        slow = [
+            replace(node, host=wire.address, port=wire.port) for node, wire in zip(pool.nodes, (near, far), strict=True)
+        ]
+        executor = lab.open(pool=replace(pool, nodes=tuple(slow)), patience=patience)
+        command = "seq 20000; cd $GROUND_OUTPUT_DIR; head -c 400000 /dev/zero > w; exec sleep $(( 300 * RANK ))"
+        deadline = time.monotonic() + PATIENCE_S
+        while {node.health for node in await executor.nodes()} != {NodeHealth.READY}:
+            assert time.monotonic() < deadline  # to log in takes a dozen round trips
+            await asyncio.sleep(0.1)
+        began = time.monotonic()
+        await executor.nodes()
+        assert time.monotonic() - began >= 0.3, "a question takes a round trip"
+        await asyncio.gather(*(executor.start(lab.order(command, nodes=2)) for _ in range(2)))
+        states: set[str] = set()
+        whole = "".join(f"{number}\n" for number in range(1, 20_001)).encode()
+        for rank in (0, 1):
+            said = b""
+            while len(said) < len(whole):
+                seen = (await executor.observe(["att-1"]))["att-1"]
+                states.add(seen.state)
+                said += (await executor.log("att-1", len(said), 40_000, rank)).data
+            assert said == whole
+        assert states <= {"starting", "running"}
+        await executor.bring_outputs("att-1", "run-1", lab.place / "output")
+        assert (lab.place / "output" / "w").stat().st_size == 400_000
+        await executor.stop("att-1", EndReason.MAX_COST)
+        assert (await lab.ended(executor)).end_reason is EndReason.MAX_COST
+
+
+ALL_REDUCE = """
+import os
+import torch
+import torch.distributed as dist
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+number = torch.tensor([rank + 1.0])
+dist.all_reduce(number)
+print(f"rank {rank} of {world} has {number.item():g}", flush=True)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.needs("torchrun")
+async def test_torchrun_needs_no_option_to_span_a_gang(lab: Lab) -> None:
+    script = lab.place / "train.py"
+    script.write_text(ALL_REDUCE)
+    executor = lab.open(2)
+    torchrun = shutil.which("torchrun")
+    await executor.start(lab.order(f"exec {torchrun} {script}", nodes=2, env={"GLOO_SOCKET_IFNAME": "eth0"}))
+    assert (await lab.ended(executor)).end_reason is EndReason.SUCCEEDED, await lab.log(executor)
+    for rank in (0, 1):
+        assert f"rank {rank} of 2 has 3".encode() in await lab.log(executor, rank)
 
 
 # ---------------------------------------------------------------- accelerators, files

@@ -11,7 +11,7 @@ from groundplane.domain.isolation import Isolation, IsolationPolicy
 from groundplane.domain.planning import Offer
 from groundplane.domain.policy.builtin import Subject
 from groundplane.domain.policy.rule_set import built_in
-from groundplane.domain.spec import JobSpec, Metadata, Resources
+from groundplane.domain.spec import EndpointSpec, JobSpec, Metadata, Resources, TokenPrice
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 JOB = JobSpec(
@@ -30,7 +30,7 @@ NODE = Offer(
 
 
 def said(
-    spec: JobSpec, policy: IsolationPolicy | None = None, secrets: frozenset[str] = frozenset(), node: Offer = NODE
+    spec: JobSpec | EndpointSpec, policy: IsolationPolicy | None = None, secrets: frozenset[str] = frozenset(), node: Offer = NODE
 ) -> list[str]:
     about = Subject(
         spec=spec,
@@ -66,6 +66,22 @@ def test_what_is_needed_of_another_run_must_be_seen_by_the_pools_nodes() -> None
         "has the nodes of pool local keep the files of runs to themselves"
     )
     assert "shared_dir" in word
+
+
+def test_an_endpoint_is_refused_where_the_gateway_cant_reach_its_replicas() -> None:
+    spec = EndpointSpec(
+        metadata=JOB.metadata,
+        model="tiny@1",
+        resources=JOB.resources,
+        end_date=JOB.end_date,
+        max_cost_microusd=JOB.max_cost_microusd,
+        max_duration_s=JOB.max_duration_s,
+        token_price=TokenPrice(prompt_microusd_per_million=1, completion_microusd_per_million=1),
+    )
+    assert not [word for word in said(spec) if word.startswith("endpoint-in-reach")]
+    (word,) = [word for word in said(spec, node=replace(NODE, serves=False)) if word.startswith("endpoint-in-reach")]
+    assert "reached over SSH alone" in word
+    assert word.endswith("| set pool: local to serve on this machine")
 
 
 def test_the_installations_default_is_judged_like_a_choice() -> None:

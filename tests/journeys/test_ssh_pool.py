@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.faults import pool_file
 from tests.hosts import Hosts
-from tests.journeys.conftest import Installation, bring_up
+from tests.journeys.conftest import Installation, bring_up, free_ports, shut_down
 
 MAKES_A_MODEL = textwrap.dedent("""
     import json, os, struct
@@ -24,17 +25,35 @@ MAKES_A_MODEL = textwrap.dedent("""
 """)
 
 
-@pytest.fixture
-def lab(new_installation: Callable[..., Installation], hosts: Hosts) -> Installation:
+ENDPOINT = """
+apiVersion: groundplane/v1
+kind: Endpoint
+metadata: {{name: far, project: research, owner: ana, cost_center: r1}}
+spec:
+  model: far-model@1
+  pool: lab
+  resources: {{cpus: 1, memory: 512MiB}}
+  end_date: {end_date}
+  max_cost: $2
+  max_duration: 30m
+  token_price: {{prompt: $1000, completion: $2000}}
+"""
+
+
+@pytest.fixture(scope="module")
+def lab(session_hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """An installation with the pool `lab` of four machines."""
-    installation = new_installation()
+    session_hosts.mend()
+    installation = Installation(tmp_path_factory.mktemp("lab") / "ground", *free_ports(2))
     installation.home.mkdir()
-    (installation.home / "pools.yaml").write_text(json.dumps(pool_file(hosts)))
-    return bring_up(installation)
+    (installation.home / "pools.yaml").write_text(json.dumps(pool_file(session_hosts)))
+    yield bring_up(installation)
+    shut_down(installation)
+    session_hosts.clear()
 
 
 @pytest.mark.needs("sshd")
-def test_a_model_trained_on_another_machine_is_registered_here(lab: Any, hosts: Hosts) -> None:
+def test_a_model_trained_on_another_machine_is_registered_here(lab: Any) -> None:
     pools = {pool["name"]: pool for pool in lab.data("pools")}
     assert (pools["lab"]["nodes"], pools["lab"]["ready"]) == (4, 4)
     assert pools["lab"]["price_low_microusd_per_hour"] == 1_200_000
@@ -56,6 +75,58 @@ def test_a_model_trained_on_another_machine_is_registered_here(lab: Any, hosts: 
     assert f"made on {detail.attempts[0].node}" in lab.log(detail.run.id)
     lab.ground("nodes", "uncordon", "n0")
     assert {node["cordoned"] for node in lab.data("nodes")} == {""}
+
+
+@pytest.mark.needs("sshd")
+def test_an_endpoint_is_refused_on_a_pool_that_the_gateway_cant_reach(lab: Any, tmp_path: Path) -> None:
+    path = tmp_path / "far.yaml"
+    path.write_text(ENDPOINT.format(end_date=(datetime.now(UTC) + timedelta(days=2)).date().isoformat()))
+    refused = lab.ground("plan", "-f", str(path), expect=3)
+    assert "the nodes of pool lab are reached over SSH alone" in refused.stdout + refused.stderr
+
+
+@pytest.mark.needs("sshd")
+def test_the_pool_file_is_read_anew_and_never_leaves_what_runs_behind(lab: Any, session_hosts: Hosts) -> None:
+    path, file = lab.home / "pools.yaml", pool_file(session_hosts)
+    held = lab.submit(lab.job("held", ["sleep", "60"], pool="lab", max_cost="$1"))
+    node = lab.wait_run(held, "running").attempts[0].node
+    listed = file["pools"]["lab"]["nodes"]  # type: ignore[index]
+    path.write_text(json.dumps({**file, "kind": "Pool"}, indent=1))
+    assert "must be Pools, is Pool" in lab.ground("pools", "reload", expect=2).stderr
+    file["pools"]["lab"]["nodes"] = [each for each in listed if each["name"] != node]  # type: ignore[index]
+    path.write_text(json.dumps(file))
+    assert f"node {node} of pool lab has 1 attempts" in lab.ground("pools", "reload", expect=None).stderr
+    gone = next(name for name in ("n1", "n2", "n3") if name != node)
+    kept = [each for each in listed if each["name"] != gone]
+    file["pools"]["lab"]["nodes"] = kept  # type: ignore[index]
+    kept[0]["price"] = "$3"
+    file["pools"]["attic"] = {**file["pools"]["lab"], "nodes": [{**listed[0], "name": "old"}]}  # type: ignore[index]
+    path.write_text(json.dumps(file))
+    changes = lab.data("pools", "reload", "--reason", "one was sold")
+    assert changes == {"added": ["attic", "attic/old"], "removed": [f"lab/{gone}"], "changed": ["lab/n0"]}
+    assert lab.data("pools", "reload") == {"added": [], "removed": [], "changed": []}
+    assert {each["name"] for each in lab.data("pools")} == {"local", "lab", "attic"}
+    assert gone not in {each["name"] for each in lab.data("nodes") if each["pool"] == "lab"}
+    assert lab.client.run(held).run.status == "running"
+    lab.ground("stop", held)
+    assert lab.wait_run(held, "stopped", "failed").run.end_reason == "stopped-by-user"
+    events = [each for each in lab.data("audit", "log") if each["action"] == "pools.reload"]
+    assert sorted(each["reason"] for each in events) == ["", "one was sold"]
+
+
+@pytest.mark.needs("sshd")
+def test_a_pool_file_with_a_fault_keeps_the_control_plane_down_and_says_where(
+    new_installation: Callable[..., Installation], session_hosts: Hosts
+) -> None:
+    installation = new_installation()
+    installation.home.mkdir()
+    file = pool_file(session_hosts)
+    file["pools"]["lab"]["prize"] = "$1"  # type: ignore[index]
+    (installation.home / "pools.yaml").write_text(json.dumps(file, indent=1))
+    done = installation.ground("up", "--detach", expect=None)
+    assert done.returncode != 0
+    assert "prize" in done.stderr
+    assert "line " in done.stderr
 
 
 @pytest.mark.needs("sshd")
@@ -89,18 +160,3 @@ def test_a_gang_starts_whole_or_not_at_all_and_a_pipeline_reads_what_was_made_th
     detail = lab.wait_run(gang, "succeeded", "failed")
     assert detail.run.status == "succeeded", detail.run.message
     assert sorted(detail.attempts[0].node.split(",")) == ["n0", "n1", "n2", "n3"]
-
-
-@pytest.mark.needs("sshd")
-def test_a_pool_file_with_a_fault_keeps_the_control_plane_down_and_says_where(
-    new_installation: Callable[..., Installation], hosts: Hosts
-) -> None:
-    installation = new_installation()
-    installation.home.mkdir()
-    file = pool_file(hosts)
-    file["pools"]["lab"]["prize"] = "$1"  # type: ignore[index]
-    (installation.home / "pools.yaml").write_text(json.dumps(file, indent=1))
-    done = installation.ground("up", "--detach", expect=None)
-    assert done.returncode != 0
-    assert "prize" in done.stderr
-    assert "line " in done.stderr

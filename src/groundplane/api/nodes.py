@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 
 from groundplane.api.access import Ground, requires
 from groundplane.domain.node import Cordon, Node, PoolView
+from groundplane.domain.pool_file import PoolChanges
 from groundplane.identity import Actor, Permission
 from groundplane.wire import ReasonRequest
 
@@ -21,6 +22,13 @@ async def list_pools(app: Ground, actor: Reader) -> list[PoolView]:
     """Every pool in numbers: nodes, accelerators, prices, and why one does not answer."""
     pools: list[PoolView] = await app.nodes.pools(actor)
     return pools
+
+
+@router.post("/pools/reload")
+async def reload_pools(body: ReasonRequest, app: Ground, actor: Keeper) -> PoolChanges:
+    """Reads the pool file anew: all of it is taken, or nothing and every fault is told."""
+    changes: PoolChanges = await app.pools.reload(actor, body.reason)
+    return changes
 
 
 @router.get("/nodes")

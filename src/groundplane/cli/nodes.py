@@ -10,6 +10,7 @@ from groundplane.cli.render import Table
 from groundplane.cli.words import moment
 from groundplane.client import Client
 from groundplane.domain.node import Node, PoolView
+from groundplane.domain.pool_file import PoolChanges
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.units import format_bytes, format_usd
 
@@ -71,10 +72,38 @@ def uncordon(node: str, pool: str | None, reason: str, output: str) -> None:
     render.show(now, output, lambda: [f"node {now.name} of pool {now.pool} takes work again"])
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @output_option
-def pools(output: str) -> None:
-    """List pools: nodes, accelerators, price, and why one does not answer."""
+@click.pass_context
+def pools(ctx: click.Context, output: str) -> None:
+    """List pools: nodes, accelerators, price, and why one does not answer; read the pool file anew."""
+    if ctx.invoked_subcommand is None:
+        _list_pools(output)
+
+
+@pools.command("list")
+@output_option
+def list_pools(output: str) -> None:
+    """List pools in numbers."""
+    _list_pools(output)
+
+
+@pools.command("reload")
+@click.option("--reason", default="", help="Why: written to the audit trail.")
+@output_option
+def reload(reason: str, output: str) -> None:
+    """Put the pool file in force as it is now: all of it, or nothing when it has a fault."""
+    with connect() as client:
+        changes = client.reload_pools(reason)
+    render.show(changes, output, lambda: _change_lines(changes))
+
+
+def _change_lines(changes: PoolChanges) -> list[str]:
+    told = {"added": changes.added, "removed": changes.removed, "changed": changes.changed}
+    return [f"{what}: {', '.join(names)}" for what, names in told.items() if names] or ["nothing has changed"]
+
+
+def _list_pools(output: str) -> None:
     with connect() as client:
         found = client.pools()
     render.show(found, output, lambda: [_pools_table(found), *(f"{p.name}: {p.why}" for p in found if p.why)])

@@ -21,7 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("processes", "Show processes, version, counts, money held and disk."),
     "recon": ("recon", "Show what could be run, where, for how much: this machine, every pool, and the clouds."),
     "catalog": ("catalog", "Show the catalogue, and update it from one's own rows or a fresh price list."),
-    "pools": ("nodes", "List pools: nodes, accelerators, price, and why one does not answer."),
+    "pools": ("nodes", "List pools: nodes, prices, and why one does not answer; read the pool file anew."),
     "nodes": ("nodes", "List and show nodes; keep new work away from one, and let it there again."),
     "request": ("requests", "Turn a pasted message into work items, questions, risks and specs."),
     "plan": ("plans", "Show what a spec would do and cost, and what forbids it."),

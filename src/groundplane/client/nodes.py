@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from groundplane.client.transport import Transport, part
 from groundplane.domain.node import Cordon, Node, PoolView
+from groundplane.domain.pool_file import PoolChanges
 from groundplane.wire import ReasonRequest
 
 
 class NodeCalls(Transport):
     def pools(self) -> list[PoolView]:
         return self._call("GET", "/v1/pools", list[PoolView])
+
+    def reload_pools(self, reason: str = "") -> PoolChanges:
+        """InvalidInput with every fault of the pool file; Conflict when what it leaves out is at work."""
+        return self._call("POST", "/v1/pools/reload", PoolChanges, body=ReasonRequest(reason=reason))
 
     def nodes(self, pool: str | None = None) -> list[Node]:
         """Also those that do not answer. NotFound for a pool that there is not."""

@@ -31,6 +31,11 @@ def routes() -> APIRouter:
             may_cordon=actor.may(Permission.NODES_WRITE),
         )
 
+    @router.post("/reload")
+    async def reload(actor: Keeper, ground: Ground, reason: Reason = "") -> Response:
+        await ground.pools.reload(actor, reason)
+        return back(f"{HOME}/nodes")
+
     @router.post("/{pool}/{node}/cordon")
     async def cordon(pool: str, node: str, actor: Keeper, ground: Ground, reason: Reason = "") -> Response:
         await ground.nodes.cordon(actor, pool, node, reason)

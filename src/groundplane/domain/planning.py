@@ -31,7 +31,8 @@ class Offer:
     `nodes` is how many such nodes the pool has. A cloud's offer names its `cloud`, `region` and `purchase`; an hour
     of it may cost `ceiling_microusd_per_hour` where that is more, and `term_hours` are paid whether used or not.
     `isolation` are the ways in which a pool's nodes keep jobs apart; empty when that is not known. `alone` when its
-    nodes keep the files of runs to themselves: none sees what another run left.
+    nodes keep the files of runs to themselves: none sees what another run left. `serves` when the gateway reaches the
+    ports of what runs there.
     """
 
     pool: str
@@ -53,6 +54,7 @@ class Offer:
     term_hours: int = 0
     isolation: tuple[str, ...] = ()
     alone: bool = False
+    serves: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -22,7 +22,7 @@ from groundplane.errors import InvalidInput, Problem
 API_VERSION, KIND = "groundplane/v1", "Pools"
 MAX_NODES = 4_096
 GONE_LIMIT_DEFAULT_S = 4 * 3600
-"""Longer than a control plane is away in ordinary trouble; short enough that nothing waits for a dead node over night."""
+"""Longer than a control plane is away in ordinary trouble; nothing waits for a dead node over night."""
 _NAME = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 _NAME_MEANING = "a name (lowercase letters, digits and -, at most 63)"
 _HOST = r"[A-Za-z0-9\[][A-Za-z0-9.:%_\]-]{0,252}"
@@ -63,6 +63,48 @@ class PoolDefinition:
     control_plane_gone_limit_s: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolChanges:
+    """What a pool file read anew has changed: names of pools, and of nodes as `pool/node`."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+
+
+def compare(before: PoolDefinition | None, after: PoolDefinition | None) -> PoolChanges:
+    """What became of one pool; None where there is none."""
+    if before is None or after is None:
+        pool = before or after
+        assert pool is not None
+        names = (pool.name, *(f"{pool.name}/{node.name}" for node in pool.nodes))
+        return PoolChanges(added=names) if before is None else PoolChanges(removed=names)
+    had, has = _by_name(before), _by_name(after)
+    changed = [before.name] if replace(before, nodes=()) != replace(after, nodes=()) else []
+    changed += [f"{after.name}/{name}" for name in has if name in had and has[name] != had[name]]
+    return PoolChanges(
+        added=tuple(f"{after.name}/{name}" for name in has if name not in had),
+        removed=tuple(f"{after.name}/{name}" for name in had if name not in has),
+        changed=tuple(changed),
+    )
+
+
+def moved(before: PoolDefinition, after: PoolDefinition | None) -> list[str]:
+    """The nodes whose attempts would be out of reach: gone, another machine or account, or another folder."""
+    if after is None or (before.root, before.shared_dir) != (after.root, after.shared_dir):
+        return [node.name for node in before.nodes]
+    has = _by_name(after)
+
+    def place(node: NodeDefinition) -> tuple[str, int, str]:
+        return node.host, node.port, node.user
+
+    return [node.name for node in before.nodes if node.name not in has or place(node) != place(has[node.name])]
+
+
+def _by_name(pool: PoolDefinition) -> dict[str, NodeDefinition]:
+    return {node.name: node for node in pool.nodes}
+
+
 def _day(node: Node, _now: datetime) -> date:
     text = str(getattr(node, "value", ""))
     try:
@@ -72,7 +114,10 @@ def _day(node: Node, _now: datetime) -> date:
 
 
 def _duration_or_never(node: Node, now: datetime) -> int | None:
-    return None if getattr(node, "value", "") == "never" else v.duration()(node, now)
+    if getattr(node, "value", "") == "never":
+        return None
+    seconds: int = v.duration()(node, now)  # type: ignore[assignment]
+    return seconds
 
 
 _TEXT = v.text(_PATH, "a path", example="~/.ssh/id_ed25519")

@@ -73,10 +73,11 @@ class Nodes:
     async def pools(self, actor: Actor) -> list[PoolView]:
         """Every pool in numbers."""
         nodes = await self.nodes(actor)
-        offers = await asyncio.gather(*(self._offers(name) for name in sorted(self._executors)))
+        names = sorted(self._executors)
+        offers = await asyncio.gather(*(self._offers(name) for name in names))
         return [
             _view(name, [node for node in nodes if node.pool == name], found)
-            for name, found in zip(sorted(self._executors), offers, strict=True)
+            for name, found in zip(names, offers, strict=True)
         ]
 
     async def tally(self, actor: Actor) -> Counter[tuple[str, str]]:

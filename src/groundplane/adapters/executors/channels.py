@@ -124,6 +124,11 @@ class SshChannel:
         """Where the runner's program lies on the node."""
         return f"{self.root}/runner/{_package(self._runner)[1]}/groundplane/runner"
 
+    def leads_where(self, other: SshChannel) -> bool:
+        """Whether both reach the same desk in the same way."""
+        ours = self._command, self._desk, self._root, self._python
+        return ours == (other._command, other._desk, other._root, other._python)
+
     async def call(self, operation: str, patience_s: float = 0.0, **arguments: Any) -> Document:
         await self._connected()
         if patience_s > self._patience.answer_s and time.monotonic() - self._heard_at > FRESH_S:

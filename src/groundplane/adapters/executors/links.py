@@ -65,8 +65,9 @@ def node_of(pool: str, link: Link) -> Node:
     )
 
 
-def offer_of(pool: str, alike: Sequence[Link], today: date, *, alone: bool) -> Offer:
-    """What nodes that are alike offer together; `alone` when they share no folder."""
+def offer_of(pool: str, alike: Sequence[Link], today: date, *, alone: bool, serves: bool) -> Offer:
+    """What nodes that are alike offer together; `alone` when they share no folder,
+    `serves` when their ports are this machine's."""
     link, facts = alike[0], alike[0].facts
     cards = facts["accelerators"]
     model = accelerator_name(cards[0]["name"], cards[0]["memory_bytes"]) if cards else ""
@@ -84,6 +85,7 @@ def offer_of(pool: str, alike: Sequence[Link], today: date, *, alone: bool) -> O
         price_source="the pool file" if link.price_as_of else "",
         nodes=len(alike),
         alone=alone,
+        serves=serves,
         isolation=tuple(
             mode
             for mode in facts.get("isolation", {})

@@ -92,7 +92,8 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
         if not kinds:
             raise next(link.failure for link in self._links.values() if link.failure is not None)
         today = self._clock.now().date()
-        return [offer_of(self._pool, alike, today, alone=self._shared_dir is None) for alike in kinds.values()]
+        alone, serves = self._shared_dir is None, self._placements is None
+        return [offer_of(self._pool, alike, today, alone=alone, serves=serves) for alike in kinds.values()]
 
     async def nodes(self) -> Sequence[Node]:
         with contextlib.suppress(Unavailable):

@@ -10,11 +10,12 @@ import os
 import secrets
 import shutil
 import stat
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from groundplane.adapters.atomic_file import write_atomically
-from groundplane.adapters.executors.channels import RUNNER, Patience, SshChannel
+from groundplane.adapters.executors.channels import RUNNER, Channel, Patience, SshChannel
 from groundplane.adapters.executors.links import Link
 from groundplane.adapters.executors.nodes import NodesExecutor, RunnerOptions
 from groundplane.adapters.executors.placements import Placements
@@ -37,34 +38,54 @@ class SshExecutor(NodesExecutor):
         runner: Path = RUNNER,
         patience: Patience | None = None,
     ) -> None:
-        patience = patience or Patience()
-        options = options or RunnerOptions()
-        own = f"{pool.root}/{installation}"
-        channels = {
-            node.name: SshChannel(
-                node.name,
-                ssh_command(pool, node, patience),
-                desk=(own, pool.name, options.nvml_library, pool.root),
-                root=pool.root,
-                python=pool.python,
-                runner=runner,
-                patience=patience,
-            )
-            for node in pool.nodes
-        }
-        links = [_link(node, channels[node.name]) for node in pool.nodes]
+        self._patience, self._runner = patience or Patience(), runner
+        self._own = installation
         placements = Placements(home / "run" / "placements" / pool.name)
-        super().__init__(
-            pool.name,
-            links,
-            clock,
-            placements=placements,
-            options=options,
-            shared_dir=pool.shared_dir or None,
-            gone_limit_s=pool.control_plane_gone_limit_s,
+        super().__init__(pool.name, [], clock, placements=placements, options=options)
+        self._obey(pool)
+
+    async def redefine(self, pool: PoolDefinition) -> None:
+        """Takes the pool's new description; connections that it does not touch are kept."""
+        for channel in self._obey(pool):
+            await channel.close()
+
+    def holding(self) -> Counter[str]:
+        """How many attempts each node has, or may have."""
+        assert self._placements is not None
+        known = self._placements.all().values()
+        return Counter(node for placed in known if not placed.released for node in placed.members)
+
+    def _obey(self, pool: PoolDefinition) -> list[Channel]:
+        """Returns the channels that nobody uses any more."""
+        before, self._links = self._links, {}
+        self._shared_dir = pool.shared_dir or None
+        self._gone_limit_s = pool.control_plane_gone_limit_s
+        unused: list[Channel] = []
+        for node in pool.nodes:
+            known = before.pop(node.name, None)
+            channel = self._channel(pool, node)
+            if known is not None and isinstance(known.channel, SshChannel) and known.channel.leads_where(channel):
+                channel = known.channel
+            elif known is not None:
+                unused.append(known.channel)
+            link = _link(node, channel)
+            if known is not None:
+                link.facts, link.heard_at, link.under_way = known.facts, known.heard_at, known.under_way
+                link.failure = known.failure if channel is known.channel else None
+            channel.on_connect = self.adopter(node.name)
+            self._links[node.name] = link
+        return [*unused, *(link.channel for link in before.values())]
+
+    def _channel(self, pool: PoolDefinition, node: NodeDefinition) -> SshChannel:
+        return SshChannel(
+            node.name,
+            ssh_command(pool, node, self._patience),
+            desk=(f"{pool.root}/{self._own}", pool.name, self._options.nvml_library, pool.root),
+            root=pool.root,
+            python=pool.python,
+            runner=self._runner,
+            patience=self._patience,
         )
-        for name, channel in channels.items():
-            channel.on_connect = self.adopter(name)
 
 
 def ssh_command(pool: PoolDefinition, node: NodeDefinition, patience: Patience) -> tuple[str, ...]:
