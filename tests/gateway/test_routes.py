@@ -330,3 +330,91 @@ async def test_a_burst_over_the_provisioned_limit_spills_and_nobody_sees_a_429(
     assert {one.status for one in answers} == {200}
     assert 80_000 - reserved < len(upstream.seen) * reserved <= 80_000 * 1.05, "the limit is used up, and kept"
     assert len(upstream.seen) + len(other.seen) == 103
+
+
+# ---------------------------------------------------------------- hedging, and keys that are refused
+
+
+async def test_a_second_target_is_asked_when_the_first_keeps_the_caller_waiting(
+    tmp_path: Path, upstream: MockUpstream, other: MockUpstream
+) -> None:
+    async def silent(exchange: Exchange) -> None:
+        await exchange.reader.read()
+        raise ConnectionResetError
+
+    upstream.behave = silent
+    targets = (target(upstream), target(other, "spare"))
+    async with running(tmp_path, keys=(key(),), routes=(to(*targets, policy="failover", hedge_ms=20),)) as bench:
+        for stream in (False, True):
+            answer = await ask(bench.port, post(chat(stream=stream)))
+            assert answer.whole and answer.status == 200
+        await bench.until(lambda: all(one.aborted_at for one in upstream.seen))
+        records = await bench.records()
+        assert bench.gateway is not None
+        assert {one.in_flight_tokens for one in bench.gateway.state._standings.values()} == {0}
+        assert bench.gateway.state.metrics.hedged == 2
+    assert (len(upstream.seen), len(other.seen)) == (2, 2)
+    assert [(record.endpoint, record.completion_tokens) for record in records] == [("spare", 5)] * 2, "charged once"
+
+
+async def test_a_prompt_answer_is_not_hedged_and_a_late_loser_is_dropped(
+    tmp_path: Path, upstream: MockUpstream, other: MockUpstream
+) -> None:
+    begin = asyncio.Event()
+
+    async def late(exchange: Exchange) -> None:
+        await begin.wait()
+        await well_behaved(exchange)
+
+    async def silent(exchange: Exchange) -> None:
+        begin.set()
+        await exchange.reader.read()
+        raise ConnectionResetError
+
+    upstream.behave, other.behave = late, silent
+    targets = (target(upstream), target(other, "spare"))
+    async with running(tmp_path, keys=(key(),), routes=(to(*targets, policy="failover", hedge_ms=20),)) as bench:
+        assert (await ask(bench.port, post(chat(stream=True)))).whole
+        await bench.until(lambda: other.seen[0].aborted_at is not None)
+        assert (await ask(bench.port, post(chat()))).status == 200
+        records = await bench.records()
+    assert len(other.seen) == 1 and {record.endpoint for record in records} == {"tiny"}
+
+
+@pytest.mark.parametrize("first_fails", [True, False])
+async def test_when_both_fail_the_caller_hears_of_it_once(
+    tmp_path: Path, upstream: MockUpstream, other: MockUpstream, first_fails: bool
+) -> None:
+    hedged = asyncio.Event()
+
+    async def first(exchange: Exchange) -> None:
+        await hedged.wait()
+        exchange.cut()
+
+    async def second(exchange: Exchange) -> None:
+        hedged.set()
+        if first_fails:
+            await asyncio.sleep(0.02)
+        await limited("retry-after: 5\r\n", 500)(exchange)  # type: ignore[operator]
+
+    upstream.behave, other.behave = first, second
+    targets = (target(upstream), target(other, "spare"))
+    async with running(tmp_path, keys=(key(),), routes=(to(*targets, policy="failover", hedge_ms=20),)) as bench:
+        answer = await ask(bench.port, post(chat()))
+        (record,) = await bench.records()
+        assert bench.gateway is not None
+        assert {one.in_flight_tokens for one in bench.gateway.state._standings.values()} == {0}
+    assert (answer.status, answer.error["code"], record.amount_microusd) == (502, "upstream_cut", 0)
+
+
+async def test_a_refused_key_of_ours_is_not_the_callers_fault(
+    tmp_path: Path, upstream: MockUpstream, other: MockUpstream
+) -> None:
+    put_key(tmp_path)
+    upstream.behave = limited("", 401)  # type: ignore[assignment]
+    alone = to(hosted(upstream, "openai"))
+    both = Route(model="both", project="vision", targets=(*alone.targets, target(other, "spare", order=1)))
+    async with running(tmp_path, keys=(key(),), routes=(alone, both)) as bench:
+        answer = await ask(bench.port, post(chat()))
+        assert (answer.status, answer.error["code"]) == (502, "upstream_key_refused")
+        assert (await ask(bench.port, post({**chat(), "model": "both"}))).status == 200

@@ -5,6 +5,7 @@ Law: money and tokens are reserved, and the reservation is in the log, before th
 
 from __future__ import annotations
 
+import asyncio
 from time import monotonic_ns, time_ns
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from groundplane.gateway.admission import find_route, limit_headers, no_budget, 
 from groundplane.gateway.doors import Door
 from groundplane.gateway.errors import Fault, upstream_fault
 from groundplane.gateway.form_body import read_form
+from groundplane.gateway.hedging import Hedge
 from groundplane.gateway.http1 import RequestHead, ResponseHead
 from groundplane.gateway.json_body import Fields, read_fields
 from groundplane.gateway.lanes import Lane
@@ -41,10 +43,10 @@ class Approach:
 
     __slots__ = (
         "_admitted", "_asked_only", "_began_ns", "_caller", "_connection", "_content_bytes", "_content_type", "_door",
-        "_events", "_fault", "_forward", "_full", "_gate", "_head", "_head_sent", "_held", "_lane", "_limit_lines",
-        "_loaded", "_model_span", "_over", "_passed_headers", "_prompt_tokens", "_request", "_selection", "_sent",
+        "_events", "_fault", "_full", "_gate", "_head", "_head_sent", "_hedge", "_hedge_timer", "_held", "_lane",
+        "_limit_lines", "_loaded", "_model_span", "_over", "_passed_headers", "_prompt_tokens", "_request", "_selection", "_sent",
         "_session", "_stale_retried", "_state", "_streams", "_tail", "_target", "_ttft_us", "_unbounded",
-        "_wants_usage", "ask", "key", "request_id", "settled", "started_at",
+        "_waits_for_hedge", "_wants_usage", "ask", "key", "request_id", "settled", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -84,6 +86,9 @@ class Approach:
         self._full: Binding | None = None
         self._fault: Fault | None = None
         self._loaded: TargetState | None = None
+        self._hedge: Hedge | None = None
+        self._hedge_timer: asyncio.TimerHandle | None = None
+        self._waits_for_hedge = False
         self._stale_retried = self._sent = self._head_sent = self.settled = self._admitted = self._over = False
         self._head: ResponseHead | None = None
         self._events: EventStream | None = None
@@ -212,13 +217,16 @@ class Approach:
         self._connection = None
         self._head = None
         self._stale_retried = False
+        self._fault = fault
+        if self._hedge is not None:
+            self._waits_for_hedge = True  # it is on its way already
+            return
         try:
             self._target = self._choose()
         except Fault as nobody:
             self._fail(fault or nobody)
             return
         self._state.metrics.upstream_retries += 1
-        self._fault = fault
         if self._lane.gates:
             self._change_gate()
         else:
@@ -240,13 +248,70 @@ class Approach:
             self._gate = gate
             self._send()
 
+    # ------------------------------------------------------------ hedging
+
+    def _may_hedge(self) -> None:
+        """Looks again in a while whether a second target should be asked."""
+        after_ms = self._lane.route.route.hedge_ms
+        if after_ms is not None and self._hedge_timer is None and self._selection is not None:
+            self._hedge_timer = asyncio.get_running_loop().call_later(after_ms / 1000, self._ask_second)
+
+    def _ask_second(self) -> None:
+        """The first target has not answered: the request goes to the next one too, if that has room."""
+        if self._over or self._head is not None or self._hedge is not None or not self._sent:
+            return
+        assert self._selection is not None
+        target = self._selection.next(monotonic_ns())
+        if target is None:
+            return
+        gate = self._lane.gates.get(target.target.endpoint)
+        if gate is not None and not gate.take(*self.ask):
+            return
+        self._state.metrics.hedged += 1
+        self._hedge = self._second(target, gate)
+        self._hedge.start()
+
+    def _second(self, target: TargetState, gate: Lane | None) -> Hedge:
+        raise NotImplementedError
+
+    def charge_loser(self, gate: Lane | None) -> None:
+        if gate is not None:
+            gate.settle(self.ask, self.ask[0], 0, self._state.log.seq)
+
+    def hedge_lost(self) -> None:
+        """The second target does not answer either: on to a third one, if the first has failed by now."""
+        self._hedge = None
+        if self._waits_for_hedge and not self._over:
+            self._waits_for_hedge = False
+            self._try_another(self._fault)
+
+    def hedge_won(self, hedge: Hedge, connection: UpstreamConnection) -> None:
+        """The second target answers first: from here on it is the request's target."""
+        before, self._connection = self._connection, connection
+        if before is not None:
+            before.abort()
+        self._unload()
+        self.charge_loser(self._gate)
+        self._hedge, self._waits_for_hedge = None, False
+        self._target, self._gate, self._loaded = hedge.target, hedge.gate, hedge.target
+
+    def _end_hedging(self) -> None:
+        timer, hedge = self._hedge_timer, self._hedge
+        self._hedge = None
+        if timer is not None:
+            timer.cancel()
+        if hedge is not None:
+            hedge.drop()
+
     # ------------------------------------------------------------ what is held meanwhile
 
     def _finish(self, *, tell_caller: bool = True) -> None:
         caller = self._caller
+        if self._hedge_timer is not None:
+            self._end_hedging()
         self._unload()
         self._state.metrics.in_flight -= 1
-        self._request = self._forward = b""
+        self._request = b""
         if tell_caller:
             caller.finished()
 

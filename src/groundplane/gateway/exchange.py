@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from time import monotonic_ns
 
+from groundplane.domain.snapshot import Target
 from groundplane.domain.usage import NOTHING, Usage, estimated_tokens, find_usage, rate
 from groundplane.gateway.approach import Approach
 from groundplane.gateway.errors import REASONS, Fault, error_event, upstream_fault
+from groundplane.gateway.hedging import Hedge
 from groundplane.gateway.http1 import ResponseHead
 from groundplane.gateway.json_body import read_usage, splice
+from groundplane.gateway.lanes import Lane
 from groundplane.gateway.records import settled_members
 from groundplane.gateway.sse import EventStream, FrameTooLarge
-from groundplane.gateway.upstream import UpstreamConnection
+from groundplane.gateway.state import TargetState
+from groundplane.gateway.upstream import AnswerReader, UpstreamConnection
 from groundplane.gateway.wal import LogUnavailable
 
 CLIENT_GONE = 499
@@ -24,6 +28,7 @@ _HOLD_MAX_BYTES = 2**20
 _TAIL_BYTES = 65_536
 _RETRIED = frozenset({502, 503, 504, 529})
 """529 is how Anthropic says that it is overloaded."""
+_KEY_REFUSED = frozenset({401, 403})
 _ENDLESS = (b"text/event-stream", b"audio/")
 """What is not held back: its beginning is of use before its end is there."""
 
@@ -37,18 +42,9 @@ class Exchange(Approach):
 
     def _send(self) -> None:
         """On the newest idle connection, or on a new one."""
-        target = self._target.target
         upstream = self._target.upstream
-        model = target.upstream_model if target.upstream_model != self._lane.model else None
-        inject = self._streams and not self._wants_usage
-        self._forward = self._request
-        if self._door.form:
-            if model is not None:
-                start, end = self._model_span
-                self._forward = self._request[:start] + model.encode() + self._request[end:]
-        elif model is not None or inject:
-            self._forward = splice(self._request, model=model, include_usage=inject)
         self._load()
+        self._may_hedge()
         connection = None if self._stale_retried else upstream.take_idle()
         if connection is None:
             upstream.connect(self)
@@ -56,24 +52,46 @@ class Exchange(Approach):
             self.connected(connection)
 
     def connected(self, connection: UpstreamConnection) -> None:
-        state = self._state
-        if self._over:  # the caller left while we were connecting
-            connection.keep(state.now_s + state.options.upstream_keep_alive_s)
+        # The caller left while we were connecting, or a second target was faster.
+        if self._over or self._connection is not None:
+            self.keep(connection)
             return
         self._connection = connection
         self._sent = True
-        body = self._forward
+        self.send_to(self._target, connection, self)
+
+    def keep(self, connection: UpstreamConnection) -> None:
+        """Back to its pool, unused or done with."""
+        connection.keep(self._state.now_s + self._state.options.upstream_keep_alive_s)
+
+    def _second(self, target: TargetState, gate: Lane | None) -> Hedge:
+        return Hedge(self, target, gate)
+
+    def _body_for(self, target: Target) -> bytes:
+        """The caller's bytes, with the model's name there, and with usage asked for where the caller does not."""
+        model = target.upstream_model if target.upstream_model != self._lane.model else None
+        inject = self._streams and not self._wants_usage
+        if self._door.form and model is not None:
+            start, end = self._model_span
+            return self._request[:start] + model.encode() + self._request[end:]
+        if not self._door.form and (model is not None or inject):
+            return splice(self._request, model=model, include_usage=inject)
+        return self._request
+
+    def send_to(self, target: TargetState, connection: UpstreamConnection, reader: AnswerReader) -> None:
+        """Sends the request, in this target's words; what comes back goes to the reader."""
+        state, body = self._state, self._body_for(target.target)
         head = b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
-            self._target.request_head(self._door.path, self._content_type),
+            target.request_head(self._door.path, self._content_type),
             self.request_id,
-            self._target.passed(self._passed_headers),
+            target.passed(self._passed_headers),
             len(body),
         )
         # The coarse clock may be a tick behind; only the time-out's length depends on it.
-        connection.send(self, head, body, state.now_s + state.options.first_byte_timeout_s)
+        connection.send(reader, head, body, state.now_s + state.options.first_byte_timeout_s)
 
     def connect_failed(self, error: OSError) -> None:
-        if not self._over:
+        if not self._over and self._connection is None:
             self._target.upstream.circuit.failed(monotonic_ns())
             # Its address is nothing the caller needs to know.
             why = "no connection in time" if isinstance(error, TimeoutError) else "no connection"
@@ -86,15 +104,23 @@ class Exchange(Approach):
         circuit = self._target.upstream.circuit
         if head.status in _RETRIED:
             circuit.failed(monotonic_ns())
-            if self._selection is not None and not self._selection.none_left:
+            if self._hedge is not None or (self._selection is not None and not self._selection.none_left):
                 self._connection.abort()
                 status = 503 if head.status == 529 else head.status
                 self._try_another(upstream_fault(status, "the upstream is not available", "upstream_unavailable"))
                 return
+        elif head.status in _KEY_REFUSED and self._target.target.kind:
+            # Ours, not the caller's: it would look for the fault in its own key.
+            circuit.failed(monotonic_ns())
+            self._connection.abort()
+            self._try_another(upstream_fault(502, "the provider refuses the gateway's key", "upstream_key_refused"))
+            return
         else:
             circuit.succeeded()
             if head.status == 429 and self._spill_over(head):
                 return
+        if self._hedge is not None:
+            self._end_hedging()
         self._head = head
         self._connection.deadline_s = self._state.now_s + self._state.options.idle_upstream_timeout_s
         if self._streams and head.status == 200 and head.content_type.startswith(b"text/event-stream"):
@@ -122,7 +148,7 @@ class Exchange(Approach):
 
     def whole(self, head: ResponseHead, body: bytes) -> None:
         """All of an answer at once: what `head`, `content` and `ended` come to."""
-        connection, state = self._connection, self._state
+        connection = self._connection
         assert connection is not None
         if head.status != 200 or (self._streams and head.content_type.startswith(b"text/event-stream")):
             self._whole_in_steps(head, body)
@@ -130,7 +156,7 @@ class Exchange(Approach):
         self._target.upstream.circuit.succeeded()
         self._head = head
         self._connection = None
-        connection.keep(state.now_s + state.options.upstream_keep_alive_s)
+        self.keep(connection)
         self._ttft_us = (monotonic_ns() - self._began_ns) // 1000
         self._content_bytes = len(body)
         self._tail = body
@@ -217,7 +243,7 @@ class Exchange(Approach):
         connection, head = self._connection, self._head
         assert connection is not None and head is not None
         self._connection = None
-        connection.keep(self._state.now_s + self._state.options.upstream_keep_alive_s)
+        self.keep(connection)
         if self._events is not None:
             self._end_stream(self._events)
         elif self._head_sent:

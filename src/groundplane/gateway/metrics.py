@@ -55,7 +55,7 @@ class ModelCounters:
             setattr(self, name, getattr(self, name) + plain[name])
 
 
-_COUNTERS = ("upstream_retries", "spilled", "snapshot_failures")
+_COUNTERS = ("upstream_retries", "spilled", "hedged", "snapshot_failures")
 _GAUGES = ("in_flight", "connections", "log_trouble")
 
 
@@ -69,7 +69,7 @@ class Metrics:
         self.in_flight = 0
         self.connections = 0
         self.upstream_retries = 0
-        self.spilled = 0
+        self.spilled = self.hedged = 0
         self.snapshot_version = 0
         self.snapshot_failures = 0
         self.log_seq = 0
@@ -138,6 +138,7 @@ class Metrics:
             ("gateway_client_connections", "gauge", "Open client connections.", self.connections),
             ("gateway_upstream_retries_total", "counter", "Requests sent to an upstream again.", self.upstream_retries),
             ("gateway_spilled_total", "counter", "Requests that a limited target left to another.", self.spilled),
+            ("gateway_hedged_total", "counter", "Requests that a second target was asked too.", self.hedged),
             ("gateway_workers", "gauge", "Gateway processes these figures are of.", self.workers),
             ("gateway_snapshot_version", "gauge", "Oldest snapshot in use; 0 is none.", self.snapshot_version),
             ("gateway_snapshot_failures_total", "counter", "Snapshots that could not be read.", self.snapshot_failures),

@@ -254,8 +254,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._chunks = ChunkDecoder() if head.chunked else None
         self._left = -1 if head.content_length is None else head.content_length
         reader.head(head)
-        if self._reader is reader and (data or self._left == 0):
-            self._read_body(reader, data)
+        now = self._reader  # who was told of the head may have handed the rest over
+        if now is not None and (data or self._left == 0):
+            self._read_body(now, data)
 
     def _read_body(self, reader: AnswerReader, data: bytes) -> None:
         if self._chunks is not None:
@@ -322,6 +323,11 @@ class UpstreamConnection(asyncio.Protocol):
         if self.paused and self._transport is not None:
             self.paused = False
             self._transport.resume_reading()
+
+    def hand_over(self, reader: AnswerReader) -> None:
+        """Another reader gets the rest of the answer; after `whole` there is no rest."""
+        if self._reader is not None:
+            self._reader = reader
 
     def keep(self, until_s: float) -> None:
         """Back to the pool, unless it is closing."""
