@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from groundplane.wire.dev import Attached
 
 DETACH_KEY = b"\x1d"  # Ctrl-]
-END_OF_INPUT = b"\x04"
 CHUNK = 2**15
 _POLL_S = 0.3
 
@@ -149,10 +148,12 @@ def _converse(client: Client, run_id: str, attached: Attached) -> int:
                 if sys.stdin.isatty() and DETACH_KEY in keys:
                     keys = keys.partition(DETACH_KEY)[0]
                     let_go.set()
-                if keys or not sys.stdin.isatty():
-                    client.send_attached(run_id, attached, keys or END_OF_INPUT)
+                if keys:
+                    client.send_attached(run_id, attached, keys)
                 if let_go.is_set():
                     client.detach(run_id, attached)
+                elif not keys:
+                    client.end_attached(run_id, attached)
                 if let_go.is_set() or not keys:
                     return
 
@@ -183,7 +184,7 @@ def _raw_terminal() -> Iterator[None]:
         return
     before = termios.tcgetattr(sys.stdin)
     try:
-        tty.setraw(sys.stdin)
+        tty.setraw(sys.stdin, termios.TCSADRAIN)  # keys that were typed ahead are kept
         yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)

@@ -3,7 +3,7 @@
 A copy of it lies in the attempt's work folder, which every sandbox and container sees: it imports nothing of ours. One
 socket beside it takes connections; frames go both ways: a letter, the length in four bytes, the payload.
 First comes `o` with a JSON object (`kind`: shell, tcp or info), then `d` data, `r` a new size as [rows, columns]; back
-come `d`, and `x` with the exit status when it is over.
+come `d`, and `x` with the exit status when it is over; `e` says that no more input follows.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ MOST_WAITING = 4 * 2**20
 CHUNK = 2**15
 ACTIVITY_PERIOD_S = 1.0
 GONE_S = 0.2
+QUIET_S = 0.5
+END_OF_INPUT = b"\x04"
 
 
 class Peer:
@@ -56,6 +58,7 @@ class Shell:
         self.name, self.pid, self.terminal = name, pid, terminal
         self.kept, self.waiting = b"", b""
         self.peers: list[Peer] = []
+        self.input_over, self.active_at = False, time.monotonic()
 
 
 class Way:
@@ -168,6 +171,8 @@ class Host:
             _resize(partner.terminal, *json.loads(data))
         elif kind == b"e" and isinstance(partner, Way):
             partner.shut = True
+        elif kind == b"e" and isinstance(partner, Shell):
+            partner.input_over = True
 
     def _open(self, peer: Peer, wish: dict[str, Any]) -> None:
         if wish["kind"] == "shell":
@@ -230,6 +235,7 @@ class Host:
                 if not came:
                     raise OSError
                 self._touch()
+                shell.active_at = time.monotonic()
                 shell.kept = (shell.kept + came)[-KEPT_BYTES:]
                 for peer in list(shell.peers):
                     peer.send(b"d", came)
@@ -265,6 +271,10 @@ class Host:
                 found = os.waitid(os.P_PID, shell.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
                 if found is not None and not self._readable(shell.terminal):
                     self._over(shell)
+                elif shell.input_over and time.monotonic() - shell.active_at > QUIET_S:
+                    # Again and again: a shell that sets its terminal up just then loses what came before.
+                    shell.active_at = time.monotonic()
+                    shell.waiting += END_OF_INPUT
         if self._jupyter_pid > 0:
             pid, _ = os.waitpid(self._jupyter_pid, os.WNOHANG)
             if pid:
