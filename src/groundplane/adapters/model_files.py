@@ -30,6 +30,11 @@ class FolderModelFiles:
     async def scan(self, source: Path) -> tuple[FoundFile, ...]:
         return await asyncio.to_thread(_scan, source)
 
+    @staticmethod
+    def look(source: Path) -> tuple[FoundFile, ...]:
+        """`scan`, for a program that waits for nothing else."""
+        return _scan(source)
+
     async def unchanged(self, found: Sequence[FoundFile]) -> None:
         await asyncio.to_thread(_unchanged, found)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from groundplane.cli import render
+from groundplane.cli import model_tools, render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.domain.model import parse_ref
@@ -48,10 +47,9 @@ def scan(subject: str, license_: str, base_license: Sequence[str], memory: str, 
 
 
 def _here(path: Path, license_: str, bases: dict[str, str], memory_bytes: int | None) -> ScanReport:
-    from groundplane.wiring import model_files  # noqa: PLC0415 - only this command looks at files itself
-
-    found = asyncio.run(model_files().scan(path))
-    return judge_scan(str(path), found, license=license_, base_licenses=bases, memory_bytes=memory_bytes)
+    return judge_scan(
+        str(path), model_tools.look(str(path)), license=license_, base_licenses=bases, memory_bytes=memory_bytes
+    )
 
 
 def _pairs(words: Sequence[str]) -> dict[str, str]:

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from groundplane.cli import model_checks, registry, render
+from groundplane.cli import adopt, model_checks, registry, render
+from groundplane.cli.model_facts import facts_of
 from groundplane.cli.options import Money, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
 from groundplane.domain.byte_view import ByteView
-from groundplane.domain.certificate import DataFact, Facts, missing_facts
+from groundplane.domain.certificate import missing_facts
 from groundplane.domain.model import ModelVersion, check_name, parse_ref, path_refusals
 from groundplane.domain.model_files import inspect
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
@@ -114,7 +115,7 @@ def register(path: Path, name: str, project: str, output: str, **stated: object)
     """
     check_name(name)
     files = _files(path)
-    facts = _facts(stated)
+    facts = facts_of(stated)
     # Both are found out before the first byte travels: 15 GB are not sent to be refused.
     refused = [*_file_refusals(files), *(missing.refused() for missing in missing_facts(facts))]
     if refused:
@@ -127,7 +128,7 @@ def register(path: Path, name: str, project: str, output: str, **stated: object)
     render.show(version, output, lambda: [f"registered {version.id}", *_version_lines(version)])
 
 
-for command in (*registry.COMMANDS, *model_checks.COMMANDS):
+for command in (*registry.COMMANDS, *model_checks.COMMANDS, adopt.adopt):
     models.add_command(command)
 
 
@@ -168,35 +169,6 @@ def _file_refusals(files: dict[str, Path]) -> list[Refused]:
         if found.refused is not None:
             refused.append(found.refused)
     return refused
-
-
-def _facts(stated: dict[str, object]) -> Facts:
-    given = {name: value for name, value in stated.items() if name not in {"data", "metric", "license_", "cost"}}
-    return Facts(
-        license=str(stated["license_"]),
-        data=tuple(DataFact(name=name, sha256=digest) for name, digest in _pairs(stated["data"], "--data")),
-        metrics={name: _number(name, value) for name, value in _pairs(stated["metric"], "--metric")},
-        cost_microusd=stated["cost"] if isinstance(stated["cost"], int) else None,
-        **{name: str(value) for name, value in given.items()},  # type: ignore[arg-type]
-    )
-
-
-def _pairs(words: object, option: str) -> list[tuple[str, str]]:
-    assert isinstance(words, Sequence)
-    pairs = []
-    for word in words:
-        name, equals, value = str(word).partition("=")
-        if not (name and equals and value):
-            raise click.UsageError(f"{option} takes NAME=VALUE, not {word!r}.")
-        pairs.append((name, value))
-    return pairs
-
-
-def _number(name: str, value: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise click.UsageError(f"--metric {name} must be a number, not {value!r}.") from None
 
 
 def _versions_table(versions: Sequence[ModelVersion]) -> Table:

@@ -25,6 +25,8 @@ PREDICATE_TYPE = "https://groundplane.dev/birth-certificate/v1"
 
 REQUIRED_FACTS = ("owner", "license", "data", "code_commit", "training_run", "metrics")
 """What a model registered by hand must come with."""
+MAY_BE_UNKNOWN = ("data", "code_commit", "training_run", "metrics")
+"""What an adopted model may lack, when somebody says why. Who answers for it, and its terms, are always known."""
 
 
 # ---------------------------------------------------------------- facts
@@ -112,6 +114,21 @@ class RunFact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AdoptedFile:
+    """A file that was converted on its way in: what it was made from, and how it is known to hold the same tensors."""
+
+    path: str
+    source_path: str
+    source_sha256: str
+    source_format: str
+    tensors: int
+    tensors_sha256: str
+    """SHA-256 over the lines `name sha256` of every tensor, sorted: the same for the source and for the file."""
+    left_out: tuple[str, ...] = ()
+    walls: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
     """What somebody states about a model registered by hand. `missing_facts` says what is still needed."""
 
@@ -128,6 +145,10 @@ class Facts:
     hardware: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
     cost_microusd: int | None = None
+    unknown: dict[str, str] = field(default_factory=dict)
+    """Fact of MAY_BE_UNKNOWN → why nobody knows it. Said so in the certificate, where gates can see it."""
+    adopted: tuple[AdoptedFile, ...] = ()
+    adopted_from: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,7 +192,7 @@ def missing_facts(facts: Facts, required: Sequence[str] = REQUIRED_FACTS) -> tup
             given = given and all(data.name and data.sha256 for data in facts.data)
         if isinstance(value, str):
             given = bool(value.strip())
-        if not given:
+        if not given and not (name in MAY_BE_UNKNOWN and facts.unknown.get(name, "").strip()):
             question, flag = _QUESTIONS[name]
             missing.append(MissingFact(name=name, question=question, flag=flag))
     return tuple(missing)
@@ -205,6 +226,8 @@ class Birth:
     """path → {"format": …, and what is known of the file}"""
     unknown: tuple[tuple[str, str], ...] = ()
     software: str
+    adopted: Sequence[AdoptedFile] = ()
+    adopted_from: str = ""
 
 
 def statement(row: ModelVersion, birth: Birth) -> dict[str, object]:
@@ -239,6 +262,7 @@ def statement(row: ModelVersion, birth: Birth) -> dict[str, object]:
             ],
         },
         "origin": birth.origin,
+        **_adoption(birth),
         "observed": seen.observed,
         "run": None if birth.run is None else _run(birth.run),
         "data": [{"name": d.name, "sha256": d.sha256, "size_bytes": d.size_bytes, "how": d.how} for d in seen.data],
@@ -255,6 +279,25 @@ def statement(row: ModelVersion, birth: Birth) -> dict[str, object]:
         "predicateType": PREDICATE_TYPE,
         "predicate": predicate,
     }
+
+
+def _adoption(birth: Birth) -> dict[str, object]:
+    if not birth.adopted_from:
+        return {}
+    files = [
+        {
+            "path": file.path,
+            "source_path": file.source_path,
+            "source_sha256": file.source_sha256,
+            "source_format": file.source_format,
+            "tensors": file.tensors,
+            "tensors_sha256": file.tensors_sha256,
+            "left_out": list(file.left_out),
+            "walls": file.walls,
+        }
+        for file in birth.adopted
+    ]
+    return {"adoption": {"from": birth.adopted_from, "converted": files}}
 
 
 def _time(moment: datetime | None) -> str | None:

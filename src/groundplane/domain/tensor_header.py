@@ -55,6 +55,13 @@ def tensor_ends(view: ByteView) -> tuple[int, tuple[int, ...]]:
     return data_start, tuple(data_start + end for _, end, _ in spans)
 
 
+def tensor_entries(view: ByteView) -> tuple[tuple[str, int, int], ...]:
+    """Every tensor's name and where its bytes begin and end in the file, in file order. Raises HeaderFault."""
+    header, data_start = _header(view)
+    spans = _tile(header, view.size_bytes - data_start)[1]
+    return tuple((name, data_start + begin, data_start + end) for begin, end, name in spans)
+
+
 def _header(view: ByteView) -> tuple[dict[str, object], int]:
     if view.size_bytes < 10:
         raise HeaderFault(f"the file is {view.size_bytes} bytes long; the shortest safetensors file has 10")

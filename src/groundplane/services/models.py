@@ -105,12 +105,14 @@ class Models:
             raise Refusal(refusals)
         metrics, unknown = cert.finite_metrics(facts.metrics)
         birth = cert.Birth(
-            origin="stated",
+            origin="adopted" if facts.adopted_from else "stated",
+            adopted=facts.adopted,
+            adopted_from=facts.adopted_from,
             framework=facts.framework,
             description=facts.description,
             base_model=facts.base_model,
             hardware_stated=facts.hardware,
-            run=cert.RunFact(id=facts.training_run),
+            run=cert.RunFact(id=facts.training_run) if facts.training_run else None,
             circumstances=_stated(facts),
             cost_microusd=facts.cost_microusd,
             formats=_formats(found),
@@ -457,6 +459,7 @@ def _unstated(facts: cert.Facts) -> list[tuple[str, str]]:
     missing = [(name, why) for name in names if getattr(facts, name) in {None, ""}]
     if facts.code_dirty is None:
         missing.append(("code.dirty", why))
+    missing += [(name, why) for name, why in sorted(facts.unknown.items()) if name in cert.MAY_BE_UNKNOWN]
     return [*missing, ("environment", "the model was not made by a run of this installation")]
 
 

@@ -1,0 +1,116 @@
+"""A program of its own for the command line: looks at a stray model's files, and makes a folder that may be registered.
+
+`python -m groundplane.adapters.model_tools scan PATH` and `… adopt PATH FOLDER`; the answer is one JSON object on
+standard output. What is looked at was written by strangers: if looking ends the process, the command only says so.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict
+from pathlib import Path, PurePosixPath
+
+from groundplane.adapters.conversion import convert
+from groundplane.adapters.model_files import FolderModelFiles
+from groundplane.domain.model_files import Format
+from groundplane.errors import GroundError, Refusal, Refused
+from groundplane.ports import FoundFile
+
+_CONVERTED = {Format.PICKLE, Format.TORCH_ZIP, Format.TORCH_LEGACY}
+
+
+def look(source: Path) -> list[dict[str, object]]:
+    """Every file as it is: path, size, format, details, and why it may not enter."""
+    return [_told(file) for file in FolderModelFiles.look(source)]
+
+
+def adopt(source: Path, folder: Path, leave_out: list[str]) -> dict[str, object]:
+    """Fills `folder` with what may enter: weights in pickles converted, everything else as it is.
+
+    Returns {"files": as `look` of the folder, "converted": …, "left_out": paths}. Raises Refusal with what can't be.
+    """
+    refusals: list[Refused] = []
+    converted: list[dict[str, object]] = []
+    left: list[str] = []
+    for file in FolderModelFiles.look(source):
+        if any(fnmatch.fnmatchcase(file.path, pattern) for pattern in leave_out):
+            left.append(file.path)
+        elif file.refused is not None and file.format in _CONVERTED:
+            try:
+                converted.append(_convert(file, folder))
+            except Refusal as error:
+                refusals.extend(error.refusals)
+        elif file.refused is not None:
+            refusals.append(file.refused)
+        else:
+            target = folder / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _lay(file.source, target)
+    if refusals:
+        raise Refusal(refusals)
+    return {"files": look(folder), "converted": converted, "left_out": left}
+
+
+def _convert(file: FoundFile, folder: Path) -> dict[str, object]:
+    path = PurePosixPath(file.path)
+    name = path.with_suffix(".safetensors")
+    if path.name.startswith("pytorch_model"):
+        name = path.with_name(path.stem.replace("pytorch_model", "model", 1) + ".safetensors")
+    target = folder / name
+    if target.exists():
+        have = f"{file.path} would become {name}, which is there already"
+        raise Refusal(
+            [Refused(rule="weights-only", need="one file for the same weights", have=have, hint="leave one out")]
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    made = convert(file.source, target)
+    lines = "".join(f"{tensor} {sha256}\n" for tensor, sha256 in sorted(made.tensors.items()))
+    return {
+        "path": str(name),
+        "source_path": file.path,
+        "source_sha256": made.source_sha256,
+        "source_format": file.format,
+        "tensors": len(made.tensors),
+        "tensors_sha256": hashlib.sha256(lines.encode()).hexdigest(),
+        "left_out": list(made.left_out),
+        "walls": made.walls,
+    }
+
+
+def _lay(source: Path, target: Path) -> None:
+    """A second name where that is possible, else a copy: adopting 15 GB should not need 15 more."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copyfile(source, target, follow_symlinks=False)
+
+
+def _told(file: FoundFile) -> dict[str, object]:
+    return {
+        "path": file.path,
+        "size_bytes": file.size_bytes,
+        "format": file.format,
+        "details": dict(file.details),
+        "refused": None if file.refused is None else asdict(file.refused),
+    }
+
+
+def main() -> None:
+    task, source, *rest = sys.argv[1:]
+    try:
+        path = Path(source)
+        told: object = {"files": look(path)} if task == "scan" else adopt(path, Path(rest[0]), rest[1:])
+    except Refusal as error:
+        told = {"refusals": [asdict(refused) for refused in error.refusals]}
+    except GroundError as error:
+        told = {"error": type(error).__name__, "message": error.message, "hint": error.hint}
+    json.dump(told, sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

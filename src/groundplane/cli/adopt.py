@@ -1,0 +1,143 @@
+"""`ground models adopt`: a stray model walks to a birth certificate."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from groundplane.cli import model_tools, render
+from groundplane.cli.model_facts import facts_of
+from groundplane.cli.options import Money, connect, output_option
+from groundplane.domain.certificate import (
+    MAY_BE_UNKNOWN,
+    AdoptedFile,
+    DataFact,
+    Facts,
+    MissingFact,
+    missing_facts,
+)
+from groundplane.domain.model import check_name
+from groundplane.domain.model_files import Format
+from groundplane.domain.model_scan import judge_scan
+from groundplane.errors import Refusal, Refused
+
+
+@click.command()
+@click.argument("source", metavar="FILE|DIR")
+@click.option("--name", required=True, help="The model's name.")
+@click.option("--project", default="default", show_default=True)
+@click.option("--owner", default="", help="Who answers for it.")
+@click.option("--license", "license_", default="", metavar="SPDX-ID", help="Under which terms it may be used.")
+@click.option("--framework", default="", help="What made it and loads it; told from the files when not given.")
+@click.option("--base-model", default="", metavar="NAME@VERSION", help="What it was fine-tuned from.")
+@click.option("--data", multiple=True, metavar="NAME=SHA256", help="What it was trained on; may be given again.")
+@click.option("--code-commit", default="", metavar="COMMIT", help="Which code made it.")
+@click.option("--training-run", default="", metavar="ID", help="Which run made it.")
+@click.option("--metric", multiple=True, metavar="NAME=VALUE", help="How good it is; may be given again.")
+@click.option("--hardware", default="", metavar="TEXT", help="On what it was made.")
+@click.option("--cost", type=Money(), metavar="USD", help="What it cost.")
+@click.option("--description", default="")
+@click.option("--unknown", multiple=True, metavar="FACT=WHY", help=f"One of {', '.join(MAY_BE_UNKNOWN)}, and why.")
+@click.option("--leave-out", multiple=True, metavar="PATTERN", help="Files that stay behind, such as 'optimizer*'.")
+@output_option
+def adopt(source: str, name: str, project: str, leave_out: Sequence[str], output: str, **stated: object) -> None:
+    """Walk a stray model to a certificate: scanned, weights out of pickles, registered with what is known of it.
+
+    Weights in pickles become safetensors in a process without network, files or identity, and every tensor is compared.
+    What is missing is asked for on a terminal; what nobody knows is stated in the certificate, with the reason.
+    """
+    check_name(name)
+    facts = _ask(_facts(stated))
+    with tempfile.TemporaryDirectory(prefix="ground-adopt-") as scratch:
+        folder = Path(scratch) / "model"
+        folder.mkdir()
+        files, converted, left_out = model_tools.adopt(source, str(folder), leave_out)
+        report = judge_scan(source, files, license=facts.license)
+        refused = [
+            Refused(rule=found.rule, need=need.removeprefix("needs "), have=have, hint=found.hint)
+            for found in report.findings
+            if found.severity == "refused"
+            for need, _, have in [found.message.partition(", has ")]
+        ]
+        if refused:
+            raise Refusal(refused)
+        adopted = tuple(AdoptedFile(**{**file, "left_out": tuple(file["left_out"])}) for file in converted)
+        facts = replace(
+            facts, framework=facts.framework or _framework(files), adopted=adopted, adopted_from=Path(source).name
+        )
+        present = {file.path: folder / file.path for file in files}
+        with connect() as client:
+            upload = client.create_upload()
+            with render.progress(f"uploading {name}", sum(file.size_bytes for file in files)) as advance:
+                client.upload_files(upload, present, advance)
+            version = client.register_model(name, upload_id=upload.id, project=project, facts=facts)
+    lines = [f"adopted {version.id}: {len(version.files)} files, certificate sha256:{version.certificate_sha256}"]
+    lines += [f"  {file.source_path} → {file.path}: {file.tensors} tensors, each compared" for file in adopted]
+    lines += [f"  {path} stayed behind" for path in left_out]
+    lines += [f"  unknown: {fact} ({why})" for fact, why in facts.unknown.items()]
+    render.show(version, output, lambda: lines)
+
+
+def _framework(files: Sequence[model_tools.Looked]) -> str:
+    """What the files say; "" when they do not."""
+    formats, names = {file.format for file in files}, {Path(file.path).name for file in files}
+    if "config.json" in names and Format.SAFETENSORS in formats:
+        return "transformers" if "tokenizer_config.json" in names or "tokenizer.json" in names else "pytorch"
+    found = {Format.GGUF: "llama.cpp", Format.ONNX: "onnx", Format.TFLITE: "tflite", Format.HDF5: "keras"}
+    return next((framework for kind, framework in found.items() if kind in formats), "")
+
+
+def _facts(stated: dict[str, object]) -> Facts:
+    facts = facts_of({name: value for name, value in stated.items() if name != "unknown"})
+    unknown = {}
+    words = stated["unknown"]
+    assert isinstance(words, Sequence)
+    for word in words:
+        fact, equals, why = str(word).partition("=")
+        if not (equals and why.strip()) or fact not in MAY_BE_UNKNOWN:
+            raise click.UsageError(f"--unknown takes FACT=WHY with one of {', '.join(MAY_BE_UNKNOWN)}, not {word!r}.")
+        unknown[fact] = why.strip()
+    return replace(facts, unknown=unknown)
+
+
+def _ask(facts: Facts) -> Facts:
+    """Asks for each missing fact on a terminal; refuses with all of them elsewhere."""
+    missing = missing_facts(facts)
+    if missing and not sys.stdin.isatty():
+        raise Refusal([_refused(fact) for fact in missing])
+    for fact in missing:
+        answer = click.prompt(f"{fact.question} ({fact.flag})", default="", show_default=False, err=True).strip()
+        facts = _answered(facts, fact, answer)
+    still = missing_facts(facts)
+    if still:
+        raise Refusal([_refused(fact) for fact in still])
+    return facts
+
+
+def _refused(fact: MissingFact) -> Refused:
+    refused = fact.refused()
+    if fact.name in MAY_BE_UNKNOWN:
+        return replace(refused, hint=f"{refused.hint}, or --unknown '{fact.name}=why nobody knows'")
+    return refused
+
+
+def _answered(facts: Facts, fact: MissingFact, answer: str) -> Facts:
+    if not answer and fact.name in MAY_BE_UNKNOWN:
+        why = click.prompt("  then why does nobody know?", default="", show_default=False, err=True).strip()
+        return replace(facts, unknown={**facts.unknown, fact.name: why})
+    name, _, value = answer.partition("=")
+    if fact.name == "data":
+        return replace(facts, data=(DataFact(name=name, sha256=value),))
+    if fact.name == "metrics":
+        try:
+            return replace(facts, metrics={name: float(value)})
+        except ValueError:
+            raise click.UsageError(f"--metric takes NAME=VALUE with a number, not {answer!r}.") from None
+    named: dict[str, Any] = {fact.name: answer}
+    return replace(facts, **named)

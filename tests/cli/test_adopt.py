@@ -1,0 +1,65 @@
+"""`ground models adopt`: from a stray checkpoint to a certificate that says what is not known."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.adapters.torch_files import torch_zip, whole
+
+STATED = ("--owner", "ana", "--license", "Apache-2.0", "--metric", "f1=0.9")
+UNKNOWN = ("--unknown", "data=its author left", "--unknown", "code_commit=never committed",
+           "--unknown", "training_run=on a laptop")  # fmt: skip
+
+
+@pytest.fixture
+def stray(tmp_path: Path) -> Path:
+    folder = tmp_path / "model_final_v2_FIXED"
+    folder.mkdir()
+    weights = {"layer.w": whole("0", np.ones((4, 3), np.float32)), "layer.b": whole("1", np.zeros(3, np.float32))}
+    (folder / "pytorch_model.bin").write_bytes(torch_zip({"epoch": 3, "state_dict": weights}))
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def test_a_stray_checkpoint_walks_to_a_certificate(up: Any, say: Any, stray: Path) -> None:
+    said = say(up, "models", "adopt", str(stray), "--name", "stray", "--project", "research", *STATED, *UNKNOWN)
+    assert said.code == 0, said.err
+    assert "pytorch_model.bin → model.safetensors: 2 tensors, each compared" in said.out
+    told = say(up, "models", "certificate", "stray@1", "-o", "json").data["statement"]["predicate"]
+    assert told["origin"] == "adopted"
+    assert told["adoption"]["from"] == "model_final_v2_FIXED"
+    (converted,) = told["adoption"]["converted"]
+    assert (converted["source_path"], converted["source_format"]) == ("pytorch_model.bin", "torch-zip")
+    assert converted["left_out"] == ["epoch"]
+    unknown = {row["fact"]: row["why"] for row in told["unknown"]}
+    assert unknown["data"] == "its author left"
+    assert unknown["training_run"] == "on a laptop"
+    assert told["version"]["framework"] == "pytorch"
+    assert say(up, "models", "verify", "stray@1").code == 0
+
+
+def test_what_is_missing_is_asked_for_all_at_once(up: Any, say: Any, stray: Path) -> None:
+    said = say(up, "models", "adopt", str(stray), "--name", "stray", "--project", "research")
+    assert said.code == 3
+    for flag in ("--owner", "--license", "--unknown 'data=", "--unknown 'training_run="):
+        assert flag in said.err
+
+
+def test_owner_and_licence_are_never_unknown(up: Any, say: Any, stray: Path) -> None:
+    said = say(up, "models", "adopt", str(stray), "--name", "stray", "--unknown", "license=lost")
+    assert said.code == 2
+
+
+def test_a_program_beside_the_weights_is_refused_unless_it_stays_behind(up: Any, say: Any, stray: Path) -> None:
+    (stray / "training_args.bin").write_bytes(pickle.dumps(Path("x")))
+    words = ("models", "adopt", str(stray), "--name", "beside", "--project", "research", *STATED, *UNKNOWN)
+    said = say(up, *words)
+    assert said.code == 3
+    assert "training_args.bin holds pathlib.PosixPath" in said.err
+    said = say(up, *words, "--leave-out", "training_args*")
+    assert said.code == 0, said.err
+    assert "training_args.bin stayed behind" in said.out
