@@ -110,6 +110,7 @@ def test_spot_is_for_jobs_that_were_seen_to_resume(night: Any, wait: Callable[..
 def lab(new_installation: Callable[..., Installation], hosts: Hosts) -> Installation:
     """An installation with the pool `lab` of four machines."""
     installation = new_installation()
+    installation.quick = True
     installation.home.mkdir()
     (installation.home / "pools.yaml").write_text(json.dumps(pool_file(hosts)))
     return bring_up(installation)
