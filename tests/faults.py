@@ -60,6 +60,7 @@ class Campaign:
     faults: Counter[str] = field(default_factory=Counter)
     runs: list[str] = field(default_factory=list)
     cut: dict[str, float] = field(default_factory=dict)
+    runs_at_once: int = RUNS_AT_ONCE
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.seed)
@@ -79,7 +80,7 @@ class Campaign:
     # ---- doing
 
     def inflict(self, count: int, until: float) -> None:
-        """Up to `count` faults, one every half second or so, with runs at work all the time."""
+        """Up to `count` faults, some each second, with runs at work all the time."""
         while sum(self.faults.values()) < count and time.monotonic() < until:
             self.mend_due()
             self.keep_runs_at_work()
@@ -87,12 +88,12 @@ class Campaign:
             kind = self.chance.choices(kinds, weights=(2, 4, 4, 1, 1))[0]
             if kind():
                 self.faults[kind.__name__] += 1
-            time.sleep(self.chance.uniform(0.2, 1.0))
+            time.sleep(self.chance.uniform(0.1, 0.6))
 
     def keep_runs_at_work(self) -> None:
         try:
             active = [run.id for run in self.plane.client.runs(status="active")]
-            while len(active) < RUNS_AT_ONCE:
+            while len(active) < self.runs_at_once:
                 self.runs.append(self.submit())
                 active.append(self.runs[-1])
         except GroundError:
@@ -295,9 +296,18 @@ def _holds(wanted: Any, process: psutil.Process) -> bool:
         return False
 
 
-def play(place: Path, hosts: Hosts, *, seed: int, faults: int, limit_s: float, patience_s: float = 180) -> str:
+def play(
+    place: Path,
+    hosts: Hosts,
+    *,
+    seed: int,
+    faults: int,
+    limit_s: float,
+    patience_s: float = 180,
+    runs_at_once: int = RUNS_AT_ONCE,
+) -> str:
     """A whole campaign; returns its report. AssertionError with what does not hold, and the seed."""
-    campaign = Campaign(place, hosts, seed)
+    campaign = Campaign(place, hosts, seed, runs_at_once=runs_at_once)
     try:
         campaign.begin()
         campaign.inflict(faults, time.monotonic() + limit_s)

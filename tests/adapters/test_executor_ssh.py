@@ -21,7 +21,7 @@ from groundplane.adapters.executors.nodes import RunnerOptions
 from groundplane.adapters.executors.placements import Placed
 from groundplane.adapters.executors.ssh import SshExecutor
 from groundplane.domain.node import NodeHealth, Placement
-from groundplane.domain.pool_file import GONE_LIMIT_DEFAULT_S, PoolDefinition, parse_pools
+from groundplane.domain.pool_file import GONE_LIMIT_DEFAULT_S, PoolDefinition, moved, parse_pools
 from groundplane.domain.run import EndReason, Observation
 from groundplane.errors import Unavailable
 from groundplane.ports import Order
@@ -185,6 +185,25 @@ async def test_another_control_plane_on_the_same_home_adopts_what_runs(lab: Lab)
     await second.start(lab.order("sleep 300"))
     await second.stop("att-1", EndReason.MAX_COST)
     assert (await lab.ended(second)).end_reason is EndReason.MAX_COST
+
+
+async def test_a_pool_that_changes_keeps_what_runs_and_the_connections_that_it_does_not_touch(lab: Lab) -> None:
+    executor = lab.open(2)
+    await executor.start(lab.order("sleep 300"))
+    seen = await running(lab, executor)
+    kept = executor._links[seen.node].channel
+    wider = lab.pool(3)
+    left = tuple(node for node in wider.nodes if node.name in {seen.node, "n2"})
+    await executor.redefine(replace(wider, nodes=left))
+    assert executor._links[seen.node].channel is kept
+    assert {(node.name, node.health) for node in await executor.nodes()} == {
+        (seen.node, NodeHealth.READY),
+        ("n2", NodeHealth.READY),
+    }
+    assert (await running(lab, executor)).started_at == seen.started_at
+    assert executor.holding() == {seen.node: 1}
+    elsewhere = [replace(node, port=23) for node in left]
+    assert moved(wider, replace(wider, nodes=tuple(elsewhere))) == [node.name for node in wider.nodes]
 
 
 async def test_an_attempt_that_no_node_has_is_unknown_until_every_node_was_heard(lab: Lab) -> None:

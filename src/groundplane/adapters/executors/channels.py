@@ -126,8 +126,8 @@ class SshChannel:
 
     def leads_where(self, other: SshChannel) -> bool:
         """Whether both reach the same desk in the same way."""
-        ours = self._command, self._desk, self._root, self._python
-        return ours == (other._command, other._desk, other._root, other._python)
+        ours = self.command, self.desk, self.root, self.python
+        return ours == (other.command, other.desk, other.root, other.python)
 
     async def call(self, operation: str, patience_s: float = 0.0, **arguments: Any) -> Document:
         await self._connected()
