@@ -7,6 +7,7 @@ place that all running ends allow; what comes after them starts only where that 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from heapq import heapify, heappop, heappush
@@ -65,11 +66,13 @@ class Scheduler:
         self.holding: dict[str, Holding] = {}
         self._here: dict[str, Amount] = {}
         self._numbers: dict[Ask, int] = {}
+        self._totals: list[Amount] = []
         self._lines: dict[Group, list[tuple[float, str]]] = {}
         self._fronts: dict[tuple[int, str], list[tuple[float, str, Group]]] = {}
         self._shown: dict[Group, tuple[float, str]] = {}
         self._groups: dict[str, Group] = {}
         self._shares: dict[str, float] = {}
+        self._moves: Counter[str] = Counter()
         self._asked_quota: set[tuple[int, str]] = set()
         self._reserving = {each.project for each in state.reserved}
         self._failed: dict[tuple[Ask, str], float] = {}
@@ -84,7 +87,9 @@ class Scheduler:
 
     def enqueue(self, run: Waiting) -> None:
         """It waits from now on; one that waits already is replaced."""
-        number = self._numbers.setdefault(run.ask, len(self._numbers))
+        number = self._numbers.setdefault(run.ask, len(self._totals))
+        if number == len(self._totals):
+            self._totals.append(run.ask.total)
         # Durations within a factor of four share a line: what is behind a head is hardly easier to place.
         group = (run.priority, run.project, number, int(run.expected_s).bit_length() // 2)
         self.withdraw(run.id)
@@ -105,6 +110,7 @@ class Scheduler:
         self.quotas.take(run.project, run.ask.total)
         self._here[run.project] = self._here.get(run.project, Amount()).plus(run.ask.total)
         self._shares.pop(run.project, None)
+        self._moves[run.project] += 1
 
     def end(self, run_id: str) -> Holding:
         """It gives back what it held. KeyError when it held nothing."""
@@ -113,6 +119,7 @@ class Scheduler:
         self.quotas.give_back(run.project, run.ask.total)
         self._here[run.project] = self._here[run.project].minus(run.ask.total)
         self._shares.pop(run.project, None)
+        self._moves[run.project] += 1
         return run
 
     # ------------------------------------------------------------ deciding
@@ -202,34 +209,44 @@ class Scheduler:
 
     def _backfill(self, now: float, decisions: list[Start | Preempt]) -> None:
         """Starts whatever fits now and delays no plan, in the same order."""
-        wanted = {group[2] for group in self._lines}
-        alive = {
-            number
-            for ask, number in self._numbers.items()
-            if number in wanted and self.capacity.find(ask, "", now, 1.0) is not None
-        }
-        groups = [
-            group
-            for group in self._lines
-            if group not in self._stuck and (group[2] in alive or group[1] in self._reserving)
-        ]
+        asks = list(self._numbers)
+        fits: dict[int, float] = {}
+        fails: dict[int, float] = {}
+
+        def may_start(group: Group) -> bool:
+            """False only where nobody can: room shrinks during a pass, and what is too long stays so."""
+            run, number = self._head(group), group[2]
+            if run is None or group in self._stuck:
+                return False
+            if run.expected_s <= fits.get(number, 0.0) or group[1] in self._reserving:
+                return True
+            if run.expected_s < fails.get(number, float("inf")):
+                if self.capacity.find(asks[number], "", now, run.expected_s) is not None:
+                    fits[number] = run.expected_s
+                    return True
+                fails[number] = run.expected_s
+            return self.quotas.judge(run.project, self._totals[number]).blocked
+
+        groups = [group for group in list(self._lines) if may_start(group)]
         for priority in sorted({group[0] for group in groups}, reverse=True):
             heap = [
-                (self._key(run, now), group)
+                (self._key(run, now), group, self._moves[group[1]])
                 for group in groups
                 if group[0] == priority and (run := self._head(group)) is not None
             ]
             heapify(heap)
             while heap:
-                key, group = heappop(heap)
+                key, group, moves = heappop(heap)
                 run = self._head(group)
                 if run is None:
                     continue
-                if (fresh := self._key(run, now)) > key:
-                    heappush(heap, (fresh, group))
+                # Only what a project holds moves its runs: most keys are as they were.
+                now_at = self._moves[group[1]]
+                if moves != now_at and (fresh := self._key(run, now)) > key:
+                    heappush(heap, (fresh, group, now_at))
                 elif self._try(group, run, now, decisions):
                     if (after := self._head(group)) is not None:
-                        heappush(heap, (self._key(after, now), group))
+                        heappush(heap, (self._key(after, now), group, self._moves[group[1]]))
                 else:
                     self._stuck[group] = run
 
@@ -271,14 +288,14 @@ class Scheduler:
         if not self.rules.fair:
             return (0, 0, 0.0, run.queued_at, run.id)
         # Borrowers come last, however old: an owner that took its own back would lose it to them again.
-        borrows = int(self.quotas.judge(run.project, run.ask.total).borrows)
+        borrows = int(self.quotas.judge(run.project, self._totals[self._groups[run.id][2]]).borrows)
         if now - run.queued_at >= self.rules.aged_s:
             return (borrows, 0, 0.0, run.queued_at, run.id)
         return (borrows, 1, self.share(run.project), run.queued_at, run.id)
 
     def _try(self, group: Group, run: Waiting, now: float, decisions: list[Start | Preempt]) -> bool:
         """Starts it, or plans it, or notes why not."""
-        standing = self.quotas.judge(run.project, run.ask.total)
+        standing = self.quotas.judge(run.project, self._totals[group[2]])
         if standing.blocked:
             if self.rules.preempt:
                 self._preempt_for_quota(run, now, decisions)
