@@ -32,7 +32,6 @@ from groundplane.domain.planning import Offer
 from groundplane.domain.preflight import CheckResult as CheckResult
 from groundplane.domain.preflight import PreflightNeed as PreflightNeed
 from groundplane.domain.price_lists import ListPrice
-from groundplane.domain.provider import Provider, ProviderCheck
 from groundplane.domain.recon import CloudView, Machine
 from groundplane.domain.run import EndReason
 from groundplane.domain.run import FoundCheckpoint as FoundCheckpoint
@@ -92,7 +91,8 @@ class Contains:
 class Among:
     """A `where` value: the column is one of `column` of the rows of another kind that match `where`.
 
-    What has to hold of several such rows is said by an Among inside an Among.
+    What has to hold of several such rows is said by an Among inside an Among. Each row is looked up by itself: quick
+    where many match and few are wanted.
     """
 
     kind: type
@@ -292,30 +292,6 @@ class SecretStore(Protocol):
 
     async def names(self, project: str) -> frozenset[str]:
         """Which there are; their values are not read."""
-        ...
-
-
-class ProviderKeys(Protocol):
-    """Hosted providers' keys: written, and read by whoever speaks to them, but shown to nobody."""
-
-    async def put(self, project: str, name: str, key: str) -> None:
-        """Keeps or replaces a key, whole. Unavailable when it can't be kept."""
-        ...
-
-    async def read(self, project: str, name: str) -> str:
-        """NotFound, or Unavailable when it can't be read."""
-        ...
-
-    async def remove(self, project: str, name: str) -> None:
-        """Twice is the same as once."""
-        ...
-
-
-class ProviderProbe(Protocol):
-    """Asks a provider whether it answers us."""
-
-    async def probe(self, provider: Provider, key: str) -> ProviderCheck:
-        """One question; what goes wrong is in the answer. Never raises for what the provider does."""
         ...
 
 

@@ -70,6 +70,7 @@ MENUS: tuple[tuple[str, tuple[tuple[str, str, Permission], ...]], ...] = (
             ("Gates", f"{HOME}/gates", Permission.MODELS_READ),
             ("Datasets", f"{HOME}/datasets", Permission.MODELS_READ),
             ("Endpoints", f"{HOME}/endpoints", Permission.ENDPOINTS_READ),
+            ("Routes", f"{HOME}/routes", Permission.KEYS_READ),
             ("Storage", f"{HOME}/storage", Permission.MODELS_READ),
         ),
     ),

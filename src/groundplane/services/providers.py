@@ -8,7 +8,8 @@ from groundplane.audit import EventDraft
 from groundplane.domain.provider import Provider, ProviderCheck, ProviderKind, RouteRule, check_key, check_provider
 from groundplane.errors import Conflict, InvalidInput, NotFound
 from groundplane.identity import Actor
-from groundplane.ports import Clock, ProviderKeys, ProviderProbe, Store, Tx
+from groundplane.ports import Clock, Store, Tx
+from groundplane.provider_ports import ProviderKeys, ProviderProbe
 from groundplane.services.access import visible_project
 
 
