@@ -131,4 +131,11 @@ MESSAGES = (
     m("a hosted model's limit", "Could you bump our TPM quota from 80K to 240K on the gpt-4o deployment", "endpoint", "hosted-model", tokens_per_minute=240_000),
     m("since a day is behind us", "we're getting 429s since Friday", "incident", "", "deadline", date="2026-11-20"),
     m("tokens in trillions", "pretrain a 30B dense model on 1.2T tokens on TPU v5e", "capacity", dataset_items=1_200_000_000_000, parameters=30.0),
+    m("access to cards is capacity", "our vision group would need access to some graphics cards to retrain YOLO on 400k images before Christmas", "capacity", deadline="2026-12-25", dataset_items=400_000),
+    m("a card and its count in one word", "spin up an inference server for Llama-3.3-70B-Instruct on 2xH200, 120 rpm, prompts of 1.5k tokens, bill to CC 9981", "endpoint", "", "dataset_items", accelerator="h200", accelerators=2, cost_center="CC 9981"),
+    m("a batch is no batch work", "8x A100-40G, full finetune of 13B in fp32 w/ AdamW, batch 4, seq 4096. Dataset 800GB on EFS @ 100MB/s, 5 epochs, has to complete within 6h.", "capacity", "data-starvation", epochs=5, duration=6 * 3600),
+    m("one card under the desk", "Fine tune a 70 billion parameter model with QLoRA on a single 24GB card", "capacity", "model-too-large", accelerators=1),
+    m("a job that keeps dying", 'Training keeps dying with "CUDA out of memory. Tried to allocate 2.00 GiB" on one A100-40GB, 7B, fp16.', "incident", "method-too-large", accelerator="a100-40gb"),
+    m("a demo for everybody", "Can you give everyone on the team ssh to the DGX box? Also a public demo API w/o login for 2 weeks starting Monday.", "access endpoint", "ssh-everyone public-without-auth", auth="none"),
+    m("a number in words behind its digits", "2 (two) g6e.12xlarge in us-east-1 for 10 days, LoRA training, max spend USD 3.000", "capacity", "over-budget", machines=2, budget=3_000 * USD),
 )  # fmt: skip

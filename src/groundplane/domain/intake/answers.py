@@ -143,7 +143,8 @@ _STEPS = {
     ItemKind.DATA: "name the data in spec.data of the job that reads it; moving it is done with the storage's own tool",
     ItemKind.ACCESS: "one key per person: ground keys create --project PROJECT --role ROLE --owner PERSON",
     ItemKind.INCIDENT: "ground explain RUN says where a run is and why; ground logs RUN shows what it wrote last",
-    ItemKind.COST: "ground cost --by project|model|run|key|owner|cost_center --since DATE; ground report for the week",
+    ItemKind.COST: "ground cost --by project|model|run|key|owner|cost_center --since DATE; ground report for the week; "
+    "ground compare holds a hosted API, provisioned units and cards of one's own side by side",
     ItemKind.LIFECYCLE: "ground stop RUN|ENDPOINT --reason TEXT keeps the data; to extend, plan it with a later end",
     ItemKind.UNCLEAR: "ask the sender what was meant, and paste the answer as a new request",
 }

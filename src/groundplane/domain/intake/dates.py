@@ -79,7 +79,7 @@ def dates(low: str, now: datetime) -> Iterator[Found]:
 def _each(low: str, today: date) -> list[tuple[int, int, date, str]]:
     found = [
         *_written_out(low, today), *_numeric(low, today), *_weekdays(low, today), *_ahead(low, today),
-        *_periods(low, today),
+        *_periods(low, today), *_feasts(low, today),
     ]  # fmt: skip
     return sorted(found, key=lambda each: (each[0], -each[1]))
 
@@ -106,6 +106,16 @@ def _role(low: str, start: int, end: int) -> tuple[str, int]:
     if re.search(r"\b(?:on|for|this|next|need|want|have)~$".replace("~", " ?"), before):
         return "deadline" if re.search(r"need|want|must|have|deliver|ready|demo|launch", before) else "date", start
     return "date", start
+
+
+_FEASTS = rx(r"\b(?:(christmas(?: day)?|xmas)|(new year'?s eve)|(new year(?:'?s(?: day)?)?))\b")
+
+
+def _feasts(low: str, today: date) -> Iterator[tuple[int, int, date, str]]:
+    for match in _FEASTS.finditer(low):
+        month, day_of = (12, 25) if match[1] else (12, 31) if match[2] else (1, 1)
+        if (day := _in_year(None, month, day_of, today)) is not None:
+            yield match.start(), match.end(), day, ""
 
 
 def _written_out(low: str, today: date) -> Iterator[tuple[int, int, date, str]]:

@@ -106,7 +106,8 @@ def is_accelerated(name: str, lexicon: Lexicon) -> bool | None:
 
 def _counted_instances(low: str, found: Found) -> Iterator[Found]:
     before = re.search(
-        rf"({COUNT})~(?:x|\*|of)?~{_LOOSE}{{0,3}}$".replace("~", " ?"), low[max(0, found.start - 48) : found.start]
+        rf"({COUNT})~(?:\(\w+\)~)?(?:x|\*|of)?~{_LOOSE}{{0,3}}$".replace("~", " ?"),
+        low[max(0, found.start - 48) : found.start],
     )
     if before is not None:
         begins = max(0, found.start - 48) + before.start()
@@ -139,10 +140,10 @@ def _patterns(family: str) -> dict[str, re.Pattern[str]]:
         "machines": rx(rf"{many}~(?:x~)?{_LOOSE}{{0,4}}(?:{card}{size}~-?(?:gpu )?{_LOOSE}{{0,2}})?{_MACHINE}\b(?! ?(?:pending|stuck|crash))"),
         "cards": rx(rf"{many}~(?:x~|\*~|of the |of )?{_LOOSE}{{0,3}}{card}{size}(?: {_CARD})?(?![\w-]*\d)"),
         "cards_after": rx(rf"\b(?P<card>{family})s?{'' if not family else size}~(?:gpus?~)?(?:x|\*|:)~(?P<many>\d{{1,4}})\b(?!~(?:gb|k|%))"),
-        "gpus": rx(rf"{many}~(?:x~|\*~)?{_LOOSE}{{0,3}}(?:{NUMBER}~gb )?{_CARD}\b(?!~(?:vms?|nodes?|machines?|servers?|instances?|hosts?|hours?|h\b|memory|quota|boxes|box|/))"),
+        "gpus": rx(rf"(?P<many>{COUNT}|\b(?:a )?single)~(?:x~|\*~)?{_LOOSE}{{0,3}}(?:{NUMBER}~gb )?{_CARD}\b(?!~(?:vms?|nodes?|machines?|servers?|instances?|hosts?|hours?|h\b|memory|quota|boxes|box|/))"),
         "gpu_count": rx(r"\b(?:number of |num[ _]|# ?of )?gpus?(?: count)?~[:=]~(?P<many>\d{1,4})\b"),
         "range": rx(rf"(?<![\w.])(?P<low>[1-9]\d{{0,3}})~(?:-|to|or)~(?P<high>\d{{1,4}})~{_LOOSE}{{0,3}}(?:{card}{size}|{_CARD}|{_MACHINE})\b"),
-        "alone": rx(rf"(?<![\w./-]){card}{size}(?![\w]|-\w|\.\d)"),
+        "alone": rx(rf"(?:(?<![\w./-])|(?<=\dx)){card}{size}(?![\w]|-\w|\.\d)"),
     }  # fmt: skip
 
 

@@ -356,8 +356,13 @@ _THINGS = rx(
 _THING_SCALE = {"": 1, "k": 10**3, "thousand": 10**3, "m": 10**6, "mio": 10**6, "million": 10**6, "b": 10**9, "bn": 10**9, "billion": 10**9, "t": 10**12, "trillion": 10**12}  # fmt: skip
 
 
+_PER_CALL = re.compile(r"\b(?:prompts?|answers?|inputs?|outputs?|completions?|context|sequences?)\b[^.;\n]*$")
+
+
 def _things(low: str) -> Iterator[Found]:
     for match in _THINGS.finditer(low):
+        if match[3] == "tokens" and _PER_CALL.search(low, max(0, match.start() - 16), match.start()):
+            continue  # "prompts of 1.5k tokens" are no data set.
         value = number(match[1]) * _THING_SCALE[match[2] or ""]
         yield Found("dataset_items", plain_number(value), match.start(), match.end(), " ".join(match[3].split()))
 

@@ -128,7 +128,7 @@ def _needed(about: Circumstances, quota: QuotaFact, machine: InstanceName | None
         each = machine.cpus if machine and machine.cpus else whole(about, "cpus")
         return int(machines * each) if machines and each else None
     total, each = whole(about, "accelerators"), whole(about, "accelerators_per_machine")
-    return total or (machines * each if machines and each else machines)
+    return total or (machines * each if machines and each else machines) or None
 
 
 def _deadlines(about: Circumstances) -> Iterator[Risk]:

@@ -17,6 +17,8 @@ from groundplane.domain.sizing import BYTES_PER_WEIGHT, STATE_BYTES_PER_PARAM, O
 from groundplane.units import cost_microusd, exact_usd, format_duration, format_usd
 
 _GPU_WORK = frozenset({ItemKind.CAPACITY, ItemKind.BATCH, ItemKind.ENDPOINT})
+_TRAINS = frozenset({ItemKind.CAPACITY, ItemKind.INCIDENT})
+"""What may be training: an incident is one when a GPU ran out of memory."""
 _QLORA_BYTES = 0.5
 CPU_MEMORY_FACTOR = 2
 """Loading holds the weights twice for a moment: as read and as placed."""
@@ -26,19 +28,21 @@ def too_large(about: Circumstances) -> Iterator[Risk]:
     """A model whose least memory is more than all the cards together have."""
     params = _params(about)
     cards, each_gb, card = _cards(about)
-    if about.kind not in _GPU_WORK or params is None or not cards or not each_gb:
+    oom = about.kind is ItemKind.INCIDENT and about.has("error", "out of memory") is not None
+    if not (about.kind in _GPU_WORK or oom) or params is None or not cards or not each_gb:
         return
     width, what, sure = _bytes_per_param(about)
     need, have = params * width, cards * each_gb * 1e9
     if need <= have:
         return
     verb = "serve" if about.kind is ItemKind.ENDPOINT else "train"
+    on = f" --gpus {cards}x{card}" if card else ""
     yield Risk(
         id="model-too-large" if sure else "method-too-large",
         level="high" if sure else "medium",
         message=f"{params / 1e9:g}B parameters x {width:g} bytes ({what}) = {gb(need)} at least; "
-        f"{cards} x {card} with {each_gb:g} GB have {gb(have)}",
-        hint=f"ground size --params {params / 1e9:g}B --{verb} --gpus {cards}x{card} shows what would fit",
+        f"{cards} x {card or 'a card'} with {each_gb:g} GB have {gb(have)}",
+        hint=f"ground size --params {params / 1e9:g}B --{verb}{on} shows what would fit",
         span=first.span if (first := about.of("accelerator") or about.of("instance_type")) else None,
     )
 
@@ -139,7 +143,7 @@ def _cards(about: Circumstances) -> tuple[int, float, str]:
     if written:
         return count, float(written[1]), named
     if memory is not None and isinstance(memory.value, int):
-        return count, memory.value / 1e9, named or "card"
+        return count, memory.value / 1e9, named
     return count, float(max(sizes, default=0)), named
 
 
@@ -150,7 +154,7 @@ def _is_card(named: str, card_id: str, family: str) -> bool:
 def _bytes_per_param(about: Circumstances) -> tuple[float, str, bool]:
     """The least that a parameter takes, what that is, and whether the message leaves no other way."""
     width, word = _weight_bytes(about)
-    if about.kind is not ItemKind.CAPACITY:
+    if about.kind not in _TRAINS:
         return width, f"weights in {word}", True
     method, optimizer = about.of("method"), about.of("optimizer")
     said = str(method.value) if method else ""

@@ -209,7 +209,7 @@ _PEOPLE = (
     ("owner", rx(rf"\b({_NAME}) (?:is the owner|owns (?:it|this|the)|will own|is responsible|is on the hook|will be the owner)")),
     ("cost_center", rx(r"\bcost[ -]?cent(?:er|re)(?:~(?:is|code|number|:|=|#))* ?([a-z0-9][\w/.-]{1,40})")),
     ("cost_center", rx(r"\b(?:charge|bill|book|charged|billed|booked)(?: it| this| that| everything)? (?:to|on|against) (?:cost[ -]?cent(?:er|re) |the |our )?([a-z0-9][\w/-]{1,40})")),
-    ("cost_center", rx(r"\b(cc-?\d{2,8})\b")),
+    ("cost_center", rx(r"\b(cc[- ]?\d{2,8})\b")),
     ("people", rx(rf"\b(?:new (?:joiner|hire|colleague|starter|intern|team member)s?|onboard|invite|add|account for|access for|permissions for|grant) ({_NAME}(?:(?:, | and |, and ){_NAME}){{0,9}})")),
     ("project", rx(r"\bproject(?: (?:is|name|called|named))?~[:=]~([a-z0-9][\w-]{1,60})|\bproject (?:is |called |named )([a-z0-9][\w-]{1,60})|\b(?:in|under|for) (?:the )?project ([a-z0-9][\w-]{1,60})")),
     ("team", rx(r"\bteam~[:=]~([a-z0-9][\w&-]{0,40})|\bfor (?:the )?([a-z][\w&/-]{1,30}(?: [a-z][\w&/-]{1,30})?) team\b|\b(?:the|our) ([a-z][\w&/-]{1,30}) team\b")),
@@ -302,7 +302,7 @@ _PUBLIC = re.compile(
     r"\bpublic(?:ly)?\b(?! (?:cloud|clouds|data|dataset|datasets|holiday|sector|s3|bucket|key|repo|model|benchmark|transport))|\binternet[ -]facing\b|\b(?:open|exposed|reachable|accessible|available) (?:to|from|on|over) the (?:public )?(?:internet|outside|world|whole world)\b|\bexternal(?:ly)? (?:endpoint|api|access|accessible|users|customers|reachable)\b|\bfrom anywhere\b|\b0\.0\.0\.0/0\b"
 )
 _NO_AUTH = re.compile(
-    r"\b(?:no|without|skip|disable|drop)(?: any| the)? (?:auth\w*|login|log-in|password|api keys?|keys?|token auth|credentials)\b|\bunauthenticated\b|\banonymous(?:ly)?\b|\bauth(?:entication)? (?:is )?(?:off|disabled|not needed)\b"
+    r"(?:\b(?:no|without|skip|disable|drop)|\bw/o)(?: any| the)? (?:auth\w*|login|log-in|password|api keys?|keys?|token auth|credentials)\b|\bunauthenticated\b|\banonymous(?:ly)?\b|\bauth(?:entication)? (?:is )?(?:off|disabled|not needed)\b"
 )
 _AUTH = re.compile(
     r"(?<!no )(?<!without )(?<!any )\b(?:api keys?|sso|oauth2?|oidc|mtls|entra id|saml|jwt|with auth\w*|authenticated)\b"
