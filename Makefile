@@ -45,6 +45,7 @@ bench: $(VENV)/dev.stamp ## every performance claim, measured on this machine
 soak: $(VENV)/dev.stamp ## random faults against a real control plane and sshd hosts, SOAK_FAULTS (500) or SOAK_MINUTES (10) long
 	@$(BIN)/python -m tests.faults --faults $(SOAK_FAULTS) --minutes $(SOAK_MINUTES) $(if $(SEED),--seed $(SEED))
 	@$(BIN)/python -m tests.gateway.soak --minutes $(SOAK_MINUTES) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tests.gateway.fuzz --minutes $(SOAK_MINUTES) $(if $(SEED),--seed $(SEED))
 
 docs: $(VENV)/dev.stamp ## make docs/MAP.md and docs/reference/ anew from the code's own words
 	@$(BIN)/python docs/make_map.py

@@ -45,8 +45,8 @@ class Approach:
         "_admitted", "_asked_only", "_began_ns", "_caller", "_connection", "_content_bytes", "_content_type", "_door",
         "_events", "_fault", "_full", "_gate", "_head", "_head_sent", "_hedge", "_hedge_timer", "_held", "_lane",
         "_limit_lines", "_loaded", "_model_span", "_over", "_passed_headers", "_prompt_tokens", "_request",
-        "_selection", "_sent", "_session", "_stale_retried", "_state", "_streams", "_tail", "_target", "_ttft_us", "_unbounded",
-        "_waits_for_hedge", "_wants_usage", "ask", "key", "request_id", "settled", "started_at",
+        "_selection", "_sent", "_session", "_stale_retried", "_state", "_streams", "_tail", "_target", "_ttft_us",
+        "_unbounded", "_waits_for_hedge", "_wants_usage", "ask", "key", "request_id", "settled", "started_at",
     )  # fmt: skip
 
     def __init__(
