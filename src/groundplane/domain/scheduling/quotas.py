@@ -56,12 +56,14 @@ class Quotas:
         return self._quotas.get(project)
 
     def take(self, project: str, amount: Amount) -> None:
+        """The project holds so much more from now on."""
         self._judged.clear()
         self._held[project] = self.held(project).plus(amount)
         if (cohort := self._cohort(project)) is not None:
             self._used[cohort] = self._used[cohort].plus(amount)
 
     def give_back(self, project: str, amount: Amount) -> None:
+        """The project holds so much less from now on."""
         self._judged.clear()
         self._held[project] = self.held(project).minus(amount)
         if (cohort := self._cohort(project)) is not None:
