@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -15,7 +16,9 @@ import pytest
 
 from groundplane import __version__
 from groundplane.cli import render
+from groundplane.cli.options import parse_moment
 from groundplane.cli.root import COMMANDS, ground, run
+from groundplane.errors import InvalidInput
 
 HEAVY = (
     "httpx",
@@ -156,3 +159,9 @@ def test_settings_show_values_and_mask_secrets(
     assert "gp-admin-secret" not in shown
     assert "hunter2" not in shown
     assert "ground:****@db" in shown
+
+
+@pytest.mark.parametrize(("text", "says"), [("30", "30 has no unit"), ("2027-01-01", "2027-01-01 lies ahead")])
+def test_a_time_to_look_back_to_has_a_unit_and_has_been(text: str, says: str) -> None:
+    with pytest.raises(InvalidInput, match=says):
+        parse_moment(text, datetime(2026, 11, 21, tzinfo=UTC), ahead=False)

@@ -90,6 +90,15 @@ class Moment(click.ParamType[datetime]):
 def parse_moment(text: str, now: datetime, *, ahead: bool) -> datetime:
     """`2026-12-01`, `2026-12-01T18:00:00Z` or `7d` as a time. A date is its last second ahead, its first back."""
     hint = "write 2026-12-01, 2026-12-01T18:00:00Z, or a duration such as 7d"
+    if text.strip().isdigit():
+        raise InvalidInput(f"{text} has no unit", hint)
+    moment = _moment(text, now, hint, ahead=ahead)
+    if not ahead and moment > now:
+        raise InvalidInput(f"{text} lies ahead", "give a time that has been")
+    return moment
+
+
+def _moment(text: str, now: datetime, hint: str, *, ahead: bool) -> datetime:
     try:
         if len(text) == len("2026-12-01") and text.count("-") == 2:
             return datetime.fromisoformat(f"{text}T{'23:59:59' if ahead else '00:00:00'}+00:00")
