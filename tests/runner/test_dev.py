@@ -129,10 +129,9 @@ async def test_several_attach_to_one_session_and_another_name_is_another_shell(n
 async def test_interrupts_and_new_sizes_reach_what_runs_in_the_terminal(node: Any, attach: Attach) -> None:
     await open_dev(node)
     screen = await attach(node)
-    await screen.type("sleep 300; echo status-$?\n")
-    await asyncio.sleep(0.2)
+    await screen.type("echo go-$((1+1)); sleep 300; echo status-$?\n")
+    await screen.until(b"go-2")
     await screen.type("\x03")
-    await screen.until(b"$ ")
     await screen.resize(50, 120)
     await screen.type("stty size\n")
     await screen.until(b"50 120")

@@ -38,6 +38,7 @@ NOTE_PERIOD_S = 0.5
 TRIES = 6
 PUSHED_SILENCE_S = 300.0
 PR_SET_PDEATHSIG = 1
+_DEFECTS = (OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError)
 
 
 def cache_of(order: Document, home: Path) -> DataCache:
@@ -139,7 +140,7 @@ def _work(order: Document, cache: DataCache, tree: Path, sandbox: Sandbox, pipe:
             result = {"name": f"stage:{work.at}", **verdict, "took_s": round(work.took_s(), 3)}
             message = f"data {work.at}: {wrong}"
             work.say({"results": [result], "wrong": {"reason": wrong.reason, "message": message}})
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:  # said, not silent
+        except _DEFECTS as error:  # said, not silent
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             message = f"data {work.at}: {'the disk is full' if full else repr(error)}"
             work.say({"wrong": {"reason": "disk-full" if full else "start-failed", "message": message}})
@@ -487,7 +488,7 @@ def _side_by_side(tasks: Sequence[Callable[[], None]], at_once: int) -> None:
                 task = left.pop()
             try:
                 task()
-            except Exception as error:  # handed to whoever waits for all of them
+            except (Wrong, NoRoom, Changed, Passing, *_DEFECTS) as error:  # handed to whoever waits for all of them
                 failures.append(error)
 
     threads = [threading.Thread(target=draw, daemon=True) for _ in range(min(at_once, len(tasks)))]
