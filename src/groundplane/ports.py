@@ -442,6 +442,18 @@ class Signer(Protocol):
         """Whether a trusted key of that id signed exactly these bytes."""
         ...
 
+    def public_keys(self) -> Mapping[str, str]:
+        """key id → PEM of every trusted public key: what a stranger needs to check certificates."""
+        ...
+
+    def interchange_public_key(self) -> str:
+        """PEM of a second key, on P-256, for tools that know no Ed25519. Made on first use, kept from then on."""
+        ...
+
+    def sign_interchange(self, payload: bytes) -> bytes:
+        """An ECDSA signature (SHA-256, DER) by that second key. It never signs birth certificates."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Readiness:

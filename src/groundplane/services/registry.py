@@ -35,6 +35,8 @@ from groundplane.services.gates import Gates
 from groundplane.services.models import Models
 
 MAX_LISTED = 1_000
+FEW = 1_000
+"""So many matches are fetched and sorted; more are met soon enough by walking from the newest."""
 _ENDLESS = sys.float_info.max
 
 
@@ -207,18 +209,18 @@ class Registry:
             where["project"] = actor.project
         if query.project and not actor.sees(query.project):
             return []
-        labels: dict[str, object] | None = None
-        for name, text in query.tags:
-            labels = _also(labels, {"kind": LabelKind.TAG, "name": name, **({"text": text} if text else {})})
-        for name, least, most in query.metrics:
-            bound: object = AtLeast(-_ENDLESS if least is None else least)
-            if most is not None:
-                bound = Between(-_ENDLESS if least is None else least, math.nextafter(most, math.inf))
-            labels = _also(labels, {"kind": LabelKind.METRIC, "name": name, "value": bound})
-        if labels is not None:
-            where["id"] = Among(VersionLabel, "version_id", labels)
+        limit = min(query.limit, MAX_LISTED)
         async with self._store.transaction() as tx:
-            return await tx.find(RegistryEntry, where, order="-created_at", limit=min(query.limit, MAX_LISTED))
+            ids = await _few_with(tx, _labels(query), where)
+            if ids is not None:
+                where["id"] = tuple(ids)
+            # Few names: found in their index, then sorted. Many: the newest are looked at until enough are like it.
+            if query.text and ids is None:
+                like = await tx.total(RegistryEntry, "*", where={"name": where["name"]})
+                if like[()] <= FEW:
+                    found = await tx.find(RegistryEntry, where, order="name", limit=FEW)
+                    return sorted(found, key=lambda entry: (entry.created_at, entry.number), reverse=True)[:limit]
+            return await tx.find(RegistryEntry, where, order="-created_at", limit=limit)
 
     async def view(self, actor: Actor, ref: str) -> VersionView:
         """A version with what moves around it."""
@@ -345,8 +347,41 @@ class Registry:
         )
 
 
-def _also(labels: dict[str, object] | None, more: dict[str, object]) -> dict[str, object]:
-    return more if labels is None else {**more, "version_id": Among(VersionLabel, "version_id", labels)}
+def _labels(query: Query) -> list[dict[str, object]]:
+    """What must hold of labels, one condition each."""
+    asked: list[dict[str, object]] = [
+        {"kind": LabelKind.TAG, "name": name, **({"text": text} if text else {})} for name, text in query.tags
+    ]
+    for name, least, most in query.metrics:
+        low = -_ENDLESS if least is None else least
+        bound: object = AtLeast(low) if most is None else Between(low, math.nextafter(most, math.inf))
+        asked.append({"kind": LabelKind.METRIC, "name": name, "value": bound})
+    return asked
+
+
+async def _few_with(tx: Tx, asked: list[dict[str, object]], where: dict[str, object]) -> set[str] | None:
+    """The versions that have all these labels, if one of them is rare. Else None, and `where` asks for them.
+
+    A rare label is found by its index; a common one by looking at the newest versions until enough have it.
+    """
+    ids: set[str] | None = None
+    common = []
+    for labels in asked:
+        if (await tx.total(VersionLabel, "*", where=labels))[()] > FEW:
+            common.append(labels)
+        else:
+            rows = await tx.find(VersionLabel, labels)
+            ids = {row.version_id for row in rows} & (ids if ids is not None else {row.version_id for row in rows})
+    if ids is None:
+        chain: dict[str, object] | None = None
+        for labels in common:
+            chain = labels if chain is None else {**labels, "version_id": Among(VersionLabel, "version_id", chain)}
+        if chain is not None:
+            where["id"] = Among(VersionLabel, "version_id", chain)
+        return None
+    for labels in common:
+        ids = {row.version_id for row in await tx.find(VersionLabel, {**labels, "version_id": tuple(ids)})}
+    return ids
 
 
 def _open(check: GateCheck) -> list[Verdict]:

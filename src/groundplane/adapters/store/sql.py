@@ -326,11 +326,13 @@ def _statements(kind: type, dialect: str) -> _Statements:
     return prepared
 
 
-def _conditions(kind: type, where: Mapping[str, object] | None) -> list[sa.ColumnElement[bool]]:
+def _conditions(
+    kind: type, where: Mapping[str, object] | None, table: sa.FromClause | None = None
+) -> list[sa.ColumnElement[bool]]:
     found: list[sa.ColumnElement[bool]] = []
     for name, value in (where or {}).items():
         scalar_column(kind, name)
-        column = TABLES[kind].c[name]
+        column = (TABLES[kind] if table is None else table).c[name]
         match value:
             case tuple():
                 one_of = column.in_([item for item in value if item is not None])
@@ -346,7 +348,9 @@ def _conditions(kind: type, where: Mapping[str, object] | None) -> list[sa.Colum
                 found.append(column.contains(text, autoescape=True))
             case Among(kind=other, column=name, where=inner):
                 scalar_column(other, name)
-                found.append(column.in_(sa.select(TABLES[other].c[name]).where(*_conditions(other, inner))))
+                # An alias of its own: the other kind may be this one, or stand inside another Among.
+                rows = TABLES[other].alias()
+                found.append(sa.exists().where(rows.c[name] == column, *_conditions(other, inner, rows)))
             case None:
                 found.append(column.is_(None))
             case _:

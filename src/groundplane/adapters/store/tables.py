@@ -153,10 +153,19 @@ KINDS: dict[type, Kind] = {
         Kind(
             row=RegistryEntry,
             table="registry_entries",
-            indexes=(("project", "created_at"), ("created_at",), ("name", "number")),
+            indexes=(
+                ("archived", "created_at"),
+                ("project", "archived", "created_at"),
+                ("license", "archived", "created_at"),
+                ("name", "number"),
+            ),
             references={"id": ModelVersion},
         ),
-        Kind(row=VersionLabel, table="version_labels", indexes=(("kind", "name", "value"), ("version_id",))),
+        Kind(
+            row=VersionLabel,
+            table="version_labels",
+            indexes=(("kind", "name", "value"), ("kind", "name", "text"), ("version_id", "kind", "name", "value")),
+        ),
         Kind(row=Gate, table="gates", indexes=(("project",),)),
         Kind(row=Evidence, table="gate_evidence", indexes=(("version_id", "at"),), append_only=True),
         Kind(row=GateApproval, table="gate_approvals", indexes=(("version_id", "alias"),)),

@@ -62,12 +62,14 @@ def _registry() -> None:
         "archived:bool archived_by:text archived_at:time? archived_reason:text version:int",
         sa.ForeignKeyConstraint(["id"], ["model_versions.id"], name="fk_registry_entries_id"),
     )
-    _index("registry_entries", "project", "created_at")
-    _index("registry_entries", "created_at")
+    _index("registry_entries", "archived", "created_at")
+    _index("registry_entries", "project", "archived", "created_at")
+    _index("registry_entries", "license", "archived", "created_at")
     _index("registry_entries", "name", "number")
     _table("version_labels", "id:text version_id:text kind:text name:text text:text value:float? version:int")
     _index("version_labels", "kind", "name", "value")
-    _index("version_labels", "version_id")
+    _index("version_labels", "kind", "name", "text")
+    _index("version_labels", "version_id", "kind", "name", "value")
 
 
 def _gates() -> None:

@@ -1,0 +1,128 @@
+"""How long a search of the registry takes as it grows: every kind of question, interleaved, p50 and p99.
+
+python bench/registry.py                          # SQLite in a temporary folder
+python bench/registry.py postgresql://user@host/empty_database
+python bench/registry.py --versions 100000 --rounds 60
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import tempfile
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from groundplane.adapters.artifacts import folder_store
+from groundplane.adapters.model_files import FolderModelFiles
+from groundplane.adapters.provenance import MachineProvenance
+from groundplane.adapters.signing import FileSigner
+from groundplane.adapters.store.sql import SqlStore
+from groundplane.adapters.system import RandomIds, SystemClock
+from groundplane.domain.model import ModelVersion
+from groundplane.domain.registry import LabelKind, Query, VersionLabel, entry_of, label_id, metric_labels
+from groundplane.identity import SYSTEM, Actor, Role
+from groundplane.services.gates import Gates
+from groundplane.services.models import Models
+from groundplane.services.registry import Registry
+
+GOAL_P99_S = 0.1
+SIZES = (1_000, 10_000, 100_000)
+BATCH = 2_000
+WORDS = ("churn", "fraud", "vision", "speech", "rank", "embed", "chat", "price")
+LICENSES = ("Apache-2.0", "MIT", "proprietary")
+START = datetime(2026, 1, 1, tzinfo=UTC)
+MEMBER = Actor(name="ada", role=Role.MEMBER, project="team-3")
+QUESTIONS: dict[str, tuple[Actor, Query]] = {
+    "newest": (SYSTEM, Query()),
+    "part of a name": (SYSTEM, Query(text="fraud-77")),
+    "a name of nothing": (SYSTEM, Query(text="no such name")),
+    "one's own project": (MEMBER, Query(text="chat")),
+    "licence": (SYSTEM, Query(license="proprietary")),
+    "rare tag": (SYSTEM, Query(tags=(("stage", "golden"),))),
+    "common tag": (SYSTEM, Query(tags=(("stage", "trial"),))),
+    "metric, many": (SYSTEM, Query(metrics=(("f1", 0.1, None),))),
+    "metric, few": (SYSTEM, Query(metrics=(("f1", 0.999, None),))),
+    "everything": (
+        SYSTEM,
+        Query(text="rank", license="MIT", tags=(("stage", "trial"),), metrics=(("f1", 0.5, None), ("loss", None, 1.5))),
+    ),
+}
+
+
+def version(number: int, chance: random.Random) -> ModelVersion:
+    name = f"{chance.choice(WORDS)}-{number // 10}"
+    return ModelVersion(
+        id=f"{name}@{number}", name=name, number=number, project=f"team-{number % 20}", owner="bench", files=(),
+        manifest_sha256="", size_bytes=number, certificate="c" * 4_000, certificate_sha256="",
+        license=chance.choice(LICENSES), metrics={"f1": chance.random(), "loss": 3 * chance.random()},
+        created_by="bench", created_at=START + timedelta(seconds=number),
+    )  # fmt: skip
+
+
+async def grow(store: SqlStore, start: int, stop: int, chance: random.Random) -> None:
+    for first in range(start, stop, BATCH):
+        rows = [version(number, chance) for number in range(first, min(first + BATCH, stop))]
+        labels = [label for row in rows for label in metric_labels(row)]
+        for row in rows:
+            text = "golden" if row.number % 5_000 == 0 else "trial" if row.number % 2 else "done"
+            label = label_id(row.id, LabelKind.TAG, "stage")
+            labels.append(VersionLabel(id=label, version_id=row.id, kind=LabelKind.TAG, name="stage", text=text))
+        async with store.transaction() as tx:
+            await tx.insert_many_once(rows)
+            await tx.insert_many_once([entry_of(row) for row in rows])
+            await tx.insert_many_once(labels)
+
+
+async def measure(registry: Registry, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each question, round by round, so that what disturbs the machine disturbs all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in QUESTIONS}
+    for _ in range(rounds):
+        for name, (actor, query) in QUESTIONS.items():
+            start = time.perf_counter()
+            await registry.search(actor, query)
+            taken[name].append(time.perf_counter() - start)
+    return taken
+
+
+async def main(url: str, versions: int, rounds: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        store = await SqlStore.open(url or f"sqlite:///{home / 'registry.db'}")
+        clock, ids = SystemClock(), RandomIds()
+        models = Models(
+            store=store,
+            clock=clock,
+            blobs=folder_store(home / "store", 0),
+            signer=FileSigner(home / "keys"),
+            files=FolderModelFiles(),
+            provenance=MachineProvenance(),
+        )
+        gates = Gates(store=store, clock=clock, ids=ids, models=models, engines={})
+        registry = Registry(store=store, clock=clock, ids=ids, models=models, gates=gates)
+        chance, reached = random.Random(7), 0
+        worst_p99_s = 0.0
+        for size in [*(each for each in SIZES if each < versions), versions]:
+            await grow(store, reached, size, chance)
+            reached = size
+            taken = await measure(registry, rounds)
+            print(f"{size:,} versions{'':<12}  p50 ms  p99 ms")
+            for name, seconds in taken.items():
+                p50, p99 = statistics.median(seconds), sorted(seconds)[int(0.99 * (len(seconds) - 1))]
+                worst_p99_s = max(worst_p99_s, p99)
+                print(f"  {name:<26} {p50 * 1000:>7.1f} {p99 * 1000:>7.1f}")
+        verdict = "kept" if worst_p99_s < GOAL_P99_S else "MISSED"
+        print(f"goal: p99 of every question under {GOAL_P99_S * 1000:.0f} ms at {versions:,} versions: {verdict}")
+        await store.close()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url", nargs="?", default="")
+    parser.add_argument("--versions", type=int, default=100_000)
+    parser.add_argument("--rounds", type=int, default=40)
+    given = parser.parse_args()
+    asyncio.run(main(given.url, given.versions, given.rounds))
