@@ -293,3 +293,9 @@ async def test_data_of_unknown_speed_is_told_with_the_rate_that_would_do(world: 
     said = warning(await world.plan(A100.replace("max_duration: 1d", "max_duration: 90m") + data), "storage-known")
     assert "how fast d is read is unknown: no rate is known of aws-efs" in said
     assert f"750.00 GB × 4 passes ÷ 1h 30m = {750e9 * 4 / 5400 / 1e6:.1f} MB/s at least" in said
+
+
+async def test_a_retired_machine_is_told_even_where_it_would_be_too_small(world: World) -> None:
+    old = A100.replace("cpus: 24, memory: 200GiB", "cpus: 16, memory: 64GiB").replace("NC24ads_A100_v4", "NC6s_v3")
+    refused = rules(await world.plan(old))
+    assert {"not-retired", "machine-size"} <= refused

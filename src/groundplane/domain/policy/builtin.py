@@ -15,7 +15,7 @@ from groundplane.domain.access import Exposure
 from groundplane.domain.hardware import Hardware, InstanceType
 from groundplane.domain.isolation import MEANING, STRENGTH, Isolation, IsolationPolicy, effective
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.planning import Ranking, compact_duration, longest_s
+from groundplane.domain.planning import Ranking, compact_duration, longest_s, same_sku
 from groundplane.domain.spec import EndpointSpec, JobSpec
 from groundplane.units import MICROUSD_PER_USD, exact_usd, format_bytes, format_duration
 
@@ -320,8 +320,13 @@ def _not_retiring(subject: Subject) -> Finding | None:
 
 
 def _instance_type(subject: Subject) -> InstanceType | None:
-    best = subject.ranking.best
-    return subject.hardware.instance_type(best.offer.node_type) if best is not None else None
+    """The machine it would run on, or where none is big enough the one that is asked for."""
+    best, named = subject.ranking.best, subject.spec.resources.instance_type
+    if best is not None:
+        return subject.hardware.instance_type(best.offer.node_type)
+    same = [item for item in subject.hardware.instance_types if named and same_sku(item.name, named)]
+    # Sold somewhere is sold.
+    return next((item for item in same if not item.is_retired(subject.now.date())), same[0] if same else None)
 
 
 def _retirement(item: InstanceType) -> str:
