@@ -1,7 +1,8 @@
 """A program of its own for the command line: looks at a stray model's files, and makes a folder that may be registered.
 
-`python -m groundplane.adapters.model_tools scan PATH` and `… adopt PATH FOLDER`; the answer is one JSON object on
-standard output. What is looked at was written by strangers: if looking ends the process, the command only says so.
+`python -m groundplane.adapters.model_tools` with `scan PATH`, `adopt PATH FOLDER [PATTERN…]` or `verify FOLDER
+CERTIFICATE KEY…`; the answer is one JSON object on standard output. What is looked at was written by strangers: if
+looking ends the process, the command only says so.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from pathlib import Path, PurePosixPath
 
 from groundplane.adapters.conversion import convert
 from groundplane.adapters.model_files import FolderModelFiles
+from groundplane.adapters.signing import verified_by
+from groundplane.domain.canonical import canonical_json, parse_json
+from groundplane.domain.certificate import PAYLOAD_TYPE, check_files, open_envelope, pae
 from groundplane.domain.model_files import Format
-from groundplane.errors import GroundError, Refusal, Refused
+from groundplane.errors import GroundError, Problem, Refusal, Refused
 from groundplane.ports import FoundFile
 
 _CONVERTED = {Format.PICKLE, Format.TORCH_ZIP, Format.TORCH_LEGACY}
@@ -54,6 +58,32 @@ def adopt(source: Path, folder: Path, leave_out: list[str]) -> dict[str, object]
     if refusals:
         raise Refusal(refusals)
     return {"files": look(folder), "converted": converted, "left_out": left}
+
+
+def verify(folder: Path, certificate: Path, keys: list[Path]) -> dict[str, object]:
+    """Checks files against a certificate with public keys alone: no server, no database.
+
+    Returns {"key_id" ("" when none of the keys signed it), "subject", "files", "problems": [text]}. The certificate,
+    the keys and a model.sig that lie among the files are none of them.
+    """
+    text = canonical_json(parse_json(certificate.read_bytes())).decode()
+    opened = open_envelope(text)
+    signed = pae(PAYLOAD_TYPE, opened.payload)
+    key_id = next((found for key in keys if (found := verified_by(key.read_bytes(), signed, opened.signature))), "")
+    beside = {path.resolve() for path in (certificate, *keys, folder / "model.sig")}
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or (path.is_file() and path.resolve() not in beside):
+            with path.open("rb") as file:
+                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    problems = list(check_files(opened.statement, digests))
+    if not key_id:
+        message = f"none of these keys signed it; it names key {opened.key_id[:16]}"
+        problems.insert(0, Problem(field="certificate signature", message=message))
+    predicate = opened.statement.get("predicate")
+    version = predicate.get("version") if isinstance(predicate, dict) else None
+    subject = str(version.get("id")) if isinstance(version, dict) else ""
+    return {"key_id": key_id, "subject": subject, "files": len(digests), "problems": [str(found) for found in problems]}
 
 
 def _convert(file: FoundFile, folder: Path) -> dict[str, object]:
@@ -104,7 +134,13 @@ def main() -> None:
     task, source, *rest = sys.argv[1:]
     try:
         path = Path(source)
-        told: object = {"files": look(path)} if task == "scan" else adopt(path, Path(rest[0]), rest[1:])
+        told: object
+        if task == "scan":
+            told = {"files": look(path)}
+        elif task == "adopt":
+            told = adopt(path, Path(rest[0]), rest[1:])
+        else:
+            told = verify(path, Path(rest[0]), [Path(word) for word in rest[1:]])
     except Refusal as error:
         told = {"refusals": [asdict(refused) for refused in error.refusals]}
     except GroundError as error:

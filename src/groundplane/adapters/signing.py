@@ -9,7 +9,15 @@ import stat
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    ECDSA,
+    SECP256R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+    generate_private_key,
+)
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -19,9 +27,10 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
-from groundplane.errors import IntegrityFailure, Unavailable
+from groundplane.errors import IntegrityFailure, InvalidInput, Unavailable
 
 _PRIVATE_NAME = "signing.pem"
+_INTERCHANGE_NAME = "interchange.pem"
 _TRUSTED = "trusted"
 
 
@@ -58,6 +67,15 @@ class FileSigner:
         """The public key as PEM text: all a stranger needs to check a certificate."""
         return _pem(self._private().public_key()).decode()
 
+    def public_keys(self) -> dict[str, str]:
+        return {key_id: _pem(public).decode() for key_id, public in sorted(self._trusted().items())}
+
+    def interchange_public_key(self) -> str:
+        return _pem(self._interchange().public_key()).decode()
+
+    def sign_interchange(self, payload: bytes) -> bytes:
+        return self._interchange().sign(payload, ECDSA(SHA256()))
+
     def trusted_key_ids(self) -> tuple[str, ...]:
         """The fingerprints of every trusted key, sorted."""
         return tuple(sorted(self._trusted()))
@@ -79,23 +97,38 @@ class FileSigner:
         return self._loaded
 
     def _make(self) -> Ed25519PrivateKey:
-        self._directory.mkdir(parents=True, mode=0o700, exist_ok=True)
         made = Ed25519PrivateKey.generate()
-        draft = self._write_private(made)
-        try:
-            # A link fails when the name is taken: of two processes starting at once, one makes the key.
-            os.link(draft, self._directory / _PRIVATE_NAME)
-        except FileExistsError:
+        if not self._keep(made, _PRIVATE_NAME):
             found = self._load()
             if found is None:
                 raise Unavailable(f"the signing key {self._directory / _PRIVATE_NAME} came and went") from None
             return found
-        finally:
-            draft.unlink()
         self._trust(made.public_key())
         return made
 
-    def _write_private(self, key: Ed25519PrivateKey) -> Path:
+    def _interchange(self) -> EllipticCurvePrivateKey:
+        text = self._read(_INTERCHANGE_NAME)
+        if text is None:
+            self._keep(generate_private_key(SECP256R1()), _INTERCHANGE_NAME)
+            text = self._read(_INTERCHANGE_NAME)
+        key = self._parsed(text or b"", _INTERCHANGE_NAME)
+        if not isinstance(key, EllipticCurvePrivateKey):
+            raise IntegrityFailure(f"{self._directory / _INTERCHANGE_NAME} is no P-256 key", "restore it from a backup")
+        return key
+
+    def _keep(self, key: Ed25519PrivateKey | EllipticCurvePrivateKey, name: str) -> bool:
+        """False when the name is taken: of two processes starting at once, one makes the key."""
+        self._directory.mkdir(parents=True, mode=0o700, exist_ok=True)
+        draft = self._write_private(key)
+        try:
+            os.link(draft, self._directory / name)
+        except FileExistsError:
+            return False
+        finally:
+            draft.unlink()
+        return True
+
+    def _write_private(self, key: Ed25519PrivateKey | EllipticCurvePrivateKey) -> Path:
         draft = self._directory / f".{_PRIVATE_NAME}.{secrets.token_hex(8)}"
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -105,7 +138,19 @@ class FileSigner:
         return draft
 
     def _load(self) -> Ed25519PrivateKey | None:
-        path = self._directory / _PRIVATE_NAME
+        text = self._read(_PRIVATE_NAME)
+        if text is None:
+            return None
+        key = self._parsed(text, _PRIVATE_NAME)
+        if not isinstance(key, Ed25519PrivateKey):
+            message = f"the signing key {self._directory / _PRIVATE_NAME} is no Ed25519 key"
+            raise IntegrityFailure(message, "restore it from a backup")
+        self._trust(key.public_key())
+        return key
+
+    def _read(self, name: str) -> bytes | None:
+        """A private key's text, when nobody else can read or replace it. None when there is none."""
+        path = self._directory / name
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -126,17 +171,15 @@ class FileSigner:
                     f"the signing key {path} belongs to user {found.st_uid}, this process runs as {os.geteuid()}",
                     f"chown {os.geteuid()} {path}, or start as its owner",
                 )
-            text = file.read()
+            return file.read()
+
+    def _parsed(self, text: bytes, name: str) -> object:
         try:
-            key = load_pem_private_key(text, password=None)
+            return load_pem_private_key(text, password=None)
         except (ValueError, TypeError) as error:
             raise IntegrityFailure(
-                f"the signing key {path} can't be read: {error}", "restore it from a backup"
+                f"the signing key {self._directory / name} can't be read: {error}", "restore it from a backup"
             ) from None
-        if not isinstance(key, Ed25519PrivateKey):
-            raise IntegrityFailure(f"the signing key {path} is no Ed25519 key", "restore it from a backup")
-        self._trust(key.public_key())
-        return key
 
     def _trust(self, public: Ed25519PublicKey) -> None:
         folder = self._directory / _TRUSTED
@@ -165,9 +208,24 @@ class FileSigner:
         return found
 
 
+def verified_by(pem: bytes, payload: bytes, signature: bytes) -> str:
+    """The id of the public key when it signed exactly these bytes, else "". InvalidInput for what is no such key."""
+    try:
+        public = load_pem_public_key(pem)
+    except ValueError as error:
+        raise InvalidInput(f"this is no public key: {error}", "ground models public-key shows it") from None
+    if not isinstance(public, Ed25519PublicKey):
+        raise InvalidInput("this is no Ed25519 public key", "ground models public-key shows the one that signs")
+    try:
+        public.verify(signature, payload)
+    except InvalidSignature:
+        return ""
+    return _key_id(public)
+
+
 def _key_id(public: Ed25519PublicKey) -> str:
     return hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
-def _pem(public: Ed25519PublicKey) -> bytes:
+def _pem(public: Ed25519PublicKey | EllipticCurvePublicKey) -> bytes:
     return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

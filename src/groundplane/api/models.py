@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Path
 
@@ -11,7 +11,7 @@ from groundplane.api.uploads import Landing
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.model_scan import ScanReport
 from groundplane.identity import Actor, Permission
-from groundplane.wire.models import Certificate, ModelCheck, RegisterRequest, ScanRequest
+from groundplane.wire.models import Certificate, ModelCheck, ModelSignature, PublicKeys, RegisterRequest, ScanRequest
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 Writer = Annotated[Actor, requires(Permission.MODELS_WRITE)]
@@ -24,6 +24,12 @@ async def list_models(app: Ground, actor: Reader) -> list[ModelVersion]:
     """Every version that the caller sees, by name, newest first."""
     versions: list[ModelVersion] = await app.models.versions(actor)
     return versions
+
+
+@router.get("/-/public-keys")
+async def get_public_keys(app: Ground, actor: Reader) -> PublicKeys:
+    """The public keys whose signatures count here: all that a stranger needs to check a certificate."""
+    return PublicKeys(keys=app.models.public_keys())
 
 
 @router.get("/{name}")
@@ -78,6 +84,19 @@ async def scan_model(name: str, number: Number, body: ScanRequest, app: Ground, 
         actor, f"{name}@{number}", base_licenses=body.base_licenses, memory_bytes=body.memory_bytes
     )
     return report
+
+
+@router.get("/{name}/versions/{number}/bom")
+async def get_bom(name: str, number: Number, app: Ground, actor: Reader) -> dict[str, Any]:
+    """A CycloneDX 1.6 machine-learning bill of materials, made from the certificate."""
+    made: dict[str, Any] = await app.models.bom(actor, f"{name}@{number}")
+    return made
+
+
+@router.get("/{name}/versions/{number}/signature")
+async def get_signature(name: str, number: Number, app: Ground, actor: Reader) -> ModelSignature:
+    """The files' signature as the OpenSSF model-signing tool reads it, and the key to check it with."""
+    return ModelSignature(**await app.models.signing_bundle(actor, f"{name}@{number}"))
 
 
 @router.get("/{name}/versions/{number}/certificate")

@@ -12,7 +12,7 @@ from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.domain.model import parse_ref
 from groundplane.domain.model_scan import Finding, ScanReport, judge_scan
-from groundplane.errors import Refusal, Refused
+from groundplane.errors import IntegrityFailure, NotFound, Refusal, Refused
 from groundplane.units import format_bytes, parse_bytes
 
 
@@ -46,6 +46,55 @@ def scan(subject: str, license_: str, base_license: Sequence[str], memory: str, 
         raise Refusal([_refused(finding) for finding in refused])
 
 
+def verify_offline(folder: str, certificate: str, keys: Sequence[str], output: str) -> None:
+    """A stranger's check: files, a certificate and public keys."""
+    if not Path(certificate).is_file():
+        raise NotFound(f"there is no certificate {certificate}", "ground models certificate NAME@VERSION --envelope")
+    told = model_tools.verify(folder, certificate, keys)
+    text = f"{told['subject']}: {told['files']} files are as key {told['key_id']} signed"
+    render.show(told, output, lambda: told["problems"] or [text])
+    if told["problems"]:
+        raise IntegrityFailure(
+            f"{folder} is not what was signed: {told['problems'][0]}", "fetch it anew, or don't use it"
+        )
+
+
+@click.command()
+@click.argument("ref", metavar="NAME@VERSION")
+def bom(ref: str) -> None:
+    """Print a version's CycloneDX 1.6 bill of materials (ML-BOM), made from its certificate."""
+    wanted = parse_ref(ref)
+    with connect() as client:
+        found = client.bom(wanted.name, str(wanted).partition("@")[2])
+    render.show(found, "json", list)
+
+
+@click.command()
+@click.argument("ref", metavar="NAME@VERSION")
+@click.option("--public-key", is_flag=True, help="The key to check it with (PEM) instead.")
+def signature(ref: str, public_key: bool) -> None:
+    """Print a version's signature for the OpenSSF model-signing tool: keep it as model.sig beside the files."""
+    wanted = parse_ref(ref)
+    with connect() as client:
+        found = client.model_signature(wanted.name, str(wanted).partition("@")[2])
+    if public_key:
+        render.text(found.public_key)
+    else:
+        render.show(found.bundle, "json", list)
+
+
+@click.command("public-key")
+@click.argument("key_id", default="")
+@output_option
+def public_key(key_id: str, output: str) -> None:
+    """Print the public keys whose certificates count, or the one whose id begins like KEY_ID."""
+    with connect() as client:
+        found = {name: pem for name, pem in client.public_keys().keys.items() if name.startswith(key_id)}
+    if not found:
+        raise NotFound(f"no trusted key has an id that begins with {key_id}", "ground models public-key shows them all")
+    render.show(found, output, lambda: [line for pem in found.values() for line in pem.splitlines()])
+
+
 def _here(path: Path, license_: str, bases: dict[str, str], memory_bytes: int | None) -> ScanReport:
     return judge_scan(
         str(path), model_tools.look(str(path)), license=license_, base_licenses=bases, memory_bytes=memory_bytes
@@ -77,4 +126,4 @@ def _lines(report: ScanReport) -> list[View]:
     ]
 
 
-COMMANDS = (scan,)
+COMMANDS = (scan, bom, signature, public_key)

@@ -37,6 +37,11 @@ def adopt(source: str, folder: str, leave_out: Sequence[str]) -> tuple[list[Look
     return _files(told["files"]), told["converted"], told["left_out"]
 
 
+def verify(folder: str, certificate: str, keys: Sequence[str]) -> dict[str, Any]:
+    """{"key_id", "subject", "files", "problems"} of files checked against a certificate, without a server."""
+    return _ask("verify", folder, certificate, *keys)
+
+
 def _ask(*words: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", _PROGRAM, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False

@@ -56,10 +56,21 @@ def show(ref: str, output: str) -> None:
 
 
 @models.command()
-@click.argument("ref", metavar="NAME@VERSION")
+@click.argument("ref", metavar="NAME@VERSION", default="")
+@click.option("--offline", type=click.Path(exists=True, file_okay=False), help="Check this folder instead, alone.")
+@click.option("--key", multiple=True, type=click.Path(exists=True), help="A public key (PEM), for --offline.")
+@click.option("--certificate", "envelope", type=click.Path(exists=True), help="For --offline; else certificate.json.")
 @output_option
-def verify(ref: str, output: str) -> None:
-    """Re-hash every file and check the certificate's signature. Exits with 8 when anything changed."""
+def verify(ref: str, offline: str | None, key: Sequence[str], envelope: str | None, output: str) -> None:
+    """Re-hash every file and check the certificate's signature. Exits with 8 when anything changed.
+
+    With --offline a folder is checked against a certificate and a public key: no server is asked.
+    """
+    if bool(offline) == bool(ref) or (offline and not key):
+        raise click.UsageError("Give NAME@VERSION, or --offline FOLDER --key PEM.")
+    if offline:
+        model_checks.verify_offline(offline, envelope or str(Path(offline) / "certificate.json"), key, output)
+        return
     with connect() as client:
         version = _version(client, ref)
         checked = client.verify_model(version.name, version.number)

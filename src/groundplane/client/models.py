@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from groundplane.client.transport import Transport, made, part
 from groundplane.domain.certificate import Facts
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.model_scan import ScanReport
 from groundplane.wire import ReasonRequest
-from groundplane.wire.models import Certificate, ModelCheck, RegisterRequest, ScanRequest
+from groundplane.wire.models import Certificate, ModelCheck, ModelSignature, PublicKeys, RegisterRequest, ScanRequest
 
 
 class ModelCalls(Transport):
@@ -29,6 +31,18 @@ class ModelCalls(Transport):
     def certificate(self, name: str, number: int) -> Certificate:
         """Raises IntegrityFailure when its signature does not hold."""
         return self._get(f"/v1/models/{part(name)}/versions/{number}/certificate", Certificate)
+
+    def bom(self, name: str, number: int | str) -> dict[str, Any]:
+        """A CycloneDX 1.6 machine-learning bill of materials."""
+        return self._get(f"/v1/models/{part(name)}/versions/{part(str(number))}/bom", dict[str, Any])
+
+    def model_signature(self, name: str, number: int | str) -> ModelSignature:
+        """The files' signature for the OpenSSF model-signing tool."""
+        return self._get(f"/v1/models/{part(name)}/versions/{part(str(number))}/signature", ModelSignature)
+
+    def public_keys(self) -> PublicKeys:
+        """The public keys whose certificates count."""
+        return self._get("/v1/models/-/public-keys", PublicKeys)
 
     def verify_model(self, name: str, number: int) -> ModelCheck:
         """Re-hashes every file: takes as long as reading them does."""

@@ -442,6 +442,24 @@ def check(row: ModelVersion, verify: Callable[[bytes, bytes, str], bool]) -> tup
     return (*problems, *_check_statement(row, opened.statement), *_check_manifest(row))
 
 
+def check_files(statement: Mapping[str, object], digests: Mapping[str, str]) -> tuple[Problem, ...]:
+    """How files differ from a statement's subjects, given path → SHA-256 of what is there: a stranger's check."""
+    rows = statement.get("subject")
+    subjects = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    signed = {str(row.get("name")): str(_part(row, "digest").get("sha256")) for row in subjects}
+    if not signed or statement.get("_type") != STATEMENT_TYPE:
+        return (Problem(field="certificate", message="it names no files"),)
+    problems = []
+    for path in sorted({*signed, *digests}):
+        if path not in digests:
+            problems.append(Problem(field=f"file {path}", message="is missing"))
+        elif path not in signed:
+            problems.append(Problem(field=f"file {path}", message="is not in the certificate"))
+        elif signed[path] != digests[path]:
+            problems.append(Problem(field=f"file {path}", message="is not what was signed"))
+    return tuple(problems)
+
+
 _HINT = "register the files anew, or restore the database from a backup"
 
 

@@ -15,6 +15,7 @@ from groundplane.domain import certificate as cert
 from groundplane.domain.access import Project
 from groundplane.domain.canonical import parse_json
 from groundplane.domain.dataset import LineageEdge, edge
+from groundplane.domain.mlbom import ml_bom
 from groundplane.domain.model import (
     ManifestFile,
     ModelVersion,
@@ -27,6 +28,7 @@ from groundplane.domain.model import (
 from groundplane.domain.model_files import Format
 from groundplane.domain.registry import ModelAlias, entry_of, metric_labels
 from groundplane.domain.run import Attempt, Checkpoint, Run
+from groundplane.domain.signing_bundle import signing_bundle
 from groundplane.domain.spec import ModelOutput
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
 from groundplane.identity import SYSTEM, Actor
@@ -321,6 +323,27 @@ class Models:
             "key_id": opened.key_id,
             "sha256": version.certificate_sha256,
         }
+
+    async def bom(self, actor: Actor, ref: str) -> dict[str, object]:
+        """The version as a CycloneDX bill of materials, from its certificate. IntegrityFailure unless that holds."""
+        found = await self.certificate(actor, ref)
+        statement = found["statement"]
+        assert isinstance(statement, dict)
+        return ml_bom(statement, str(found["sha256"]), str(found["key_id"]))
+
+    async def signing_bundle(self, actor: Actor, ref: str) -> dict[str, object]:
+        """{"bundle" (for the OpenSSF model-signing tool), "public_key" (PEM)}. IntegrityFailure unless it holds."""
+        version = await self.get(actor, ref)
+        _demand(version, self.problems(version))
+        pem = self._signer.interchange_public_key()
+        bundle = signing_bundle(
+            version.name, version.files, version.certificate_sha256, pem, self._signer.sign_interchange
+        )
+        return {"bundle": bundle, "public_key": pem}
+
+    def public_keys(self) -> dict[str, str]:
+        """key id → PEM of every key whose certificates count here."""
+        return dict(self._signer.public_keys())
 
     async def _no_model(self, actor: Actor, name: str) -> NotFound:
         async with self._store.transaction() as tx:

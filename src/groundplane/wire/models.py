@@ -56,3 +56,18 @@ class Certificate:
     statement: dict[str, Any]
     key_id: str
     sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublicKeys:
+    """key id → PEM of each key whose certificates count."""
+
+    keys: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSignature:
+    """A Sigstore bundle over a version's files, and the PEM of the key that signed it."""
+
+    bundle: dict[str, Any]
+    public_key: str
