@@ -86,7 +86,9 @@ def test_an_endpoint_is_refused_on_a_pool_that_the_gateway_cant_reach(lab: Any, 
 
 
 @pytest.mark.needs("sshd")
-def test_the_pool_file_is_read_anew_and_never_leaves_what_runs_behind(lab: Any, session_hosts: Hosts) -> None:
+def test_the_pool_file_is_read_anew_and_never_leaves_what_runs_behind(
+    lab: Any, session_hosts: Hosts, wait: Callable[..., Any]
+) -> None:
     path, file = lab.home / "pools.yaml", pool_file(session_hosts)
     held = lab.submit(lab.job("held", ["sleep", "60"], pool="lab", max_cost="$1"))
     node = lab.wait_run(held, "running").attempts[0].node
@@ -108,6 +110,13 @@ def test_the_pool_file_is_read_anew_and_never_leaves_what_runs_behind(lab: Any, 
     assert {each["name"] for each in lab.data("pools")} == {"local", "lab", "attic"}
     assert gone not in {each["name"] for each in lab.data("nodes") if each["pool"] == "lab"}
     assert lab.client.run(held).run.status == "running"
+    host = next(each for each in session_hosts.hosts if each.name == node)
+    host.cut()
+    try:
+        wait(lambda: f"waits for {node}, silent for" in lab.ground("explain", held).stdout, "the silence to be told")
+        assert "its dead-man timer ends the job after 4h" in lab.ground("explain", held).stdout
+    finally:
+        host.mend()
     lab.ground("stop", held)
     assert lab.wait_run(held, "stopped", "failed").run.end_reason == "stopped-by-user"
     events = [each for each in lab.data("audit", "log") if each["action"] == "pools.reload"]
