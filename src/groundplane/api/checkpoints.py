@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import Response
 
 from groundplane.api.access import Ground, requires
 from groundplane.domain.run import Checkpoint
@@ -24,7 +24,11 @@ async def list_checkpoints(run_id: str, app: Ground, actor: Reader) -> list[Chec
     return found
 
 
-@router.get("/checkpoints/{step}/content", response_class=Response)
+@router.get(
+    "/checkpoints/{step}/content",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}}},
+)
 async def read_checkpoint(
     run_id: str,
     step: int,
@@ -50,7 +54,7 @@ async def restore_checkpoint(
     return laid
 
 
-@router.get("/stacks", response_class=PlainTextResponse)
+@router.get("/stacks", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
 async def read_stacks(
     run_id: str,
     app: Ground,
@@ -60,4 +64,5 @@ async def read_stacks(
 ) -> Response:
     """What a member's processes were doing when it was taken for hung; empty when it never was."""
     text = await app.checkpoints.stacks(actor, run_id, attempt=attempt, rank=rank)
-    return PlainTextResponse(text, headers={"X-Content-Type-Options": "nosniff"})
+    headers = {"X-Content-Type-Options": "nosniff"}
+    return Response(text, media_type="text/plain; charset=utf-8", headers=headers)
