@@ -210,7 +210,7 @@ def test_on_another_machine_the_shell_is_there_and_ssh_finds_its_folder(
     plane.home.mkdir()
     (plane.home / "pools.yaml").write_text(json.dumps(pool_file(hosts)))
     bring_up(plane)
-    run_id = start(plane, "far", "--pool", "lab")
+    run_id = start(plane, "far", "--pool", "lab", "--for", "1h")
     screen = Terminal(plane, "attach", run_id)
     screen.type('echo "on-$GROUND_NODE"; touch far.txt; echo sum-$((40+2))\r')
     screen.until(b"sum-42")
