@@ -71,6 +71,14 @@ def _has_redis() -> bool:
     return shutil.which("redis-server") is not None
 
 
+@functools.cache
+def _has_node_openai() -> bool:
+    """Whether Node finds the `openai` package: `npm install openai` somewhere that NODE_PATH names."""
+    node = shutil.which("node")
+    command = [node or "node", "-e", "require('openai')"]
+    return node is not None and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 def _has_torchrun() -> bool:
     return shutil.which("torchrun") is not None
 
@@ -100,6 +108,7 @@ SERVICES: dict[str, Callable[[], bool]] = {
     "redis": _has_redis,
     "compiler": _has_compiler,
     "skopeo": _has_skopeo,
+    "node-openai": _has_node_openai,
     "torchrun": _has_torchrun,
     "bubblewrap": _has_bubblewrap,
     "podman": _has_podman,

@@ -385,16 +385,17 @@ async def test_a_prompt_answer_is_not_hedged_and_a_late_loser_is_dropped(
 async def test_when_both_fail_the_caller_hears_of_it_once(
     tmp_path: Path, upstream: MockUpstream, other: MockUpstream, first_fails: bool
 ) -> None:
-    hedged = asyncio.Event()
+    hedged, gone = asyncio.Event(), asyncio.Event()
 
     async def first(exchange: Exchange) -> None:
         await hedged.wait()
         exchange.cut()
+        gone.set()
 
     async def second(exchange: Exchange) -> None:
         hedged.set()
         if first_fails:
-            await asyncio.sleep(0.02)
+            await gone.wait()
         await limited("retry-after: 5\r\n", 500)(exchange)  # type: ignore[operator]
 
     upstream.behave, other.behave = first, second

@@ -22,7 +22,7 @@ from groundplane.gateway.lanes import Lane
 from groundplane.gateway.records import decimal_s, reserved_members
 from groundplane.gateway.selection import Selection
 from groundplane.gateway.sse import EventStream
-from groundplane.gateway.state import GatewayState, KeyState, TargetState
+from groundplane.gateway.state import JSON, GatewayState, KeyState, TargetState
 from groundplane.gateway.upstream import UpstreamConnection
 from groundplane.gateway.wal import LogUnavailable
 
@@ -54,7 +54,7 @@ class Approach:
     ) -> None:
         """Reads the request. Raises Fault when it can't be one of this key's."""
         size_bytes = len(body)
-        self._content_type = b"application/json"
+        self._content_type = JSON
         if door.form:
             self._content_type = head.headers.get(b"content-type", b"")
             form = read_form(body, self._content_type)
@@ -251,14 +251,14 @@ class Approach:
     # ------------------------------------------------------------ hedging
 
     def _may_hedge(self) -> None:
-        """Looks again in a while whether a second target should be asked."""
+        """Looks in a while whether a second target should be asked."""
         after_ms = self._lane.route.route.hedge_ms
         if after_ms is not None and self._hedge_timer is None and self._selection is not None:
             self._hedge_timer = asyncio.get_running_loop().call_later(after_ms / 1000, self._ask_second)
 
     def _ask_second(self) -> None:
         """The first target has not answered: the request goes to the next one too, if that has room."""
-        if self._over or self._head is not None or self._hedge is not None or not self._sent:
+        if self._over or self._head is not None or self._hedge is not None:
             return
         assert self._selection is not None
         target = self._selection.next(monotonic_ns())
@@ -309,7 +309,8 @@ class Approach:
         caller = self._caller
         if self._hedge_timer is not None:
             self._end_hedging()
-        self._unload()
+        if self._loaded is not None:
+            self._unload()
         self._state.metrics.in_flight -= 1
         self._request = b""
         if tell_caller:

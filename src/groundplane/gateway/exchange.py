@@ -43,8 +43,9 @@ class Exchange(Approach):
     def _send(self) -> None:
         """On the newest idle connection, or on a new one."""
         upstream = self._target.upstream
-        self._load()
-        self._may_hedge()
+        if self._selection is not None:  # with one target there is nothing to choose, now or later
+            self._load()
+            self._may_hedge()
         connection = None if self._stale_retried else upstream.take_idle()
         if connection is None:
             upstream.connect(self)
@@ -57,7 +58,6 @@ class Exchange(Approach):
             self.keep(connection)
             return
         self._connection = connection
-        self._sent = True
         self.send_to(self._target, connection, self)
 
     def keep(self, connection: UpstreamConnection) -> None:
@@ -81,6 +81,7 @@ class Exchange(Approach):
     def send_to(self, target: TargetState, connection: UpstreamConnection, reader: AnswerReader) -> None:
         """Sends the request, in this target's words; what comes back goes to the reader."""
         state, body = self._state, self._body_for(target.target)
+        self._sent = True
         head = b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
             target.request_head(self._door.path, self._content_type),
             self.request_id,

@@ -36,6 +36,7 @@ from groundplane.identity import ROLE_PERMISSIONS, Permission, Role
 if TYPE_CHECKING:
     from groundplane.gateway.client_side import ClientConnection
 
+JSON = b"application/json"
 _ANSWERS_KEPT = 50_000
 """Keys on models whose answers' lengths are remembered."""
 
@@ -79,11 +80,13 @@ class TargetState:
     def request_head(self, path: bytes, content_type: bytes) -> bytes:
         """The request head's part that is the same for every request of this content type to this path."""
         head = self.heads.get(path)
-        if head is None:
-            fields = b"host: %b\r\naccept-encoding: identity\r\n%bcontent-type: "
-            fields %= (self.upstream.authority, self._key_lines())
-            head = self.heads[path] = b"POST %b HTTP/1.1\r\n%b" % (self._path(path), fields)
-        return b"%b%b\r\n" % (head, content_type)
+        if head is None or content_type is not JSON:
+            fields = b"host: %b\r\naccept-encoding: identity\r\n%bcontent-type: %b\r\n"
+            fields %= (self.upstream.authority, self._key_lines(), content_type)
+            head = b"POST %b HTTP/1.1\r\n%b" % (self._path(path), fields)
+            if content_type is JSON:
+                self.heads[path] = head
+        return head
 
     @property
     def name(self) -> str:
