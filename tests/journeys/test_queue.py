@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.journeys.conftest import bring_up
 
 # Counts until a file is there; asked to stop it keeps the step it is at before it goes, as a job does on SIGTERM.
 KEEPER = textwrap.dedent("""
@@ -191,3 +192,21 @@ def test_a_reservation_is_kept_and_refused_when_there_is_not_as_much(
     (made,) = shared.data("reserve", "list")
     shared.ground("reserve", "cancel", made["id"])
     shared.wait_run(long, "succeeded")
+
+
+@pytest.mark.needs("postgresql")
+def test_the_queue_is_the_same_on_postgresql(
+    new_installation: Callable[..., Any], empty_postgresql_url: str, keeper: Path, wait: Callable[..., Any]
+) -> None:
+    installation = bring_up(new_installation(GROUND_DATABASE_URL=empty_postgresql_url))
+    team, enough = Team(installation), keeper.with_name("enough")
+    toy = team.submit("toy", ["python3", str(keeper), str(enough)], priority="exploratory")
+    wait(lambda: "step 2" in installation.log(toy), "step 2")
+    real = team.submit("real", ["true"])
+    installation.wait_run(real, "succeeded")
+    wait(lambda: installation.client.run(toy).attempts[-1].number == 2, "its second attempt")
+    enough.touch()
+    first, second = installation.wait_run(toy, "succeeded").attempts
+    assert first.end_reason == "preempted"
+    assert second.resumed_from_step is not None
+    assert installation.data("audit", "verify")["broken"] is None
