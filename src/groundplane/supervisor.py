@@ -306,7 +306,8 @@ class Supervisor:
             raise self._failure(child, code)
         child.restarts += 1
         child.last_exit = code
-        child.backoff_s = next_backoff(child.backoff_s, None if child.ready_at is None else now - child.ready_at)
+        ready_for_s = None if child.ready_at is None else now - child.ready_at
+        child.backoff_s = next_backoff(child.backoff_s, ready_for_s, was_killed=code < 0)
         child.restart_at = now + child.backoff_s
         self._tell("crashed", name=child.name, exit=code, restart_in_s=child.backoff_s, restarts=child.restarts)
         self._remember()
@@ -425,15 +426,15 @@ class Supervisor:
         return self._settings.home / "log" / f"{name}.log"
 
 
-def next_backoff(before_s: float, ready_for_s: float | None) -> float:
+def next_backoff(before_s: float, ready_for_s: float | None, *, was_killed: bool = False) -> float:
     """The pause before a child is started again, in seconds; `ready_for_s` is None when it never got ready.
 
-    One that ran well was killed from outside: it is back soon, however often that happens. One that does not come up
-    is given time, for what it lacks.
+    One that ran well or `was_killed` by a signal lacks nothing: it is back soon, however often that happens. One that
+    ends by itself without coming up is given time.
     """
     if ready_for_s is not None and ready_for_s >= STEADY_S:
         return BACKOFF_FIRST_S
-    longest_s = BACKOFF_MAX_S if ready_for_s is None else BACKOFF_AFTER_READY_MAX_S
+    longest_s = BACKOFF_MAX_S if ready_for_s is None and not was_killed else BACKOFF_AFTER_READY_MAX_S
     return min(max(BACKOFF_FIRST_S, 2 * before_s), longest_s)
 
 

@@ -265,14 +265,15 @@ def test_ports_are_told_apart() -> None:
 
 
 def test_a_child_that_is_killed_again_and_again_is_soon_back_and_one_that_never_comes_up_is_given_time() -> None:
-    def pauses(ready_for_s: float | None) -> list[float]:
+    def pauses(ready_for_s: float | None, was_killed: bool = False) -> list[float]:
         pause_s, found = 0.0, []
         for _ in range(9):
-            pause_s = next_backoff(pause_s, ready_for_s)
+            pause_s = next_backoff(pause_s, ready_for_s, was_killed=was_killed)
             found.append(pause_s)
         return found
 
     assert pauses(1.0) == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0, 5.0, 5.0]
+    assert pauses(None, was_killed=True) == pauses(1.0)
     assert pauses(None) == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
     assert set(pauses(STEADY_S)) == {0.5}
     assert next_backoff(30.0, STEADY_S) == 0.5
