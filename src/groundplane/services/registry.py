@@ -212,15 +212,18 @@ class Registry:
         limit = min(query.limit, MAX_LISTED)
         async with self._store.transaction() as tx:
             ids = await _few_with(tx, _labels(query), where)
+            order = "-created_at"
             if ids is not None:
-                where["id"] = tuple(ids)
-            # Few names: found in their index, then sorted. Many: the newest are looked at until enough are like it.
-            if query.text and ids is None:
-                like = await tx.total(RegistryEntry, "*", where={"name": where["name"]})
-                if like[()] <= FEW:
-                    found = await tx.find(RegistryEntry, where, order="name", limit=FEW)
-                    return sorted(found, key=lambda entry: (entry.created_at, entry.number), reverse=True)[:limit]
-            return await tx.find(RegistryEntry, where, order="-created_at", limit=limit)
+                where["id"], order = tuple(ids), "id"
+            elif query.text:
+                like = await tx.total(RegistryEntry, "*", by=("name",), where={"name": where["name"]})
+                if sum(like.values()) <= FEW:
+                    where["name"], order = tuple(str(name) for (name,) in like), "name"
+            if order == "-created_at":
+                return await tx.find(RegistryEntry, where, order=order, limit=limit)
+            # Few: asked for in the order of the index that has them, or a database walks all the newest to sort them.
+            found = await tx.find(RegistryEntry, where, order=order)
+        return sorted(found, key=lambda entry: (entry.created_at, entry.number), reverse=True)[:limit]
 
     async def view(self, actor: Actor, ref: str) -> VersionView:
         """A version with what moves around it."""
