@@ -162,7 +162,7 @@ def test_a_changed_price_undoes_the_approval_and_time_ends_a_question(
         return any(e["action"] == "plan.expire" and e["object_id"] == late.id for e in plane.data("audit", "log"))
 
     wait(written, "the end to be written down")
-    notices = (plane.home / "log" / "control-plane.log").read_text()
+    log = plane.home / "log" / "control-plane.log"
     for kind in ("needed", "given", "rejected", "expired"):
-        assert f"approval.{kind}: plan-" in notices
+        wait(lambda kind=kind: f"approval.{kind}: plan-" in log.read_text(), f"the notice of {kind}")
     assert "ground_approvals{project=\"research\",status=\"applied\"}" in plane.client.metrics()  # fmt: skip
