@@ -126,6 +126,7 @@ def test_every_dependency_has_a_reason_and_a_licence() -> None:
 
 IMPORTED_AS = {
     "cel-expr-python": "cel_expr_python",
+    "cyclonedx-python-lib": "cyclonedx",
     "huggingface-hub": "huggingface_hub",
     "prometheus-client": "prometheus_client",
     "pyyaml": "yaml",

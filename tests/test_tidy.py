@@ -33,6 +33,7 @@ LONG_FUNCTIONS = {
 }
 
 BROAD_CATCHES = {
+    "src/groundplane/adapters/confined/convert_weights.py::_convert": "the confined process's net",
     "src/groundplane/adapters/model_servers/generation.py::_read_tokenizer": "tokenizers raises bare Exception",
     "src/groundplane/adapters/store/engines.py::to_its_end": "only waits; `task.result()` raises what it was",
     "src/groundplane/api/middleware.py::RequestScope.__call__": "the HTTP process's net: logs, answers 500",
