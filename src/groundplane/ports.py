@@ -17,6 +17,11 @@ from groundplane.audit import Event, EventDraft
 from groundplane.domain.catalogue import Catalogue
 from groundplane.domain.catalogue_changes import Proposal, TableView
 from groundplane.domain.certificate import Circumstances
+from groundplane.domain.conditions import Among as Among
+from groundplane.domain.conditions import AtLeast as AtLeast
+from groundplane.domain.conditions import Below as Below
+from groundplane.domain.conditions import Between as Between
+from groundplane.domain.conditions import Contains as Contains
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.intake import QuotaFact
 from groundplane.domain.intake.request import Suggestion
@@ -56,48 +61,6 @@ class Ids(Protocol):
 
 
 # ---------------------------------------------------------------- store
-
-
-@dataclass(frozen=True, slots=True)
-class AtLeast:
-    """A `where` value: the column is at or after this."""
-
-    value: object
-
-
-@dataclass(frozen=True, slots=True)
-class Below:
-    """A `where` value: the column is before this."""
-
-    value: object
-
-
-@dataclass(frozen=True, slots=True)
-class Between:
-    """A `where` value: the column is at or after `low` and before `high`."""
-
-    low: object
-    high: object
-
-
-@dataclass(frozen=True, slots=True)
-class Contains:
-    """A `where` value: the text column holds this lower-case text somewhere."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Among:
-    """A `where` value: the column is one of `column` of the rows of another kind that match `where`.
-
-    What has to hold of several such rows is said by an Among inside an Among. Each row is looked up by itself: quick
-    where many match and few are wanted.
-    """
-
-    kind: type
-    column: str
-    where: Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

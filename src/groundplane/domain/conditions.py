@@ -1,0 +1,48 @@
+"""What rows are asked for beside equality: ranges, parts of texts, and what other rows say of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class AtLeast:
+    """A `where` value: the column is at or after this."""
+
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """A `where` value: the column is before this."""
+
+    value: object
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """A `where` value: the column is at or after `low` and before `high`."""
+
+    low: object
+    high: object
+
+
+@dataclass(frozen=True, slots=True)
+class Contains:
+    """A `where` value: the text column holds this lower-case text somewhere."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Among:
+    """A `where` value: the column is one of `column` of the rows of another kind that match `where`.
+
+    What has to hold of several such rows is said by an Among inside an Among. Each row is looked up by itself: quick
+    where many match and few are wanted.
+    """
+
+    kind: type
+    column: str
+    where: Mapping[str, object]
