@@ -42,6 +42,17 @@ def test_every_shipped_table_passes_its_own_checks(name: str):
         assert row["sources"] and row["as_of"]
 
 
+def test_where_sources_contradict_each_other_the_row_says_which_one_it_took():
+    told = {name: [row["conflict"] for row in load_table(name) if row.get("conflict")] for name in TABLES}
+    assert sum(map(len, told.values())) >= 40
+    for name, conflicts in told.items():
+        for conflict in conflicts:
+            assert len(conflict.split()) >= 5, f"{name}: {conflict!r} says too little"
+    (node,) = [row for row in load_table("instance_types") if row["name"] == "a3-ultragpu-8g"]
+    assert "2,944 GB" in node["conflict"], "the other figure"
+    assert "2,952" in node["conflict"], "and the one that was taken"
+
+
 def test_every_shipped_file_is_a_table_and_speaks_of_the_project_alone():
     folder = Path(__file__).parents[2] / "src" / "groundplane" / "catalog"
     files = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.yaml")}

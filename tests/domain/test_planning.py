@@ -115,6 +115,7 @@ def test_more_accelerators_than_a_node_has_suggests_more_nodes():
         (3_673_000, 4, 24 * 21 * 3600, "$3.673/h × 4 nodes × 504.00 h = $7,404.768"),
         (100_000, 1, 100, "$0.10/h × 1 node × 100 s ÷ 3,600 s/h = $0.002778"),
         (0, 1, 3600, "$0.00/h × 1 node × 1.00 h = $0.00"),
+        (27_200_000, 2, 5400, "$27.20/h × 2 nodes × 1.50 h = $81.60"),
     ],
 )
 def test_the_worst_case_is_written_out_as_a_sum(price_microusd: int, nodes: int, seconds: int, sum_written_out: str):
