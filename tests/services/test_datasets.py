@@ -190,7 +190,11 @@ async def test_a_spec_that_names_a_dataset_gets_its_place_digest_and_class(archi
     assert (first.dataset, first.path, first.sha256) == ("corpus@1", "/data/corpus", digest_of(FILES))
     assert first.classification == "restricted"
     assert (second.dataset, second.path, second.source, second.sha256) == ("corpus@2", "", kept.location, kept.digest)
+    await archive.datasets.register(ADA, replace(POINTED, name="one", files=FILES[:1]), STATED)
     async with archive.house.store.transaction() as tx:
+        single = await pinned(tx, ADA, job(DataSource(name="d", dataset="one@1")))
+        assert isinstance(single, JobSpec)
+        assert (single.data[0].path, single.data[0].sha256) == ("/data/corpus/a.csv", FILES[0].sha256)
         with pytest.raises(NotFound):
             await pinned(tx, EVE, job(DataSource(name="d", dataset="corpus@1")))
 

@@ -39,6 +39,10 @@ async def _source(tx: Tx, actor: Actor, source: DataSource) -> DataSource:
     if not path and not staged:
         if found.pointer is Pointer.FOLDER:
             path = found.location
+            only = found.files[0].path if len(found.files) == 1 else ""
+            if only and not path.endswith(f"/{only}"):
+                # One file's digest is its own, a folder's is its manifest's: the file itself is what is measured.
+                path = f"{path.rstrip('/')}/{only}"
         elif found.pointer is Pointer.MANAGED or len(found.files) == 1:
             staged = found.location
         else:
