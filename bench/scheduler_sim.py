@@ -4,11 +4,12 @@
 
 Nothing runs; only the scheduler's own seconds are measured. Jobs are drawn to match what is published of a large trace:
 Helios (Hu et al., Characterization and Prediction of Deep Learning Workloads in Large-Scale GPU Datacenters, SC '21;
-the figures are in helios_cluster_summary.csv of github.com/S-Lab-System-Group/HeliosArtifact, commit 6345d9f): 1,580,464
-GPU jobs ask for 3.716 GPUs in the mean and one in the median; they last 206 s in the median and 6,651.7 s in the mean. Durations here are log-normal with that median and mean, cut at a
-day so that a simulated period of days can be in balance (the mean that is left is printed); sizes stop at 256. What a
-user states as the longest a job may take is 1 to 10 times what it takes. Arrivals are uniform at the given load. What
-is ours: the mix of classes, 40 projects, a checkpoint at every preemption.
+the figures are in helios_cluster_summary.csv of github.com/S-Lab-System-Group/HeliosArtifact, commit 6345d9f):
+1,580,464 GPU jobs ask for 3.716 GPUs in the mean and one in the median; they last 206 s in the median and 6,651.7 s in
+the mean. Durations here are log-normal with that median and mean, cut at a day so that a simulated period of days can
+be in balance (the mean that is left is printed); sizes stop at 256. What a user states as the longest a job may take is
+1 to 10 times what it takes. Arrivals are uniform at the given load. What is ours: the mix of classes, 40 projects, a
+checkpoint at every preemption.
 
 Both see the same jobs. Waits are until the first start, by class; utilisation is over the time in which jobs arrive.
 """

@@ -118,7 +118,11 @@ def test_requests_and_sums_know_a_new_row_at_once(served: Served) -> None:
 
     def own_cards() -> str:
         asked = CompareRequest(
-            requests_per_minute=60, prompt_tokens=500, completion_tokens=200, model="llama-3.1-8b", gpus="a100-80gb-pcie"
+            requests_per_minute=60,
+            prompt_tokens=500,
+            completion_tokens=200,
+            model="llama-3.1-8b",
+            gpus="a100-80gb-pcie",
         )
         return " ".join(option.what for option in served.client.compare(asked).options)
 

@@ -30,7 +30,10 @@ NODE = Offer(
 
 
 def said(
-    spec: JobSpec | EndpointSpec, policy: IsolationPolicy | None = None, secrets: frozenset[str] = frozenset(), node: Offer = NODE
+    spec: JobSpec | EndpointSpec,
+    policy: IsolationPolicy | None = None,
+    secrets: frozenset[str] = frozenset(),
+    node: Offer = NODE,
 ) -> list[str]:
     about = Subject(
         spec=spec,

@@ -85,8 +85,8 @@ CASES: dict[str, tuple[str, list[str]]] = {
         _swapped("cpus: 2", "cpus: 2, zzz: 1"),
         [
             "line 7: spec.resources.zzz: unknown field | "
-            "known here: accelerator, accelerators, cloud, cpus, disk, instance_type, memory, nodes, nodes_min, purchase, "
-            "region"
+            "known here: accelerator, accelerators, cloud, cpus, disk, instance_type, memory, nodes, nodes_min, "
+            "purchase, region"
         ],
     ),
     "field written twice": (

@@ -64,9 +64,7 @@ async def test_without_cgroups_the_runner_watches_memory_itself(node: Any, tmp_p
     (hidden.parent / "__init__.py").touch()
     life = hidden / "life.py"
     before = life.read_text()
-    life.write_text(
-        before.replace("self.cgroups = make_cgroups(", "self.cgroups = {} and make_cgroups(")
-    )
+    life.write_text(before.replace("self.cgroups = make_cgroups(", "self.cgroups = {} and make_cgroups("))
     assert life.read_text() != before
     node.executor = LocalExecutor(node.home, node.executor._clock, options=node.options, runner=hidden)
     await node.python(GREEDY, memory_bytes=64 * 2**20)

@@ -14,9 +14,9 @@ from groundplane.errors import InvalidInput, NotFound
 class BookPriceBook:
     """Implements `ports.PriceBook`.
 
-    A pool that knows its own prices keeps them. Nodes of `local_pools` cost what the operator set, as of the date it was set; other nodes cost what the
-    catalogue says for an instance type of that name, as it stands when it is asked. A price of 0 is allowed and
-    flagged by policy.
+    A pool that knows its own prices keeps them. Nodes of `local_pools` cost what the operator set, as of the date it
+    was set; other nodes cost what the catalogue says for an instance type of that name, as it stands when it is asked.
+    A price of 0 is allowed and flagged by policy.
     """
 
     def __init__(

@@ -116,9 +116,9 @@ def _tell(event: dict[str, Any]) -> None:
 
 def _failure(event: dict[str, Any]) -> GroundError:
     # The client's error table lives with the HTTP library: only a failed start pays for importing it.
-    import msgspec
+    import msgspec  # noqa: PLC0415
 
-    from groundplane.client import error_of
+    from groundplane.client import error_of  # noqa: PLC0415
 
     error = error_of(msgspec.convert(event["error"], ErrorInfo))
     if error.exit_code != event["exit_code"]:
@@ -173,7 +173,7 @@ def down(stop_runs: bool) -> None:
 
 def _left_running(settings: Settings, stop_runs: bool) -> str:
     """What keeps running, in words; with `stop_runs` it is stopped first."""
-    from groundplane.client import Client
+    from groundplane.client import Client  # noqa: PLC0415 (only when there is something to ask)
 
     try:
         with Client.from_settings(settings) as client:
@@ -247,7 +247,7 @@ def status(output: str) -> int:
 
 
 def _look(settings: Settings) -> Installation:
-    from groundplane.client import Client, gateway_answers
+    from groundplane.client import Client, gateway_answers  # noqa: PLC0415
 
     answer, problem = None, ""
     try:

@@ -9,7 +9,6 @@ from enum import StrEnum
 from groundplane.domain.node import Placement
 from groundplane.domain.scheduling.state import Ask, Holding, Quota, Waiting
 
-
 INPUT_PREFIX = "GROUND_INPUT_"
 """With the name of a needed run after it: the folder with what that run made."""
 
@@ -27,7 +26,8 @@ class QueueEntry:
     """A run's place in its pool's queue, from its admission to its end. id = the run's.
 
     `queued_at` is kept through retries and preemptions. `needs` maps what its spec calls a needed run to that run's id,
-    "" while there is none; of an array to all ids, with spaces between. `array` names the array it is an element of, at most `array_limit` of which run at once.
+    "" while there is none; of an array to all ids, with spaces between. `array` names the array it is an element of, at
+    most `array_limit` of which run at once.
     """
 
     id: str

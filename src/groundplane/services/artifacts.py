@@ -417,18 +417,14 @@ def _with_files(kind: type) -> dict[str, object]:
 
 async def _held(tx: Tx, actor: Actor) -> list[tuple[str, ManifestFile]]:
     """(project, file) of everything with files that the actor sees."""
-    rows: list[Holder] = [
-        row for kind in HOLDERS for row in await tx.find(kind, _with_files(kind))
-    ]
+    rows: list[Holder] = [row for kind in HOLDERS for row in await tx.find(kind, _with_files(kind))]
     return [(row.project, file) for row in rows if actor.sees(row.project) for file in row.files]
 
 
 async def _users(tx: Tx) -> dict[str, list[str]]:
     """SHA-256 → what has it, as `tiny-lm@3 weights/model.safetensors`."""
     users: dict[str, list[str]] = {}
-    rows: list[Holder] = [
-        row for kind in HOLDERS for row in await tx.find(kind, _with_files(kind))
-    ]
+    rows: list[Holder] = [row for kind in HOLDERS for row in await tx.find(kind, _with_files(kind))]
     for row in rows:
         for file in row.files:
             users.setdefault(file.sha256, []).append(f"{row.id} {file.path}")

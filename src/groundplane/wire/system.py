@@ -1,4 +1,4 @@
-"""What crosses the HTTP door about the installation itself: health, who is asking, one look, and the trail's verdict."""
+"""What crosses the HTTP door about the installation itself: health, who is asking, a look, and the trail's verdict."""
 
 from __future__ import annotations
 
