@@ -94,7 +94,11 @@ async def get_registry_view(name: str, version: str, app: Ground, actor: Reader)
     return found
 
 
-@router.get("/models/{name}/versions/{version}/card")
+@router.get(
+    "/models/{name}/versions/{version}/card",
+    response_class=Response,
+    responses={200: {"content": {"text/markdown": {}}}},
+)
 async def get_card(name: str, version: str, app: Ground, actor: Reader) -> Response:
     """The model card, written from facts, in Markdown."""
     card: str = await app.registry.card(actor, f"{name}@{version}")
