@@ -26,8 +26,8 @@ demo: $(VENV)/demo.stamp ## play the golden path on this machine: train, kill, r
 setup: $(VENV)/dev.stamp ## make .venv with everything a developer needs
 	@:
 
-test: $(VENV)/dev.stamp ## run the tests
-	@$(BIN)/python -m pytest -q $(ARGS)
+test: $(VENV)/dev.stamp ## run the tests, a file to a core
+	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
 check: $(VENV)/dev.stamp ## lint, formatting, types, import contracts
 	@$(BIN)/ruff check .
