@@ -1,4 +1,4 @@
-"""Writes docs/reference/{settings,cli,api,errors}.md from the code. `make docs` runs it."""
+"""Writes docs/reference/*.md from the code. `make docs` runs it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from groundplane.api.app import ROUTERS, create_app
 from groundplane.cli.following import UNSUCCESSFUL_CODE
 from groundplane.cli.options import INTERRUPTED_CODE
 from groundplane.cli.root import COMMANDS, ground
+from groundplane.domain.policy import rule_set
+from groundplane.domain.spec import fields as spec_fields
 from groundplane.errors import GroundError
 from groundplane.identity import ROLE_PERMISSIONS, Permission, Role
 from groundplane.settings import Settings, shown
@@ -170,6 +172,9 @@ def main() -> None:
     REFERENCE.mkdir(exist_ok=True)
     for name, page in PAGES.items():
         (REFERENCE / name).write_text(page(), encoding="utf-8")
+    # These two hold themselves against their pages in the tests of what they describe.
+    (REFERENCE / "policy.md").write_text(rule_set.reference(), encoding="utf-8")
+    (REFERENCE / "spec.md").write_text(spec_fields.reference(), encoding="utf-8")
 
 
 def _commands(

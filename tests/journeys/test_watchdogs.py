@@ -127,6 +127,7 @@ def test_a_gang_with_one_link_down_goes_on_with_three_from_its_copy(
         resources={"cpus": 1, "memory": "256MiB", "nodes": 4, "nodes_min": 3}, stop_grace="1s",
         retry={"max_attempts": 3, "backoff": "1s"},
     )  # fmt: skip
+    wait(lambda: len([n for n in lab.data("nodes") if n["pool"] == "lab" and n["health"] == "ready"]) == 4, "nodes", 60)
     run_id = lab.submit(job)
     wait(lambda: [c for c in lab.data("checkpoints", run_id) if c["copy"] == "copied"], "a copy", 60)
     severed(bad, well)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @output_option
 @click.pass_context
 def models(ctx: click.Context, output: str) -> None:
-    """List, show, register and verify models."""
+    """List, show, search, register, verify and promote models."""
     if ctx.invoked_subcommand is None:
         _list(output)
 

@@ -69,7 +69,7 @@ def list_providers(project: str | None, output: str) -> None:
 @_project
 @output_option
 def test_provider(name: str, project: str, output: str) -> None:
-    """Ask a provider for its models: are its address, certificate and key good?"""
+    """Ask a provider for its models, which shows whether its address, certificate and key are good."""
     with connect() as client:
         check = client.test_provider(project, name)
     if not check.ok:

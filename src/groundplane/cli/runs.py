@@ -67,7 +67,7 @@ def _last_lines(pieces: Iterator[bytes], count: int) -> bytes:
 @click.argument("name", metavar="RUN|PLAN")
 @output_option
 def explain(name: str, output: str) -> None:
-    """Say where a run is and why, or what becomes of a plan, in one sentence and the facts behind it.
+    """Say where a run is and why, or what becomes of a plan, in a sentence and the facts.
 
     With -o json also the run, its attempts and its checkpoints, or the plan, in full.
     """
