@@ -7,8 +7,9 @@ limit when units are handed out, whoever dies or comes late.
 
 Per-minute limits are the generic cell rate algorithm in its leaky-bucket form, on integers: a burst of one minute's
 allowance, refilled evenly. Over any interval of t seconds at most limit × (1 + t / 60) get through. Held units do not
-drain, so a request that takes long can't be used up twice. Tokens per day count from midnight UTC. A budget's value is
-what the control plane left; what was spent stays held until the control plane has seen it.
+drain, so a request that takes long can't be used up twice. Tokens per day count from midnight UTC. Dollars (a project's
+budget; a day's or a month's of any scope) are kept in the ledger: their value is what the control plane says is left,
+and what was spent since stays held until the control plane has seen it.
 Source: ATM Forum TM 4.1, 4.4.2 (GCRA as continuous-state leaky bucket).
 """
 
@@ -16,8 +17,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 
 MINUTE_NS = 60_000_000_000
@@ -38,14 +39,20 @@ class Measure(StrEnum):
     TOKENS_DAY = "tokens per day"
     CONCURRENT = "concurrent requests"
     BUDGET = "budget"
+    DOLLARS_DAY = "dollars per day"
+    DOLLARS_MONTH = "dollars per month"
 
 
+PURSES = frozenset({Measure.BUDGET, Measure.DOLLARS_DAY, Measure.DOLLARS_MONTH})
+"""Measures whose value is what the ledger leaves."""
 UNITS = {
     Measure.REQUESTS: "requests",
     Measure.TOKENS: "tokens",
     Measure.TOKENS_DAY: "tokens",
     Measure.CONCURRENT: "requests",
     Measure.BUDGET: "micro-dollars",
+    Measure.DOLLARS_DAY: "micro-dollars",
+    Measure.DOLLARS_MONTH: "micro-dollars",
 }
 SCALES = {measure: MINUTE_NS if measure in {Measure.REQUESTS, Measure.TOKENS} else 1 for measure in Measure}
 """What one unit counts in `Account.level`."""
@@ -61,7 +68,7 @@ class WhenDown(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """One limit of one scope. `version` orders a budget's values: a later one replaces an earlier one."""
+    """One limit of one scope. `version` orders the values of dollars: a later one replaces an earlier one."""
 
     scope: str
     name: str
@@ -80,7 +87,10 @@ LIMIT_SCOPES = ("project", "model", "endpoint", "key")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitRule:
-    """A limit as somebody set it. id is `scope:name:measure`; a model's name has its project before it."""
+    """A limit as somebody set it. id is `scope:name:measure`; a model's name has its project before it.
+
+    Of dollars, `value` is micro-dollars, and `spent_microusd` what the ledger has of requests that began in `period`.
+    """
 
     id: str
     scope: str
@@ -91,7 +101,40 @@ class LimitRule:
     when_down: WhenDown = WhenDown.LOCAL
     set_by: str
     set_at: datetime
+    period: str = ""
+    spent_microusd: int = 0
     version: int = 0
+
+    def covers(self, project: str, model: str, endpoint: str, key_id: str) -> bool:
+        """Whether a request of this key to this endpoint under this model's name counts here."""
+        if self.scope == "key":
+            return self.name == key_id
+        names = {"project": project, "model": f"{project}/{model}", "endpoint": endpoint}
+        return self.project == project and self.name == names[self.scope]
+
+    def with_spending(self, microusd: int, began_at: datetime) -> LimitRule:
+        """After a request that began then. A new period begins at 0; what belongs to an earlier one is over."""
+        period = period_of(self.measure, began_at)
+        if period < self.period:
+            return self
+        before = self.spent_microusd if period == self.period else 0
+        return replace(self, period=period, spent_microusd=before + microusd)
+
+    def left(self, now: datetime) -> int:
+        """Micro-dollars left of the period that `now` is in."""
+        spent = self.spent_microusd if self.period >= period_of(self.measure, now) else 0
+        return max(0, self.value - spent)
+
+
+def period_of(measure: Measure, moment: datetime) -> str:
+    """The day (`2026-03-02`) or the month (`2026-03`), in UTC, that a limit of dollars counts at that moment."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%d" if measure is Measure.DOLLARS_DAY else "%Y-%m")
+
+
+def period_start(measure: Measure, moment: datetime) -> datetime:
+    """When that day or month began."""
+    day = moment.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    return day if measure is Measure.DOLLARS_DAY else day.replace(day=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +158,7 @@ class Account:
     def bring(self, limit: Limit, now: Moment) -> None:
         """To this moment and this limit's value. A clock that stands or goes back drains nothing."""
         measure = limit.measure
-        if measure is Measure.BUDGET:
+        if measure in PURSES:
             if limit.version >= self.version:
                 self.value, self.version = limit.value, limit.version
             return
@@ -141,7 +184,7 @@ class Account:
         over = self.level + (self.held + units - self.value) * scale
         if over <= 0:
             return 0
-        if units > self.value or measure is Measure.BUDGET:
+        if units > self.value or measure in PURSES:
             return None
         if measure is Measure.TOKENS_DAY:
             return int((DAY_S - now.wall_s % DAY_S) * _SECOND_NS) + 1
@@ -169,7 +212,7 @@ class Binding:
 @dataclass(slots=True)
 class Share:
     """What one holder has of a limit. `free` can be taken now; `used` is to be charged; `held` is all of it:
-    free + used + in flight (+ spent and not yet seen, of a budget). The rest is the account as last seen."""
+    free + used + in flight (+ spent and not yet seen, of dollars). The rest is the account as last seen."""
 
     limit: Limit
     free: int = 0
@@ -189,7 +232,7 @@ class Share:
 
     @property
     def unseen(self) -> int:
-        """Of a budget: spent, held still, and not known to the control plane."""
+        """Of dollars: spent, held still, and not known to the control plane."""
         return 0 if self.purse is None else self.purse.unseen
 
     @property
@@ -281,11 +324,11 @@ class Entry:
 
 
 def worse(one: Binding | None, other: Binding) -> Binding:
-    """Which refusal to tell: a spent budget first, because waiting does not help; then the longest wait."""
+    """Which refusal to tell: spent dollars first, because waiting does not help; then the longest wait."""
     if one is None:
         return other
-    if one.limit.measure is Measure.BUDGET or other.limit.measure is Measure.BUDGET:
-        return one if one.limit.measure is Measure.BUDGET else other
+    if one.limit.measure in PURSES or other.limit.measure in PURSES:
+        return one if one.limit.measure in PURSES else other
     if one.retry_after_ns is None or other.retry_after_ns is None:
         return one if one.retry_after_ns is None else other
     return other if other.retry_after_ns > one.retry_after_ns else one
