@@ -6,6 +6,7 @@ Law: money and tokens are reserved, and the reservation is in the log, before th
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from time import monotonic_ns, time_ns
 from typing import Protocol
 
@@ -38,7 +39,7 @@ class Caller(Protocol):
     def end_broken(self, last_words: bytes) -> None: ...
 
 
-class Approach:
+class Approach(ABC):
     """What comes before the first byte. `Exchange` goes on from `_send`."""
 
     __slots__ = (
@@ -98,11 +99,11 @@ class Approach:
         self._ttft_us: int | None = None
         self._connection: UpstreamConnection | None = None
 
-    def _send(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _send(self) -> None: ...
 
-    def _fail(self, fault: Fault) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _fail(self, fault: Fault) -> None: ...
 
     # ------------------------------------------------------------ admission
 
@@ -271,8 +272,8 @@ class Approach:
         self._hedge = self._second(target, gate)
         self._hedge.start()
 
-    def _second(self, target: TargetState, gate: Lane | None) -> Hedge:
-        raise NotImplementedError
+    @abstractmethod
+    def _second(self, target: TargetState, gate: Lane | None) -> Hedge: ...
 
     def charge_loser(self, gate: Lane | None) -> None:
         if gate is not None:

@@ -4,12 +4,44 @@ from __future__ import annotations
 
 from contextlib import aclosing
 
-from groundplane.audit import GENESIS, ChainBreak, ChainCheck, Event
+from groundplane.audit import GENESIS, ChainBreak, ChainCheck, Event, EventDraft
 from groundplane.errors import IntegrityFailure
 from groundplane.identity import CROSS_PROJECT, Actor
-from groundplane.ports import ChainHead, Store
+from groundplane.ports import ChainHead, Clock, Store, Tx
 
 _NONE = ChainHead(id=0, hash=GENESIS)
+
+
+class Teller:
+    """Puts changes of one kind of object on the trail, in the transaction that makes them."""
+
+    def __init__(self, clock: Clock, object_kind: str) -> None:
+        self._clock = clock
+        self._kind = object_kind
+
+    async def __call__(
+        self,
+        tx: Tx,
+        actor: Actor,
+        action: str,
+        object_id: str,
+        project: str,
+        after: dict[str, object],
+        reason: str = "",
+    ) -> None:
+        """Appends the event; call it last, after the rows it tells of."""
+        await tx.append_event(
+            EventDraft(
+                at=self._clock.now(),
+                actor=actor.name,
+                action=action,
+                object_kind=self._kind,
+                object_id=object_id,
+                project=project,
+                after=after,
+                reason=reason,
+            )
+        )
 
 
 class AuditTrail:

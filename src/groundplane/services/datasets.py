@@ -6,7 +6,6 @@ import difflib
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from groundplane.audit import EventDraft
 from groundplane.domain import certificate as cert
 from groundplane.domain.access import Project, checked_text
 from groundplane.domain.artifact import Artifact
@@ -34,6 +33,7 @@ from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFoun
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, Ids, Signer, Store, Tx
 from groundplane.services.artifacts import demand_quota
+from groundplane.services.audit_trail import Teller
 from groundplane.services.pins import dataset
 
 MAX_LISTED = 1_000
@@ -62,6 +62,7 @@ class Datasets:
 
     def __init__(self, *, store: Store, clock: Clock, ids: Ids, blobs: BlobStore, signer: Signer) -> None:
         self._store, self._clock, self._ids = store, clock, ids
+        self._tell = Teller(clock, "dataset")
         self._blobs, self._signer = blobs, signer
 
     # ------------------------------------------------------------ registering
@@ -123,7 +124,7 @@ class Datasets:
                 "classification": row.classification,
                 "license": row.license,
             }
-            await self._tell(tx, actor, "dataset.register", row, after)
+            await self._tell(tx, actor, "dataset.register", row.id, row.project, after)
         return row
 
     async def _place(self, tx: Tx, actor: Actor, offered: Offered) -> tuple[tuple[ManifestFile, ...], str, Pointer]:
@@ -252,7 +253,7 @@ class Datasets:
                 "models": list(line.models),
                 "left": len(left),
             }
-            await self._tell(tx, actor, "dataset.erase", found, told, reason)
+            await self._tell(tx, actor, "dataset.erase", found.id, found.project, told, reason)
         return erasure
 
     async def erasures(self, actor: Actor, ref: str = "") -> list[Erasure]:
@@ -302,28 +303,6 @@ class Datasets:
             if shared:
                 left.append(f"{row.id} holds {len(shared)} of the same files, such as {shared[0]}")
         return done, left
-
-    async def _tell(
-        self,
-        tx: Tx,
-        actor: Actor,
-        action: str,
-        row: DatasetVersion,
-        after: dict[str, object],
-        reason: str = "",
-    ) -> None:
-        await tx.append_event(
-            EventDraft(
-                at=self._clock.now(),
-                actor=actor.name,
-                action=action,
-                object_kind="dataset",
-                object_id=row.id,
-                project=row.project,
-                after=after,
-                reason=reason,
-            )
-        )
 
 
 async def _lineage(tx: Tx, actor: Actor, found: DatasetVersion) -> Lineage:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from groundplane.audit import EventDraft
 from groundplane.domain import certificate as cert
 from groundplane.domain.access import Project, checked_text
 from groundplane.domain.dataset import DatasetVersion
@@ -37,6 +36,7 @@ from groundplane.domain.run import Run
 from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Refused, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import AtLeast, Clock, Ids, ModelServer, Store, Tx
+from groundplane.services.audit_trail import Teller
 from groundplane.services.models import Models
 
 MAX_LISTED = 1_000
@@ -62,6 +62,7 @@ class Gates:
         self, *, store: Store, clock: Clock, ids: Ids, models: Models, engines: Mapping[str, ModelServer]
     ) -> None:
         self._store, self._clock, self._ids = store, clock, ids
+        self._tell = Teller(clock, "gate")
         self._models, self._engines = models, engines
         self.verdicts: Counter[tuple[str, str]] = Counter()
         """(kind of requirement's gate, verdict) → how often since this process began."""
@@ -390,29 +391,6 @@ class Gates:
             after: dict[str, object] = {"gate": found.gate_id, "requirement": found.requirement}
             await self._tell(tx, actor, "gate.unwaive", waiver_id, found.project, after, reason)
         return found
-
-    async def _tell(
-        self,
-        tx: Tx,
-        actor: Actor,
-        action: str,
-        object_id: str,
-        project: str,
-        after: dict[str, object],
-        reason: str = "",
-    ) -> None:
-        await tx.append_event(
-            EventDraft(
-                at=self._clock.now(),
-                actor=actor.name,
-                action=action,
-                object_kind="gate",
-                object_id=object_id,
-                project=project,
-                after=after,
-                reason=reason,
-            )
-        )
 
 
 async def _evidence(tx: Tx, version_id: str) -> Sequence[Evidence]:

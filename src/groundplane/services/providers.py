@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from groundplane.audit import EventDraft
 from groundplane.domain.provider import Provider, ProviderCheck, ProviderKind, RouteRule, check_key, check_provider
 from groundplane.errors import Conflict, InvalidInput, NotFound
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Store, Tx
 from groundplane.provider_ports import ProviderKeys, ProviderProbe
 from groundplane.services.access import visible_project
+from groundplane.services.audit_trail import Teller
 
 
 class Providers:
@@ -19,6 +19,7 @@ class Providers:
     def __init__(self, *, store: Store, clock: Clock, keys: ProviderKeys, probe: ProviderProbe) -> None:
         self._store = store
         self._clock = clock
+        self._tell = Teller(clock, "provider")
         self._keys = keys
         self._probe = probe
 
@@ -71,7 +72,7 @@ class Providers:
             else:
                 provider = await tx.update(replace(provider, version=before.version))
             after: dict[str, object] = {"kind": kind.value, "base_url": base_url, "key_version": provider.key_version}
-            await self._tell(tx, actor, "provider.set", provider, after, reason)
+            await self._tell(tx, actor, "provider.set", provider.id, provider.project, after, reason)
         return provider
 
     async def providers(self, actor: Actor, project: str | None = None) -> list[Provider]:
@@ -99,7 +100,7 @@ class Providers:
                         f"ground routes remove {rule.model} --project {project}",
                     )
             await tx.delete(Provider, provider.id)
-            await self._tell(tx, actor, "provider.remove", provider, {}, reason)
+            await self._tell(tx, actor, "provider.remove", provider.id, provider.project, {}, reason)
         await self._keys.remove(project, name)
         return provider
 
@@ -108,19 +109,3 @@ class Providers:
         if provider is None or not actor.sees(project):
             raise NotFound(f"no provider {name[:80]!r} in project {project[:80]}", "ground providers list")
         return provider
-
-    async def _tell(
-        self, tx: Tx, actor: Actor, action: str, provider: Provider, after: dict[str, object], reason: str
-    ) -> None:
-        await tx.append_event(
-            EventDraft(
-                at=self._clock.now(),
-                actor=actor.name,
-                action=action,
-                object_kind="provider",
-                object_id=provider.id,
-                project=provider.project,
-                after=after,
-                reason=reason,
-            )
-        )

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 
-from groundplane.audit import EventDraft
 from groundplane.domain.access import checked_text
 from groundplane.domain.card import card_of
 from groundplane.domain.gate import GateCheck, Verdict
@@ -31,6 +30,7 @@ from groundplane.domain.registry import (
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import Among, AtLeast, Between, Clock, Contains, Ids, Store, Tx
+from groundplane.services.audit_trail import Teller
 from groundplane.services.gates import Gates
 from groundplane.services.models import Models
 
@@ -45,6 +45,7 @@ class Registry:
 
     def __init__(self, *, store: Store, clock: Clock, ids: Ids, models: Models, gates: Gates) -> None:
         self._store, self._clock, self._ids = store, clock, ids
+        self._tell = Teller(clock, "model")
         self._models, self._gates = models, gates
 
     # ------------------------------------------------------------ aliases
@@ -325,29 +326,6 @@ class Registry:
         if entry is None:
             raise Conflict(f"{version.id} has no entry in the registry", "restore the database from a backup")
         return entry
-
-    async def _tell(
-        self,
-        tx: Tx,
-        actor: Actor,
-        action: str,
-        object_id: str,
-        project: str,
-        after: dict[str, object],
-        reason: str = "",
-    ) -> None:
-        await tx.append_event(
-            EventDraft(
-                at=self._clock.now(),
-                actor=actor.name,
-                action=action,
-                object_kind="model",
-                object_id=object_id,
-                project=project,
-                after=after,
-                reason=reason,
-            )
-        )
 
 
 def _labels(query: Query) -> list[dict[str, object]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from groundplane.audit import EventDraft
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.provider import Provider, RouteRule, RouteTarget, check_route
 from groundplane.domain.routing import RoutePolicy
@@ -12,6 +11,7 @@ from groundplane.errors import NotFound
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Store, Tx
 from groundplane.services.access import visible_project
+from groundplane.services.audit_trail import Teller
 
 
 class Routes:
@@ -20,6 +20,7 @@ class Routes:
     def __init__(self, *, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        self._tell = Teller(clock, "route")
 
     async def set_route(
         self,
@@ -59,7 +60,9 @@ class Routes:
             else:
                 rule = await tx.update(replace(rule, version=before.version))
             names = [target.endpoint or f"{target.provider}/{target.model}" for target in targets]
-            await self._tell(tx, actor, "route.set", rule, {"policy": policy.value, "targets": names}, reason)
+            await self._tell(
+                tx, actor, "route.set", rule.id, rule.project, {"policy": policy.value, "targets": names}, reason
+            )
         return rule
 
     async def routes(self, actor: Actor, project: str | None = None) -> list[RouteRule]:
@@ -77,24 +80,8 @@ class Routes:
             if rule is None or not actor.sees(project):
                 raise NotFound(f"no route {model[:80]!r} in project {project[:80]}", "ground routes list")
             await tx.delete(RouteRule, rule.id)
-            await self._tell(tx, actor, "route.remove", rule, {}, reason)
+            await self._tell(tx, actor, "route.remove", rule.id, rule.project, {}, reason)
         return rule
-
-    async def _tell(
-        self, tx: Tx, actor: Actor, action: str, rule: RouteRule, after: dict[str, object], reason: str
-    ) -> None:
-        await tx.append_event(
-            EventDraft(
-                at=self._clock.now(),
-                actor=actor.name,
-                action=action,
-                object_kind="route",
-                object_id=rule.id,
-                project=rule.project,
-                after=after,
-                reason=reason,
-            )
-        )
 
 
 async def _check_target(tx: Tx, project: str, target: RouteTarget) -> None:

@@ -6,7 +6,6 @@ import logging
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from groundplane.audit import EventDraft
 from groundplane.domain import recurrence
 from groundplane.domain.queue import Schedule
 from groundplane.domain.spec import JobSpec
@@ -15,6 +14,7 @@ from groundplane.errors import GroundError, InvalidInput, NotFound, Unavailable
 from groundplane.identity import Actor, Role
 from groundplane.ports import Clock, Store, Tx
 from groundplane.services.access import visible_project
+from groundplane.services.audit_trail import Teller
 from groundplane.services.plans import Plans
 from groundplane.services.runs import Runs
 
@@ -30,6 +30,7 @@ class Schedules:
     def __init__(self, *, store: Store, clock: Clock, plans: Plans, runs: Runs) -> None:
         self._store = store
         self._clock = clock
+        self._tell = Teller(clock, "schedule")
         self._plans = plans
         self._runs = runs
 
@@ -65,7 +66,7 @@ class Schedules:
             else:
                 fresh = await tx.update(replace(fresh, version=old.version, last_run=old.last_run))
             after: dict[str, object] = {"cron": fresh.cron, "timezone": fresh.timezone, "until": last.isoformat()}
-            await self._tell(tx, actor, fresh, "schedule.set", after, reason)
+            await self._tell(tx, actor, "schedule.set", fresh.id, fresh.project, after, reason)
         return fresh
 
     async def schedules(self, actor: Actor) -> list[Schedule]:
@@ -81,14 +82,16 @@ class Schedules:
             changed = await tx.update(
                 replace(found, paused=paused, due_at=due_at, lease_owner="", lease_expires_at=None)
             )
-            await self._tell(tx, actor, changed, "schedule.pause" if paused else "schedule.resume", {}, reason)
+            await self._tell(
+                tx, actor, "schedule.pause" if paused else "schedule.resume", changed.id, changed.project, {}, reason
+            )
         return changed
 
     async def delete(self, actor: Actor, schedule_id: str, *, reason: str = "") -> None:
         async with self._store.transaction() as tx:
             found = await self._visible(tx, actor, schedule_id)
             await tx.delete(Schedule, found.id)
-            await self._tell(tx, actor, found, "schedule.delete", {}, reason)
+            await self._tell(tx, actor, "schedule.delete", found.id, found.project, {}, reason)
 
     async def step(self, schedule: Schedule) -> None:
         """Carries out what is due of a claimed schedule. A tick's runs are submitted once: its time is their key."""
@@ -125,7 +128,7 @@ class Schedules:
                 )
             )
             after: dict[str, object] = {"run": run, "refused": message}
-            await self._tell(tx, _actor(schedule), done, "schedule.tick", after, "")
+            await self._tell(tx, _actor(schedule), "schedule.tick", done.id, done.project, after, "")
 
     async def _submit(self, schedule: Schedule, tick: datetime) -> str:
         """The tick's last run. A second try submits nothing twice."""
@@ -144,22 +147,6 @@ class Schedules:
         if found is None or not actor.sees(found.project):
             raise NotFound(f"no schedule {schedule_id[:130]}", "ground schedules list shows them")
         return found
-
-    async def _tell(
-        self, tx: Tx, actor: Actor, schedule: Schedule, action: str, after: dict[str, object], reason: str
-    ) -> None:
-        await tx.append_event(
-            EventDraft(
-                at=self._clock.now(),
-                actor=actor.name,
-                action=action,
-                object_kind="schedule",
-                object_id=schedule.id,
-                project=schedule.project,
-                after=after,
-                reason=reason,
-            )
-        )
 
 
 def _job(text: str, now: datetime) -> JobSpec:
