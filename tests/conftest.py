@@ -83,6 +83,17 @@ def _has_torchrun() -> bool:
     return shutil.which("torchrun") is not None
 
 
+def _has_root() -> bool:
+    return os.geteuid() == 0
+
+
+def _has_cgroups() -> bool:
+    """Whether the kernel lets us count a job's processes, in version 1 or 2."""
+    tree = Path("/sys/fs/cgroup")
+    delegated = tree / "cgroup.subtree_control"
+    return os.access(tree / "pids", os.W_OK) or (os.access(delegated, os.W_OK) and "pids" in delegated.read_text())
+
+
 def _has_compiler() -> bool:
     return shutil.which("gcc") is not None
 
@@ -107,6 +118,8 @@ SERVICES: dict[str, Callable[[], bool]] = {
     "chromium": _has_chromium,
     "redis": _has_redis,
     "compiler": _has_compiler,
+    "root": _has_root,
+    "cgroups": _has_cgroups,
     "skopeo": _has_skopeo,
     "node-openai": _has_node_openai,
     "torchrun": _has_torchrun,

@@ -14,7 +14,7 @@ import pytest
 from groundplane.domain.run import EndReason
 from groundplane.ports import JobIsolation
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="walls between users need root rights")
+pytestmark = pytest.mark.needs("root")
 PYTHON = "/usr/bin/python3"  # one that every user may run
 WALLED = ["user", pytest.param("bubblewrap", marks=pytest.mark.needs("bubblewrap"))]
 LOOK = """

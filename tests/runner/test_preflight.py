@@ -389,7 +389,7 @@ async def test_a_stop_during_preflight_is_obeyed(node: Any) -> None:
     assert seen.end_reason is EndReason.STOPPED_BY_USER
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="another user needs root rights")
+@pytest.mark.needs("root")
 async def test_checks_of_storage_are_made_with_the_jobs_rights(node: Any) -> None:
     private = Path("/var/tmp") / f"ground-private-{os.getpid()}"
     private.mkdir(mode=0o700)

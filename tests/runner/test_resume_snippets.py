@@ -29,7 +29,6 @@ def test_every_snippet_is_python_and_uses_names_that_seal_has(snippet: str) -> N
 
 
 async def test_the_jax_snippet_resumes_after_a_kill(node: Any, tmp_path: Path) -> None:
-    pytest.importorskip("jax")
     (tmp_path / "seal.py").write_text(SNIPPETS[0])
     snippet = next(each for each in SNIPPETS if "import jax," in each)
     slow = snippet.replace("    step += 1\n", "    step += 1; import time; time.sleep(0.02)\n", 1)
