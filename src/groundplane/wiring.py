@@ -39,6 +39,7 @@ from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.domain.isolation import Isolation, IsolationPolicy
 from groundplane.ports import Clock, Executor, ModelServer, Store
 from groundplane.services.access import Access
+from groundplane.services.addenda import Addenda
 from groundplane.services.approvals import Approvals
 from groundplane.services.artifacts import Artifacts
 from groundplane.services.audit_trail import AuditTrail
@@ -103,6 +104,7 @@ class App:
     models: Models
     artifacts: Artifacts
     registry: Registry
+    addenda: Addenda
     gates: Gates
     scans: Scans
     datasets: Datasets
@@ -181,6 +183,7 @@ async def build(settings: Settings) -> App:
         files=FolderModelFiles(),
         provenance=MachineProvenance(),
     )
+    addenda = Addenda(store=store, clock=clock, signer=signer, models=models)
     engines: dict[str, ModelServer] = {"embedded": EmbeddedModelServer()}
     gates = Gates(store=store, clock=clock, ids=ids, models=models, engines=engines)
     notifier = LogNotifier()
@@ -331,6 +334,7 @@ async def build(settings: Settings) -> App:
         ),
         models=models,
         artifacts=Artifacts(store=store, clock=clock, ids=ids, blobs=blobs),
+        addenda=addenda,
         registry=Registry(store=store, clock=clock, ids=ids, models=models, gates=gates),
         gates=gates,
         scans=Scans(

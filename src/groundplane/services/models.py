@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from groundplane import __version__
-from groundplane.audit import EventDraft
+from groundplane.audit import Event, EventDraft
 from groundplane.domain import certificate as cert
 from groundplane.domain.access import Project
+from groundplane.domain.addendum import Addendum, check_rows
 from groundplane.domain.canonical import parse_json
 from groundplane.domain.dataset import LineageEdge, edge
 from groundplane.domain.mlbom import ml_bom
@@ -50,6 +51,7 @@ class Verification:
     checked_bytes: int
     key_id: str
     problems: tuple[Problem, ...]
+    addenda: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,9 +358,10 @@ class Models:
     # ------------------------------------------------------------ verifying
 
     async def verify(self, actor: Actor, ref: str) -> Verification:
-        """Re-hashes every file; checks manifest, row, certificate and signature. Damage is an answer, not an error."""
+        """Re-hashes every file; checks manifest, row, certificate, addenda and signatures. Damage is an answer."""
         version = await self.get(actor, ref)
-        problems = list(self.problems(version))
+        addenda, lost = await self._addenda_problems(version)
+        problems = [*self.problems(version), *lost]
         results = await asyncio.gather(
             *(self._blobs.verify(file.sha256, file.size_bytes) for file in version.files), return_exceptions=True
         )
@@ -377,6 +380,7 @@ class Models:
             checked_bytes=checked,
             key_id=_key_id(version),
             problems=tuple(problems),
+            addenda=addenda,
         )
 
     async def materialise(self, ref: str, target: Path) -> Path:
@@ -388,6 +392,18 @@ class Models:
         _demand(version, self.problems(version))
         await self._files.place(target, version.files, self._blobs)
         return target
+
+    async def _addenda_problems(self, version: ModelVersion) -> tuple[int, tuple[Problem, ...]]:
+        """How many addenda there are, and what is wrong with them: the trail knows which there must be."""
+        async with self._store.transaction() as tx:
+            addenda = await tx.find(Addendum, {"version_id": version.id}, order="sequence")
+            told = {"object_kind": "model", "object_id": version.id, "action": "model.addendum"}
+            on_trail = [str(event.after.get("sha256")) for event in await tx.find(Event, told, order="id")]
+        return len(addenda), check_rows(version, addenda, on_trail, self._signer.verify)
+
+    def demand(self, version: ModelVersion) -> None:
+        """IntegrityFailure unless row, certificate and signature are what was signed."""
+        _demand(version, self.problems(version))
 
     def problems(self, version: ModelVersion) -> tuple[Problem, ...]:
         """What is wrong with a version's row, certificate and signature; its files' bytes are `verify`'s to read."""

@@ -23,10 +23,12 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from groundplane.audit import Event
 from groundplane.domain.access import Exposure, Key, Project
+from groundplane.domain.addendum import Addendum
 from groundplane.domain.approval import Approval
 from groundplane.domain.artifact import Artifact, StorageQuota
 from groundplane.domain.budget import Budget, Hold, HoldStatus
 from groundplane.domain.checkpoints import ResumeProof
+from groundplane.domain.circumstances import AttemptCircumstances
 from groundplane.domain.dataset import DatasetVersion, Erasure, LineageEdge
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.gate import Evidence, Gate, GateApproval, GateCheck, Waiver
@@ -41,10 +43,11 @@ from groundplane.domain.preflight import PreflightReport
 from groundplane.domain.provider import Provider, RouteRule
 from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Reservation, Schedule
 from groundplane.domain.registry import AliasMove, ModelAlias, RegistryEntry, VersionLabel
+from groundplane.domain.required_facts import RequiredFacts
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0012"
+SCHEMA_REVISION = "0014"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -148,6 +151,21 @@ KINDS: dict[type, Kind] = {
             indexes=(("project", "created_at"),),
             not_negative=("size_bytes",),
         ),
+        Kind(
+            row=Addendum,
+            table="certificate_addenda",
+            unique=(("version_id", "sequence"),),
+            indexes=(("project", "at"),),
+            references={"version_id": ModelVersion},
+            append_only=True,
+        ),
+        Kind(
+            row=AttemptCircumstances,
+            table="attempt_circumstances",
+            indexes=(("run_id",),),
+            references={"id": Attempt},
+        ),
+        Kind(row=RequiredFacts, table="required_facts", references={"id": Project}),
         Kind(row=ModelAlias, table="model_aliases", indexes=(("name",),)),
         Kind(row=AliasMove, table="alias_moves", unique=(("alias_id", "sequence"),), append_only=True),
         Kind(
