@@ -24,6 +24,8 @@ _PATTERNS: dict[str, re.Pattern[str]] = {
     "a private key": re.compile(r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----(?:\s|\\n)+[A-Za-z0-9+/=:, \\\n\r-]{64,}"),
     "a password in an address": re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s:/@'\"<>{}$]{1,64}:[^\s:/@'\"<>{}$]{8,128}@[\w.-]+\.\w"),
 }  # fmt: skip
+KEY_PATTERNS = tuple(_PATTERNS.values())
+"""What credentials look like, wherever they stand."""
 _MADE_UP = re.compile(r"EXAMPLE|example|XXXX|xxxx|\*\*\*|password|0{8}|1234567890|user:pass")
 
 
