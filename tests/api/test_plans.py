@@ -54,3 +54,14 @@ def test_markdown_holds_what_the_plan_says_and_nothing_breaks_its_tables(served:
 def test_plans_are_counted_by_what_became_of_them(served: Served) -> None:
     planned(served)
     assert 'ground_plans{project="planning",status="ready"}' in served.client.metrics()
+
+
+def test_a_plan_is_explained_to_those_who_see_it(served: Served) -> None:
+    plan = planned(served)
+    told = served.client.explain_plan(plan.id)
+    assert told.sentence == f"{plan.id} is not applied yet; applied now, it would start at once on pool local."
+    with Client(served.url, served.key(Role.MEMBER)) as other, pytest.raises(NotFound):
+        other.explain_plan(plan.id)
+    (run,) = (served.client.apply_plan(plan.id).run,)
+    assert run is not None
+    assert served.client.explain_plan(plan.id).sentence == f"{plan.id} was applied: it became {run.id}."

@@ -28,6 +28,7 @@ def test_a_pasted_spec_becomes_a_plan_with_its_choices_side_by_side(plane: Plane
     assert page.status_code == 200 and "/console/plans/plan-" in str(page.url)
     for words in ("Every way to buy it", "pool local", "this plan", "on-prem", "azure eastus", "spot", "idle weekend"):
         assert words in page.text, words
+    assert "applied now, it would start at once on pool local" in page.text
     assert "As Markdown" in page.text and "### Alternatives side by side" in page.text
     assert "pasted" in visitor.get("/console/plans").text
 
@@ -35,6 +36,7 @@ def test_a_pasted_spec_becomes_a_plan_with_its_choices_side_by_side(plane: Plane
 def test_a_refused_plan_says_so_with_the_way_forward(plane: Plane) -> None:
     data = [{"name": "corpus", "path": "/mnt/corpus", "size": "2TB", "throughput": "60MB/s"}]
     page = plane.browser().post("/console/plans", data={"spec": spec(max_duration="4h", data=data, max_cost="$10")})
+    assert '<p class="sentence">plan-' in page.text and " is refused: policy: " in page.text
     assert "138.9 MB/s for corpus" in page.text and "9.26 h" in page.text and "Staging plan" in page.text
 
 

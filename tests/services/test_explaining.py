@@ -192,6 +192,49 @@ async def test_a_plan_is_explained_like_a_run(plane: Plane) -> None:
     assert "needs: it needs nobody, and no run of that name is there yet" in told.sentence
 
 
+async def test_a_plan_names_the_layer_for_each_way_to_wait(plane: Plane) -> None:
+    lost = Standing(store=plane.store, clock=plane.clock, executors={}, queue=plane.queue)
+    (plan,) = await plane.plans.plan(ADMIN, job("late"))
+    told = (await lost.explain_plan(plan)).sentence
+    assert "would wait (1st of 1, class training): backend: pool local is not registered" in told
+
+    sweep = await plane.plans.plan(ADMIN, job("sweep", "array: 1-2%1"))
+    await plane.runs.submit(ADMIN, sweep[0].id)
+    await settle(plane)
+    element = (await plane.plans.plan(ADMIN, job("sweep", "array: 3-4%1")))[0]
+    told = (await standing(plane).explain_plan(element)).sentence
+    assert "it would wait (training): array: 1 elements of its array run already, as many as may at once" in told
+
+    await submitted(plane, job("prepare", "needs: [train]"))
+    (train,) = await plane.plans.plan(ADMIN, job("train", "needs: [prepare]"))
+    told = (await standing(plane).explain_plan(train)).sentence
+    assert "is refused: needs: needs-circle: needs runs that can start one after another, has a circle" in told
+    assert "train → prepare → train" in told and "take one of these needs away" in told
+
+    async with plane.store.transaction() as tx:
+        await tx.insert(ProjectQuota(id="vision", runs=1, updated_at=START))
+    told = (await standing(plane).explain_plan(plan)).sentence
+    assert "project-quota: project vision runs 1 of the 1 it may at once" in told
+
+
+async def test_a_plan_that_would_run_into_a_reservation_is_told_how_long_it_may_last(plane: Plane) -> None:
+    await plane.access.create_project(
+        ADMIN, name="speech", owner="bo", cost_center="r2", monthly_limit_microusd=1, thresholds_percent=(), reason="t"
+    )
+    parts = tuple(ReservedPart(node=f"local-{n}", accelerators=2, cpus_milli=8000) for n in range(2))
+    async with plane.store.transaction() as tx:
+        await tx.insert(
+            Reservation(
+                id="res-1", project="speech", pool="local", owner="bo", reason="demo",
+                starts_at=START + timedelta(hours=1), ends_at=START + timedelta(hours=2), parts=parts, created_at=START,
+            )
+        )  # fmt: skip
+    (plan,) = await plane.plans.plan(ADMIN, job("long", hours=3))
+    told = (await standing(plane).explain_plan(plan)).sentence
+    assert "reservation: there is room, but a reservation begins before it would end" in told
+    assert told.endswith("with max_duration 45m it would start now.")
+
+
 async def test_a_plan_that_is_refused_names_the_layer_and_the_way(plane: Plane) -> None:
     (plan,) = await plane.plans.plan(ADMIN, job("huge", accelerators=16))
     told = await standing(plane).explain_plan(plan)

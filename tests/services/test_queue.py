@@ -19,6 +19,7 @@ from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Stage
 from groundplane.domain.run import Attempt, EndReason, FoundCheckpoint, Run, RunStatus
 from groundplane.domain.scheduling.scheduler import schedule
 from groundplane.domain.scheduling.state import Start
+from groundplane.errors import InvalidInput, Refusal
 from groundplane.ports import Order, Store
 from groundplane.services.queue import Queue
 from groundplane.services.standing import Standing
@@ -257,3 +258,62 @@ async def test_the_queue_is_kept_alike_by_each_store(store: Store) -> None:
         assert state is not None
         assert state.usage == {"local": {"vision": 0.25}}
         assert (await tx.total(QueueEntry, "version")).get((), 0) == 0
+
+
+def in_a_circle(error: pytest.ExceptionInfo[Refusal]) -> str:
+    (refused,) = error.value.refusals
+    assert refused.rule == "needs-circle"
+    return refused.have.partition(": ")[2]
+
+
+async def test_a_run_that_would_need_itself_through_others_is_refused_by_name(store: Store, tmp_path: Path) -> None:
+    plane = with_nodes(await a_plane(tmp_path, hurries, store), 8)
+    await plane.submit(single("train", "needs: [prepare]"))
+    with pytest.raises(Refusal) as error:
+        await plane.submit(single("prepare", "needs: [train]"))
+    assert in_a_circle(error) == "prepare → train → prepare"
+    for _ in range(2):
+        await plane.step()  # now the first has its place in the queue
+    await plane.submit(single("report", "needs: [train]"))
+    with pytest.raises(Refusal) as error:
+        await plane.submit(single("prepare", "needs: [report]"))
+    assert in_a_circle(error) == "prepare → report → train → prepare"
+    with pytest.raises(Refusal) as error:
+        await plane.submit(single("alone", "needs: [alone]"))
+    assert in_a_circle(error) == "alone → alone"
+    prepare = await plane.submit(single("prepare"))
+    assert (await plane.run_to_end(prepare)).status is RunStatus.SUCCEEDED, "the rightful one is taken"
+
+
+async def test_an_array_is_followed_in_a_circle(tmp_path: Path) -> None:
+    plane = with_nodes(await a_plane(tmp_path, hurries), 8)
+    await plane.submit(single("train", "needs: [sweep]"))
+    plans = await plane.plans.plan(ADMIN, single("sweep", "array: 1-3", "needs: [train]"))
+    with pytest.raises(Refusal) as error:
+        await plane.runs.submit(ADMIN, plans[0].id)
+    assert in_a_circle(error) == "sweep-1 → train → sweep"
+    sweep = [plan.id for plan in await plane.plans.plan(ADMIN, single("sweep", "array: 1-3"))]
+    for plan_id in sweep:
+        await plane.runs.submit(ADMIN, plan_id)
+    plane.clock.pass_s(1)
+    again = await plane.plans.plan(ADMIN, single("sweep", "array: 1-3", "needs: [sweep]"))
+    assert [(await plane.runs.submit(ADMIN, plan.id)).name for plan in again] == ["sweep-1", "sweep-2", "sweep-3"]
+
+
+async def test_jobs_of_one_file_that_need_each_other_are_refused_before_anything_is_planned(tmp_path: Path) -> None:
+    plane = with_nodes(await a_plane(tmp_path, hurries), 8)
+    text = "---\n".join((single("a", "needs: [b]"), single("b", "array: 1-2", "needs: [c]"), single("c", "needs: [a]")))
+    with pytest.raises(InvalidInput, match="in a circle: a → b → c → a"):
+        await plane.plans.plan(ADMIN, text)
+    assert await plane.plans.plans(ADMIN) == []
+
+
+async def test_a_need_means_the_run_that_was_there_when_it_was_asked_for(tmp_path: Path) -> None:
+    plane = with_nodes(await a_plane(tmp_path, hurries), 8)
+    older = await plane.submit(single("prepare"))
+    plane.clock.pass_s(1)
+    train = await plane.submit(single("train", "needs: [prepare]"))
+    plane.clock.pass_s(1)
+    newer = await plane.submit(single("prepare", "needs: [train]"))
+    assert (await plane.run_to_end(newer)).status is RunStatus.SUCCEEDED
+    assert plane.orders == [f"{run}-1" for run in (older, train, newer)]

@@ -44,6 +44,7 @@ def routes() -> APIRouter:
             "plan.html",
             actor,
             plan=plan,
+            explanation=await ground.standing.explain_plan(plan),
             spec=plan.job or plan.endpoint,
             question=await question(ground, actor, plan_id),
             headings=plan_report.CHOICE_HEADINGS,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from groundplane.domain.planning import Plan, PlanStatus
 from groundplane.domain.run import Run
 from groundplane.domain.spec import JobSpec
 from groundplane.errors import Refused
+
+NEEDS_CIRCLE = "needs-circle"
 
 
 def refusals(plan: Plan, changes: tuple[Refused, ...]) -> tuple[Refused, ...]:
@@ -34,6 +37,51 @@ def refusals(plan: Plan, changes: tuple[Refused, ...]) -> tuple[Refused, ...]:
         )
         return (*refused, *changes, carried)
     return (*refused, *changes)
+
+
+def needs_itself(names: tuple[str, ...]) -> Refused:
+    """`names` go round: each needs the next, the last is the first again or the array it is an element of."""
+    return Refused(
+        rule=NEEDS_CIRCLE,
+        need="runs that can start one after another",
+        have=f"a circle of needs: {' → '.join(names)}",
+        hint=_waits_for_ever(names),
+    )
+
+
+def circle_in(jobs: Sequence[JobSpec]) -> tuple[str, ...]:
+    """A circle of needs among jobs that are submitted together: `a, b, a`; () when there is none.
+
+    A job that needs its own name means an earlier run of it.
+    """
+    needs: dict[tuple[str, str], dict[str, None]] = {}
+    for job in jobs:
+        for name in (job.metadata.name, *([job.array.name] if job.array is not None else [])):
+            here = needs.setdefault((job.metadata.project, name), {})
+            here |= {need: None for need in job.needs if need != name}
+    done: set[tuple[str, str]] = set()
+    for start in needs:
+        way: list[tuple[str, str]] = []
+        left = [iter([start[1]])]
+        while left:
+            name = next(left[-1], "")
+            if not name:
+                left.pop()
+                done |= {way.pop()} if way else set()
+                continue
+            at = (start[0], name)
+            if at in way:
+                return *(each for _, each in way[way.index(at) :]), name
+            if at in needs and at not in done:
+                way.append(at)
+                left.append(iter(needs[at]))
+    return ()
+
+
+def _waits_for_ever(names: tuple[str, ...]) -> str:
+    if len(names) == 2:
+        return f"{names[0]} may need an earlier run of that name, and there is none: submit that one first"
+    return f"{names[-2]} would wait for {names[-1]} and {names[0]} for {names[1]}: take one of these needs away"
 
 
 def admit(

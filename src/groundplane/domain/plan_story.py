@@ -10,6 +10,7 @@ from groundplane.errors import Refused
 
 LAYERS = {
     "budget": ("budget", "budget-left", "max-cost"),
+    "needs": ("needs-circle", "needs-in-reach"),
     "pool-capacity": ("pool-known", "offer-fits", "offer-still-there", "offer-still-fits", "accelerator-known"),
 }
 """The layer that a rule belongs to; every other one is `policy`."""

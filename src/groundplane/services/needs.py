@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 
 from groundplane.domain.queue import INPUT_PREFIX, QueueEntry
 from groundplane.domain.run import Run, RunStatus
+from groundplane.domain.spec import JobSpec
 from groundplane.ports import Contains, Tx
 
 HOME_POOL = "local"
@@ -29,7 +31,7 @@ class Found:
 
 async def find_needed(tx: Tx, entries: tuple[QueueEntry, ...]) -> Found:
     """Looks up what the waiting ones among the entries need. A need once found stays the same run. Writes nothing."""
-    known: dict[tuple[str, str], list[str]] = {}
+    known = _Names(tx)
     settled: list[QueueEntry] = []
     fresh: list[QueueEntry] = []
     for entry in entries:
@@ -38,11 +40,7 @@ async def find_needed(tx: Tx, entries: tuple[QueueEntry, ...]) -> Found:
             continue
         needs: dict[str, str] = {}
         for name, ids in entry.needs.items():
-            key = (entry.project, name)
-            if not ids and key not in known:
-                known[key] = await _candidates(tx, entry.project, name)
-            # It may have the name of what it needs: then the one before it is meant.
-            needs[name] = ids or next((each for each in known[key] if entry.id not in each.split()), "")
+            needs[name] = ids or await known.meant(entry.project, name, entry.queued_at, not_id=entry.id)
         found = entry if needs == entry.needs else replace(entry, needs=needs)
         fresh += [found] if found is not entry else []
         settled.append(found)
@@ -53,6 +51,44 @@ async def find_needed(tx: Tx, entries: tuple[QueueEntry, ...]) -> Found:
     for entry in asking:
         _judge(entry, status, waits, failed)
     return Found(entries=tuple(settled), fresh=tuple(fresh), waits=waits, failed=failed)
+
+
+async def find_circle(tx: Tx, project: str, job: JobSpec, now: datetime) -> tuple[str, ...]:
+    """The names by which a job that is not in the queue yet would need itself, through runs that wait; () when none.
+
+    `train, prepare, train`: train needs prepare, which needs the next run that is called train.
+    """
+    own = {job.metadata.name, *([job.array.name] if job.array is not None else [])}
+    known = _Names(tx)
+    looked_at: set[str] = set()
+    asking: list[tuple[tuple[str, ...], dict[str, str], datetime]] = [
+        ((job.metadata.name,), dict.fromkeys(job.needs, ""), now)
+    ]
+    while asking:
+        way_to: dict[str, tuple[str, ...]] = {}
+        for way, needs, by in asking:
+            for name, ids in needs.items():
+                meant = (ids or await known.meant(project, name, by)).split()
+                if not meant and name in own:
+                    return *way, name
+                way_to |= {run_id: (*way, name) for run_id in meant if run_id not in looked_at}
+        looked_at |= way_to.keys()
+        asking = [(way_to[run_id], needs, by) for run_id, needs, by in await _needs_of(tx, list(way_to))]
+    return ()
+
+
+async def _needs_of(tx: Tx, ids: list[str]) -> list[tuple[str, dict[str, str], datetime]]:
+    """Of those that are not over and need others: id, what they need, and when they were submitted."""
+    found: list[tuple[str, dict[str, str], datetime]] = []
+    for start in range(0, len(ids), _IDS_AT_ONCE):
+        chunk = ids[start : start + _IDS_AT_ONCE]
+        entries = {entry.id: entry for entry in await tx.find(QueueEntry, {"id": tuple(chunk)})}
+        found += [(entry.id, entry.needs, entry.queued_at) for entry in entries.values() if not entry.holds]
+        # Just admitted, they have no place in the queue yet.
+        rest = tuple(run_id for run_id in chunk if run_id not in entries)
+        runs = await tx.find(Run, {"id": rest, "status": RunStatus.PENDING}) if rest else []
+        found += [(run.id, dict.fromkeys(run.spec.needs, ""), run.created_at) for run in runs]
+    return [each for each in found if each[1]]
 
 
 def needed_ids(entry: QueueEntry) -> list[str]:
@@ -101,41 +137,75 @@ def _judge(
         waits[entry.id] = f"it needs {unfinished[0]}{more}"
 
 
-async def _candidates(tx: Tx, project: str, name: str) -> list[str]:
-    """What a name may mean, the newest first: runs of that name, or all elements of the newest array of that name.
+@dataclass(slots=True)
+class _Names:
+    """What names mean, read once each: (project, name) → its runs as (created, id), elements as (created, name, id)."""
 
-    Each is the ids of its runs, with a space between them.
-    """
-    if name.startswith("run-"):
-        return [name]
-    same = await tx.find(Run, {"project": project, "name": name}, order="-created_at", limit=2)
-    elements = await _elements(tx, project, name)
-    if elements and (not same or elements[0].created_at > same[0].created_at):
-        return [" ".join(run.id for run in elements)]
-    return [run.id for run in same]
+    tx: Tx
+    _runs: dict[tuple[str, str], list[tuple[datetime, str]]] = field(default_factory=dict)
+    _elements: dict[tuple[str, str], list[tuple[datetime, str, str]]] = field(default_factory=dict)
+    _arrays: dict[tuple[str, str, int], tuple[datetime, str] | None] = field(default_factory=dict)
+
+    async def meant(self, project: str, name: str, by: datetime, *, not_id: str = "") -> str:
+        """The newest run of that name that was there at `by`, else the first to come; an array's ids with spaces.
+
+        "" while there is none, or not all elements of an array. A run never means itself: it may have the name of what
+        it needs, then the one before it is meant.
+        """
+        if name.startswith("run-"):
+            return name
+        await self._read(project, name)
+        runs = [each for each in self._runs[project, name] if each[1] != not_id]
+        rows = self._elements[project, name]
+        before = sum(created < by for created, *_ in rows)
+        earlier = [each for each in runs if each[0] < by][-1:]
+        array = await self._array(project, name, before)
+        found = max([*earlier, *([array] if array else [])], default=None)
+        if found is None:
+            array = await self._array(project, name, len(rows))
+            found = min([*runs[:1], *([array] if array else [])], default=None)
+        return found[1] if found is not None and not_id not in found[1].split() else ""
+
+    async def _read(self, project: str, name: str) -> None:
+        if (project, name) in self._runs:
+            return
+        where: dict[str, object] = {"project": project, "name": name}
+        same = await self.tx.total(Run, "*", by=("created_at", "id"), where=where)
+        self._runs[project, name] = sorted((_moment(at), str(run_id)) for at, run_id in same)
+        where = {"project": project, "name": Contains(f"{name}-")}
+        like = await self.tx.total(Run, "*", by=("created_at", "name", "id"), where=where)
+        element = re.compile(re.escape(name) + r"-\d+")
+        self._elements[project, name] = sorted(
+            (_moment(at), str(name), str(run_id)) for at, name, run_id in like if element.fullmatch(str(name))
+        )
+
+    async def _array(self, project: str, name: str, count: int) -> tuple[datetime, str] | None:
+        """Every element of the newest array among the first `count` rows, by index; none until all of them are there.
+
+        When the last of them came, and their ids with a space between them.
+        """
+        key = (project, name, count)
+        if key not in self._arrays:
+            self._arrays[key] = await self._whole_array(name, self._elements[project, name][:count])
+        return self._arrays[key]
+
+    async def _whole_array(self, name: str, rows: list[tuple[datetime, str, str]]) -> tuple[datetime, str] | None:
+        if not rows:
+            return None
+        newest = {its_name: run_id for _, its_name, run_id in rows}
+        last = await self.tx.get(Run, rows[-1][2])
+        array = last.spec.array if last is not None else None
+        if array is None or array.name != name:
+            return None
+        names = [f"{name}-{index}" for index in range(array.first, array.last + 1)]
+        if not names or not set(names) <= newest.keys():
+            return None
+        return rows[-1][0], " ".join(newest[each] for each in names)
 
 
-async def _elements(tx: Tx, project: str, name: str) -> list[Run]:
-    """Every element of the newest array of a name, by index; none until all of them are there."""
-    like = await tx.total(
-        Run, "*", by=("id", "name", "created_at"), where={"project": project, "name": Contains(f"{name}-")}
-    )
-    element = re.compile(re.escape(name) + r"-\d+")
-    rows = sorted((key for key in like if element.fullmatch(str(key[1]))), key=lambda key: str(key[2]), reverse=True)
-    newest: dict[str, str] = {}
-    for run_id, its_name, _ in rows:
-        newest.setdefault(str(its_name), str(run_id))
-    if not newest:
-        return []
-    last = await tx.get(Run, next(iter(newest.values())))
-    array = last.spec.array if last is not None else None
-    if array is None or array.name != name:
-        return []
-    names = [f"{name}-{index}" for index in range(array.first, array.last + 1)]
-    if not names or not set(names) <= newest.keys():
-        return []
-    runs = {run.name: run for run in await tx.find(Run, {"id": tuple(newest[each] for each in names)})}
-    return [runs[each] for each in names]
+def _moment(value: object) -> datetime:
+    assert isinstance(value, datetime)
+    return value
 
 
 async def _statuses(tx: Tx, ids: Iterable[str]) -> dict[str, tuple[str, str, RunStatus]]:

@@ -13,6 +13,7 @@ from datetime import datetime
 from groundplane.audit import EventDraft
 from groundplane.domain import planning
 from groundplane.domain.access import Exposure, Project
+from groundplane.domain.admission import circle_in
 from groundplane.domain.checkpoints import ProofStatus, ResumeProof, proof_id
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.isolation import IsolationPolicy
@@ -22,7 +23,7 @@ from groundplane.domain.planning import Offer, Plan, PlanStatus, RejectedOffer
 from groundplane.domain.policy.builtin import Subject
 from groundplane.domain.spec import EndpointSpec, JobSpec
 from groundplane.domain.spec.parse import parse
-from groundplane.errors import NotFound, Refused, Unavailable
+from groundplane.errors import InvalidInput, NotFound, Refused, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Executor, Ids, PriceBook, SecretStore, Store, Tx
 from groundplane.services.approvals import Approvals
@@ -88,6 +89,9 @@ class Plans:
         # One look at the clock: an end "1d" from now read at one moment and judged at a later one would be too near.
         now = self._clock.now()
         specs = await asyncio.to_thread(parse, text, now=now)
+        if names := circle_in([spec for spec in specs if isinstance(spec, JobSpec)]):
+            words = f"the jobs need each other in a circle: {' → '.join(names)}"
+            raise InvalidInput(words, "take one of these needs away, and put what is needed first")
         async with self._store.transaction() as tx:
             for spec in specs:
                 await self._project(tx, actor, spec.metadata.project)

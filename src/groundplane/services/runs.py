@@ -21,6 +21,7 @@ from groundplane.identity import Actor
 from groundplane.ports import Clock, Executor, Ids, LogChunk, Sample, Store, Tx
 from groundplane.services.approvals import Approvals
 from groundplane.services.costs import Costs
+from groundplane.services.needs import find_circle
 from groundplane.services.plans import Plans
 from groundplane.services.staging import Staging
 from groundplane.services.standing import Standing
@@ -94,6 +95,9 @@ class Runs:
         )
         if isinstance(hold, Refused):
             raise Refusal([hold])
+        # The hold has locked the project's budget: of two that would need each other, the second is seen here.
+        if job.needs and (names := await find_circle(tx, plan.project, job, now)):
+            raise Refusal([admission.needs_itself(names)])
         run = admission.admit(
             plan,
             job,

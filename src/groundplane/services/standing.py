@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+from groundplane.domain.admission import needs_itself
 from groundplane.domain.budget import Budget, budget_id, reserve
 from groundplane.domain.lifecycle import Explanation
 from groundplane.domain.plan_story import layer_of, prospect_sentence, refusal_sentence, status_sentence
@@ -18,6 +19,7 @@ from groundplane.domain.scheduling.state import Preempt, Wait
 from groundplane.errors import NotFound, Refused, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Executor, Store
+from groundplane.services.needs import find_circle
 from groundplane.services.queue import Queue, View
 from groundplane.services.seats import entry_of_plan
 
@@ -85,8 +87,10 @@ class Standing:
         if plan.status in {PlanStatus.READY, PlanStatus.APPROVED} and plan.offer is not None:
             async with self._store.transaction() as tx:
                 month = await tx.get(Budget, budget_id(plan.project, now))
+                names = await find_circle(tx, plan.project, plan.job, now) if plan.job and plan.job.needs else ()
             short = reserve(month, plan.worst_case_microusd, "what it may cost") if month is not None else None
             refused += [short] if isinstance(short, Refused) else []
+            refused += [needs_itself(names)] if names else []
         lines = tuple(f"{layer_of(each.rule)}: {each}; {each.hint}" for each in refused)
         if refused:
             return Explanation(sentence=refusal_sentence(plan.id, refused), lines=lines)
