@@ -58,6 +58,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     checkpoints.router,
     proofs.router,
     data.router,
+    dev.environments,
     dev.router,
     queue.router,
     preflight.router,

@@ -8,13 +8,21 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
 from groundplane.api.access import Ground, requires
-from groundplane.domain.dev import DevInfo, SshConfig
+from groundplane.domain.dev import DevInfo, DevUse, SshConfig
 from groundplane.identity import Actor, Permission
 from groundplane.wire.dev import Attached, AttachRequest
 
+environments = APIRouter(prefix="/v1", tags=["dev"])
 router = APIRouter(prefix="/v1/runs/{run_id}", tags=["dev"])
 Writer = Annotated[Actor, requires(Permission.RUNS_WRITE)]
 _FRAMES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}}}
+
+
+@environments.get("/dev")
+async def list_dev(app: Ground, actor: Annotated[Actor, requires(Permission.RUNS_READ)]) -> list[DevUse]:
+    """Dev environments that are not over, of the projects that the caller sees: where, since when, idle how long."""
+    found: list[DevUse] = await app.dev.environments(actor)
+    return found
 
 
 @router.post("/attach")

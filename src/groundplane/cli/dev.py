@@ -20,7 +20,9 @@ import click
 
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
+from groundplane.cli.words import moment
 from groundplane.domain import dev as words
+from groundplane.domain.dev import idle_words
 from groundplane.domain.run import Run, RunStatus
 from groundplane.errors import Conflict, GroundError, InvalidInput, Unavailable
 
@@ -68,6 +70,31 @@ def start(name: str, output: str, ssh_config: bool, **said: object) -> None:
     render.show(run, output, lambda: [f"{run.id} runs: ground attach {run.id}"])
     if config is not None:
         _print_config(config)
+
+
+@dev.command("list")
+@output_option
+def list_(output: str) -> None:
+    """List dev environments that are not over: where, who looks at them, and how long nobody has been at work."""
+    with connect() as client:
+        found = client.dev_environments()
+    headings = ("RUN", "NAME", "PROJECT", "OWNER", "KIND", "STATE", "NODE", "ATTACHED", "IDLE", "ENDS AT THE LATEST")
+    rows = [
+        (
+            each.run_id,
+            each.name,
+            each.project,
+            each.owner,
+            each.kind,
+            each.status.value,
+            f"{each.pool}/{each.node}" if each.node else each.pool,
+            ", ".join(each.attached) or "-",
+            idle_words(each),
+            moment(each.end_date),
+        )
+        for each in found
+    ]
+    render.show(found, output, lambda: [render.Table(headings, rows)])
 
 
 @dev.command()

@@ -9,12 +9,16 @@ import httpx
 
 from groundplane.client.transport import Transport, error_from, part
 from groundplane.domain import dev
-from groundplane.domain.dev import DevInfo, SshConfig
+from groundplane.domain.dev import DevInfo, DevUse, SshConfig
 from groundplane.errors import InvalidInput
 from groundplane.wire.dev import Attached, AttachRequest
 
 
 class DevCalls(Transport):
+    def dev_environments(self) -> list[DevUse]:
+        """Dev environments that are not over, the newest first."""
+        return self._get("/v1/dev", list[DevUse])
+
     def attach(
         self, run_id: str, *, session: str = "main", rows: int = 24, columns: int = 80, term: str = "xterm"
     ) -> Attached:

@@ -9,7 +9,11 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import pairwise
+
+from groundplane.domain.run import RunStatus
+from groundplane.units import format_duration
 
 HEAD = struct.Struct(">cI")
 OPEN, DATA, RESIZE, OVER, END = b"o", b"d", b"r", b"x", b"e"
@@ -49,6 +53,27 @@ class DevInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DevUse:
+    """A dev environment that is not over. `idle_s` is how long nobody has been at work in it; None while that is
+    unknown. `attached` are the names of those who look at it through this control plane now.
+    """
+
+    run_id: str
+    name: str
+    project: str
+    owner: str
+    pool: str
+    node: str
+    status: RunStatus
+    kind: str
+    started_at: datetime | None
+    end_date: datetime
+    idle_s: float | None = None
+    idle_limit_s: int | None = None
+    attached: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SshConfig:
     """A block for ~/.ssh/config; empty with `why` where there is no way in over SSH."""
 
@@ -57,6 +82,14 @@ class SshConfig:
     text: str = ""
     folder: str = ""
     why: str = ""
+
+
+def idle_words(use: DevUse) -> str:
+    """`12m of 30m`: how long nobody has been at work, and when that ends it."""
+    if use.idle_s is None:
+        return "unknown" if use.status is RunStatus.RUNNING else "-"
+    limit = f" of {format_duration(use.idle_limit_s)}" if use.idle_limit_s else ", no limit"
+    return format_duration(use.idle_s) + limit
 
 
 def frame(kind: bytes, data: bytes) -> bytes:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from groundplane.audit import EventDraft
 from groundplane.domain import dev
-from groundplane.domain.dev import DevInfo, SshConfig, SshPlace, Wish
-from groundplane.domain.run import Run, RunStatus
+from groundplane.domain.dev import DevInfo, DevUse, SshConfig, SshPlace, Wish
+from groundplane.domain.run import Attempt, Observation, Run, RunStatus
 from groundplane.errors import Conflict, InvalidInput, NotFound, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Executor, Ids, Store
@@ -19,6 +20,7 @@ from groundplane.ports import Clock, Executor, Ids, Store
 CHUNK = 2**16
 PATIENCE_S = 15.0
 MOST_ATTACHED = 200
+MOST_WAITING = 500
 
 
 class Stream(Protocol):
@@ -129,6 +131,43 @@ class Dev:
             folder=str(found.get("folder", "")),
             jupyter_port=int(jupyter.get("port", 0)),
             jupyter_token=str(jupyter.get("token", "")),
+        )
+
+    async def environments(self, actor: Actor) -> list[DevUse]:
+        """Every dev environment that is not over, of the projects that the actor sees; the newest first."""
+        async with self._store.transaction() as tx:
+            # What waits may be a long queue of jobs: only the newest of it are looked through.
+            waiting = await tx.find(Run, {"status": RunStatus.PENDING}, order="-created_at", limit=MOST_WAITING)
+            at_work = tuple(each for each in RunStatus if not each.is_over and each is not RunStatus.PENDING)
+            found = waiting + await tx.find(Run, {"status": at_work}, order="-created_at")
+            runs = [run for run in found if run.spec.dev and actor.sees(run.project)]
+            attempts = await tx.find(Attempt, {"run_id": tuple(run.id for run in runs)}) if runs else []
+        newest = {each.run_id: each for each in sorted(attempts, key=lambda each: each.number)}
+        seen: dict[str, Observation] = {}
+        for pool in {run.pool for run in runs}:
+            ids = [newest[run.id].id for run in runs if run.pool == pool and run.id in newest]
+            with suppress(Unavailable):  # how long it idles is not known then, and is shown so
+                seen |= await self._executors[pool].observe(ids) if pool in self._executors else {}
+        newest_first = sorted(runs, key=lambda run: (run.created_at, run.id), reverse=True)
+        return [self._use(run, newest.get(run.id), seen) for run in newest_first]
+
+    def _use(self, run: Run, attempt: Attempt | None, seen: Mapping[str, Observation]) -> DevUse:
+        active_at = seen[attempt.id].active_at if attempt is not None and attempt.id in seen else None
+        idle_s = (self._clock.now() - active_at).total_seconds() if active_at is not None else None
+        return DevUse(
+            run_id=run.id,
+            name=run.name,
+            project=run.project,
+            owner=run.owner,
+            pool=run.pool,
+            node=attempt.node if attempt is not None else "",
+            status=run.status,
+            kind=run.spec.dev,
+            started_at=run.started_at,
+            end_date=run.end_date,
+            idle_s=max(0.0, idle_s) if idle_s is not None else None,
+            idle_limit_s=run.spec.idle_limit_s,
+            attached=tuple(sorted({each.actor for each in self._attached.values() if each.run_id == run.id})),
         )
 
     async def ssh_config(self, actor: Actor, run_id: str) -> SshConfig:
