@@ -49,7 +49,12 @@ class LedgerEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UsageRecord:
-    """One answered (or failed) gateway request, as the gateway's write-ahead log told it. id = request id."""
+    """One answered (or failed) gateway request, as the gateway's write-ahead log told it. id = request id.
+
+    `cached_tokens` were read from the provider's prompt cache, `written_tokens` written to it; both are part of the
+    prompt. `cache` is `hit` for an answer that the gateway had kept. `saved_microusd`: what caches made it cheaper by,
+    below zero where writing cost more than reading saved.
+    """
 
     id: str
     key_id: str
@@ -66,6 +71,9 @@ class UsageRecord:
     ttft_ms: float | None
     duration_ms: float
     started_at: datetime
+    written_tokens: int = 0
+    saved_microusd: int = 0
+    cache: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

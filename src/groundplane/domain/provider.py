@@ -12,6 +12,8 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from urllib.parse import urlsplit
 
+from groundplane.domain.queueing import QueueRule, check_queue
+from groundplane.domain.response_cache import CacheRule, check_cache
 from groundplane.domain.routing import RoutePolicy
 from groundplane.domain.spec import TokenPrice
 from groundplane.errors import InvalidInput
@@ -94,6 +96,8 @@ class RouteRule:
     targets: tuple[RouteTarget, ...]
     sticky: bool = False
     hedge_ms: int | None = None
+    queue: QueueRule | None = None
+    cache: CacheRule | None = None
     set_by: str
     set_at: datetime
     version: int = 0
@@ -154,8 +158,18 @@ def address_fault(address: IPv4Address | IPv6Address, *, private: bool) -> str:
     return ""
 
 
-def check_route(model: str, targets: tuple[RouteTarget, ...], hedge_ms: int | None) -> None:
+def check_route(
+    model: str,
+    targets: tuple[RouteTarget, ...],
+    hedge_ms: int | None,
+    queue: QueueRule | None = None,
+    cache: CacheRule | None = None,
+) -> None:
     """InvalidInput when a route like this makes no sense."""
+    if queue is not None:
+        check_queue(queue)
+    if cache is not None:
+        check_cache(cache)
     if not model or len(model) > 200 or not model.isprintable():
         raise InvalidInput("a route needs the model name that callers use", "ground routes set MODEL --target …")
     if not 1 <= len(targets) <= TARGETS_MAX:
