@@ -47,7 +47,7 @@ _ANY = Wish()
 
 
 def read_wish(cache_control: bytes) -> Wish:
-    """`no-cache`, `no-store` and `max-age=SECONDS`; what is not understood asks for nothing. Source: RFC 9111, 5.2.1."""
+    """`no-cache`, `no-store` and `max-age=SECONDS`; what is not understood asks for nothing. RFC 9111, 5.2.1."""
     if not cache_control:
         return _ANY
     fresh = False

@@ -45,9 +45,19 @@ from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Reser
 from groundplane.domain.registry import AliasMove, ModelAlias, RegistryEntry, VersionLabel
 from groundplane.domain.required_facts import RequiredFacts
 from groundplane.domain.run import Attempt, Checkpoint, Run
+from groundplane.domain.tracking import (
+    Experiment,
+    LoggedFile,
+    LoggedModel,
+    MetricPart,
+    ModelName,
+    RunMetrics,
+    TrackedRun,
+    VersionOrigin,
+)
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0015"
+SCHEMA_REVISION = "0016"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -198,6 +208,29 @@ KINDS: dict[type, Kind] = {
         ),
         Kind(row=LineageEdge, table="lineage_edges", indexes=(("parent",), ("child",))),
         Kind(row=Erasure, table="erasures", indexes=(("dataset_id", "at"),), append_only=True),
+        Kind(row=Experiment, table="experiments", unique=(("project", "name"),)),
+        Kind(
+            row=TrackedRun,
+            table="tracked_runs",
+            indexes=(("experiment_id", "started_ms"), ("job",)),
+            references={"experiment_id": Experiment},
+        ),
+        Kind(row=RunMetrics, table="run_metrics", references={"id": TrackedRun}),
+        Kind(row=MetricPart, table="metric_parts", indexes=(("run_id", "key"),), append_only=True),
+        Kind(
+            row=LoggedModel,
+            table="logged_models",
+            indexes=(("experiment_id", "created_at"), ("run_id",)),
+            references={"experiment_id": Experiment},
+        ),
+        Kind(
+            row=LoggedFile,
+            table="logged_files",
+            indexes=(("root",), ("project",)),
+            not_negative=("size_bytes",),
+        ),
+        Kind(row=ModelName, table="model_names", indexes=(("project",),)),
+        Kind(row=VersionOrigin, table="version_origins", indexes=(("name",), ("run_id",))),
         Kind(row=Cordon, table="cordons"),
         Kind(row=PreflightReport, table="preflight_reports", indexes=(("subject", "at"),)),
         Kind(

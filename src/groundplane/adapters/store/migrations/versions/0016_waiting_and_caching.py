@@ -7,8 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0015"
-down_revision = "0014"
+revision = "0016"
+down_revision = "0015"
 
 # Spelt out here, not imported: a migration must not change when the code does.
 _TEXT: Any = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
