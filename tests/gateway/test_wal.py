@@ -102,7 +102,7 @@ async def test_a_request_that_died_unsettled_is_settled_as_estimated_once(tmp_pa
     again = WriteAheadLog(tmp_path, "gw", free_min_bytes=0)
     recovered = again.open()
     assert recovered.orphans == 1
-    assert [(project, amount) for _, project, amount in recovered.settled] == [("vision", 17), ("vision", 9)]
+    assert [(one.project, one.microusd) for one in recovered.settled] == [("vision", 17), ("vision", 9)]
     abandon(again)
     third = opened(tmp_path)
     first, cut = await FolderUsageLog(tmp_path).read(10)

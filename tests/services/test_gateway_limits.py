@@ -8,12 +8,13 @@ import pytest
 
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds
+from groundplane.domain.ledger import UsageRecord
 from groundplane.domain.limits import Limit, Measure, WhenDown
 from groundplane.domain.snapshot import compile_snapshot, decode, encode
 from groundplane.errors import Conflict, InvalidInput, NotFound, Unauthenticated
 from groundplane.identity import Actor, Role
 from groundplane.services.access import Access
-from groundplane.services.gateway_limits import GatewayLimits
+from groundplane.services.gateway_limits import GatewayLimits, charge_limits, compiled
 
 ADMIN = Actor(name="ana", role=Role.ADMIN, key_id="k", project=None)
 
@@ -92,6 +93,60 @@ async def test_limits_travel_in_the_snapshot(clock: SettableClock) -> None:
         keys=(), endpoints=(), budgets={}, ingested={}, version=1, now=clock.now(), limits=[limit]
     )
     assert decode(encode(snapshot)).limits == (limit,)
+
+
+def record(number: int, clock: SettableClock, **more: object) -> UsageRecord:
+    values: dict[str, object] = {
+        "id": f"req-{number}", "key_id": "key-1", "project": "vision", "model": "tiny", "endpoint": "tiny",
+        "revision": 1, "status": 200, "prompt_tokens": 1, "completion_tokens": 1, "cached_tokens": 0,
+        "amount_microusd": 100, "estimated": False, "ttft_ms": 1.0, "duration_ms": 1.0, "started_at": clock.now(),
+    }  # fmt: skip
+    return UsageRecord(**{**values, **more})  # type: ignore[arg-type]
+
+
+async def ingest(limits: GatewayLimits, *records: UsageRecord) -> None:
+    async with limits._store.transaction() as tx:
+        await tx.insert_many_once(records)
+        await charge_limits(tx, records)
+
+
+async def left(limits: GatewayLimits, clock: SettableClock) -> dict[str, int]:
+    return {one.id: one.value for one in compiled(await limits.limits(ADMIN), clock.now())}
+
+
+async def test_dollars_of_every_scope_are_what_the_ledger_leaves(limits: GatewayLimits, clock: SettableClock) -> None:
+    await ingest(limits, record(1, clock), record(2, clock, model="other", endpoint="other", key_id="key-2"))
+    for scope, name in (("project", "vision"), ("model", "tiny")):
+        for measure in (Measure.DOLLARS_DAY, Measure.DOLLARS_MONTH):
+            await limits.set_limit(ADMIN, project="vision", scope=scope, name=name, measure=measure, value=1_000)
+    await ingest(limits, record(3, clock), record(4, clock, project="speech"), record(5, clock, model="other"))
+    assert await left(limits, clock) == {
+        "project:vision:dollars per day": 600,
+        "project:vision:dollars per month": 600,
+        "model:vision/tiny:dollars per day": 800,
+        "model:vision/tiny:dollars per month": 800,
+    }
+    (rule, *_) = await limits.limits(ADMIN)
+    assert rule.when_down is WhenDown.CLOSED, "money stops where nobody can count it"
+
+
+async def test_a_day_of_dollars_begins_anew_and_a_changed_limit_keeps_what_was_spent(
+    limits: GatewayLimits, clock: SettableClock
+) -> None:
+    values = {"project": "vision", "scope": "project", "name": "vision"}
+    for measure in (Measure.DOLLARS_DAY, Measure.DOLLARS_MONTH):
+        await limits.set_limit(ADMIN, **values, measure=measure, value=1_000)  # type: ignore[arg-type]
+    await ingest(limits, record(1, clock, amount_microusd=900))
+    yesterday = clock.moment
+    clock.moment += timedelta(days=1)
+    day, month = "project:vision:dollars per day", "project:vision:dollars per month"
+    assert await left(limits, clock) == {day: 1_000, month: 100}
+    await ingest(limits, record(2, clock, amount_microusd=50), record(3, clock, started_at=yesterday))
+    assert await left(limits, clock) == {day: 950, month: 0}, "a late record of yesterday is the month's, not today's"
+    await limits.set_limit(ADMIN, **values, measure=Measure.DOLLARS_DAY, value=60)  # type: ignore[arg-type]
+    assert (await left(limits, clock))[day] == 10
+    clock.moment += timedelta(days=31)
+    assert await left(limits, clock) == {day: 60, month: 1_000}
 
 
 async def test_both_secrets_open_until_the_grace_is_over(access: Access, clock: SettableClock) -> None:

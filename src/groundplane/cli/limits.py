@@ -7,8 +7,9 @@ import click
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table
-from groundplane.domain.limits import LimitRule, Measure, WhenDown
+from groundplane.domain.limits import PURSES, LimitRule, Measure, WhenDown
 from groundplane.errors import InvalidInput
+from groundplane.units import format_usd, parse_usd
 
 
 @click.group()
@@ -25,12 +26,13 @@ def limits() -> None:
 @click.option("--tpm", type=click.IntRange(0), help="Most tokens per minute.")
 @click.option("--tpd", type=click.IntRange(0), help="Most tokens per day, from midnight UTC.")
 @click.option("--concurrent", type=click.IntRange(0), help="Most requests at the same time.")
+@click.option("--dollars-per-day", help="Most dollars per day, from midnight UTC.")
+@click.option("--dollars-per-month", help="Most dollars per calendar month, UTC.")
 @click.option(
     "--when-down",
     type=click.Choice([one.value for one in WhenDown]),
-    default=WhenDown.LOCAL.value,
-    show_default=True,
-    help="What counts while the place where several machines keep limits does not answer.",
+    help="What counts while the place where several machines keep limits does not answer; unless said otherwise "
+    "fail-closed for dollars and local-share for the rest.",
 )
 @click.option("--reason", default="", help="Why: written to the audit trail.")
 @output_option
@@ -39,19 +41,21 @@ def set_limits(
     key_id: str | None,
     model: str | None,
     endpoint: str | None,
-    when_down: str,
+    when_down: str | None,
     reason: str,
     output: str,
-    **values: int | None,
+    **values: int | str | None,
 ) -> None:
     """Set limits of a project, or of one key, model or endpoint of it. 0 admits nothing."""
     named = [(scope, name) for scope, name in (("key", key_id), ("model", model), ("endpoint", endpoint)) if name]
     if len(named) > 1:
         raise InvalidInput("--key, --model and --endpoint exclude each other", "set one after the other")
     scope, name = named[0] if named else ("project", project)
-    wanted = {_MEASURES[option]: value for option, value in values.items() if value is not None}
+    wanted = {_MEASURES[option]: _units(value) for option, value in values.items() if value is not None}
     if not wanted:
-        raise InvalidInput("no limit is given", "one of: --rpm, --tpm, --tpd, --concurrent")
+        raise InvalidInput(
+            "no limit is given", "one of: --rpm, --tpm, --tpd, --concurrent, --dollars-per-day, --dollars-per-month"
+        )
     with connect() as client:
         made = [
             client.set_limit(
@@ -60,7 +64,7 @@ def set_limits(
                 name=name,
                 measure=measure,
                 value=value,
-                when_down=WhenDown(when_down),
+                when_down=None if when_down is None else WhenDown(when_down),
                 reason=reason,
             )
             for measure, value in wanted.items()
@@ -73,7 +77,19 @@ _MEASURES = {
     "tpm": Measure.TOKENS,
     "tpd": Measure.TOKENS_DAY,
     "concurrent": Measure.CONCURRENT,
+    "dollars_per_day": Measure.DOLLARS_DAY,
+    "dollars_per_month": Measure.DOLLARS_MONTH,
 }
+
+
+def _units(value: int | str) -> int:
+    """A number as it is; dollars, which come as text, as micro-dollars."""
+    if isinstance(value, int):
+        return value
+    try:
+        return parse_usd(value)
+    except ValueError:
+        raise InvalidInput(f"{value[:40]!r} is no sum of dollars", "like 5 or 0.50") from None
 
 
 @limits.command("list")
@@ -98,5 +114,13 @@ def lift_limit(limit_id: str, reason: str, output: str) -> None:
 
 
 def _table(found: list[LimitRule]) -> Table:
-    rows = [(rule.id, rule.project, str(rule.value), rule.when_down.value, rule.set_by) for rule in found]
-    return Table(("LIMIT", "PROJECT", "VALUE", "WHEN DOWN", "SET BY"), rows, right=frozenset({"VALUE"}))
+    rows = [(rule.id, rule.project, *_figures(rule), rule.when_down.value, rule.set_by) for rule in found]
+    head = ("LIMIT", "PROJECT", "VALUE", "SPENT", "WHEN DOWN", "SET BY")
+    return Table(head, rows, right=frozenset({"VALUE", "SPENT"}))
+
+
+def _figures(rule: LimitRule) -> tuple[str, str]:
+    """The limit, and of dollars what the ledger has of its newest day or month."""
+    if rule.measure not in PURSES:
+        return str(rule.value), ""
+    return format_usd(rule.value), f"{format_usd(rule.spent_microusd)} in {rule.period}"

@@ -25,10 +25,10 @@ class LimitCalls(Transport):
         name: str,
         measure: Measure,
         value: int,
-        when_down: WhenDown = WhenDown.LOCAL,
+        when_down: WhenDown | None = None,
         reason: str = "",
     ) -> LimitRule:
-        """`name` is the key's, model's or endpoint's; of a project's limit, the project's."""
+        """`name` is the key's, model's or endpoint's; of a project's limit, the project's. Dollars are in millionths."""
         body = LimitRequest(
             project=project,
             scope=scope,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from groundplane.domain.limits import UNITS, Binding, Measure, Share
+from groundplane.domain.limits import PURSES, UNITS, Binding, Measure, Share
 from groundplane.gateway.errors import Fault
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.state import KeyState, RouteState
@@ -39,7 +39,7 @@ def refusal(lane: Lane, binding: Binding, now_ns: int) -> Fault:
     if binding.store_down:
         message = f"the {limit.measure.value} of {limit.scope} {limit.name} can't be checked at the moment"
         return Fault(503, message, "limits_unavailable", "server_error", headers=b"retry-after: 1\r\n")
-    if limit.measure is Measure.BUDGET:
+    if limit.measure in PURSES:
         return _out_of_money(lane, binding)
     headers = limit_headers(lane, now_ns)
     unit = UNITS[limit.measure]
@@ -65,7 +65,7 @@ def no_budget(lane: Lane) -> Fault:
 def _out_of_money(lane: Lane, binding: Binding) -> Fault:
     limit = binding.limit
     told = (
-        f"{limit.scope} {limit.name} has {format_usd(binding.left)} left of its budget; "
+        f"{limit.scope} {limit.name} has {format_usd(binding.left)} left of its {limit.measure.value}; "
         f"this request may cost up to {format_usd(binding.requested)}"
     )
     share = next((one for one in lane.money if one.limit.id == limit.id), None)
@@ -73,9 +73,14 @@ def _out_of_money(lane: Lane, binding: Binding) -> Fault:
     final = share is None or binding.requested > limit.value - share.unseen
     if not final and reserved > 0:
         told += f" ({format_usd(reserved)} is reserved by requests in flight)"
+    if final and limit.measure in _BEGINS:
+        told += f"; it begins anew {_BEGINS[limit.measure]}"
     # No Retry-After: nobody knows when there is money again. Waiting helps only while requests in flight hold it.
     headers = b"x-should-retry: false\r\n" if final else b""
     return Fault(429, told, "insufficient_quota", type="insufficient_quota", headers=headers)
+
+
+_BEGINS = {Measure.DOLLARS_DAY: "at midnight UTC", Measure.DOLLARS_MONTH: "on the first of the month, UTC"}
 
 
 def limit_headers(lane: Lane, now_ns: int) -> bytes:

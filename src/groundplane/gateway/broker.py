@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from groundplane.domain.limits import SCALES, Account, Binding, Limit, Measure, Moment, Share, transact
+from groundplane.domain.limits import PURSES, SCALES, Account, Binding, Limit, Measure, Moment, Share, transact
 from groundplane.errors import Unavailable
 from groundplane.gateway.counters import Want
 
@@ -96,7 +96,7 @@ class BrokerCounters:
             self._store(row, account, held)
 
     def close(self) -> None:
-        """Counts what is held as used, and leaves. A budget's spent dollars stay held: they are this holder's again."""
+        """Counts what is held as used, and leaves. Spent dollars stay held: they are this holder's again."""
         with self._locked():
             self._fold(self._held, self._used())
         self._map.close()
@@ -186,17 +186,17 @@ class BrokerCounters:
             lost = account.held - sums[row]
             if lost:
                 measure = self._measure(row)
-                if lost > 0 and measure not in {Measure.CONCURRENT, Measure.BUDGET}:
+                if lost > 0 and measure is not Measure.CONCURRENT and measure not in PURSES:
                     account.level += lost * SCALES[measure]
                 account.held -= lost
                 self._write(row, account)
 
     def _fold(self, held: mmap.mmap, used: list[int]) -> None:
-        """Counts a holder's units as used, or returns them where they were only lent; a budget's stay."""
+        """Counts a holder's units as used, or returns them where they were only lent; dollars stay."""
         for row in used:
             units: int = _HELD.unpack_from(held, row * _HELD.size)[0]
             measure = self._measure(row)
-            if not units or measure is Measure.BUDGET:
+            if not units or measure in PURSES:
                 continue
             account = self._load(row)
             account.held -= units

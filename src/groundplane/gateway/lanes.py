@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic_ns, time
 from typing import TYPE_CHECKING
 
-from groundplane.domain.limits import Binding, Measure, Moment, Share
+from groundplane.domain.limits import PURSES, Binding, Measure, Moment, Share
 from groundplane.domain.usage import AnswerLength, estimated_tokens, worst_case
 from groundplane.gateway.counters import Counters
 from groundplane.gateway.json_body import Fields
@@ -45,8 +45,8 @@ class Lane:
         self.ones = tuple(by_measure[Measure.REQUESTS])
         self.slots = tuple(by_measure[Measure.CONCURRENT])
         self.tokens = tuple(by_measure[Measure.TOKENS] + by_measure[Measure.TOKENS_DAY])
-        self.money = tuple(by_measure[Measure.BUDGET])
-        self.has_budget = any(share.limit.scope == "project" for share in self.money)
+        self.money = tuple(share for share in shares if share.limit.measure in PURSES)
+        self.has_budget = bool(by_measure[Measure.BUDGET])
         self.shown_requests = self.ones
         self.shown_tokens = tuple(by_measure[Measure.TOKENS])
         self._dirty = dirty

@@ -14,7 +14,19 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from groundplane.domain.limits import SCALES, Account, Binding, Entry, Limit, Measure, Moment, Share, WhenDown, worse
+from groundplane.domain.limits import (
+    PURSES,
+    SCALES,
+    Account,
+    Binding,
+    Entry,
+    Limit,
+    Measure,
+    Moment,
+    Share,
+    WhenDown,
+    worse,
+)
 from groundplane.gateway.counters import Want
 from groundplane.gateway.resp import RespConnection, RespError, call, connect
 
@@ -30,7 +42,7 @@ _WORDS = {
     Measure.TOKENS: b"minute",
     Measure.TOKENS_DAY: b"day",
     Measure.CONCURRENT: b"concurrent",
-    Measure.BUDGET: b"budget",
+    **dict.fromkeys(PURSES, b"budget"),
 }
 _PREFIX = b"groundplane:limit:"
 
@@ -225,7 +237,7 @@ class RedisCounters:
         value = limit.value // self._holders
         part = Limit(limit.scope, limit.name, limit.measure, value, limit.when_down, limit.version)
         account = self._local.get(limit.id)
-        if account is None or (limit.measure is Measure.BUDGET and account.version < limit.version):
+        if account is None or (limit.measure in PURSES and account.version < limit.version):
             account = self._local[limit.id] = Account(value, at=now.ns if SCALES[limit.measure] != 1 else 0)
         account.bring(part, now)
         if limit.measure is Measure.CONCURRENT:

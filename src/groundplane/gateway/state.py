@@ -10,13 +10,13 @@ import itertools
 import os
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
-from groundplane.domain.limits import Limit, Measure, Moment, Share, Spending, WhenDown
+from groundplane.domain.limits import PURSES, Limit, Measure, Moment, Share, Spending, WhenDown
 from groundplane.domain.provider import ProviderKind, check_key
 from groundplane.domain.routing import RoutePolicy, Standing
 from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, index, read_key
@@ -30,7 +30,7 @@ from groundplane.gateway.metrics import Metrics, ModelCounters
 from groundplane.gateway.metrics_files import MetricsFiles
 from groundplane.gateway.records import constant_members
 from groundplane.gateway.upstream import Upstream
-from groundplane.gateway.wal import WriteAheadLog
+from groundplane.gateway.wal import Spent, WriteAheadLog
 from groundplane.identity import ROLE_PERMISSIONS, Permission, Role
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class Tables:
         self._routes = routes
         self._limits: dict[tuple[str, str], list[Limit]] = {}
         for limit in snapshot.limits:
-            self._limits.setdefault((limit.scope, limit.name), []).append(limit)
+            self._limits.setdefault((limit.scope, limit.name), []).append(_dated(limit, snapshot.version))
         self._states: dict[bytes, KeyState] = {}
 
     def __len__(self) -> int:
@@ -286,7 +286,8 @@ class GatewayState:
         self._loading = False
         self._gateway_id = gateway_id
         self._shares: dict[str, Share] = {}
-        self._spending: dict[str, Spending] = {}
+        self._earlier: dict[tuple[str, str], list[Spent]] = {}
+        self._earlier_seq = self._ingested = 0
         self._answers: dict[tuple[str, str], AnswerLength] = {}
         self._upstreams: dict[str, Upstream] = {}
         self._retired: list[Upstream] = []
@@ -321,10 +322,19 @@ class GatewayState:
 
     # ------------------------------------------------------------ limits
 
-    def recover(self, settled: Iterable[tuple[int, str, int]]) -> None:
-        """Counts what earlier lives spent and the control plane may not have seen."""
-        for seq, project, microusd in settled:
-            self._spending.setdefault(project, Spending()).spent(microusd, seq)
+    def recover(self, settled: Iterable[Spent]) -> None:
+        """Takes in what earlier lives spent and the control plane may not have seen, by the scopes it counts in."""
+        earlier = self._earlier = {}
+        for spent in settled:
+            if spent.microusd:
+                self._earlier_seq = spent.seq
+                for scope in (
+                    ("project", spent.project),
+                    ("key", spent.key_id),
+                    ("model", f"{spent.project}/{spent.model}"),
+                    ("endpoint", spent.endpoint),
+                ):
+                    earlier.setdefault(scope, []).append(spent)
 
     def lane(self, key: KeyState, route: RouteState) -> Lane:
         """The key's lane on the route, with its shares of every limit; made once per snapshot."""
@@ -352,11 +362,16 @@ class GatewayState:
         share = self._shares.get(limit.id)
         if share is None:
             share = self._shares[limit.id] = Share(limit)
-            unseen = 0
-            if limit.measure is Measure.BUDGET:
-                share.purse = self._spending.setdefault(limit.name, Spending())
-                unseen, share.purse.to_return = share.purse.unseen, 0
-            self.counters.declare(share, unseen, self._moment())
+            if limit.measure not in PURSES:
+                self.counters.declare(share, 0, self._moment())
+                return share
+            share.purse = Spending()
+            for spent in self._earlier.get((limit.scope, limit.name), ()):
+                if spent.seq > self._ingested:
+                    share.purse.spent(spent.microusd, spent.seq)
+            # An earlier life's slices are given up where they are kept, not when a request comes by.
+            self.counters.declare(share, share.purse.unseen, self._moment())
+            self.counters.refill([(share, 0)], self._moment(), _nothing)
         elif share.limit != limit:
             share.limit = limit
             self.counters.refill([(share, 0)], self._moment(), _nothing)
@@ -424,13 +439,20 @@ class GatewayState:
         unread = sorted(name for name, text in provider_keys.items() if text is None)
         if unread:
             self.snapshot_trouble = f"keys of providers can't be read: {', '.join(unread)}"
-        ingested = snapshot.ingested.get(self._gateway_id, 0)
-        for spending in self._spending.values():
-            spending.ingested(ingested)
+        self._ingested = max(self._ingested, snapshot.ingested.get(self._gateway_id, 0))
+        for share in self._shares.values():
+            if share.purse is not None:
+                share.purse.ingested(self._ingested)
         known = {share.limit.name for share in self._shares.values() if share.limit.measure is Measure.BUDGET}
         for project in known | snapshot.budgets.keys():
             remaining = snapshot.budgets.get(project, 0)
             self.share(Limit("project", project, Measure.BUDGET, remaining, version=snapshot.version))
+        if self.tables is None:
+            for limit in snapshot.limits:
+                if limit.measure in PURSES:
+                    self.share(_dated(limit, snapshot.version))
+        elif self._ingested >= self._earlier_seq:
+            self._earlier = {}
         urls = {_upstream_key(target) for route in snapshot.routes for target in route.targets}
         for url in self._upstreams.keys() - urls:
             upstream = self._upstreams.pop(url)
@@ -460,6 +482,11 @@ class GatewayState:
         # What a target has in flight, and asked for, outlives the snapshot.
         standing = self._standings.setdefault((key, target.upstream_model), Standing())
         return TargetState(target, upstream, standing, provider_keys.get(target.key_file) if target.kind else b"")
+
+
+def _dated(limit: Limit, version: int) -> Limit:
+    """What is left of dollars is true for one snapshot, and orders by it."""
+    return replace(limit, version=version) if limit.measure in PURSES else limit
 
 
 def _nothing(_told: object) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 from zlib import crc32
 
 import msgspec
@@ -53,11 +54,22 @@ class LogUnavailable(Exception):
     """A record can't be written: serving now would go unmetered."""
 
 
+class Spent(NamedTuple):
+    """What one settlement says about money: the record's number, and whose limits it counts in."""
+
+    seq: int
+    microusd: int
+    project: str
+    key_id: str = ""
+    model: str = ""
+    endpoint: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Recovered:
     """What earlier lives of this gateway left: settlements not deleted yet, and how many requests died unsettled."""
 
-    settled: tuple[tuple[int, str, int], ...]
+    settled: tuple[Spent, ...]
     orphans: int
 
 
@@ -88,7 +100,7 @@ class WriteAheadLog:
         self._allocated = 0
         self._carried = 0
         self._open: dict[bytes, bytes] = {}
-        self._late: list[tuple[str, int, bytes]] = []
+        self._late: list[tuple[Spent, bytes]] = []
         self._sealed_fds: list[int] = []
         self.seq = 0
         self.dirty = False
@@ -98,7 +110,7 @@ class WriteAheadLog:
         """Starts a new segment, settling what an earlier life left open. Raises Conflict when the id is in use."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock()
-        settled: list[tuple[int, str, int]] = []
+        settled: list[Spent] = []
         open_requests: dict[str, Reserved] = {}
         for number, payloads in self._own_segments():
             self._number = max(self._number, number)
@@ -108,7 +120,7 @@ class WriteAheadLog:
                     done = _decode_settled(text)
                     self.seq = max(self.seq, done.seq)
                     open_requests.pop(done.id, None)
-                    settled.append((done.seq, done.project, done.amount_microusd))
+                    settled.append(_spent(done))
                 elif kind == RESERVED:
                     begun = _decode_reserved(text)
                     self.seq = max(self.seq, begun.seq)
@@ -117,7 +129,7 @@ class WriteAheadLog:
                     self.seq = max(self.seq, _decode_opened(text).seq)
         orphans = [_settle_orphan(one, self._wall_clock()) for one in open_requests.values()]
         # Every record begins with its number, which is given when it is written.
-        self._late = [(one.project, one.amount_microusd, _encode(one).partition(b",")[2]) for one in orphans]
+        self._late = [(_spent(one), _encode(one).partition(b",")[2]) for one in orphans]
         self._start_segment(settled)
         return Recovered(tuple(settled), len(orphans))
 
@@ -151,18 +163,18 @@ class WriteAheadLog:
                 )
             yield number, found.payloads
 
-    def _start_segment(self, settled: list[tuple[int, str, int]] | None = None) -> None:
+    def _start_segment(self, settled: list[Spent] | None = None) -> None:
         """Moves on to a new segment that carries over what is still open; it appears whole or not at all."""
         path = self._directory / segment_name(self._gateway_id, self._number + 1)
         draft = path.with_suffix(".tmp")
         seq = self.seq + 1
         opened = Opened(seq=seq, gateway_id=self._gateway_id, at=self._wall_clock())
         content = [frame(OPENED + _encode(opened))]
-        for project, microusd, members in self._late:
+        for spent, members in self._late:
             seq += 1
             content.append(frame(_payload(SETTLED, seq, members)))
             if settled is not None:
-                settled.append((seq, project, microusd))
+                settled.append(spent._replace(seq=seq))
         for members in self._open.values():
             seq += 1
             content.append(frame(_payload(RESERVED, seq, members)))
@@ -210,7 +222,7 @@ class WriteAheadLog:
         try:
             self._append(SETTLED, members)
         except LogUnavailable:
-            self._late.append((project, microusd, members))
+            self._late.append((Spent(0, microusd, project), members))
             raise
 
     def _append(self, kind: bytes, members: bytes) -> None:
@@ -297,6 +309,10 @@ def adopt_abandoned(directory: Path, gateway_id: str, workers: int) -> list[str]
             if recovered.orphans:
                 adopted.append(name)
     return adopted
+
+
+def _spent(done: Settled) -> Spent:
+    return Spent(done.seq, done.amount_microusd, done.project, done.key_id, done.model, done.endpoint)
 
 
 def _payload(kind: bytes, seq: int, members: bytes) -> bytes:

@@ -21,6 +21,7 @@ from groundplane.errors import InvalidInput, NotFound, Refused
 from groundplane.identity import CROSS_PROJECT, SYSTEM, Actor
 from groundplane.ports import Below, Between, Clock, Ids, Notice, Notifier, Store, Tx, UsageLog
 from groundplane.services.access import visible_project
+from groundplane.services.gateway_limits import charge_limits
 from groundplane.units import format_usd
 
 _CLOSED_HOLDS_SHOWN = 200
@@ -315,6 +316,7 @@ class Costs:
             new = await tx.insert_many_once(records)
             if new:
                 fresh = {record.id: record for record in reversed(records) if record.id in new}
+                await charge_limits(tx, list(fresh.values()))
                 _, overruns = await self._charge(tx, await self._rated(tx, list(fresh.values())))
                 for draft in overruns:
                     await tx.append_event(draft)

@@ -12,10 +12,11 @@ from dataclasses import replace
 from groundplane.domain import snapshot as compiled
 from groundplane.domain.access import Key
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
-from groundplane.domain.limits import Limit, LimitRule
+from groundplane.domain.limits import LimitRule
 from groundplane.domain.provider import Provider, RouteRule
 from groundplane.ports import Clock, SnapshotSink, Store, UsageLog
 from groundplane.services.costs import Costs
+from groundplane.services.gateway_limits import compiled as compiled_limits
 
 
 class GatewayConfig:
@@ -33,7 +34,6 @@ class GatewayConfig:
         """Read, ingest, reserve, publish."""
         async with self._store.transaction() as tx:
             keys = await tx.find(Key, {"revoked_at": None})
-            rules = await tx.find(LimitRule)
             endpoints = await tx.find(Endpoint, {"status": EndpointStatus.READY})
             providers = await tx.find(Provider)
             routes = await tx.find(RouteRule)
@@ -43,6 +43,9 @@ class GatewayConfig:
         now = self._clock.now()
         ingested = await self._usage_log.ingested()
         budgets = await self._costs.gateway_budgets()
+        # After `ingested` was read: what is left of dollars may know of more records than that says, never of fewer.
+        async with self._store.transaction() as tx:
+            rules = await tx.find(LimitRule)
         version = int(now.timestamp() * 1000)
         if self._last is not None:
             version = max(version, self._last.version + 1)
@@ -55,7 +58,7 @@ class GatewayConfig:
             now=now,
             providers=providers,
             rules=routes,
-            limits=[Limit(rule.scope, rule.name, rule.measure, rule.value, rule.when_down) for rule in rules],
+            limits=compiled_limits(rules, now),
         )
         if self._last is not None and _same(snapshot, self._last):
             return

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from datetime import datetime
 
-from groundplane.audit import EventDraft
-from groundplane.domain.access import Key
+from groundplane.domain.access import Key, Project
 from groundplane.domain.endpoint import Endpoint
-from groundplane.domain.limits import LIMIT_SCOPES, LimitRule, Measure, WhenDown
+from groundplane.domain.ledger import UsageRecord
+from groundplane.domain.limits import (
+    LIMIT_SCOPES,
+    PURSES,
+    Limit,
+    LimitRule,
+    Measure,
+    WhenDown,
+    period_of,
+    period_start,
+)
 from groundplane.domain.provider import Provider
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.identity import Actor
-from groundplane.ports import Clock, Store, Tx
+from groundplane.ports import AtLeast, Clock, Store, Tx
 from groundplane.services.access import visible_project
+from groundplane.services.audit_trail import Teller
 
 VALUE_MAX = 2**53
 
@@ -23,6 +35,7 @@ class GatewayLimits:
     def __init__(self, *, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        self._tell = Teller(clock, "limit")
 
     async def set_limit(
         self,
@@ -33,21 +46,24 @@ class GatewayLimits:
         name: str,
         measure: Measure,
         value: int,
-        when_down: WhenDown = WhenDown.LOCAL,
+        when_down: WhenDown | None = None,
         reason: str = "",
     ) -> LimitRule:
         """Sets or changes a limit. Twice is the same as once. InvalidInput for a scope or measure that has none.
 
-        `name` is the key's, endpoint's or model's within the project; a project's limit has the project's.
+        `name` is the key's, endpoint's or model's within the project; a project's limit has the project's. Dollars are
+        whole micro-dollars; what the ledger has of the day or the month counts at once. Without a word on what holds
+        while the store of limits is away, dollars stop (fail-closed), and rates go on by shares.
         """
         if scope not in LIMIT_SCOPES:
             raise InvalidInput(f"a limit of {scope[:40]!r} is none", f"one of: {', '.join(LIMIT_SCOPES)}")
         if measure is Measure.BUDGET:
-            raise InvalidInput("dollars are limited by budgets", "ground budget set PROJECT --limit DOLLARS")
+            raise InvalidInput("a project's budget is set by itself", "ground budget set PROJECT --limit DOLLARS")
         if not 0 <= value <= VALUE_MAX:
             raise InvalidInput(f"a limit of {value} is not between 0 and {VALUE_MAX}", "0 admits nothing")
         async with self._store.transaction() as tx:
-            await visible_project(tx, actor, project)
+            # Locked as `charge_limits` does: no request is counted twice or not at all as the limit begins.
+            await visible_project(tx, actor, project, lock=measure in PURSES)
             name = await _checked(tx, project, scope, name)
             rule = LimitRule(
                 id=f"{scope}:{name}:{measure.value}",
@@ -56,17 +72,20 @@ class GatewayLimits:
                 project=project,
                 measure=measure,
                 value=value,
-                when_down=when_down,
+                when_down=when_down or (WhenDown.CLOSED if measure in PURSES else WhenDown.LOCAL),
                 set_by=actor.name,
                 set_at=self._clock.now(),
             )
             before = await tx.get(LimitRule, rule.id, lock=True)
-            if before is None:
-                await tx.insert(rule)
+            if before is not None:
+                kept = replace(rule, period=before.period, spent_microusd=before.spent_microusd, version=before.version)
+                rule = await tx.update(kept)
             else:
-                rule = await tx.update(replace(rule, version=before.version))
-            after = {"value": value, "measure": measure.value, "when_down": when_down.value}
-            await self._tell(tx, actor, "limit.set", rule, after, reason)
+                if measure in PURSES:
+                    rule = await _with_ledger(tx, rule, rule.set_at)
+                await tx.insert(rule)
+            after = {"value": value, "measure": measure.value, "when_down": rule.when_down.value}
+            await self._tell(tx, actor, "limit.set", rule.id, rule.project, after, reason)
         return rule
 
     async def limits(self, actor: Actor, project: str | None = None) -> list[LimitRule]:
@@ -84,24 +103,53 @@ class GatewayLimits:
             if rule is None or not actor.sees(rule.project):
                 raise NotFound(f"no limit {rule_id[:120]!r}", "ground limits list")
             await tx.delete(LimitRule, rule_id)
-            await self._tell(tx, actor, "limit.lift", rule, {}, reason)
+            await self._tell(tx, actor, "limit.lift", rule.id, rule.project, {}, reason)
         return rule
 
-    async def _tell(
-        self, tx: Tx, actor: Actor, action: str, rule: LimitRule, after: dict[str, object], reason: str
-    ) -> None:
-        await tx.append_event(
-            EventDraft(
-                at=self._clock.now(),
-                actor=actor.name,
-                action=action,
-                object_kind="limit",
-                object_id=rule.id,
-                project=rule.project,
-                after=after,
-                reason=reason,
-            )
+
+def compiled(rules: Sequence[LimitRule], now: datetime) -> list[Limit]:
+    """What gateways keep: of dollars, what is left."""
+    return [
+        Limit(
+            rule.scope,
+            rule.name,
+            rule.measure,
+            rule.left(now) if rule.measure in PURSES else rule.value,
+            rule.when_down,
         )
+        for rule in rules
+    ]
+
+
+async def charge_limits(tx: Tx, records: Sequence[UsageRecord]) -> None:
+    """Counts requests that are new to the ledger in every limit of dollars that they concern."""
+    spent = [record for record in records if record.amount_microusd]
+    projects = tuple({record.project for record in spent})
+    measures = (Measure.DOLLARS_DAY, Measure.DOLLARS_MONTH)
+    for name in sorted(projects):
+        await tx.get(Project, name, lock=True)
+    found = await tx.find(LimitRule, {"project": projects, "measure": measures}) if spent else []
+    for seen in found:
+        if any(_concerns(seen, record) for record in spent):
+            rule = await tx.get(LimitRule, seen.id, lock=True)
+            if rule is not None:
+                for record in spent:
+                    if _concerns(rule, record):
+                        rule = rule.with_spending(record.amount_microusd, record.started_at)
+                await tx.update(rule)
+
+
+def _concerns(rule: LimitRule, record: UsageRecord) -> bool:
+    return rule.covers(record.project, record.model, record.endpoint, record.key_id)
+
+
+async def _with_ledger(tx: Tx, rule: LimitRule, now: datetime) -> LimitRule:
+    """A new limit of dollars with what its day or month has cost so far."""
+    column = {"project": "project", "model": "model", "endpoint": "endpoint", "key": "key_id"}[rule.scope]
+    name = rule.name.removeprefix(f"{rule.project}/") if rule.scope == "model" else rule.name
+    where: dict[str, object] = {"project": rule.project, "started_at": AtLeast(period_start(rule.measure, now))}
+    spent = await tx.total(UsageRecord, "amount_microusd", where=where | {column: name})
+    return replace(rule, period=period_of(rule.measure, now), spent_microusd=spent.get((), 0))
 
 
 async def _checked(tx: Tx, project: str, scope: str, name: str) -> str:

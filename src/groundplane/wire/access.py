@@ -76,7 +76,8 @@ class ExposureRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitRequest:
-    """One limit of a project, or of a model, endpoint or key of it, which `name` names."""
+    """One limit of a project, or of a model, endpoint or key of it, which `name` names. Dollars are micro-dollars;
+    without `when_down` they are fail-closed, and the rest local-share."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     project: str
@@ -84,7 +85,7 @@ class LimitRequest:
     name: str
     measure: Measure
     value: int
-    when_down: WhenDown = WhenDown.LOCAL
+    when_down: WhenDown | None = None
     reason: str = ""
 
 

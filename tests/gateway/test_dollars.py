@@ -1,0 +1,171 @@
+"""Dollars of keys, models and endpoints: reserved at worst, settled to what was used, never passed by anybody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.gateway.harness import (
+    Answer,
+    Exchange,
+    MockUpstream,
+    RawClient,
+    Workers,
+    ask,
+    chat,
+    completion,
+    event,
+    key,
+    poll,
+    post,
+    route,
+    running,
+    start_workers,
+    write_snapshot,
+)
+
+from groundplane.adapters.usage_log import FolderUsageLog
+from groundplane.domain.limits import Limit, Measure, WhenDown
+
+COST = 10 + 2 * 80
+"""Micro-dollars of each answer of `eighty`, at the harness's prices."""
+
+
+@pytest.fixture
+def fleets() -> Iterator[list[Workers]]:
+    started: list[Workers] = []
+    yield started
+    for workers in started:
+        workers.stop()
+
+
+async def eighty(exchange: Exchange) -> None:
+    await asyncio.sleep(0.01)
+    await exchange.json(completion(prompt=10, completion=80))
+
+
+def dollars(scope: str, name: str, microusd: int, measure: Measure = Measure.DOLLARS_DAY) -> Limit:
+    return Limit(scope, name, measure, microusd, WhenDown.CLOSED)
+
+
+async def burst(port: int, count: int, *, secret: str = "gp-caller-secret", **body: object) -> list[Answer]:
+    asked = post({**chat(max_tokens=80), **body}, secret=secret)
+    return await asyncio.gather(*(ask(port, asked) for _ in range(count)))
+
+
+def served(answers: list[Answer]) -> int:
+    return sum(answer.status == 200 for answer in answers)
+
+
+@pytest.mark.parametrize(("scope", "name"), [("key", "key-1"), ("model", "vision/tiny"), ("endpoint", "tiny")])
+async def test_dollars_of_a_scope_are_never_passed_and_concern_nobody_else(
+    tmp_path: Path, upstream: MockUpstream, scope: str, name: str
+) -> None:
+    upstream.behave = eighty
+    routes = (route("tiny", upstream.base_url), route("other", upstream.base_url))
+    keys = (key(), key("second", id="key-2"))
+    limits = (dollars(scope, name, 2_000), dollars(scope, name, 10**9, Measure.DOLLARS_MONTH))
+    async with running(tmp_path, keys=keys, routes=routes, limits=limits) as bench:
+        answers = await burst(bench.port, 40)
+        while served(last := await burst(bench.port, 5)):
+            answers += last
+        assert 2_000 - 2 * 330 < COST * served(answers) == COST * len(upstream.seen) <= 2_000
+        refused = next(answer for answer in last if answer.status != 200)
+        other = await ask(bench.port, post(chat(max_tokens=80) | {"model": "other"}, secret="second"))
+    assert (refused.status, refused.error["code"], refused.error["type"]) == (429, *["insufficient_quota"] * 2)
+    assert f"{scope} {name} has $0.00" in refused.error["message"] and "at midnight UTC" in refused.error["message"]
+    assert refused.headers["x-should-retry"] == "false" and "retry-after" not in refused.headers
+    assert other.status == 200
+
+
+async def test_a_caller_that_leaves_pays_what_was_relayed_and_gets_the_rest_back(
+    tmp_path: Path, upstream: MockUpstream
+) -> None:
+    left = asyncio.Event()
+
+    async def endless(exchange: Exchange) -> None:
+        await exchange.begin_stream()
+        await exchange.chunk(event("one "))
+        await left.wait()
+        await exchange.reader.read()
+        raise ConnectionResetError
+
+    upstream.behave = endless
+    limits = (dollars("key", "key-1", 1_000),)
+    async with running(tmp_path, keys=(key(),), routes=(route("tiny", upstream.base_url),), limits=limits) as bench:
+        assert bench.gateway is not None
+        client = await RawClient.open(bench.port)
+        await client.send(post(chat(stream=True, max_tokens=400)))
+        await client.head()
+        assert (await ask(bench.port, post(chat(max_tokens=400)))).status == 429, "900 of 1,000 are reserved"
+        await client.close()
+        left.set()
+        share = bench.gateway.state._shares["key:key-1:dollars per day"]
+        await poll(lambda: share.in_flight == 0)
+        (record,) = await bench.records()
+        assert record.status == 499 and 0 < record.amount_microusd < 100
+        assert share.unseen == record.amount_microusd
+        upstream.behave = eighty
+        assert (await ask(bench.port, post(chat(max_tokens=400)))).status == 200
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+async def test_workers_keep_dollars_together_and_a_killed_one_gives_back_its_slices_only(
+    tmp_path: Path, upstream: MockUpstream, fleets: list[Workers], count: int
+) -> None:
+    upstream.behave = eighty
+    values = {"keys": (key(),), "routes": (route("tiny", upstream.base_url),)}
+    await write_snapshot(tmp_path, 1, **values, limits=(dollars("key", "key-1", 60_000),))
+    workers = await asyncio.to_thread(start_workers, tmp_path, count)
+    fleets.append(workers)
+    answers = await burst(workers.port, 40)
+    assert served(answers) == 40
+    workers.processes[0].kill()
+    await asyncio.to_thread(workers.processes[0].wait)
+    await asyncio.to_thread(workers.start, 0)
+    while served(last := await burst(workers.port, 40)):
+        answers += last
+    spent = COST * len(upstream.seen)
+    assert COST * served(answers) == spent <= 60_000
+    assert spent > 60_000 - 2 * 330, "what the killed worker held beyond what it spent came back"
+    log = FolderUsageLog(tmp_path / "wal")
+    records = await log.read(10_000)
+    assert sum(record.amount_microusd for record in records) == spent
+    await log.acknowledge(len(records))
+    more = (dollars("key", "key-1", 60_000 - spent + 5_000),)
+    await write_snapshot(tmp_path, 2, **values, limits=more, ingested=await log.ingested())
+    seen = len(upstream.seen)
+    async with asyncio.timeout(10):
+        while not served(await burst(workers.port, 1)):
+            await asyncio.sleep(0.05)
+    while served(await burst(workers.port, 20)):
+        pass
+    now_spent = COST * (len(upstream.seen) - seen)
+    assert 5_000 - 2 * 330 < now_spent <= 60_000 - spent + 5_000
+
+
+@pytest.mark.needs("redis")
+async def test_two_machines_keep_dollars_together_in_redis(
+    tmp_path: Path, upstream: MockUpstream, fleets: list[Workers], redis_socket: tuple[str, int]
+) -> None:
+    upstream.behave = eighty
+    limits = (dollars("model", "vision/tiny", 20_000), dollars("key", "key-1", 10**7, Measure.DOLLARS_MONTH))
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        routes = (route("tiny", upstream.base_url),)
+        await write_snapshot(tmp_path / name, 1, keys=(key(),), routes=routes, limits=limits)
+        arguments = ("--node", name, "--nodes", "2")
+        fleets.append(
+            await asyncio.to_thread(start_workers, tmp_path / name, 1, *arguments, limits_url=redis_socket[0])
+        )
+    answers: list[Answer] = []
+    for _ in range(100):
+        last = await burst(fleets[0].port, 10) + await burst(fleets[1].port, 10)
+        answers += last
+        if {answer.status for answer in last} == {429}:
+            break
+    assert COST * served(answers) == COST * len(upstream.seen) <= 20_000
+    assert COST * served(answers) > 20_000 - 2 * 330
+    assert {answer.status for answer in answers} <= {200, 429, 503}
