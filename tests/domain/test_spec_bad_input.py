@@ -322,7 +322,7 @@ CASES: dict[str, tuple[str, list[str]]] = {
     ),
     "kind misspelt": (
         _swapped("kind: Job", "kind: Jobs"),
-        ["line 2: kind: 'Jobs' is not one of: Job, Endpoint, Dev | did you mean Job?"],
+        ["line 2: kind: 'Jobs' is not one of: Job, Endpoint, Dev, Evaluation, Batch | did you mean Job?"],
     ),
     "another version of the dialect": (
         _swapped("groundplane/v1", "groundplane/v2"),

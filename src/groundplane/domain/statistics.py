@@ -116,3 +116,52 @@ def _bootstrap(new: Sequence[float], old: Sequence[float], confidence: float) ->
     found.sort()
     edge = (1 - confidence) / 2
     return found[int(edge * (rounds - 1))], found[math.ceil((1 - edge) * (rounds - 1))]
+
+
+def interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
+    """The interval of a mean: Wilson's for zeros and ones, else by the normal law or by resampling."""
+    if all(value in (0.0, 1.0) for value in values):
+        return wilson(round(math.fsum(values)), len(values), confidence)
+    return _around_mean(values, confidence)
+
+
+def paired_difference(new: Sequence[float], old: Sequence[float], confidence: float) -> tuple[float, float]:
+    """The interval of the mean of new − old, item by item: what moved both alike cancels out.
+
+    Zeros and ones by Newcombe's method 10 for pairs. ValueError for other lengths, or none.
+    Source: R. G. Newcombe 1998, "Improved confidence intervals for the difference between binomial proportions based
+    on paired data".
+    """
+    if len(new) != len(old) or not new:
+        raise ValueError(f"{len(new)} and {len(old)} values are no pairs")
+    if all(value in (0.0, 1.0) for value in (*new, *old)):
+        return _newcombe_paired(new, old, confidence)
+    return _around_mean([first - second for first, second in zip(new, old, strict=True)], confidence)
+
+
+def _around_mean(values: Sequence[float], confidence: float) -> tuple[float, float]:
+    if len(values) < 2:
+        # One value says nothing about how far the next one may lie.
+        return -math.inf, math.inf
+    if len(values) >= LARGE:
+        return _welch(values, (0.0, 0.0), confidence)
+    return _bootstrap(values, (0.0,), confidence)
+
+
+def _newcombe_paired(new: Sequence[float], old: Sequence[float], confidence: float) -> tuple[float, float]:
+    count = len(new)
+    both = sum(a == b == 1.0 for a, b in zip(new, old, strict=True))
+    only_new, only_old = sum(new) - both, sum(old) - both
+    neither = count - both - only_new - only_old
+    p, q = sum(new) / count, sum(old) / count
+    low_p, high_p = wilson(round(sum(new)), count, confidence)
+    low_q, high_q = wilson(round(sum(old)), count, confidence)
+    rest = (both + only_new) * (only_old + neither) * (both + only_old) * (only_new + neither)
+    bound = both * neither - only_new * only_old
+    if bound > 0:
+        bound = max(bound - count / 2, 0.0)
+    tie = bound / math.sqrt(rest) if rest else 0.0
+    down_p, up_p, down_q, up_q = p - low_p, high_p - p, q - low_q, high_q - q
+    low = p - q - math.sqrt(max(0.0, down_p**2 - 2 * tie * down_p * up_q + up_q**2))
+    high = p - q + math.sqrt(max(0.0, up_p**2 - 2 * tie * up_p * down_q + down_q**2))
+    return low, high

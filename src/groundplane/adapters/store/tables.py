@@ -26,11 +26,13 @@ from groundplane.domain.access import Exposure, Key, Project
 from groundplane.domain.addendum import Addendum
 from groundplane.domain.approval import Approval
 from groundplane.domain.artifact import Artifact, StorageQuota
+from groundplane.domain.batch import Batch
 from groundplane.domain.budget import Budget, Hold, HoldStatus
 from groundplane.domain.checkpoints import ResumeProof
 from groundplane.domain.circumstances import AttemptCircumstances
 from groundplane.domain.dataset import DatasetVersion, Erasure, LineageEdge
 from groundplane.domain.endpoint import Endpoint
+from groundplane.domain.evaluation import Evaluation
 from groundplane.domain.gate import Evidence, Gate, GateApproval, GateCheck, Waiver
 from groundplane.domain.intake.request import Request
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
@@ -40,6 +42,7 @@ from groundplane.domain.node import Cordon
 from groundplane.domain.planning import Plan
 from groundplane.domain.policy.exceptions import PolicyException
 from groundplane.domain.preflight import PreflightReport
+from groundplane.domain.prediction import PredictionRule
 from groundplane.domain.provider import Provider, RouteRule
 from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Reservation, Schedule
 from groundplane.domain.registry import AliasMove, ModelAlias, RegistryEntry, VersionLabel
@@ -57,7 +60,7 @@ from groundplane.domain.tracking import (
 )
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0016"
+SCHEMA_REVISION = "0017"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -88,6 +91,7 @@ KINDS: dict[type, Kind] = {
         Kind(row=LimitRule, table="gateway_limits", indexes=(("project",),), not_negative=("value",)),
         Kind(row=Provider, table="providers", indexes=(("project",),)),
         Kind(row=RouteRule, table="routes", indexes=(("project",),)),
+        Kind(row=PredictionRule, table="prediction_rules", indexes=(("project",),)),
         Kind(row=Exposure, table="exposures"),
         Kind(
             row=Budget,
@@ -260,6 +264,20 @@ KINDS: dict[type, Kind] = {
         ),
         Kind(row=QueueState, table="queue_state"),
         Kind(row=Schedule, table="schedules", indexes=(("due_at",),), references={"project": Project}),
+        Kind(
+            row=Evaluation,
+            table="evaluations",
+            indexes=(("project", "name", "at"), ("model_version",)),
+            not_negative=("cost_microusd",),
+            append_only=True,
+        ),
+        Kind(
+            row=Batch,
+            table="batches",
+            indexes=(("project", "at"),),
+            not_negative=("cost_microusd",),
+            append_only=True,
+        ),
         Kind(
             row=Event,
             table="events",

@@ -13,6 +13,8 @@ from dataclasses import MISSING, asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from groundplane.domain.spec.inference import BatchNeed, EvaluationNeed
+
 CLASSIFICATIONS = ("public", "internal", "confidential", "restricted")
 """How confidential data is, least first. A pool's clearance is the most that it may hold."""
 
@@ -200,6 +202,13 @@ class JobSpec:
     checkpoints: CheckpointPolicy = field(default=CheckpointPolicy(), metadata=_LATER)
     hang_limit_s: int | None = field(default=None, metadata=_LATER)
     spot: bool = field(default=False, metadata=_LATER)
+    evaluation: EvaluationNeed | None = field(default=None, metadata=_LATER)
+    batch: BatchNeed | None = field(default=None, metadata=_LATER)
+
+    @property
+    def inference(self) -> EvaluationNeed | BatchNeed | None:
+        """What is asked of a model, when that is all the job does: its command is then ours."""
+        return self.evaluation or self.batch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

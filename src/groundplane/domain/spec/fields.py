@@ -6,7 +6,7 @@ The parser, its error messages and suggestions, and docs/reference/spec.md all c
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from groundplane.domain.isolation import Isolation
 from groundplane.domain.model import ALIAS
@@ -14,49 +14,31 @@ from groundplane.domain.scheduling.state import CLASSES, DEFAULT_CLASS
 from groundplane.domain.sizing import Method, Optimizer, Precision
 from groundplane.domain.spec import CLASSIFICATIONS
 from groundplane.domain.spec import values as v
-from groundplane.domain.spec.values import Reader
+from groundplane.domain.spec.field import API_VERSION as API_VERSION
+from groundplane.domain.spec.field import ARCHITECTURE as _ARCHITECTURE
+from groundplane.domain.spec.field import BATCH as BATCH
+from groundplane.domain.spec.field import BEST_BY as _BEST_BY
+from groundplane.domain.spec.field import DEV as DEV
+from groundplane.domain.spec.field import ENDPOINT as ENDPOINT
+from groundplane.domain.spec.field import EVALUATION as EVALUATION
+from groundplane.domain.spec.field import FILE_NAME as _FILE_NAME
+from groundplane.domain.spec.field import IMAGE as _IMAGE
+from groundplane.domain.spec.field import JOB as JOB
+from groundplane.domain.spec.field import KINDS as KINDS
+from groundplane.domain.spec.field import LABEL as _LABEL
+from groundplane.domain.spec.field import LABEL_MEANING as _LABEL_MEANING
+from groundplane.domain.spec.field import MODEL as _MODEL
+from groundplane.domain.spec.field import MODEL_MEANING as _MODEL_MEANING
+from groundplane.domain.spec.field import ONE_LINE as _ONE_LINE
+from groundplane.domain.spec.field import PATH_INSIDE as _PATH_INSIDE
+from groundplane.domain.spec.field import PERSON as _PERSON
+from groundplane.domain.spec.field import SKU as _SKU
+from groundplane.domain.spec.field import TIER as _TIER
+from groundplane.domain.spec.field import Field as Field
+from groundplane.domain.spec.inference_fields import ALSO, inference_fields
 
-API_VERSION = "groundplane/v1"
-JOB, ENDPOINT, DEV = "Job", "Endpoint", "Dev"
-KINDS = (JOB, ENDPOINT, DEV)
 NOT_FOR_DEV = ("command", "array", "schedule", "timezone", "missed_ticks", "outputs", "hang_limit")
 """Fields of a job's spec that a dev environment has none of."""
-
-_LABEL = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
-_LABEL_MEANING = "a name (lowercase letters, digits and -, at most 63, starting and ending with a letter or digit)"
-_MODEL = r"[a-z0-9]([a-z0-9._-]{0,126}[a-z0-9])?"
-_MODEL_MEANING = "a model name (lowercase letters, digits, . _ and -, at most 128)"
-_PATH_INSIDE = r"(?!/)(?!(.*/)?\.\.(/|$))[^\0]+"
-_PERSON = r"[^\s\x00-\x1f][^\x00-\x1f]{0,127}"
-_SKU = r"[A-Za-z0-9][A-Za-z0-9._-]{1,79}"
-_TIER = r"[a-z0-9][a-z0-9-]{0,63}"
-_ARCHITECTURE = r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}"
-_FILE_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-_IMAGE = r"[A-Za-z0-9][A-Za-z0-9._:/@-]{0,255}"
-_BEST_BY = r"[A-Za-z0-9_.@/-]{1,64}/(min|max)"
-_ONE_LINE = r"[^\x00-\x1f]{0,256}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Field:
-    """One field. `path` is dotted, `[]` marks items of a list; `default` is what a spec without it means, as text."""
-
-    path: str
-    read: Reader
-    takes: str
-    meaning: str
-    kinds: tuple[str, ...] = KINDS
-    required: bool = False
-    default: str = ""
-    example: str = ""
-
-    @property
-    def section(self) -> str:
-        return self.path.rpartition(".")[0]
-
-    @property
-    def name(self) -> str:
-        return self.path.rpartition(".")[2]
 
 
 def _common() -> Iterable[Field]:
@@ -65,8 +47,8 @@ def _common() -> Iterable[Field]:
         meaning="The dialect's version.",
     )  # fmt: skip
     yield Field(
-        path="kind", read=v.choice(*KINDS, "dev"), takes="`Job`, `Endpoint` or `Dev`", required=True, example=JOB,
-        meaning="What the document describes.",
+        path="kind", read=v.choice(*KINDS, "dev"), takes="a kind", required=True, example=JOB,
+        meaning=f"What the document describes: {', '.join(KINDS)}.",
     )  # fmt: skip
     yield Field(
         path="metadata.name", read=v.text(_LABEL, _LABEL_MEANING, example="tiny-lm"), takes="name", required=True,
@@ -521,11 +503,17 @@ def _endpoint() -> Iterable[Field]:
     )  # fmt: skip
 
 
-def _also_for_dev(field: Field) -> Field:
+def _shared(field: Field) -> Field:
+    """The field, also for the kinds that are jobs of a special make."""
     parts = field.path.split(".")
-    if JOB not in field.kinds or (len(parts) > 1 and parts[1] in NOT_FOR_DEV) or DEV in field.kinds:
+    if JOB not in field.kinds or DEV in field.kinds:
         return field
-    return replace(field, kinds=(*field.kinds, DEV))
+    kinds = field.kinds
+    if len(parts) == 1 or parts[1] not in NOT_FOR_DEV:
+        kinds = (*kinds, DEV)
+    if len(parts) > 1 and parts[1] in ALSO:
+        kinds = (*kinds, EVALUATION, BATCH)
+    return replace(field, kinds=kinds)
 
 
 _EVERY: tuple[Field, ...] = (
@@ -540,8 +528,9 @@ _EVERY: tuple[Field, ...] = (
     *_serving(),
     *_resources(),
     *_dev(),
+    *inference_fields(),
 )
-FIELDS = tuple(_also_for_dev(field) for field in _EVERY)
+FIELDS = tuple(_shared(field) for field in _EVERY)
 
 
 def fields_of(kind: str) -> dict[str, Field]:
@@ -577,6 +566,8 @@ def reference() -> str:
     lines[-1] += ", ".join(f"`{name}`" for name in NOT_FOR_DEV) + "; `idle_limit` is `1h` when left out. And:"
     lines += ["", "| field | takes | default | meaning |", "|---|---|---|---|"]
     lines += [f"| `{each.path}` | {each.takes} | {each.default} | {each.meaning} |" for each in _dev()]
+    lines += _special(EVALUATION, "Rows put to a model, and judged. Besides these, as for a Job: ")
+    lines += _special(BATCH, "Rows put to a model, and answered. Besides these, as for a Job: ")
     lines += [
         "",
         "## Limits",
@@ -587,3 +578,15 @@ def reference() -> str:
         "are taken as written.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _special(kind: str, words: str) -> list[str]:
+    shared = ("metadata", "spec.resources", "spec.end_date", "spec.max_cost")
+    also = ", ".join(f"`{name}`" for name in (*ALSO, "metadata", "resources", "end_date", "max_cost"))
+    lines = ["", f"## {kind}", "", f"{words}{also}.", "", "| field | takes | default | meaning |", "|---|---|---|---|"]
+    for path, field in fields_of(kind).items():
+        if "." not in path or path.startswith(shared) or path.split(".")[1] in ALSO:
+            continue
+        default = f"**required**, like `{field.example}`" if field.required else field.default
+        lines.append(f"| `{path}` | {field.takes} | {default} | {field.meaning} |")
+    return lines

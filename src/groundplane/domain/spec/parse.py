@@ -28,7 +28,21 @@ from groundplane.domain.spec import (
     TokenPrice,
     TrainingNeed,
 )
-from groundplane.domain.spec.fields import API_VERSION, DEV, ENDPOINT, JOB, KINDS, Field, fields_of, sections_of
+from groundplane.domain.spec.fields import (
+    API_VERSION,
+    BATCH,
+    DEV,
+    ENDPOINT,
+    EVALUATION,
+    JOB,
+    KINDS,
+    Field,
+    fields_of,
+    sections_of,
+)
+from groundplane.domain.spec.inference import INPUT
+from groundplane.domain.spec.inference import faults as inference_faults
+from groundplane.domain.spec.inference_fields import batch_need, evaluation_need, need_body
 from groundplane.domain.spec.sources import SCHEMES, faults
 from groundplane.domain.spec.values import Fault, Unreadable, entries, kind_of, shown
 from groundplane.domain.spec.yaml_nodes import compose_documents, is_null, line_of
@@ -188,13 +202,21 @@ def _document(node: Node, reading: _Reading) -> Spec | None:
         return _endpoint(values, reading.now)
     if kind == DEV:
         values["spec"] = {"command": ("dev",), "dev": "shell", "idle_limit": DEV_IDLE_LIMIT_S, **values["spec"]}
-    job = _job(values)
+    if kind in (EVALUATION, BATCH):
+        said = values["spec"]
+        values["spec"] = {**said, "command": (kind.lower(),), "data": [{"name": INPUT, "dataset": said["dataset"]}]}
+    job = _job(values, kind)
     _check_sources(job, _child(_child(node, "spec"), "data"), reading)
+    for name, message, hint in inference_faults(job.inference, job.pool, job.resources.nodes) if job.inference else ():
+        where = _child(_child(node, "spec"), name) or _child(node, "spec") or node
+        reading.add(f"spec.{name}", Fault(line_of(where), message, hint))
     return None if reading.problems else job
 
 
 def _check_sources(job: JobSpec, node: Node | None, reading: _Reading) -> None:
     items = node.value if isinstance(node, SequenceNode) else ()
+    if job.inference is not None:
+        return  # its one source is a dataset by name
     for source, item in zip(job.data, items, strict=True):
         for name, message, hint in faults(source, job.secrets):
             line = line_of(_child(item, name) or item)
@@ -318,7 +340,7 @@ def _invalid(problems: list[Problem]) -> InvalidInput:
 # ---------------------------------------------------------------- building the specs
 
 
-def _job(values: Mapping[str, Any]) -> JobSpec:
+def _job(values: Mapping[str, Any], kind: str = JOB) -> JobSpec:
     spec = values["spec"]
     optional = {"workdir": "workdir", "env": "env", "pool": "pool", "idle_limit": "idle_limit_s",
                 "control_plane_gone_limit": "control_plane_gone_limit_s", "stop_grace": "stop_grace_s",
@@ -340,6 +362,8 @@ def _job(values: Mapping[str, Any]) -> JobSpec:
         training=TrainingNeed(**spec["training"]) if "training" in spec else None,
         outputs=tuple(ModelOutput(**item) for item in spec.get("outputs", {}).get("models", ())),
         checkpoints=_checkpoints(spec.get("checkpoints", {})),
+        evaluation=evaluation_need(spec) if kind == EVALUATION else None,
+        batch=batch_need(spec) if kind == BATCH else None,
         **_renamed(spec, optional),
     )
 
@@ -390,7 +414,7 @@ def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, A
 
 def _as_document(spec: Spec) -> dict[str, Any]:
     meta = spec.metadata
-    kind = (DEV if spec.dev else JOB) if isinstance(spec, JobSpec) else ENDPOINT
+    kind = _kind_of(spec)
     metadata: dict[str, Any] = {
         "name": spec.array.name if isinstance(spec, JobSpec) and spec.array is not None else meta.name,
         "project": meta.project,
@@ -403,8 +427,18 @@ def _as_document(spec: Spec) -> dict[str, Any]:
     return {"apiVersion": API_VERSION, "kind": kind, "metadata": metadata, "spec": body}
 
 
+def _kind_of(spec: Spec) -> str:
+    if isinstance(spec, EndpointSpec):
+        return ENDPOINT
+    if spec.inference is not None:
+        return EVALUATION if spec.evaluation is not None else BATCH
+    return DEV if spec.dev else JOB
+
+
 def _job_body(spec: JobSpec) -> dict[str, Any]:
     what = {"dev": spec.dev} if spec.dev else {"command": list(spec.command)}
+    if spec.inference is not None:
+        what = need_body(spec.inference)
     body: dict[str, Any] = {**what, **_shared_body(spec)}
     if spec.workdir:
         body["workdir"] = spec.workdir
@@ -416,7 +450,7 @@ def _job_body(spec: JobSpec) -> dict[str, Any]:
         body["control_plane_gone_limit"] = f"{spec.control_plane_gone_limit_s}s"
     body["stop_grace"] = f"{spec.stop_grace_s}s"
     body["retry"] = {"max_attempts": spec.retry.max_attempts, "backoff": f"{spec.retry.backoff_s}s"}
-    if spec.data:
+    if spec.data and spec.inference is None:
         body["data"] = [_data_body(each) for each in spec.data]
     if spec.training is not None:
         body["training"] = _need_body(spec.training)
