@@ -213,6 +213,23 @@ async def test_what_a_dead_worker_had_counts_as_used(tmp_path: Path) -> None:
     dead.close()
 
 
+async def test_dollars_of_a_dead_worker_wait_a_day_for_it(tmp_path: Path) -> None:
+    of = limit(100, Measure.DOLLARS_DAY, version=1)
+    dead = BrokerCounters(tmp_path, "a", 2)
+    assert await get(dead, (share(dead, of), 60)) is None
+    dead.close()
+    lefts = []
+    for silent_s in (0, 3600, 90_000):
+        when = time.time() - silent_s
+        os.utime(tmp_path / "a.held", (when, when))
+        other = BrokerCounters(tmp_path, "b", 2)
+        told = await get(other, (share(other, of), 101))
+        assert told is not None
+        lefts.append(told.left)
+        other.close()
+    assert lefts == [40, 40, 100]
+
+
 async def test_a_reboot_does_not_stop_the_clock(tmp_path: Path) -> None:
     of = limit(60)
     before = BrokerCounters(tmp_path, "a", 1)

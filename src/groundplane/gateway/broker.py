@@ -16,10 +16,11 @@ import hashlib
 import mmap
 import os
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from groundplane.domain.limits import PURSES, SCALES, Account, Binding, Limit, Measure, Moment, Share, transact
+from groundplane.domain.limits import DAY_S, PURSES, SCALES, Account, Binding, Limit, Measure, Moment, Share, transact
 from groundplane.errors import Unavailable
 from groundplane.gateway.counters import Want
 
@@ -171,10 +172,12 @@ class BrokerCounters:
         sums = dict.fromkeys(used, 0)
         for path in self._folder.glob("*.held"):
             mine = path.stem == self._holder
+            # Dollars wait for a holder that may come back with what it spent; after a day they do not.
+            gone = not mine and time.time() - path.stat().st_mtime > DAY_S
             fd, held = (-1, self._held) if mine else _mapped(path, ROWS * _HELD.size)
             try:
                 if mine or _lock_is_free(fd):
-                    self._fold(held, used)
+                    self._fold(held, used, dollars=gone)
                 for row in used:
                     sums[row] += _HELD.unpack_from(held, row * _HELD.size)[0]
             finally:
@@ -191,16 +194,16 @@ class BrokerCounters:
                 account.held -= lost
                 self._write(row, account)
 
-    def _fold(self, held: mmap.mmap, used: list[int]) -> None:
-        """Counts a holder's units as used, or returns them where they were only lent; dollars stay."""
+    def _fold(self, held: mmap.mmap, used: list[int], *, dollars: bool = False) -> None:
+        """Counts a holder's units as used, or returns them where they were only lent; dollars stay unless said."""
         for row in used:
             units: int = _HELD.unpack_from(held, row * _HELD.size)[0]
             measure = self._measure(row)
-            if not units or measure in PURSES:
+            if not units or (measure in PURSES and not dollars):
                 continue
             account = self._load(row)
             account.held -= units
-            if measure is not Measure.CONCURRENT:
+            if measure is not Measure.CONCURRENT and measure not in PURSES:
                 account.level += units * SCALES[measure]
             self._write(row, account)
             _HELD.pack_into(held, row * _HELD.size, 0)
@@ -224,7 +227,8 @@ def _lock_is_free(fd: int) -> bool:
 def _mapped(path: Path, size: int) -> tuple[int, mmap.mmap]:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.ftruncate(fd, size)
+        if os.fstat(fd).st_size != size:  # even to the same size it would make a dead holder's file look fresh
+            os.ftruncate(fd, size)
         return fd, mmap.mmap(fd, size)
     except OSError:
         os.close(fd)

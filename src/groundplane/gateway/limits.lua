@@ -41,7 +41,8 @@ for i, key in ipairs(KEYS) do
     local name = string.match(field, '^h:(.+)$')
     if name and name ~= holder then
       held = tonumber(held)
-      if measure ~= 'budget' and tonumber(fields['e:' .. name] or '0') < now then
+      local believed = tonumber(fields['e:' .. name] or '0') + (measure == 'budget' and 86400000000 or 0)
+      if believed < now then
         if measure == 'minute' or measure == 'day' then row.level = row.level + held end
         redis.call('HDEL', key, field, 'e:' .. name)
       else

@@ -2,7 +2,8 @@
 
 An answer is awaited 10 ms; then each limit's `when_down` decides: refuse, admit, or admit from this holder's part of
 the limit alone. After three silences in a row nobody waits: a breaker is open for a second, then longer, up to ten.
-What was charged and not confirmed is charged again, so a lost answer errs on the safe side; what was handed out and
+Dollars of a gateway that is gone are held for a day, in case it comes back with what it spent. What was charged and not
+confirmed is charged again, so a lost answer errs on the safe side; what was handed out and
 not heard of is taken back by stating, on each new connection, what this holder has.
 """
 
@@ -277,7 +278,8 @@ class RedisCounters:
         if self._usable():
             now = Moment(int(asyncio.get_running_loop().time() * 1e9), 0.0)
             for share in self._shares.values():
-                if share.held:
+                # Dollars of an earlier life are believed for a day: they are given up by stating what is held now.
+                if share.held or (share.purse is not None and share.limit.id not in self._stated):
                     kept, share.free = share.free, 0
                     self._send([(share, 0)], now, None)
                     share.free = kept
