@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from groundplane.domain.access import Key
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
+from groundplane.domain.provider import RouteRule, RouteTarget
+from groundplane.domain.routing import RoutePolicy
 from groundplane.domain.snapshot import Snapshot, compile_snapshot, decode, encode
-from groundplane.domain.spec import EndpointSpec, Metadata, Resources, TokenPrice
+from groundplane.domain.spec import EndpointSpec, Metadata, Resources, ServingNeed, TokenPrice
 from groundplane.errors import IntegrityFailure
 from groundplane.identity import Role
 
@@ -70,6 +72,19 @@ def test_it_holds_what_the_gateway_needs() -> None:
     (target,) = route.targets
     assert (target.endpoint, target.revision, target.base_url, target.price) == ("tiny", 4, ENDPOINT.base_url, PRICE)
     assert (snapshot.budgets, snapshot.ingested, snapshot.version) == ({"vision": 5}, {"gw": 7}, 3)
+
+
+def test_the_longest_answer_is_what_was_said_or_the_served_context_or_4096() -> None:
+    served = replace(ENDPOINT, spec=replace(SPEC, serving=ServingNeed(model="x", context=32_768)))
+    assert compiled().routes[0].targets[0].max_output_tokens == 4_096
+    assert compiled(endpoints=(served,)).routes[0].targets[0].max_output_tokens == 32_768
+    said = RouteTarget(endpoint="tiny", max_output_tokens=900)
+    rule = RouteRule(id="vision:big", project="vision", model="big", policy=RoutePolicy.WEIGHTED, targets=(said,),
+                     set_by="ana", set_at=NOW)  # fmt: skip
+    routes = compile_snapshot(
+        keys=(), endpoints=(served,), budgets={}, ingested={}, version=1, now=NOW, rules=(rule,)
+    ).routes
+    assert [route.targets[0].max_output_tokens for route in routes if route.model == "big"] == [900]
 
 
 def test_revoked_and_expired_keys_are_left_out() -> None:

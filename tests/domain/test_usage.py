@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from groundplane.domain.spec import TokenPrice
-from groundplane.domain.usage import Usage, estimated_tokens, find_usage, rate, worst_case
+from groundplane.domain.usage import AnswerLength, Usage, estimated_tokens, find_usage, rate, worst_case
 from groundplane.domain.usage_records import (
     FRAME_MAX_BYTES,
     Tail,
@@ -138,3 +138,33 @@ def test_segment_names_are_read_back(gateway_id: str, number: int) -> None:
 @pytest.mark.parametrize("name", ["cursor.json", "gw.log", "gw-1.tmp", "-1.log", "gw-.log", "gw-²1.log", ""])
 def test_other_names_are_no_segments(name: str) -> None:
     assert parse_segment_name(name) is None
+
+
+def test_an_answer_s_length_is_unknown_until_eight_were_seen() -> None:
+    length = AnswerLength()
+    for _ in range(7):
+        length.learn(5)
+    assert length.expected() == 512
+    length.learn(5)
+    assert length.expected() == 5
+
+
+@given(st.lists(st.integers(0, 100_000), min_size=100, max_size=600))
+def test_what_is_reserved_is_enough_for_98_of_100_answers_and_not_for_twice_the_longest(lengths: list[int]) -> None:
+    """Each 512 answers the earlier ones weigh half, so up to twice as many of them may be longer."""
+    length = AnswerLength()
+    for one in lengths:
+        length.learn(one)
+    longer = sum(one > length.expected() for one in lengths)
+    assert longer <= 2 * 0.02 * len(lengths) + 16
+    assert length.expected() <= max(1, 1.19 * max(lengths))
+
+
+def test_a_change_of_habits_is_learned() -> None:
+    length = AnswerLength()
+    for one in [50] * 2_000 + [900] * 600:
+        length.learn(one)
+    assert 900 <= length.expected() <= 900 * 1.19
+    for _ in range(6_000):
+        length.learn(50)
+    assert length.expected() <= 60

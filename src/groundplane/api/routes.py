@@ -96,4 +96,5 @@ def _target(one: TargetRequest) -> RouteTarget:
         weight=one.weight,
         order=one.order,
         price=price,
+        max_output_tokens=one.max_output_tokens,
     )

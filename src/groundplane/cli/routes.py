@@ -105,7 +105,8 @@ def routes() -> None:
     required=True,
     metavar="TARGET",
     help="endpoint:NAME or provider:NAME/MODEL, then ,weight=3 ,order=1 and dollars per million tokens: "
-    ",prompt=2.50 ,completion=10 ,cached=1.25. Lower orders are asked first. May be repeated.",
+    ",prompt=2.50 ,completion=10 ,cached=1.25; ,max_output=16384 is the longest answer. Lower orders are asked first. "
+    "May be repeated.",
 )
 @click.option(
     "--policy",
@@ -171,12 +172,14 @@ def parse_target(text: str) -> TargetRequest:
         try:
             if key in {"weight", "order"}:
                 values[key] = int(value)
+            elif key == "max_output":
+                values["max_output_tokens"] = int(value)
             elif key in {"prompt", "completion", "cached"}:
                 values[f"{key}_microusd_per_million"] = parse_usd(value)
             else:
                 raise ValueError
         except ValueError:
-            hint = "weight=3, order=1, prompt=2.50, completion=10, cached=1.25"
+            hint = "weight=3, order=1, prompt=2.50, completion=10, cached=1.25, max_output=16384"
             raise InvalidInput(f"{option[:60]!r} of target {place[:60]} can't be understood", hint) from None
     return TargetRequest(**values)
 

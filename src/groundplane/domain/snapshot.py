@@ -191,6 +191,8 @@ def _routes(
 
 
 def _endpoint_target(endpoint: Endpoint, wanted: RouteTarget) -> Target:
+    serving = endpoint.spec.serving
+    longest = wanted.max_output_tokens or (MAX_OUTPUT_TOKENS if serving is None else serving.context)
     return Target(
         endpoint=endpoint.id,
         revision=endpoint.revision,
@@ -198,6 +200,7 @@ def _endpoint_target(endpoint: Endpoint, wanted: RouteTarget) -> Target:
         upstream_model=endpoint.id,
         price=wanted.price or endpoint.spec.token_price,
         weight=wanted.weight,
+        max_output_tokens=longest,
         order=wanted.order,
     )
 
@@ -210,6 +213,7 @@ def _provider_target(provider: Provider, wanted: RouteTarget, price: TokenPrice)
         upstream_model=wanted.model,
         price=price,
         weight=wanted.weight,
+        max_output_tokens=wanted.max_output_tokens or MAX_OUTPUT_TOKENS,
         order=wanted.order,
         region=provider.region,
         kind=provider.kind.value,

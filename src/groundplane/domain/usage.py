@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from array import array
 from dataclasses import dataclass
 
 from groundplane.domain.spec import TokenPrice
@@ -19,8 +20,10 @@ from groundplane.domain.spec import TokenPrice
 BYTES_PER_TOKEN = 4
 _UNKNOWN_ANSWER_TOKENS = 512
 _ANSWERS_MIN = 8
-_LEARNING_RATE = 0.1
-_DEVIATIONS = 4.0
+_QUANTILE = 0.98
+_STEPS_PER_OCTAVE = 4
+_BUCKETS = 21 * _STEPS_PER_OCTAVE
+_MEMORY = 512.0
 _TOKENS_PER_PRICE_UNIT = 1_000_000
 _USAGE = re.compile(rb'"usage"[ \t\r\n]*:[ \t\r\n]*(?=\{)')
 _DECODER = json.JSONDecoder()
@@ -28,21 +31,26 @@ _DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one request. `cached_tokens` are part of `prompt_tokens`."""
+    """Tokens of one request. `cached_tokens` were read from a provider's prompt cache and `written_tokens` written to
+    it: both are part of `prompt_tokens`."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     estimated: bool = False
+    written_tokens: int = 0
 
 
 NOTHING = Usage(0, 0)
 
 
-def rate(prompt_tokens: int, completion_tokens: int, cached_tokens: int, price: TokenPrice) -> int:
+def rate(
+    prompt_tokens: int, completion_tokens: int, cached_tokens: int, price: TokenPrice, written_tokens: int = 0
+) -> int:
     """Micro-dollars of one request, rounded up once per request: a bill never rounds to free.
 
-    `cached_tokens` of the prompt are charged at the cached price, the rest at the prompt price.
+    `cached_tokens` of the prompt are charged at the cached price, `written_tokens` at the written one, the rest at the
+    prompt price.
     """
     cached = min(cached_tokens, prompt_tokens)
     parts = (
@@ -50,12 +58,25 @@ def rate(prompt_tokens: int, completion_tokens: int, cached_tokens: int, price: 
         + cached * price.cached_microusd_per_million
         + completion_tokens * price.completion_microusd_per_million
     )
+    if written_tokens:
+        written = min(written_tokens, prompt_tokens - cached)
+        parts += written * (price.written - price.prompt_microusd_per_million)
     return -(-parts // _TOKENS_PER_PRICE_UNIT)
+
+
+def saved(usage: Usage, price: TokenPrice) -> int:
+    """Micro-dollars that a provider's prompt cache made this request cheaper by: what it would cost without, less what
+    it costs. Below zero where writing cost more than reading saved."""
+    if not usage.cached_tokens and not usage.written_tokens:
+        return 0
+    prompt, completion = usage.prompt_tokens, usage.completion_tokens
+    with_cache = rate(prompt, completion, usage.cached_tokens, price, usage.written_tokens)
+    return rate(prompt, completion, 0, price) - with_cache
 
 
 def worst_case(prompt_bytes: int, completion_tokens_max: int, price: TokenPrice) -> int:
     """The most micro-dollars a request of this size can cost: every byte a token, every token at the dearer price."""
-    dearer = max(price.prompt_microusd_per_million, price.cached_microusd_per_million)
+    dearer = max(price.prompt_microusd_per_million, price.cached_microusd_per_million, price.written)
     parts = prompt_bytes * dearer + completion_tokens_max * price.completion_microusd_per_million
     return -(-parts // _TOKENS_PER_PRICE_UNIT)
 
@@ -65,27 +86,41 @@ def estimated_tokens(size_bytes: int) -> int:
     return -(-size_bytes // BYTES_PER_TOKEN)
 
 
-@dataclass(slots=True)
 class AnswerLength:
-    """How long answers are whose request names no limit: mean and mean deviation, recent ones counting more."""
+    """How long answers are whose request names no limit: a histogram in steps of 19 %, recent ones counting more."""
 
-    seen: int = 0
-    mean: float = 0.0
-    deviation: float = 0.0
+    __slots__ = ("_counts", "_expected", "_seen", "_sum")
+
+    def __init__(self) -> None:
+        self._counts = array("f", bytes(4 * _BUCKETS))
+        self._sum = 0.0
+        self._seen = 0
+        self._expected = _UNKNOWN_ANSWER_TOKENS
 
     def expected(self) -> int:
-        """Completion tokens to reserve: the mean plus four deviations, or 512 until eight answers were seen."""
-        if self.seen < _ANSWERS_MIN:
-            return _UNKNOWN_ANSWER_TOKENS
-        return math.ceil(self.mean + _DEVIATIONS * self.deviation)
+        """Completion tokens to reserve: 98 of 100 answers are no longer; 512 until eight answers were seen."""
+        return self._expected
 
     def learn(self, completion_tokens: int) -> None:
-        """Takes one answer into the mean: the first ones equally, later ones with a tenth."""
-        self.seen += 1
-        rate = max(_LEARNING_RATE, 1 / self.seen)
-        off = completion_tokens - self.mean
-        self.mean += rate * off
-        self.deviation += rate * (abs(off) - self.deviation)
+        """Takes one answer in. Each 512 answers, those before weigh half."""
+        step = math.ceil(_STEPS_PER_OCTAVE * math.log2(completion_tokens)) if completion_tokens > 1 else 0
+        self._counts[min(step, _BUCKETS - 1)] += 1
+        self._sum += 1
+        self._seen += 1
+        if self._sum >= _MEMORY:
+            self._counts = array("f", [count / 2 for count in self._counts])
+            self._sum = sum(self._counts)
+        # A change of one answer in many is not worth a look at all steps.
+        if self._seen >= _ANSWERS_MIN and (self._seen < _MEMORY / 8 or self._seen % 16 == 0):
+            self._expected = self._quantile()
+
+    def _quantile(self) -> int:
+        above = self._sum * (1 - _QUANTILE)
+        for step in range(_BUCKETS - 1, 0, -1):
+            above -= self._counts[step]
+            if above < 0:
+                return int(2 ** (step / _STEPS_PER_OCTAVE))
+        return 1
 
 
 def find_usage(tail: bytes) -> Usage | None:
@@ -116,7 +151,7 @@ def read_usage_words(words: dict[str, object]) -> Usage | None:
     """Usage in the words of chat completions, of OpenAI's responses, or of Anthropic's messages; None if unclear.
 
     `input_tokens` of a message leave out what was read from or written to the prompt cache; those of a response do
-    not. What was written to the cache is charged as prompt. Rerankers say `total_tokens` alone.
+    not. What was written to the cache has a price of its own. Rerankers say `total_tokens` alone.
     Source: OpenAI API reference, usage objects of completions and responses; Anthropic API reference, Messages, usage.
     """
     completion = _count(words, "completion_tokens")
@@ -130,7 +165,9 @@ def read_usage_words(words: dict[str, object]) -> Usage | None:
         return None if total is None else Usage(total, 0)
     read, written = _count(words, "cache_read_input_tokens"), _count(words, "cache_creation_input_tokens")
     if read is not None or written is not None:
-        return Usage(prompt + (read or 0) + (written or 0), completion or 0, read or 0)
+        return Usage(
+            prompt + (read or 0) + (written or 0), completion or 0, read or 0, written_tokens=written or 0
+        )
     cached = _count(details, "cached_tokens") if isinstance(details, dict) else None
     return Usage(prompt, completion or 0, min(cached or 0, prompt))
 

@@ -42,6 +42,7 @@ class TargetRequest:
     prompt_microusd_per_million: int | None = None
     completion_microusd_per_million: int | None = None
     cached_microusd_per_million: int | None = None
+    max_output_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "completion", "cached"):
