@@ -215,4 +215,7 @@ def _record(settled: Settled) -> UsageRecord:
         ttft_ms=settled.ttft_ms,
         duration_ms=settled.duration_ms,
         started_at=datetime.fromtimestamp(settled.started_at, UTC),
+        written_tokens=settled.written_tokens,
+        saved_microusd=settled.saved_microusd,
+        cache=settled.cache,
     )

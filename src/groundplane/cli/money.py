@@ -169,9 +169,10 @@ def _costs_table(by: str, lines: Sequence[CostRow], title: str = "") -> Table:
             f"{line.prompt_tokens:,}",
             f"{line.completion_tokens:,}",
             f"${line.usd_per_1000_requests:.4f}" if line.usd_per_1000_requests is not None else "-",
+            format_usd(line.saved_microusd),
         )
         for line in lines
     ]
     name = by.replace("_", " ").upper()
-    columns = (name, "COMPUTE", "TOKENS", "TOTAL", "REQUESTS", "PROMPT", "COMPLETION", "PER 1000 REQ")
+    columns = (name, "COMPUTE", "TOKENS", "TOTAL", "REQUESTS", "PROMPT", "COMPLETION", "PER 1000 REQ", "SAVED")
     return Table(columns, rows, right=frozenset(columns[1:]), empty="nothing was spent", title=title)

@@ -81,7 +81,8 @@ class CostRow:
     """One group's charges in a period. `requests` are the answered ones (HTTP status below 400).
 
     `usd_per_1000_requests` = (compute of serving + tokens) ÷ requests × 1000; training is left out; None without
-    requests. It is for people: sums are made of the micro-dollars.
+    requests. It is for people: sums are made of the micro-dollars. `saved_microusd` is what prompt caches of providers
+    and kept answers saved; `cache_hits` are requests answered from the latter.
     """
 
     group: str
@@ -93,6 +94,8 @@ class CostRow:
     cached_tokens: int
     requests: int
     usd_per_1000_requests: float | None
+    saved_microusd: int = 0
+    cache_hits: int = 0
 
 
 def compute_entry(run: Run, attempt: Attempt, *, since: datetime, until: datetime, now: datetime) -> LedgerEntry:
@@ -180,4 +183,6 @@ def _row(group: str, amounts: Mapping[tuple[str, str, bool], int], tokens: Mappi
         cached_tokens=tokens.get("cached_tokens", 0),
         requests=requests,
         usd_per_1000_requests=round((serving + charged) / requests / 1000, 6) if requests else None,
+        saved_microusd=tokens.get("saved_microusd", 0),
+        cache_hits=tokens.get("cache_hits", 0),
     )

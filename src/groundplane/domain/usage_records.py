@@ -64,6 +64,9 @@ class Settled:
     ttft_ms: float | None
     duration_ms: float
     started_at: float
+    written_tokens: int = 0
+    saved_microusd: int = 0
+    cache: str = ""
 
 
 class Tail(StrEnum):

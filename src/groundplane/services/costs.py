@@ -487,6 +487,8 @@ class Costs:
             ("completion_tokens", "completion_tokens", where),
             ("cached_tokens", "cached_tokens", where),
             ("requests", "*", answered),
+            ("saved_microusd", "saved_microusd", where),
+            ("cache_hits", "*", where | {"cache": "hit"}),
         ):
             sums = await tx.total(UsageRecord, name, by=(column,) if column else (), where=wanted)
             for group, number in sums.items():

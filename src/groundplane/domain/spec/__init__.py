@@ -218,6 +218,13 @@ class TokenPrice:
     prompt_microusd_per_million: int
     completion_microusd_per_million: int
     cached_microusd_per_million: int = 0
+    written_microusd_per_million: int | None = field(default=None, metadata=_LATER)
+    """What is written to a provider's prompt cache; the prompt's price where none is given."""
+
+    @property
+    def written(self) -> int:
+        written = self.written_microusd_per_million
+        return self.prompt_microusd_per_million if written is None else written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
