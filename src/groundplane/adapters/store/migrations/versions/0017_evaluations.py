@@ -52,7 +52,7 @@ def upgrade() -> None:
         sa.Column("at", _MOMENT, nullable=False),
         sa.Column("version", _INTEGER, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_evaluations"),
-        sa.CheckConstraint("cost_microusd >= 0", name="cost_microusd"),
+        sa.CheckConstraint("cost_microusd >= 0", name=op.f("ck_evaluations_cost_microusd")),
     )
     op.create_index("ix_evaluations_project_name_at", "evaluations", ["project", "name", "at"])
     op.create_index("ix_evaluations_model_version", "evaluations", ["model_version"])
@@ -78,6 +78,6 @@ def upgrade() -> None:
         sa.Column("at", _MOMENT, nullable=False),
         sa.Column("version", _INTEGER, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_batches"),
-        sa.CheckConstraint("cost_microusd >= 0", name="cost_microusd"),
+        sa.CheckConstraint("cost_microusd >= 0", name=op.f("ck_batches_cost_microusd")),
     )
     op.create_index("ix_batches_project_at", "batches", ["project", "at"])
