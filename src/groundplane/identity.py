@@ -18,6 +18,7 @@ class Role(StrEnum):
     SECURITY = "security"
     VIEWER = "viewer"
     CALLER = "caller"
+    JOB = "job"
 
 
 class Permission(StrEnum):
@@ -47,12 +48,15 @@ class Permission(StrEnum):
     POLICY_WRITE = "policy:write"
     NODES_WRITE = "nodes:write"
     INFERENCE = "inference:call"
+    TRACKING_READ = "tracking:read"
+    TRACKING_WRITE = "tracking:write"
 
 
 P = Permission
 _READ = {P.RUNS_READ, P.MODELS_READ, P.ENDPOINTS_READ, P.COSTS_READ, P.PROJECTS_READ, P.SYSTEM_READ, P.REQUESTS_READ}
-_READ |= {P.POLICY_READ}
+_READ |= {P.POLICY_READ, P.TRACKING_READ}
 _MEMBER = _READ | {P.REQUESTS_WRITE, P.RUNS_WRITE, P.MODELS_WRITE, P.ENDPOINTS_WRITE, P.KEYS_READ, P.INFERENCE}
+_MEMBER |= {P.TRACKING_WRITE}
 
 ROLE_PERMISSIONS: dict[Role, frozenset[Permission]] = {
     Role.ADMIN: frozenset(Permission),
@@ -63,6 +67,8 @@ ROLE_PERMISSIONS: dict[Role, frozenset[Permission]] = {
     Role.SECURITY: frozenset(_READ | {P.AUDIT_READ, P.KEYS_READ, P.KEYS_WRITE, P.POLICY_WRITE}),
     Role.VIEWER: frozenset(_READ),
     Role.CALLER: frozenset({P.INFERENCE}),
+    # What a running job may do with the token it is given: tell of itself, and read what it builds on.
+    Role.JOB: frozenset({P.TRACKING_READ, P.TRACKING_WRITE, P.MODELS_READ}),
 }
 
 CROSS_PROJECT = frozenset({Role.ADMIN, Role.OPERATOR, Role.FINANCE, Role.SECURITY})
@@ -70,12 +76,13 @@ CROSS_PROJECT = frozenset({Role.ADMIN, Role.OPERATOR, Role.FINANCE, Role.SECURIT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actor:
-    """An authenticated caller. `project` is None for roles that see every project."""
+    """An authenticated caller. `project` is None for roles that see every project; `run_id` is a job's own run."""
 
     name: str
     role: Role
     key_id: str = ""
     project: str | None = None
+    run_id: str = ""
 
     def may(self, permission: Permission) -> bool:
         return permission in ROLE_PERMISSIONS[self.role]

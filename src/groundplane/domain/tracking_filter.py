@@ -209,7 +209,7 @@ class _Reader:
         numeric = kind == "metric" or (kind == "attribute" and name in self._grammar.numbers.values())
         token = self.take()
         operator = self._operator(token)
-        allowed = _NUMERIC if numeric else _TEXTS
+        allowed: tuple[str, ...] = _NUMERIC if numeric else _TEXTS
         if kind in {"param", "tag"}:
             allowed += _NULLS
         elif not numeric:

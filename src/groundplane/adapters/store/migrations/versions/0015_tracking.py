@@ -61,7 +61,7 @@ def upgrade() -> None:
     _table(
         "logged_files",
         "id root project path sha256 size_bytes:int created_at:time version:int",
-        sa.CheckConstraint("size_bytes >= 0", name="ck_logged_files_size_bytes"),
+        sa.CheckConstraint("size_bytes >= 0", name="size_bytes"),
     )
     op.create_index("ix_logged_files_root", "logged_files", ["root"])
     op.create_index("ix_logged_files_project", "logged_files", ["project"])
