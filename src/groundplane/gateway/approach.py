@@ -45,9 +45,9 @@ class Approach(ABC):
     __slots__ = (
         "_admitted", "_asked_only", "_began_ns", "_caller", "_connection", "_content_bytes", "_content_type", "_door",
         "_events", "_fault", "_full", "_gate", "_head", "_head_sent", "_hedge", "_hedge_timer", "_held", "_lane",
-        "_limit_lines", "_loaded", "_model_span", "_over", "_passed_headers", "_prompt_tokens", "_request",
+        "_limit_lines", "_loaded", "_model_span", "_over", "_passed_headers", "_prompt_tokens", "_query", "_request",
         "_selection", "_sent", "_session", "_stale_retried", "_state", "_streams", "_tail", "_target", "_ttft_us",
-        "_unbounded", "_waits_for_hedge", "_wants_usage", "ask", "key", "request_id", "settled", "started_at",
+        "_unbounded", "_waits_for_hedge", "_wants_usage", "ask", "key", "request_id", "said_id", "settled", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -76,7 +76,10 @@ class Approach(ABC):
         self._unbounded = generates and fields.answer_tokens_max is None
         self.key = key
         self.ask = (0, 0) if door.free else self._lane.ask(fields, size_bytes, generates=generates)
+        # The caller's own id is what everybody says; what is charged goes by ours, which nobody can repeat.
         self.request_id = state.new_request_id()
+        self.said_id = head.request_id or self.request_id
+        self._query = head.query
         self.started_at = decimal_s(time_ns())
         self._began_ns = monotonic_ns()
         self._prompt_tokens = 0 if door.free else -(-size_bytes // BYTES_PER_TOKEN)
@@ -171,7 +174,9 @@ class Approach(ABC):
         """Notes the reservation, then sends: nothing goes upstream that the log does not know."""
         self._limit_lines = limit_headers(self._lane, self._began_ns)
         if self._door.anthropic:
-            self._limit_lines += b"request-id: %b\r\n" % self.request_id
+            self._limit_lines += b"request-id: %b\r\n" % self.said_id
+        if self.said_id is not self.request_id:
+            self._limit_lines += b"x-groundplane-request-id: %b\r\n" % self.request_id
         constant = self._target.record_members(self.key.key, self._lane.model)
         prompt, price = self._prompt_tokens, self._target.target.price
         record = reserved_members(self.request_id, constant, prompt, rate(prompt, 0, 0, price), self.started_at)

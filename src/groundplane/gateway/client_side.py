@@ -195,6 +195,7 @@ class ClientConnection(asyncio.Protocol):
         self._phase = Phase.ANSWERING
         self.deadline_s = _FOREVER
         self._door = door
+        self._head = head
         try:
             exchange = self._exchange = Exchange(self._state, self, key, door, data[end:], head)
         except Fault as fault:
@@ -352,13 +353,19 @@ class ClientConnection(asyncio.Protocol):
     def fail(self, fault: Fault) -> None:
         """An error is the answer."""
         self._count_fault(fault)
-        request_id = self._exchange.request_id if self._exchange is not None else self._state.new_request_id()
-        self.write(fault.answer(request_id, close=self.closes, door=self._door))
+        self.write(fault.answer(self._request_id(), close=self.closes, door=self._door))
         self.finished()
+
+    def _request_id(self) -> bytes:
+        """What an answer of ours calls the request: as its caller does, if it does."""
+        if self._exchange is not None:
+            return self._exchange.said_id
+        said = b"" if self._head is None else self._head.request_id
+        return said or self._state.new_request_id()
 
     def finished(self) -> None:
         """The answer is complete: on to the next request, or close."""
-        self._exchange = self._door = None
+        self._exchange = self._door = self._head = None
         self._is_new = False
         self._phase = Phase.HEAD
         if self._transport is None:
@@ -393,7 +400,7 @@ class ClientConnection(asyncio.Protocol):
         self.closes = True
         self._phase = Phase.LINGER
         self.deadline_s = self._state.now_s + self._state.options.linger_s
-        self.write(fault.answer(self._state.new_request_id(), close=True, door=self._door))
+        self.write(fault.answer(self._request_id(), close=True, door=self._door))
         if self._transport is not None and self._transport.can_write_eof():
             self._transport.write_eof()
 

@@ -83,8 +83,8 @@ class Exchange(Approach):
         state, body = self._state, self._body_for(target.target)
         self._sent = True
         head = b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
-            target.request_head(self._door.path, self._content_type),
-            self.request_id,
+            target.request_head(self._door.path, self._content_type, self._query),
+            self.said_id,
             target.passed(self._passed_headers),
             len(body),
         )
@@ -315,7 +315,7 @@ class Exchange(Approach):
     def _break_off(self, fault: Fault) -> None:
         """Part of the answer is out: an error event if it is a stream, and never the end a whole answer has."""
         self._over = True
-        event = error_event(fault, self._door, self.request_id)
+        event = error_event(fault, self._door, self.said_id)
         words = b"%x\r\n%b\r\n" % (len(event), event) if self._events is not None else b""
         caller = self._caller
         self._finish(tell_caller=False)
@@ -339,7 +339,7 @@ class Exchange(Approach):
                 head.status,
                 REASONS.get(head.status, b""),
                 head.passed,
-                self.request_id,
+                self.said_id,
                 self._limit_lines,
                 length,
             )
@@ -347,7 +347,7 @@ class Exchange(Approach):
             head.status,
             REASONS.get(head.status, b""),
             head.passed,
-            self.request_id,
+            self.said_id,
             self._limit_lines,
             b"transfer-encoding: chunked\r\n" if length is None else b"content-length: %d\r\n" % length,
             b"connection: close\r\n\r\n" if self._caller.closes or self._state.draining else b"\r\n",

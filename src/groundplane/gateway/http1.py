@@ -32,6 +32,7 @@ _PAIR = re.compile(rb"([^:]++):([^\r]*+)\r\n")
 _ONE_FIELD = re.compile(_FIELD)
 _BARE_LINE_FEED = re.compile(rb"(?<!\r)\n")
 _DECIMAL = re.compile(rb"\d{1,9}(?:\.\d{1,9})?")
+_REQUEST_ID = re.compile(rb"[0-9A-Za-z._~:=+/@-]{1,128}")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[\t\x20-\x7e\x80-\xff]*)?")
 _OWN_FIELDS = frozenset(
     b"keep-alive proxy-authenticate proxy-connection te trailer upgrade x-request-id set-cookie server alt-svc"
@@ -50,8 +51,8 @@ class RequestHead:
     """A request's head. `content_length` is None for a chunked body, 0 for none.
 
     `secret_sha256` is the digest, in hex, of what it brought as a bearer's secret or else as `x-api-key`; `passed` are
-    the lines that an upstream may see: W3C trace context, API versions, and never the key. `plain`: a POST that asks
-    nothing of the connection.
+    the lines that an upstream may see: W3C trace context, API versions, and never the key. `request_id` is the caller's
+    own, empty when it has none or one that is no id. `plain`: a POST that asks nothing of the connection.
     """
 
     method: bytes
@@ -60,13 +61,18 @@ class RequestHead:
     content_length: int | None
     close: bool
     path: bytes = b""
+    query: bytes = b""
+    request_id: bytes = b""
     secret_sha256: bytes | None = None
     passed: bytes = b""
     plain: bool = False
 
     def __post_init__(self) -> None:
         headers = self.headers
-        self.path = self.target.partition(b"?")[0]
+        self.path, _, self.query = self.target.partition(b"?")
+        request_id = headers.get(b"x-request-id", b"")
+        if request_id and _REQUEST_ID.fullmatch(request_id):
+            self.request_id = request_id
         scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
         if secret and scheme.lower() == b"bearer":
             self.secret_sha256 = hashlib.sha256(secret.strip(b" ")).hexdigest().encode()

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     from groundplane.gateway.client_side import ClientConnection
 
 JSON = b"application/json"
+_QUERY_NAMES = {
+    ProviderKind.AZURE.value: frozenset({b"api-version"}),
+    ProviderKind.ANTHROPIC.value: frozenset({b"beta"}),
+    ProviderKind.OPENAI.value: frozenset[bytes](),
+}
 _ANSWERS_KEPT = 50_000
 """Keys on models whose answers' lengths are remembered."""
 
@@ -77,14 +82,14 @@ class TargetState:
             members = self.records[key.id] = constant_members(key, model, self.target)
         return members
 
-    def request_head(self, path: bytes, content_type: bytes) -> bytes:
+    def request_head(self, path: bytes, content_type: bytes, query: bytes = b"") -> bytes:
         """The request head's part that is the same for every request of this content type to this path."""
         head = self.heads.get(path)
-        if head is None or content_type is not JSON:
+        if head is None or query or content_type is not JSON:
             fields = b"host: %b\r\naccept-encoding: identity\r\n%bcontent-type: %b\r\n"
             fields %= (self.upstream.authority, self._key_lines(), content_type)
-            head = b"POST %b HTTP/1.1\r\n%b" % (self._path(path), fields)
-            if content_type is JSON:
+            head = b"POST %b HTTP/1.1\r\n%b" % (self._path(path, self._asked(query)), fields)
+            if content_type is JSON and not query:
                 self.heads[path] = head
         return head
 
@@ -114,24 +119,28 @@ class TargetState:
             lines += b"anthropic-version: 2023-06-01\r\n"
         return lines
 
-    def _path(self, path: bytes) -> bytes:
+    def _asked(self, query: bytes) -> bytes:
+        """What of the caller's query this API knows, with its question mark; endpoints, and who is like OpenAI, get
+        all of it."""
+        known = _QUERY_NAMES.get(self.target.kind)
+        if query and known is not None:
+            query = b"&".join(pair for pair in query.split(b"&") if pair.partition(b"=")[0] in known)
+        return b"?" + query if query else b""
+
+    def _path(self, path: bytes, query: bytes) -> bytes:
         kind, upstream = self.target.kind, self.upstream
         if not kind:
-            return upstream.prefix + path
+            return upstream.prefix + path + query
         if kind == ProviderKind.ANTHROPIC:
-            return upstream.path.removesuffix(b"/v1") + path
+            return upstream.path.removesuffix(b"/v1") + path + query
         rest = path.removeprefix(b"/v1")
         if kind != ProviderKind.AZURE:
-            return (upstream.path or b"/v1") + rest
+            return (upstream.path or b"/v1") + rest + query
         if rest == b"/responses":
-            return upstream.path + b"/openai/v1/responses"
+            return upstream.path + b"/openai/v1/responses" + query
         deployment = quote(self.target.upstream_model, safe="").encode()
-        return b"%b/openai/deployments/%b%b?api-version=%b" % (
-            upstream.path,
-            deployment,
-            rest,
-            self.target.api_version.encode(),
-        )
+        query = query or b"?api-version=%b" % self.target.api_version.encode()
+        return b"%b/openai/deployments/%b%b%b" % (upstream.path, deployment, rest, query)
 
     def _key_lines(self) -> bytes:
         if not self.target.kind or not self.key:
