@@ -22,9 +22,11 @@ from groundplane.adapters.notify import MemoryNotifier
 from groundplane.adapters.prices import BookPriceBook
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds
+from groundplane.cli.outlook_views import outlook_views
+from groundplane.cli.render import Table
 from groundplane.domain.access import Project
-from groundplane.domain.plan_report import markdown
-from groundplane.domain.planning import Plan
+from groundplane.domain.plan_report import elsewhere, markdown
+from groundplane.domain.planning import Plan, PlanStatus
 from groundplane.domain.recon import CloudSku, CloudView, Quota
 from groundplane.identity import Actor, Role
 from groundplane.services import outlooks
@@ -107,7 +109,7 @@ class World:
             store=self.store,
             clock=self.clock,
             ids=RandomIds(self.clock),
-            executors={"local": MemoryExecutor(self.clock)},
+            executors={"local": MemoryExecutor(self.clock, pool="local")},
             prices=prices,
             approvals=Approvals(
                 store=self.store, clock=self.clock, notify=MemoryNotifier(), validity_s=3600, four_eyes=True
@@ -299,3 +301,27 @@ async def test_a_retired_machine_is_told_even_where_it_would_be_too_small(world:
     old = A100.replace("cpus: 24, memory: 200GiB", "cpus: 16, memory: 64GiB").replace("NC24ads_A100_v4", "NC6s_v3")
     refused = rules(await world.plan(old))
     assert {"not-retired", "machine-size"} <= refused
+
+
+SMALL = """\
+apiVersion: groundplane/v1
+kind: Job
+metadata: {name: count, project: default, owner: ana, cost_center: research}
+spec: {command: [wc, data], resources: {cpus: 1, memory: 256MiB}, end_date: 2d, max_cost: $1, max_duration: 10m}
+"""
+
+
+async def test_small_work_has_its_choices_told_in_one_line(world: World) -> None:
+    small = await world.plan(SMALL)
+    assert small.status is PlanStatus.READY and small.outlook is not None, [str(v.refused) for v in small.verdicts if v.refused]
+    others = [each for each in small.outlook.choices if each.fits and not each.chosen]
+    line = elsewhere(small)
+    assert line.startswith(f"{len(others) + small.outlook.choices_left_out} more ways to buy it, the cheapest $")
+    assert others[0].node_type in line and others[0].place in line
+    (folded,) = [view for view in outlook_views(small) if "elsewhere" in str(view)]
+    assert str(folded).endswith(f"{line}: --choices")
+    tables = [view for view in outlook_views(small, choices=True) if isinstance(view, Table)]
+    assert len(tables[0].rows) == len(others) + 1
+    assert elsewhere(await world.plan(A100)) == "", "cards are worth choosing"
+    refused = await world.plan(SMALL.replace("cpus: 1", "cpus: 4000"))
+    assert elsewhere(refused) == "", "what is refused shows every way out"

@@ -10,8 +10,11 @@ REJECTED_SHOWN = 5
 BELOW = frozenset({"notes", "assumptions"})
 
 
-def outlook_views(made: Plan, *, rejected: bool = False) -> list[View]:
-    """Choices as a table, sections as indented sentences, and the nearest that do not fit; all with `rejected`."""
+def outlook_views(made: Plan, *, rejected: bool = False, choices: bool = False) -> list[View]:
+    """Choices as a table, sections as indented sentences, and the nearest that do not fit; all with `rejected`.
+
+    Of small work the choices are one line, unless `choices` or `rejected` ask for them.
+    """
     outlook = made.outlook
     if outlook is None:
         return []
@@ -20,6 +23,8 @@ def outlook_views(made: Plan, *, rejected: bool = False) -> list[View]:
     for title, sentences in sections:
         if title not in BELOW:
             lines += [f"  {title}:", *(f"    {sentence}" for sentence in sentences)]
+    if not (choices or rejected) and (line := plan_report.elsewhere(made)):
+        return [*lines, f"  elsewhere   {line}: --choices"]
     if shown := plan_report.fitting(outlook):
         rows = [plan_report.choice_row(each) for each in shown]
         title = "every way to buy it, cheapest fitting first (* is this plan):"

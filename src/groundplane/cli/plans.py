@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import uuid
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ SPEC_MAX_BYTES = 1 << 20
 @click.argument("plan_id", required=False, metavar="[PLAN]")
 @click.option("-f", "--file", "path", metavar="FILE", help="A spec in YAML; - reads standard input.")
 @click.option("--rules", is_flag=True, help="Every rule's word, not only those that warn or refuse.")
+@click.option("--choices", is_flag=True, help="Every way to buy it, for small work too.")
 @click.option("--rejected", is_flag=True, help="Every offer that does not fit, with its reasons.")
 @click.option(
     "-o",
@@ -43,7 +45,7 @@ SPEC_MAX_BYTES = 1 << 20
     show_default=True,
     help="table is for people, markdown for a ticket or a pull request; json and yaml are exact.",
 )
-def plan(plan_id: str | None, path: str | None, rules: bool, rejected: bool, output: str) -> None:
+def plan(plan_id: str | None, path: str | None, rules: bool, choices: bool, rejected: bool, output: str) -> None:
     """Show what a spec would do and cost, and what forbids it.
 
     Give a spec (-f), or the id of a plan made before. Every way to buy the work stands side by side, cheapest fitting
@@ -56,11 +58,8 @@ def plan(plan_id: str | None, path: str | None, rules: bool, rejected: bool, out
         if output == "markdown":
             render.text("\n".join(map(markdown, plans)))
         else:
-            render.show(
-                plans,
-                output,
-                lambda: [view for made in plans for view in plan_views(made, rules=rules, rejected=rejected)],
-            )
+            shown = partial(plan_views, rules=rules, choices=choices, rejected=rejected)
+            render.show(plans, output, lambda: [view for made in plans for view in shown(made)])
         if refused := _refusals(plans):
             raise Refusal(refused)
         if output == "table":
@@ -124,7 +123,7 @@ def apply(
     return 0
 
 
-def plan_views(made: Plan, *, rules: bool = False, rejected: bool = False) -> list[View]:
+def plan_views(made: Plan, *, rules: bool = False, choices: bool = False, rejected: bool = False) -> list[View]:
     """A plan for people: what, where, how long, how much and by which sum, the choices, and what the rules say."""
     spec = made.job or made.endpoint
     assert spec is not None
@@ -147,7 +146,7 @@ def plan_views(made: Plan, *, rules: bool = False, rejected: bool = False) -> li
         f"  hash        {made.hash[:16]}",
     ]
     if made.outlook is not None:
-        lines += outlook_views(made, rejected=rejected)
+        lines += outlook_views(made, choices=choices, rejected=rejected)
     elif made.alternatives:
         costlier = [
             (q.offer.pool, q.offer.node_type, format_usd(q.worst_case_microusd), q.arithmetic)

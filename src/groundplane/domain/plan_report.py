@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from groundplane.domain.outlook import BudgetImpact, Choice, Outlook
-from groundplane.domain.planning import Plan, Verdict
+from groundplane.domain.planning import Plan, PlanStatus, Verdict
 from groundplane.units import exact_usd, format_bytes, format_duration, format_usd
 
 CHOICE_HEADINGS = (
@@ -19,6 +19,9 @@ RIGHT = frozenset({"NODES", "$/H", "HOURS", "EXPECTED", "WORST CASE"})
 
 NAMED = 2
 """So many machines are named before the rest are counted."""
+
+WORTH_CHOOSING_MICROUSD = 1_000_000
+"""What work may cost at worst before its choices are laid out unasked."""
 
 Section = tuple[str, tuple[str, ...]]
 """A title and its sentences."""
@@ -52,6 +55,24 @@ def fitting(outlook: Outlook) -> tuple[Choice, ...]:
     """What fits, cheapest first; then the chosen one where something stands in its way."""
     refused = (each for each in outlook.choices if each.chosen and not each.fits)
     return (*(each for each in outlook.choices if each.fits), *refused)
+
+
+def elsewhere(plan: Plan) -> str:
+    """One line in place of the choices, where choosing is not worth a page: small work that may begin as planned."""
+    outlook, offer = plan.outlook, plan.offer
+    if outlook is None or offer is None or plan.status is not PlanStatus.READY:
+        return ""
+    if plan.worst_case_microusd >= WORTH_CHOOSING_MICROUSD or offer.accelerators:
+        return ""
+    others = [each for each in fitting(outlook) if not each.chosen]
+    if not others:
+        return "nothing else fits"
+    least = others[0]
+    more = len(others) + outlook.choices_left_out
+    return (
+        f"{more} more ways to buy it, the cheapest {format_usd(least.expected_microusd)} expected"
+        f" ({least.place}, {least.node_type}, {least.purchase})"
+    )
 
 
 def misfits(plan: Plan) -> tuple[tuple[str, str, str, str], ...]:
