@@ -14,6 +14,9 @@ BENCH_LIMIT_S ?= 300
 SOAK_MINUTES ?= 10
 SOAK_FAULTS ?= 500
 
+# Compiled modules are kept: the tests start hundreds of processes, and each would compile the whole package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format bench soak docs lock clean
 
