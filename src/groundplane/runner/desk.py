@@ -19,7 +19,7 @@ from pathlib import Path
 
 from groundplane.runner.data_desk import DataDesk
 from groundplane.runner.endings import FULL_DISK, look
-from groundplane.runner.files import is_held, read_state, write_bytes, write_document
+from groundplane.runner.files import is_held, open_inside, read_state, write_bytes, write_document
 from groundplane.runner.keeping import CheckpointDesk
 from groundplane.runner.processes import boot_id
 from groundplane.runner.refusal import No as No
@@ -251,7 +251,9 @@ class Desk:
     def files(self, run_id: str, root: str) -> Document:
         """The run's output files, under `root` or on this node: paths, sizes and times; links are left out."""
         folder_of_run = Path(root) if root else self._run_folder(run_id) / "output"
-        found = []
+        found: list[Document] = []
+        if folder_of_run.is_symlink():
+            return {"files": found}
         for folder, _, names in os.walk(folder_of_run):
             for name in names:
                 path = Path(folder) / name
@@ -263,11 +265,13 @@ class Desk:
 
     def read(self, run_id: str, root: str, path: str, offset: int) -> Document:
         """A piece of an output file."""
-        inside = (Path(root) if root else self._run_folder(run_id) / "output").resolve()
-        file = (inside / path).resolve()
-        if inside not in file.parents:
-            raise No("invalid-input", f"{path!r} leaves the run's output folder", "use a relative path")
-        with file.open("rb") as opened:
+        inside = Path(root) if root else self._run_folder(run_id) / "output"
+        try:
+            file = open_inside(inside.parent, f"{inside.name}/{path}")
+        except ValueError:
+            hint = "use a relative path"
+            raise No("invalid-input", f"{path!r} leaves the run's output folder", hint) from None
+        with os.fdopen(file, "rb") as opened:
             opened.seek(offset)
             return {"data": base64.b64encode(opened.read(CHUNK_LIMIT_BYTES)).decode()}
 

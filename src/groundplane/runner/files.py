@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
+import stat
 import threading
 import time
 from datetime import datetime, timezone
@@ -54,6 +57,34 @@ def write_bytes(path: Path, data: bytes, durable: bool = True) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def open_inside(root: Path, relative: str, flags: int = os.O_RDONLY) -> int:
+    """Opens a regular file below a folder that a job may write to. Neither it nor a folder on the way may be a link:
+    whoever runs the job must not choose what its runner, with more rights, reads or writes. With O_CREAT folders are
+    made on the way. OSError, also for what is no file; ValueError for a path that leaves the folder.
+    """
+    parts = Path(relative).parts
+    if not parts or ".." in parts or Path(relative).is_absolute():
+        raise ValueError(f"{relative!r} leaves {root}")
+    into = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    folder = os.open(root, into)
+    try:
+        for part in parts[:-1]:
+            if flags & os.O_CREAT:
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(part, dir_fd=folder)
+            below = os.open(part, into | os.O_NOFOLLOW, dir_fd=folder)
+            os.close(folder)
+            folder = below
+        # Without O_NONBLOCK, opening a pipe would wait for its other end for ever.
+        file = os.open(parts[-1], flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666, dir_fd=folder)
+    finally:
+        os.close(folder)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "it is no regular file", relative)
+    return file
 
 
 def take_lock(folder: Path, patience_s: float) -> int | None:

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from groundplane.runner.checkpoints import Checkpoints
+from groundplane.runner.files import open_inside
 from groundplane.runner.refusal import No
 
 TYPE_CHECKING = False
@@ -77,24 +78,28 @@ class Shelf:
 
     def write(self, name: str, path: str, offset: int, data: str) -> None:
         """Appends to a file of it. ValueError when the piece is not the next one."""
-        target = self._inside(self._part(name), path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with target.open("ab") as file:
-            if file.tell() != offset:
-                raise ValueError(f"{path} has {file.tell()} bytes; the piece begins at {offset}")
+        part = self._part(name)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if part.is_symlink():  # the folder is the job's: nothing of it leads us elsewhere
+            part.unlink()
+        part.mkdir(exist_ok=True)
+        with os.fdopen(open_inside(part, path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), "ab") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != offset:
+                raise ValueError(f"{path} has {size} bytes; the piece begins at {offset}")
             file.write(base64.b64decode(data))
 
     def finish(self, name: str) -> bool:
         """Hashes what was brought and puts it in place. False when it is not whole: it is thrown away then."""
         part, place = self._part(name), self._inside(self._folder, name)
-        if not part.is_dir():
+        if part.is_symlink() or not part.is_dir():
             return place.is_dir() and Checkpoints(self._folder).verify(place) is not None
         if Checkpoints(self._folder).verify(part) is None:
             shutil.rmtree(part)
             return False
         for path in part.rglob("*"):
-            if path.is_file():
-                with path.open("rb") as file:
+            if path.is_file() and not path.is_symlink():
+                with os.fdopen(open_inside(part, str(path.relative_to(part))), "rb") as file:
                     os.fsync(file.fileno())
         if place.exists():  # damaged, or older words under the same name
             self._throw_away(place)

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 CHECK_PERIOD_S = 0.25
 STRAGGLER_GRACE_S = 2.0
 SPOT_MARGIN_S = 2.0
+LAST_LOOK_S = 1800.0
+"""For the hashes of the last checkpoints: 1 TB at 600 MB/s, each file once."""
 SAMPLES_LIMIT_BYTES = 4 * 2**20
 RESERVE_BYTES = 64 * 2**10
 REPORTED_CHECKPOINTS = 100
@@ -72,7 +74,8 @@ class Runner:
         self.oom_kills_before = self.peak_bytes = 0
         accelerators = order.get("accelerator_indexes") or []
         self.sampler = Sampler(str(folder), accelerators, order.get("nvml_library") or NVML_LIBRARY)
-        self.checkpoints = Checkpoints(Path(order["checkpoint_dir"]))
+        self.last_look_until = float("inf")
+        self.checkpoints = Checkpoints(Path(order["checkpoint_dir"]), lambda: time.monotonic() > self.last_look_until)
         self.found: list[Document] = []
         self.hang = HangWatch(order, folder)
         self.spot = SpotWatch(order.get("spot_metadata_url") or METADATA_URL) if order.get("spot") else None
@@ -401,6 +404,8 @@ class Runner:
             with self.full_disk_ends_it():
                 self.log.close()
         self.closing.set()
+        # What a job leaves may be a file without an end: the attempt has one.
+        self.last_look_until = time.monotonic() + LAST_LOOK_S
         if self.spot is not None:
             self.spot.close()
         if self.scanner.is_alive():
@@ -467,7 +472,15 @@ class Runner:
         if any(words in self.log.tail for words in FULL_DISK_WORDS):
             return "disk-full", code, f"it exited with status {code} and said: No space left on device"
         if signalled:
-            return "killed", code, f"{signal.Signals(signalled).name} from outside ended it"
+            return "killed", code, f"{signal_name(signalled)} from outside ended it"
         if code == 127:
             return "command-not-found", code, "the shell did not find a program (exit status 127)"
         return "command-failed", code, f"it exited with status {code}"
+
+
+def signal_name(number: int) -> str:
+    """`SIGSEGV`; a real-time signal between the first and the last has only a number."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import shutil
+import stat
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,7 +35,7 @@ COPIES_AT_ONCE = 2
 RETRY = timedelta(seconds=30)
 RESTORE_PATIENCE_S = 2.0
 WAITING_SEEN = 500
-MANIFEST = "manifest.json"
+MANIFEST, MANIFEST_MAX_BYTES = "manifest.json", 16 * 2**20
 log = logging.getLogger(__name__)
 
 
@@ -426,17 +428,27 @@ class Checkpoints:
         )
 
 
+def _read_manifest(path: Path) -> bytes:
+    """A job may have put anything in its place since its runner looked: links, pipes and giants are refused."""
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(file, "rb") as opened:
+        about = os.fstat(file)
+        if not stat.S_ISREG(about.st_mode) or about.st_size > MANIFEST_MAX_BYTES:
+            raise ValueError(f"it is no file of at most {MANIFEST_MAX_BYTES} bytes")
+        return opened.read(MANIFEST_MAX_BYTES)
+
+
 def _manifest(folder: Path) -> dict[str, str]:
     """Relative path → SHA-256, as the checkpoint's manifest lists them; "" for the manifest itself."""
     try:
-        document = json.loads((folder / MANIFEST).read_bytes())
+        document = json.loads(_read_manifest(folder / MANIFEST))
         listed = document["files"]
         if isinstance(listed, dict):
             listed = [{"path": path, **about} for path, about in listed.items()]
         found = {str(file["path"]): str(file["sha256"]) for file in listed}
     except FileNotFoundError:
         raise NotFound("the checkpoint is gone from its node") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise IntegrityFailure(f"the manifest can't be read: {error!r}") from error
     for path in found:
         if Path(path).is_absolute() or ".." in Path(path).parts:

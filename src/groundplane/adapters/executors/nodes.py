@@ -26,6 +26,7 @@ from groundplane.adapters.executors.observing import (
     OTHER_ENDED,
     as_observation,
     as_sample,
+    readable_observation,
     together,
 )
 from groundplane.adapters.executors.placements import Placed, Placements
@@ -355,7 +356,7 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
                 found |= {each: replace(as_observation(each, node, silent), silent_since=since) for each in batch}
             else:
                 pairs = zip(batch, documents, strict=True)
-                found |= {each: as_observation(each, node, document) for each, document in pairs}
+                found |= {each: readable_observation(each, node, document) for each, document in pairs}
         return found
 
     async def _judge(self, attempt_id: str, placed: Placed | None, seen: Mapping[str, Observation]) -> Observation:

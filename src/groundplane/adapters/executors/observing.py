@@ -15,7 +15,42 @@ from groundplane.domain.staging import progress_of
 from groundplane.ports import Sample
 
 UNFIT = {EndReason.NODE_UNFIT, EndReason.SPOT_RECLAIMED}
+STATES = {"starting", "running", "ended", "absent", "unknown", "unstarted"}
+NUMBER_MAX = 2**63 - 1
 OTHER_ENDED = "another member ended first: "
+
+
+def readable_observation(attempt_id: str, node: str, document: Mapping[str, Any]) -> Observation:
+    """`as_observation`, or `unknown` where the document is no state: a job without isolation can write to its own, and
+    what one job writes must not keep the others of its node from being seen.
+    """
+    try:
+        if document["state"] not in STATES:
+            raise ValueError(f"{document['state']!r} is no state")
+        seen = as_observation(attempt_id, node, document)
+        _demand_storable(document)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        message = f"its state can't be read: {error!r}"[:500].encode(errors="replace").decode()
+        return Observation(attempt_id=attempt_id, state="unknown", node=node, message=message)
+    return seen
+
+
+def _demand_storable(value: Any) -> None:
+    """ValueError for what no database keeps: half a character, a NUL, a number beyond 64 bits."""
+    if isinstance(value, str):
+        if "\0" in value:
+            raise ValueError("a text holds NUL")
+        value.encode()
+    elif isinstance(value, int):
+        if abs(value) > NUMBER_MAX:
+            raise ValueError("a number is beyond 64 bits")
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            _demand_storable(name)
+            _demand_storable(each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            _demand_storable(each)
 
 
 def as_observation(attempt_id: str, node: str, document: Mapping[str, Any]) -> Observation:
