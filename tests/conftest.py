@@ -94,6 +94,14 @@ def _has_cgroups() -> bool:
     return os.access(tree / "pids", os.W_OK) or (os.access(delegated, os.W_OK) and "pids" in delegated.read_text())
 
 
+def _has_jupyter() -> bool:
+    return shutil.which("jupyter") is not None and shutil.which("jupyter-server") is not None
+
+
+def _has_py_spy() -> bool:
+    return shutil.which("py-spy") is not None
+
+
 def _has_compiler() -> bool:
     return shutil.which("gcc") is not None
 
@@ -118,6 +126,8 @@ SERVICES: dict[str, Callable[[], bool]] = {
     "chromium": _has_chromium,
     "redis": _has_redis,
     "compiler": _has_compiler,
+    "jupyter": _has_jupyter,
+    "py-spy": _has_py_spy,
     "root": _has_root,
     "cgroups": _has_cgroups,
     "skopeo": _has_skopeo,

@@ -9,6 +9,8 @@ import os
 import pty
 import re
 import select
+import shutil
+import socket
 import struct
 import subprocess
 import termios
@@ -45,7 +47,10 @@ class Terminal:
         while words not in self.seen:
             assert time.monotonic() < deadline, self.seen
             if select.select([self._screen], [], [], 0.5)[0]:
-                self.seen += os.read(self._screen, 65_536)
+                try:
+                    self.seen += os.read(self._screen, 65_536)
+                except OSError:  # it has ended, the last one on its terminal
+                    pytest.fail(f"it ended before it said {words!r}: {self.seen!r}")
 
     def ended(self) -> int:
         """Its exit status, once it has said all."""
@@ -129,6 +134,73 @@ def tunnel(shared: Any) -> Iterator[Callable[..., str]]:
         each.communicate()
 
 
+def notebook(plane: Any, folder: Path, programs: Path) -> str:
+    """A dev environment with the Jupyter that lies among the programs."""
+    document = {
+        "apiVersion": "groundplane/v1",
+        "kind": "dev",
+        "metadata": {"name": "notebook", "project": "research", "owner": "ana", "cost_center": "r1"},
+        "spec": {
+            "dev": "jupyter",
+            "env": {"PATH": f"{programs}:{os.environ['PATH']}"},
+            "resources": {"cpus": 1, "memory": "512MiB"},
+            "end_date": "2h",
+            "max_duration": "2h",
+            "max_cost": "$1",
+        },
+    }
+    path = folder / "dev.yaml"
+    path.write_text(json.dumps(document))
+    run_id: str = plane.submit(path)
+    plane.wait_run(run_id, "running")
+    return run_id
+
+
+def fetched(url: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, b""
+    except OSError:
+        return 0, b""
+
+
+@pytest.mark.needs("jupyter")
+def test_the_real_jupyter_answers_through_a_tunnel_to_its_token_alone(
+    shared: Any, tunnel: Callable[..., str], tmp_path: Path, wait: Any
+) -> None:
+    program = shutil.which("jupyter")
+    assert program is not None
+    run_id = notebook(shared, tmp_path, Path(program).parent)
+    about = wait(lambda: shared.data("dev", "show", run_id), "the environment")
+    typed = subprocess.run(
+        [GROUND, "attach", run_id],
+        env=shared.env,
+        input=b"echo 'print(6 * 7)' > made.py\n",
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert typed.returncode == 0
+    address, _, token = tunnel(run_id).partition("/?")
+    assert wait(lambda: fetched(f"{address}/api/status?{token}")[0] == 200, "Jupyter through the tunnel", 60)
+    found = json.loads(fetched(f"{address}/api/contents/made.py?{token}")[1])
+    assert found["content"] == "print(6 * 7)\n", "what the shell wrote, the notebook sees"
+    assert fetched(f"{address}/api/contents/made.py")[0] == 403
+    opened = urllib.request.Request(f"{address}/api/terminals?{token}", method="POST", data=b"")
+    with urllib.request.urlopen(opened, timeout=10) as answer:
+        name = json.loads(answer.read())["name"]
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as link:
+        words = [f"GET /terminals/websocket/{name}?{token} HTTP/1.1", f"Host: {host}:{port}", "Connection: Upgrade",
+                 "Upgrade: websocket", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {'A' * 22}=="]  # fmt: skip
+        link.sendall("\r\n".join([*words, "", ""]).encode())
+        assert b"101 Switching Protocols" in link.recv(4096)
+    assert about["jupyter_token"] not in shared.log(run_id)
+    shared.ground("stop", run_id, "--wait")
+
+
 def test_jupyter_is_reached_through_a_tunnel_with_its_token(
     shared: Any, tunnel: Callable[..., str], tmp_path: Path, wait: Any
 ) -> None:
@@ -137,35 +209,10 @@ def test_jupyter_is_reached_through_a_tunnel_with_its_token(
     program.parent.mkdir()
     program.write_text(JUPYTER)
     program.chmod(0o755)
-    document = {
-        "apiVersion": "groundplane/v1",
-        "kind": "dev",
-        "metadata": {"name": "notebook", "project": "research", "owner": "ana", "cost_center": "r1"},
-        "spec": {
-            "dev": "jupyter",
-            "env": {"PATH": f"{program.parent}:{os.environ['PATH']}"},
-            "resources": {"cpus": 1, "memory": "256MiB"},
-            "end_date": "2h",
-            "max_duration": "2h",
-            "max_cost": "$1",
-        },
-    }
-    path = tmp_path / "dev.yaml"
-    path.write_text(json.dumps(document))
-    run_id = shared.submit(path)
-    shared.wait_run(run_id, "running")
+    run_id = notebook(shared, tmp_path, program.parent)
     about = wait(lambda: shared.data("dev", "show", run_id), "the environment")
     address = tunnel(run_id)
     assert address.endswith(f"?token={about['jupyter_token']}") and len(about["jupyter_token"]) >= 24
-
-    def fetched(url: str) -> tuple[int, bytes]:
-        try:
-            with urllib.request.urlopen(url, timeout=10) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            return error.code, b""
-        except OSError:
-            return 0, b""
 
     assert wait(lambda: fetched(address)[0] == 200, "the notebook through the tunnel")
     assert len(fetched(address)[1]) == 300_000

@@ -10,7 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from groundplane.domain.run import EndReason
+from groundplane.ports import JobIsolation
 from groundplane.runner.hang import HangWatch, stacks, unreachable
 
 
@@ -23,6 +26,38 @@ async def test_silence_without_a_step_is_a_hang_and_its_stacks_are_kept(node: An
     assert "waits in" in text
     await node.executor.stop("att-1", EndReason.HUNG)
     assert (await node.ended()).end_reason is EndReason.HUNG
+
+
+HUNG = """
+import threading
+def waits_for_a_lock_that_nobody_gives_back():
+    lock = threading.Lock()
+    lock.acquire()
+    print("step 1", flush=True)
+    lock.acquire()
+waits_for_a_lock_that_nobody_gives_back()
+"""
+
+
+@pytest.mark.needs("py-spy")
+async def test_where_python_hangs_is_named_by_its_own_stack(node: Any) -> None:
+    await node.python(HUNG, hang_limit_s=0.6)
+    await node.until(lambda seen: seen.hangs)
+    text = await node.executor.stacks("att-1")
+    assert "waits_for_a_lock_that_nobody_gives_back (<string>:7)" in text
+    assert "py-spy: " not in text
+    await node.executor.stop("att-1", EndReason.HUNG)
+    assert (await node.ended()).end_reason is EndReason.HUNG
+
+
+@pytest.mark.needs("py-spy")
+@pytest.mark.needs("root")
+@pytest.mark.needs("bubblewrap")
+async def test_a_python_behind_walls_is_seen_as_well(node: Any) -> None:
+    command = ["/usr/bin/python3", "-c", HUNG]
+    await node.start(command, hang_limit_s=0.6, isolation=JobIsolation(mode="bubblewrap"))
+    await node.until(lambda seen: seen.hangs)
+    assert "waits_for_a_lock_that_nobody_gives_back" in await node.executor.stacks("att-1")
 
 
 async def test_a_job_that_writes_or_saves_does_not_hang(node: Any) -> None:

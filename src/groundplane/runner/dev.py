@@ -10,6 +10,7 @@ import socket
 import stat
 import struct
 import sys
+import time
 from pathlib import Path
 
 from groundplane.runner.files import read_document
@@ -18,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from groundplane.runner.files import Document
 
-CHUNK = 2**16
+CHUNK, PATIENCE_S = 2**16, 10.0
 
 
 def command(order: Document, folder: Path) -> list[str]:
@@ -51,9 +52,23 @@ def last_activity(folder: Path) -> int:
     return 0
 
 
-def connect(folder: Path) -> socket.socket:
-    """A connection to an attempt's host, and to nobody else. OSError when it runs none."""
-    job_uid = (read_document(folder / "state.json") or {}).get("uid") or os.geteuid()
+def connect(folder: Path, patience_s: float = PATIENCE_S) -> socket.socket:
+    """A connection to an attempt's host, and to nobody else. OSError when it runs none.
+
+    A host that was only just started is waited for: it runs before it listens.
+    """
+    give_up_at = time.monotonic() + patience_s
+    while True:
+        state = read_document(folder / "state.json") or {}
+        try:
+            return _connect(folder, state.get("uid") or os.geteuid())
+        except (FileNotFoundError, ConnectionRefusedError):
+            if state.get("state") != "running" or time.monotonic() > give_up_at:
+                raise
+        time.sleep(0.05)
+
+
+def _connect(folder: Path, job_uid: int) -> socket.socket:
     place = os.open(folder / "work" / ".ground", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW)
     link = socket.socket(socket.AF_UNIX)
     try:
