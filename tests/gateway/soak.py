@@ -2,7 +2,8 @@
 
 Rounds with 1, 2 and 4 workers: callers that leave, an upstream that cuts, workers that are killed; limits of requests,
 tokens and dollars. After each round, what the upstream saw is compared with the log: every request once, no limit
-passed. Exits 1 at the first law that does not hold.
+passed, and what was reserved and not used can be reserved again. Then the rounds of `laws.py`: two machines on one
+Redis, that Redis paused for 30 s, and gateways without a control plane. Exits 1 at the first law that does not hold.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from tests.gateway.harness import (
     MockUpstream,
     RawClient,
     Workers,
+    ask,
     chat,
     completion,
     event,
@@ -36,11 +38,16 @@ from tests.gateway.harness import (
     usage_event,
     write_snapshot,
 )
+from tests.gateway.laws import alone_round, pause_round, redis_round
 
 from groundplane.adapters.usage_log import FolderUsageLog
+from groundplane.domain.ledger import UsageRecord
+from groundplane.domain.limits import Limit, Measure
 
 RPM, TPM, DOLLARS = 400, 12_000, 20_000
 """Of the keys `rpm` and `tpm`, and of the budget of project `speech`, in micro-dollars."""
+PLENTY = 5_000_000
+"""Micro-dollars per day of the key `free`: never spent, so that what is reserved and not used can be looked for."""
 
 
 @dataclass
@@ -95,7 +102,18 @@ class Round:
                 if client is not None:
                     await client.close()
 
-    async def check(self, folder: Path) -> str:
+    async def _comes_back(self, records: list[UsageRecord], port: int) -> bool:
+        """Whether all that the key `free` has not spent can be reserved by one request."""
+        left = PLENTY - sum(record.amount_microusd for record in records if record.key_id == "key-f")
+        body = chat(max_tokens=(left - 300) // 2, user="free")
+        end = time.monotonic() + 10
+        while (await ask(port, post(body, secret="free"))).status != 200:
+            if time.monotonic() > end:
+                return False
+            await asyncio.sleep(0.1)
+        return True
+
+    async def check(self, folder: Path, port: int) -> str:
         """What does not hold, in words; empty when all does."""
         minutes = (time.monotonic() - self.began) / 60
         records = await FolderUsageLog(folder / "wal").read(10**7)
@@ -111,6 +129,7 @@ class Round:
             "requests a minute were passed": self.spent["rpm requests"] > RPM * (1 + minutes),
             "tokens a minute were passed": self.spent["tpm tokens"] > TPM * (1 + minutes),
             f"{dollars} micro-dollars were spent": dollars > DOLLARS,
+            "what was reserved and not used did not come back": not await self._comes_back(records, port),
         }
         return "; ".join(words for words, broken in laws.items() if broken)
 
@@ -127,7 +146,9 @@ async def round_of(folder: Path, count: int, requests: int, seed: int) -> tuple[
         key("free", id="key-f"),
     )
     routes = (route("tiny", upstream.base_url), route("talk", upstream.base_url, project="speech"))
-    await write_snapshot(folder, 1, keys=keys, routes=routes, budgets={"vision": 10**12, "speech": DOLLARS})
+    limits = (Limit("key", "key-f", Measure.DOLLARS_DAY, PLENTY),)
+    budgets = {"vision": 10**12, "speech": DOLLARS}
+    await write_snapshot(folder, 1, keys=keys, routes=routes, budgets=budgets, limits=limits)
     workers: Workers = await asyncio.to_thread(start_workers, folder, count)
     stop = asyncio.Event()
     tasks = [asyncio.create_task(one.caller(workers.port, stop)) for _ in range(24)]
@@ -145,10 +166,23 @@ async def round_of(folder: Path, count: int, requests: int, seed: int) -> tuple[
     stop.set()
     await asyncio.gather(*tasks)
     rss = max(psutil.Process(process.pid).memory_info().rss for process in workers.processes)
+    said = f"{count} workers: {len(one.seen)} requests, {len(one.answered)} answered, {kills} kills, {rss >> 20} MiB"
+    broken = await one.check(folder, workers.port)
     await asyncio.to_thread(workers.stop)
     await upstream.stop()
-    said = f"{count} workers: {len(one.seen)} requests, {len(one.answered)} answered, {kills} kills, {rss >> 20} MiB"
-    return await one.check(folder), said
+    return broken, said
+
+
+def _laws_of_machines(pause_s: float) -> bool:
+    """The rounds of `laws.py`, once each; False when one does not hold."""
+    rounds = (redis_round, lambda folder: pause_round(folder, pause_s), alone_round)
+    for one in rounds:
+        with tempfile.TemporaryDirectory() as folder:
+            broken, said = asyncio.run(one(Path(folder)))
+        print(f"{said}{'' if not broken else f'; BROKEN: {broken}'}", flush=True)
+        if broken:
+            return False
+    return True
 
 
 def main() -> int:
@@ -156,8 +190,11 @@ def main() -> int:
     arguments.add_argument("--minutes", type=float, default=10)
     arguments.add_argument("--requests", type=int, default=10_000, help="of one round")
     arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--pause-s", type=float, default=30, help="how long Redis is paused")
     options = arguments.parse_args()
     end = time.monotonic() + 60 * options.minutes
+    if not _laws_of_machines(options.pause_s):
+        return 1
     for number, count in enumerate(itertools.cycle((1, 2, 4))):
         with tempfile.TemporaryDirectory() as folder:
             broken, said = asyncio.run(round_of(Path(folder), count, options.requests, options.seed + number))

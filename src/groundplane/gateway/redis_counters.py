@@ -75,6 +75,7 @@ class RedisCounters:
         self._stated: set[str] = set()
         self._shares: dict[str, Share] = {}
         self._local: dict[str, Account] = {}
+        self._lent: dict[str, int] = {}
         self._silences = 0
         self._closed_at_s = 0.0
         self._pause_s = _PAUSE_FIRST_S
@@ -142,9 +143,12 @@ class RedisCounters:
             words += [_WORDS[limit.measure], b"%d" % limit.value, b"%d" % limit.version]
             words += [b"%d" % number for number in (entry.used, entry.back, entry.need, mine)]
             self._stated.add(limit.id)
-            if entry.used and limit.when_down is WhenDown.LOCAL:
+            if (entry.used or limit.id in self._lent) and limit.when_down is WhenDown.LOCAL:
                 # What this holder used counts in its own part too, should the server go away.
                 _, account = self._part(share, now)
+                lent = self._lent.pop(limit.id, 0)
+                if SCALES[limit.measure] == 1:
+                    account.level -= min(lent, account.level)  # what of it was used is charged here and now
                 account.level += entry.used * SCALES[limit.measure]
         connection.send(
             lambda reply: self._answered(ask, reply), b"EVALSHA", self._sha, b"%d" % len(keys), *keys, *words
@@ -216,6 +220,10 @@ class RedisCounters:
                 return Binding(limit, 0, need, None, store_down=True)
             if limit.when_down is WhenDown.LOCAL:
                 part, account = self._part(share, now)
+                if limit.id not in self._lent and limit.measure is not Measure.CONCURRENT:
+                    # What was handed out before is part of the part.
+                    self._lent[limit.id] = share.held
+                    account.level += share.held * SCALES[limit.measure]
                 wait_ns = account.wait_ns(part, need, now)
                 # What was left of the whole when the server last spoke is known too, and was shared since by others.
                 known = share.standing(now.ns)[0]
@@ -228,6 +236,7 @@ class RedisCounters:
             if share.limit.when_down is WhenDown.LOCAL and share.limit.measure is not Measure.CONCURRENT:
                 scaled = need * SCALES[share.limit.measure]
                 self._local[share.limit.id].level += scaled
+                self._lent[share.limit.id] += need
                 share.level += scaled
             share.take_in(need, need)
         return None
@@ -240,6 +249,7 @@ class RedisCounters:
         account = self._local.get(limit.id)
         if account is None or (limit.measure in PURSES and account.version < limit.version):
             account = self._local[limit.id] = Account(value, at=now.ns if SCALES[limit.measure] != 1 else 0)
+            self._lent.pop(limit.id, None)
         account.bring(part, now)
         if limit.measure is Measure.CONCURRENT:
             account.held = share.in_flight
