@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from groundplane.domain.access import Key
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.limits import Limit, Measure, WhenDown
+from groundplane.domain.prediction import Keeping, PredictionRule
 from groundplane.domain.provider import Provider, ProviderKind, RouteRule, RouteTarget
 from groundplane.domain.routing import RoutePolicy
 from groundplane.domain.spec import TokenPrice
@@ -98,6 +99,7 @@ class Snapshot:
     budgets: dict[str, int] = field(default_factory=dict)
     ingested: dict[str, int] = field(default_factory=dict)
     limits: tuple[Limit, ...] = ()
+    predictions: tuple[Keeping, ...] = ()
 
 
 def compile_snapshot(
@@ -109,6 +111,7 @@ def compile_snapshot(
     version: int,
     now: datetime,
     limits: Sequence[Limit] = (),
+    predictions: Sequence[PredictionRule] = (),
     providers: Sequence[Provider] = (),
     rules: Sequence[RouteRule] = (),
 ) -> Snapshot:
@@ -127,6 +130,11 @@ def compile_snapshot(
         budgets=dict(sorted(budgets.items())),
         ingested=dict(sorted(ingested.items())),
         limits=tuple(sorted(limits, key=lambda limit: limit.id)),
+        predictions=tuple(
+            Keeping(rule.project, rule.model, rule.sample_percent if rule.enabled else 0.0, rule.content, rule.redact)
+            for rule in sorted(predictions, key=lambda rule: rule.id)
+            if rule.enabled or rule.model  # a model's own rule that is off is off, whatever its project's says
+        ),
     )
 
 
@@ -266,6 +274,7 @@ def index(data: bytes) -> tuple[Snapshot, dict[bytes, bytes]]:
         value = json.loads(head)
         value["routes"] = tuple(_snapshot_route(one) for one in value["routes"])
         value["limits"] = tuple(_snapshot_limit(one) for one in value["limits"])
+        value["predictions"] = tuple(Keeping(**one) for one in value.get("predictions", ()))
         return Snapshot(**value), {line[:64]: line[65:] for line in lines}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise IntegrityFailure(f"the snapshot can't be read: {type(error).__name__}: {error}") from None

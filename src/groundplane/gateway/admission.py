@@ -35,6 +35,12 @@ def find_route(key: KeyState, model: str) -> RouteState:
 
 def refusal(lane: Lane, binding: Binding, now_ns: int) -> Fault:
     """The 429 that names the limit, how much it has left, and when to come back."""
+    fault = _refusal(lane, binding, now_ns)
+    fault.binding = binding
+    return fault
+
+
+def _refusal(lane: Lane, binding: Binding, now_ns: int) -> Fault:
     limit = binding.limit
     if binding.store_down:
         message = f"the {limit.measure.value} of {limit.scope} {limit.name} can't be checked at the moment"

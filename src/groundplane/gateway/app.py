@@ -21,6 +21,7 @@ from groundplane.gateway.counters import Counters
 from groundplane.gateway.redis_counters import RedisCounters
 from groundplane.gateway.server import Gateway
 from groundplane.gateway.state import Options
+from groundplane.gateway.telemetry import TelemetryOptions
 from groundplane.gateway.wal import FREE_MIN_BYTES, WriteAheadLog, adopt_abandoned
 from groundplane.units import parse_bytes
 
@@ -60,8 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--nodes", type=int, default=1, help="how many machines share limits (%(default)s)")
     parser.add_argument("--report-fd", type=int, help="descriptor to say `ready` on")
     parser.add_argument("--drain", type=float, default=Options().drain_s, help="seconds to finish requests on SIGTERM")
-    # Its password has no business in the list of processes.
-    parser.set_defaults(limits_url=os.environ.get("GROUND_GATEWAY_LIMITS_URL", ""))
+    parser.add_argument("--predictions", type=Path, help="folder of the prediction log")
+    parser.add_argument("--traces-url", default="", help="where spans go: an OTLP/HTTP address, like …:4318/v1/traces")
+    parser.add_argument("--traces-percent", type=float, default=100.0, help="of requests that bring no trace of theirs")
+    # Passwords have no business in the list of processes.
+    parser.set_defaults(
+        limits_url=os.environ.get("GROUND_GATEWAY_LIMITS_URL", ""),
+        traces_headers=os.environ.get("GROUND_GATEWAY_TRACES_HEADERS", ""),
+    )
     return parser
 
 
@@ -89,6 +96,14 @@ async def _serve(arguments: argparse.Namespace) -> None:
         counters=counters,
         metrics_folder=None if arguments.shared is None else arguments.shared / "metrics",
         keys_folder=arguments.provider_keys,
+        telemetry=TelemetryOptions(
+            gateway_id=arguments.gateway_id,
+            predictions=arguments.predictions,
+            tail=None if arguments.shared is None else arguments.shared / "tail.sock",
+            traces_url=arguments.traces_url,
+            traces_headers=arguments.traces_headers,
+            traces_percent=arguments.traces_percent,
+        ),
     )
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

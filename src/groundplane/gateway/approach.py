@@ -20,10 +20,12 @@ from groundplane.gateway.hedging import Hedge
 from groundplane.gateway.http1 import RequestHead, ResponseHead
 from groundplane.gateway.json_body import Fields, read_fields
 from groundplane.gateway.lanes import Lane
+from groundplane.gateway.metrics import Histogram
 from groundplane.gateway.records import decimal_s, reserved_members
 from groundplane.gateway.selection import Selection
 from groundplane.gateway.sse import EventStream
 from groundplane.gateway.state import JSON, GatewayState, KeyState, TargetState
+from groundplane.gateway.telemetry import Watch
 from groundplane.gateway.upstream import UpstreamConnection
 from groundplane.gateway.wal import LogUnavailable
 
@@ -43,11 +45,12 @@ class Approach(ABC):
     """What comes before the first byte. `Exchange` goes on from `_send`."""
 
     __slots__ = (
-        "_admitted", "_asked_only", "_began_ns", "_caller", "_connection", "_content_bytes", "_content_type", "_door",
-        "_events", "_fault", "_full", "_gate", "_head", "_head_sent", "_hedge", "_hedge_timer", "_held", "_lane",
-        "_limit_lines", "_loaded", "_model_span", "_over", "_passed_headers", "_prompt_tokens", "_query", "_request",
-        "_selection", "_sent", "_session", "_stale_retried", "_state", "_streams", "_tail", "_target", "_ttft_us",
-        "_unbounded", "_waits_for_hedge", "_wants_usage", "ask", "key", "request_id", "said_id", "settled", "started_at",
+        "_admitted", "_asked_only", "_began_ns", "_caller", "_connected_ns", "_connection", "_content_bytes",
+        "_content_type", "_door", "_events", "_fault", "_full", "_gaps", "_gate", "_head", "_head_sent", "_hedge",
+        "_hedge_timer", "_held", "_lane", "_last_ns", "_limit_lines", "_loaded", "_model_span", "_over",
+        "_passed_headers", "_prompt_tokens", "_query", "_request", "_selection", "_sent", "_sent_ns", "_session",
+        "_stale_retried", "_state", "_streams", "_tail", "_target", "_ttft_us", "_unbounded", "_waits_for_hedge",
+        "_wants_usage", "_watch", "ask", "key", "request_id", "said_id", "settled", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -100,6 +103,13 @@ class Approach(ABC):
         self._content_bytes = 0
         self._tail = self._limit_lines = b""
         self._ttft_us: int | None = None
+        self._sent_ns = self._connected_ns = self._last_ns = 0
+        self._gaps: Histogram | None = None
+        self._watch: Watch | None = None
+        if state.telemetry.active:
+            self._watch = state.telemetry.watch(self._lane, head)
+            if self._watch is not None:
+                self._passed_headers = self._watch.passed
         self._connection: UpstreamConnection | None = None
 
     @abstractmethod
@@ -194,6 +204,10 @@ class Approach(ABC):
         """Not admitted: nothing is reserved, and nothing is recorded but the count."""
         self._over = True
         self._lane.route.counters.answered(fault.status)
+        key = self.key.key
+        self._state.metrics.series(key.project, key.id, self._lane.model, "", "").answered(fault.status)
+        if self._watch is not None:
+            self._state.telemetry.refused(self, self._watch, fault)
         caller = self._caller
         self._finish(tell_caller=False)
         caller.fail(fault)

@@ -26,6 +26,7 @@ from groundplane.gateway.http1 import (
 )
 from groundplane.gateway.local import LOCAL_PATHS, answer_locally, needs_key
 from groundplane.gateway.state import GatewayState, KeyState
+from groundplane.gateway.telemetry import refusal_of
 
 _PIPELINE_MAX_BYTES = 65_536
 _DISCARD_MAX_BYTES = 65_536
@@ -195,6 +196,7 @@ class ClientConnection(asyncio.Protocol):
         self._phase = Phase.ANSWERING
         self.deadline_s = _FOREVER
         self._door = door
+        self._key = key
         self._head = head
         try:
             exchange = self._exchange = Exchange(self._state, self, key, door, data[end:], head)
@@ -406,10 +408,16 @@ class ClientConnection(asyncio.Protocol):
 
     def _count_fault(self, fault: Fault) -> None:
         metrics = self._state.metrics
-        if self._exchange is None:
+        exchange = self._exchange
+        if exchange is None:
             metrics.no_model.answered(fault.status)
+            if self._state.telemetry.active:
+                project = "" if self._key is None else self._key.key.project
+                self._state.telemetry.unknown(self._request_id(), project, fault)
         if fault.status == 429:
             metrics.limited[fault.type] += 1
+        if fault.binding is not None and exchange is not None:
+            metrics.refuse(refusal_of(exchange, fault.binding))
 
 
 def _too_large(size_bytes: int, limit_bytes: int) -> Fault:

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from groundplane.domain.limits import Binding
 from groundplane.gateway.doors import CHUNKS, Door
 
 REASONS: dict[int, bytes] = {one.value: one.phrase.encode() for one in http.HTTPStatus}
@@ -24,6 +25,8 @@ class Fault(Exception):
     type: str = "invalid_request_error"
     param: str | None = None
     headers: bytes = b""
+    binding: Binding | None = None
+    """The limit that refused the request, where one did."""
 
     def said(self, door: Door | None, request_id: bytes) -> dict[str, Any]:
         """`{"error": {…}}` as OpenAI's clients read it, or as Anthropic's do."""

@@ -16,6 +16,7 @@ from groundplane.gateway.hedging import Hedge
 from groundplane.gateway.http1 import ResponseHead
 from groundplane.gateway.json_body import read_usage, splice
 from groundplane.gateway.lanes import Lane
+from groundplane.gateway.metrics import Times
 from groundplane.gateway.records import settled_members
 from groundplane.gateway.sse import EventStream, FrameTooLarge
 from groundplane.gateway.state import TargetState
@@ -43,6 +44,8 @@ class Exchange(Approach):
     def _send(self) -> None:
         """On the newest idle connection, or on a new one."""
         upstream = self._target.upstream
+        if not self._sent_ns:
+            self._sent_ns = monotonic_ns()
         if self._selection is not None:  # with one target there is nothing to choose, now or later
             self._load()
             self._may_hedge()
@@ -82,6 +85,7 @@ class Exchange(Approach):
         """Sends the request, in this target's words; what comes back goes to the reader."""
         state, body = self._state, self._body_for(target.target)
         self._sent = True
+        self._connected_ns = monotonic_ns()
         head = b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
             target.request_head(self._door.path, self._content_type, self._query),
             self.said_id,
@@ -178,7 +182,10 @@ class Exchange(Approach):
         connection, head = self._connection, self._head
         assert connection is not None and head is not None
         if self._ttft_us is None:
-            self._ttft_us = (monotonic_ns() - self._began_ns) // 1000
+            self._last_ns = monotonic_ns()
+            self._ttft_us = (self._last_ns - self._began_ns) // 1000
+        elif self._events is not None:
+            self._note_gap()
         connection.deadline_s = self._state.now_s + self._state.options.idle_upstream_timeout_s
         self._content_bytes += len(data)
         if self._events is not None:
@@ -199,12 +206,26 @@ class Exchange(Approach):
             return
         state, connection = self._state, self._connection
         assert connection is not None
+        self._note_gap()
+        if self._watch is not None:
+            self._watch.note(data[start:-2])
         connection.deadline_s = state.now_s + state.options.idle_upstream_timeout_s
         self._content_bytes += len(data) - start - 2
         self._caller.write(data)
 
+    def _note_gap(self) -> None:
+        gaps = self._gaps
+        if gaps is None:
+            series = self._target.counted(self.key.key, self._lane.model, self._state.metrics)
+            gaps = self._gaps = series.target.gaps
+        now = monotonic_ns()
+        gaps.note((now - self._last_ns) // 1000)
+        self._last_ns = now
+
     def _relay_piece(self, head: ResponseHead, data: bytes) -> None:
         """A large answer passes through; its last piece waits for the settlement."""
+        if self._watch is not None:
+            self._watch.note(data)
         self._tail = (self._tail + data)[-_TAIL_BYTES:] if len(data) < _TAIL_BYTES else data[-_TAIL_BYTES:]
         if head.content_length is not None:
             start = b"" if self._head_sent else self._answer_head(head, head.content_length)
@@ -229,6 +250,8 @@ class Exchange(Approach):
             self._send_frames(events, frames)
 
     def _send_frames(self, events: EventStream, frames: bytes) -> None:
+        if self._watch is not None:
+            self._watch.note(frames)
         # `[DONE]` tells the caller that all is there, so the settlement comes before it.
         if events.done and not self.settled and not self._settle(200):
             return
@@ -390,14 +413,18 @@ class Exchange(Approach):
         key = self.key.key
         tokens = usage.prompt_tokens + usage.completion_tokens
         amount = rate(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, target.target.price)
-        duration_us = (monotonic_ns() - self._began_ns) // 1000
+        times, duration_us = self._times()
         self.settled = True
+        target.counted(key, lane.model, state.metrics).settled(status, usage, amount, times)
+        if self._watch is not None:
+            state.telemetry.settled(self, self._watch, (status, usage, amount), (times, duration_us))
         lane.route.counters.settled(status, usage, amount, self._ttft_us)
         if self._unbounded and status == 200:
             lane.answers.learn(usage.completion_tokens)
         constant = target.record_members(key, lane.model)
-        times = (self._ttft_us, duration_us, self.started_at)
-        record = settled_members(self.request_id, constant, status, usage, amount, times)
+        record = settled_members(
+            self.request_id, constant, status, usage, amount, (self._ttft_us, duration_us, self.started_at)
+        )
         try:
             state.log.settled(self.request_id, record, key.project, amount)
         except LogUnavailable:
@@ -412,6 +439,19 @@ class Exchange(Approach):
             return False
         self._settle_limits(tokens, amount)
         return True
+
+    def _times(self) -> tuple[Times, int]:
+        """How long each part took and all of it, in microseconds; what was never reached took none."""
+        now, began, ttft_us = monotonic_ns(), self._began_ns, self._ttft_us
+        duration_us = (now - began) // 1000
+        queue_us = ((self._sent_ns or now) - began) // 1000
+        if not self._sent_ns:
+            return (queue_us, 0, None, None, ttft_us), duration_us
+        connect_us = ((self._connected_ns or now) - self._sent_ns) // 1000
+        if ttft_us is None:
+            return (queue_us, connect_us, None, None, None), duration_us
+        first_byte_us = max(0, ttft_us - queue_us - connect_us)
+        return (queue_us, connect_us, first_byte_us, duration_us - ttft_us, ttft_us), duration_us
 
     def _usage(self, status: int) -> Usage:
         """What the upstream said, or an estimate of what was relayed, marked as such."""

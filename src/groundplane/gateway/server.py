@@ -10,6 +10,7 @@ from pathlib import Path
 from groundplane.gateway.client_side import ClientConnection
 from groundplane.gateway.counters import Counters
 from groundplane.gateway.state import GatewayState, Options
+from groundplane.gateway.telemetry import TelemetryOptions
 from groundplane.gateway.wal import WriteAheadLog
 
 _TICK_S = 0.05
@@ -31,6 +32,7 @@ class Gateway:
         counters: Counters | None = None,
         metrics_folder: Path | None = None,
         keys_folder: Path | None = None,
+        telemetry: TelemetryOptions | None = None,
     ) -> None:
         self._log = log
         self._server: asyncio.Server | None = None
@@ -47,6 +49,7 @@ class Gateway:
             counters=counters,
             metrics_folder=metrics_folder,
             keys_folder=keys_folder,
+            telemetry=telemetry,
         )
 
     async def start(self, host: str, port: int, listener: socket.socket | None = None) -> int:
@@ -88,6 +91,7 @@ class Gateway:
         self._sync_log()
         state.flush_shares()
         if self._ticks % _SWEEP_TICKS == 0:
+            state.telemetry.tick()
             state.poll_snapshot()
             for client in list(state.clients):
                 client.sweep(state.now_s)
@@ -128,6 +132,7 @@ class Gateway:
             await upstream.close()
         if self._timer is not None:
             self._timer.cancel()
+        await loop.run_in_executor(None, state.telemetry.close)
         await loop.run_in_executor(None, self._syncer.shutdown)
         self._log.close()
         state.flush_shares()

@@ -26,9 +26,10 @@ from groundplane.gateway.counters import Counters, MemoryCounters
 from groundplane.gateway.doors import Door
 from groundplane.gateway.http1 import HeadMemo, parse_request_head
 from groundplane.gateway.lanes import Lane
-from groundplane.gateway.metrics import Metrics, ModelCounters
+from groundplane.gateway.metrics import Metrics, ModelCounters, Series
 from groundplane.gateway.metrics_files import MetricsFiles
 from groundplane.gateway.records import constant_members
+from groundplane.gateway.telemetry import Telemetry, TelemetryOptions
 from groundplane.gateway.upstream import Upstream
 from groundplane.gateway.wal import Spent, WriteAheadLog
 from groundplane.identity import ROLE_PERMISSIONS, Permission, Role
@@ -75,12 +76,22 @@ class TargetState:
     """A provider's key; None when it can't be read, and the target can't be asked."""
     heads: dict[bytes, bytes] = field(default_factory=dict)
     records: dict[str, bytes] = field(default_factory=dict)
+    series: dict[str, Series] = field(default_factory=dict)
 
     def record_members(self, key: SnapshotKey, model: str) -> bytes:
         members = self.records.get(key.id)
         if members is None:
             members = self.records[key.id] = constant_members(key, model, self.target)
         return members
+
+    def counted(self, key: SnapshotKey, model: str, metrics: Metrics) -> Series:
+        """What is counted of this key here."""
+        series = self.series.get(key.id)
+        if series is None:
+            revision = str(self.target.revision) if self.target.revision else ""
+            series = metrics.series(key.project, key.id, model, self.target.endpoint, revision)
+            self.series[key.id] = series
+        return series
 
     def request_head(self, path: bytes, content_type: bytes, query: bytes = b"") -> bytes:
         """The request head's part that is the same for every request of this content type to this path."""
@@ -271,6 +282,7 @@ class GatewayState:
         counters: Counters | None = None,
         metrics_folder: Path | None = None,
         keys_folder: Path | None = None,
+        telemetry: TelemetryOptions | None = None,
     ) -> None:
         self._keys_folder = keys_folder
         self._standings: dict[tuple[str, str], Standing] = {}
@@ -280,6 +292,7 @@ class GatewayState:
         self.metrics = Metrics()
         self._metrics_files = MetricsFiles(metrics_folder, gateway_id)
         self._metrics_files.resume(self.metrics)
+        self.telemetry = Telemetry(telemetry or TelemetryOptions(gateway_id=gateway_id), self.metrics)
         self.tables: Tables | None = None
         self.snapshot_trouble = ""
         self.clients: set[ClientConnection] = set()
@@ -318,6 +331,7 @@ class GatewayState:
     def publish_metrics(self) -> None:
         """Called by the coarse clock: leaves this worker's figures for the others."""
         self._note_log()
+        self.metrics.turn(int(self.now_s))
         self._metrics_files.publish(self.metrics)
 
     def all_metrics(self) -> Metrics:
@@ -475,6 +489,7 @@ class GatewayState:
             policy = RoutePolicy(route.policy)
             state = RouteState(route, targets, self.metrics.model(route.model), longest, policy, only)
             by_project.setdefault(route.project, {})[route.model] = state
+        self.telemetry.keep(snapshot.predictions)
         self.tables = Tables(snapshot, keys, by_project)
         self.metrics.snapshot_version = snapshot.version
 
