@@ -1,0 +1,432 @@
+"""The registry as MLflow clients see it: names, versions made of logged files, stages and aliases behind our gates."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from groundplane.domain import tracking as domain
+from groundplane.domain.certificate import DataFact, Facts, missing_facts
+from groundplane.domain.model import ManifestFile, ModelVersion, check_name
+from groundplane.domain.model_card import CARD, facts_of
+from groundplane.domain.registry import AliasMove, ModelAlias, check_tag
+from groundplane.domain.run import Run
+from groundplane.domain.tracking import LoggedModel, ModelName, VersionOrigin
+from groundplane.domain.tracking_facts import Shown, facts_of_tags, refusal_of
+from groundplane.domain.tracking_filter import Condition, matches, ordered, page, parse_filter, parse_order
+from groundplane.domain.tracking_filter import Facts as Shape
+from groundplane.domain.tracking_search import MODEL_NAMES, MODEL_VERSIONS, millis
+from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
+from groundplane.identity import Actor
+from groundplane.ports import Clock, Store
+from groundplane.services.audit_trail import Teller
+from groundplane.services.logged_models import LOGGED, RUNS, LoggedModels
+from groundplane.services.models import Models
+from groundplane.services.registry import Registry
+from groundplane.services.tracking import AlreadyThere, Search, Told, Tracking, home
+
+STAGES = {"production": "Production", "staging": "Staging"}
+"""Alias → the stage that older clients call it."""
+_SCHEME = "mlflow-artifacts:/"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shelf:
+    """A registered model: its name, its newest versions, what its aliases stand for."""
+
+    name: ModelName
+    versions: tuple[ModelVersion, ...]
+    aliases: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VersionShown:
+    """A version with what moves around it."""
+
+    version: ModelVersion
+    origin: VersionOrigin
+    aliases: tuple[str, ...]
+    tags: Mapping[str, str]
+    archived: bool
+
+    @property
+    def stage(self) -> str:
+        if self.archived:
+            return "Archived"
+        return next((stage for alias, stage in STAGES.items() if alias in self.aliases), "None")
+
+
+class TrackedModels:
+    """Use cases of MLflow's registry. Versions are `Models`' own; aliases and stages move by `Registry.move` alone."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        models: Models,
+        registry: Registry,
+        tracking: Tracking,
+        logged: LoggedModels,
+        scratch: Path,
+    ) -> None:
+        self._store, self._clock = store, clock
+        self._models, self._registry = models, registry
+        self._tracking, self._logged = tracking, logged
+        self._scratch = scratch
+        self._tell = Teller(clock, "model-name")
+
+    # ------------------------------------------------------------ names
+
+    async def create_name(self, actor: Actor, name: str, description: str, tags: Mapping[str, str]) -> Shelf:
+        """Keeps a name for the project before its first version. Raises AlreadyThere."""
+        check_name(name)
+        now = self._clock.now()
+        async with self._store.transaction() as tx:
+            project = await home(tx, actor)
+            taken = await tx.get(ModelName, name) or await tx.find(ModelVersion, {"name": name}, limit=1)
+            if taken:
+                raise AlreadyThere(f"registered model {name} is there already", "take it, or another name")
+            row = ModelName(
+                id=name,
+                project=project,
+                description=description,
+                tags=domain.with_tags({}, tags),
+                created_by=actor.name,
+                created_at=now,
+                updated_at=now,
+            )
+            await tx.insert(row)
+            await self._tell(tx, actor, "model-name.create", name, project, {"description": description})
+        return Shelf(name=row, versions=(), aliases={})
+
+    async def shelf(self, actor: Actor, name: str) -> Shelf:
+        """Raises NotFound for a name that the actor does not see."""
+        async with self._store.transaction() as tx:
+            row = await tx.get(ModelName, name)
+            versions = await tx.find(ModelVersion, {"name": name}, order="-number")
+            aliases = await tx.find(ModelAlias, {"name": name}, order="alias")
+        project = versions[0].project if versions else row.project if row else ""
+        if not project or not actor.sees(project):
+            raise NotFound(f"there is no registered model {name[:80]}", "ground models list shows the ones you see")
+        return Shelf(
+            name=row or _implied(versions),
+            versions=tuple(versions),
+            aliases={each.alias: each.number for each in aliases},
+        )
+
+    async def describe(
+        self,
+        actor: Actor,
+        name: str,
+        *,
+        description: str | None = None,
+        tags: Mapping[str, str | None] | None = None,
+    ) -> Shelf:
+        """Says something else of a name as a whole; a tag that is None goes."""
+        shelf = await self.shelf(actor, name)
+        now = self._clock.now()
+        async with self._store.transaction() as tx:
+            before = await tx.get(ModelName, name, lock=True)
+            kept = dict((before or shelf.name).tags)
+            for key, value in (tags or {}).items():
+                kept = domain.without_tag(kept, key) if value is None else domain.with_tags(kept, {key: value})
+            said = (before or shelf.name).description if description is None else description
+            after = replace(before or shelf.name, description=said, tags=kept, updated_at=now)
+            if before is None:
+                await tx.insert(after)
+            else:
+                await tx.update(after)
+            await self._tell(tx, actor, "model-name.describe", name, after.project, {"tags": kept})
+        return replace(shelf, name=after)
+
+    async def delete_name(self, actor: Actor, name: str) -> None:
+        """Lets go of a name without versions. Refused for others: versions are never deleted."""
+        shelf = await self.shelf(actor, name)
+        if shelf.versions:
+            raise Refusal([_kept(f"{name} has {len(shelf.versions)} versions")])
+        async with self._store.transaction() as tx:
+            await tx.delete(ModelName, name)
+            await self._tell(tx, actor, "model-name.delete", name, shelf.name.project, {})
+
+    async def search_names(self, actor: Actor, search: Search) -> tuple[list[Shelf], str]:
+        conditions, orders = parse_filter(search.filter, MODEL_NAMES), parse_order(search.order, MODEL_NAMES)
+        async with self._store.transaction() as tx:
+            rows = await tx.find(ModelName)
+            named = await tx.total(ModelVersion, "*", by=("name", "project"))
+        names = {row.id for row in rows if actor.sees(row.project)}
+        names |= {str(name) for name, project in named if actor.sees(str(project))}
+        wanted = _equal(conditions, "name")
+        found = [await self.shelf(actor, name) for name in sorted(names) if wanted is None or name == wanted]
+        found = [each for each in found if matches(conditions, _shelf_shape(each))]
+        question = (search.filter, tuple(search.order))
+        return page(ordered(found, orders, _shelf_shape), search.token, search.limit, question)
+
+    # ------------------------------------------------------------ versions
+
+    async def create_version(
+        self,
+        actor: Actor,
+        name: str,
+        *,
+        source: str,
+        run_id: str,
+        model_id: str,
+        tags: Mapping[str, str],
+        description: str,
+    ) -> VersionShown:
+        """Registers what was logged as the next version of a name, signed.
+
+        Raises Refusal with every file that may not enter and every fact that is missing, and the tag that gives it.
+        """
+        check_name(name)
+        for key, value in tags.items():
+            check_tag(key, value)
+        folder, owner, below = _place(source, model_id)
+        files = await self._logged.files(actor, folder, owner)
+        if not any(not below or each.path.startswith(f"{below}/") for each in files):
+            raise NotFound(
+                f"nothing was logged below {source[:200]}", "log the model first: log_model or log_artifacts"
+            )
+        model = await self._logged.get(actor, owner) if folder == LOGGED else None
+        run_id = run_id or (model.run_id if model else owner)
+        told = await self._tracking.run(actor, run_id) if run_id else None
+        shelf_project = await self._project_of(actor, name)
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._scratch) as place:
+            tree = Path(place) / "model"
+            tree.mkdir()
+            await self._logged.lay(files, below, tree)
+            facts = await self._facts(actor, tree, model, told, tags, description)
+            try:
+                version = await self._models.register(
+                    actor,
+                    name=name,
+                    project=shelf_project,
+                    source=tree,
+                    facts=facts,
+                    reason=f"from {source} by an MLflow client",
+                )
+            except Refusal as error:
+                by_tag = {each.refused(): refusal_of(each) for each in missing_facts(facts)}
+                raise Refusal([by_tag.get(each, each) for each in error.refusals]) from None
+        origin = VersionOrigin(
+            id=version.id,
+            name=name,
+            run_id=run_id,
+            model_id=model.id if model else "",
+            source=source,
+            description=description,
+            updated_at=self._clock.now(),
+        )
+        async with self._store.transaction() as tx:
+            await tx.insert_once(origin)
+        if tags:
+            await self._registry.tag(actor, version.id, dict(tags))
+        return await self.version(actor, name, str(version.number))
+
+    async def version(self, actor: Actor, name: str, number: str) -> VersionShown:
+        """`number` may be an alias. Raises NotFound."""
+        view = await self._registry.view(actor, f"{name}@{number}")
+        async with self._store.transaction() as tx:
+            origin = await tx.get(VersionOrigin, view.version.id)
+        return VersionShown(
+            version=view.version,
+            origin=origin or _no_origin(view.version),
+            aliases=view.aliases,
+            tags=view.tags,
+            archived=view.archived,
+        )
+
+    async def describe_version(self, actor: Actor, name: str, number: str, description: str) -> VersionShown:
+        """Says something else of a version. It is no part of what is signed."""
+        shown = await self.version(actor, name, number)
+        async with self._store.transaction() as tx:
+            before = await tx.get(VersionOrigin, shown.version.id, lock=True)
+            row = replace(before or shown.origin, description=description, updated_at=self._clock.now())
+            if before is None:
+                await tx.insert(row)
+            else:
+                await tx.update(row)
+            told: dict[str, object] = {"description": description}
+            await self._tell(tx, actor, "model-version.describe", shown.version.id, shown.version.project, told)
+        return replace(shown, origin=row)
+
+    async def tag_version(self, actor: Actor, name: str, number: str, key: str, value: str | None) -> None:
+        """Sets a tag of a version; None takes it away."""
+        await self._registry.tag(actor, f"{name}@{number}", {key: value})
+
+    async def search_versions(self, actor: Actor, search: Search) -> tuple[list[VersionShown], str]:
+        """By name, run, source and tags; newest first unless ordered otherwise."""
+        conditions, orders = parse_filter(search.filter, MODEL_VERSIONS), parse_order(search.order, MODEL_VERSIONS)
+        where: dict[str, object] = {}
+        if (name := _equal(conditions, "name")) is not None:
+            where["name"] = name
+        async with self._store.transaction() as tx:
+            if (run_id := _equal(conditions, "run_id")) is not None:
+                of_run = await tx.find(VersionOrigin, {"run_id": run_id})
+                where["id"] = tuple(each.id for each in of_run)
+            rows = await tx.find(ModelVersion, where, order="-created_at")
+        seen = [row for row in rows if actor.sees(row.project)]
+        found = [await self.version(actor, row.name, str(row.number)) for row in seen]
+        found = [each for each in found if matches(conditions, _version_shape(each))]
+        question = (search.filter, tuple(search.order))
+        return page(ordered(found, orders, _version_shape), search.token, search.limit, question)
+
+    async def files(self, actor: Actor, name: str, number: str) -> tuple[ManifestFile, ...]:
+        """A version's files, if it still is what was signed. Raises IntegrityFailure otherwise."""
+        version = await self._models.get(actor, f"{name}@{number}")
+        if problems := self._models.problems(version):
+            raise IntegrityFailure(
+                f"{version.id} is not what was signed: {problems[0]}", f"ground models verify {version.id}"
+            )
+        return version.files
+
+    # ------------------------------------------------------------ what moves
+
+    async def move(self, actor: Actor, name: str, alias: str, number: str) -> AliasMove:
+        """Lets an alias stand for a version, if its gates agree. Raises Refusal with every requirement not met."""
+        return await self._registry.move(actor, name, alias, number, "set by an MLflow client")
+
+    async def remove_alias(self, actor: Actor, name: str, alias: str) -> None:
+        await self._registry.remove(actor, name, alias, "removed by an MLflow client")
+
+    async def set_stage(
+        self, actor: Actor, name: str, number: str, stage: str, *, archive_existing: bool
+    ) -> VersionShown:
+        """A stage is an alias: `Production` moves `production`, through its gates.
+
+        `None` and `Archived` take the version's stages away.
+        """
+        wanted = stage.strip().lower()
+        shown = await self.version(actor, name, number)
+        why = f"to stage {stage} by an MLflow client"
+        if wanted in STAGES:
+            before = (await self.shelf(actor, name)).aliases.get(wanted)
+            await self._registry.move(actor, name, wanted, str(shown.version.number), why)
+            if archive_existing and before not in (None, shown.version.number):
+                await self._registry.archive(actor, f"{name}@{before}", f"followed by {shown.version.id}")
+        elif wanted in {"none", "archived"}:
+            for alias in shown.aliases:
+                if alias in STAGES:
+                    await self._registry.remove(actor, name, alias, why)
+            if wanted == "archived":
+                await self._registry.archive(actor, shown.version.id, why)
+        else:
+            raise InvalidInput(f"{stage[:40]!r} is no stage", "use Staging, Production, Archived or None")
+        return await self.version(actor, name, str(shown.version.number))
+
+    # ------------------------------------------------------------ facts
+
+    async def _project_of(self, actor: Actor, name: str) -> str:
+        try:
+            return (await self.shelf(actor, name)).name.project
+        except NotFound:
+            async with self._store.transaction() as tx:
+                if await tx.get(ModelName, name) is not None:
+                    raise Conflict(f"{name} belongs to another project", "choose another name") from None
+                return await home(tx, actor)
+
+    async def _facts(
+        self,
+        actor: Actor,
+        tree: Path,
+        model: LoggedModel | None,
+        told: Told | None,
+        tags: Mapping[str, str],
+        description: str,
+    ) -> Facts:
+        try:
+            card = facts_of((tree / CARD).read_text(encoding="utf-8")) if (tree / CARD).is_file() else Facts()
+        except UnicodeDecodeError as error:
+            raise InvalidInput(f"{CARD} is not UTF-8 at byte {error.start:,}", "save it as UTF-8") from None
+        run = told.run if told else None
+        metrics = {key: point.value for key, point in told.latest.items()} if told else {}
+        if model is not None and model.metrics:
+            metrics = {each.key: float(each.value) for each in model.metrics}
+        shown = Shown(
+            registrant=actor.name,
+            run_id=run.id if run else "",
+            metrics={key: value for key, value in metrics.items() if not key.startswith("system/")},
+            datasets=run.datasets if run else (),
+            params=run.params if run else {},
+            job_data=await self._job_data(run.job) if run and run.job else (),
+        )
+        every = {**(run.tags if run else {}), **(model.tags if model else {}), **tags}
+        facts = facts_of_tags(card, every, shown)
+        return replace(facts, description=facts.description or description)
+
+    async def _job_data(self, job: str) -> Sequence[DataFact]:
+        async with self._store.transaction() as tx:
+            run = await tx.get(Run, job)
+        sources = run.spec.data if run is not None else ()
+        return [DataFact(name=each.name, sha256=each.sha256) for each in sources if each.sha256]
+
+
+def _place(source: str, model_id: str) -> tuple[str, str, str]:
+    """(folder, owner, path below) of what a client calls the source of a version. Raises InvalidInput."""
+    if model_id or source.startswith("models:/m-"):
+        return LOGGED, model_id or source.removeprefix("models:/").partition("/")[0], ""
+    parts = source.removeprefix(_SCHEME).strip("/").split("/")
+    if source.startswith(_SCHEME) and len(parts) >= 2 and parts[0] in {RUNS, LOGGED}:
+        return parts[0], parts[1], "/".join(parts[2:])
+    raise InvalidInput(
+        f"{source[:200]!r} is nothing that was logged here",
+        "register runs:/RUN/PATH or models:/MODEL-ID of this installation; files elsewhere: ground models register",
+    )
+
+
+def _implied(versions: Sequence[ModelVersion]) -> ModelName:
+    first, last = versions[-1], versions[0]
+    return ModelName(
+        id=first.name,
+        project=first.project,
+        created_by=first.created_by,
+        created_at=first.created_at,
+        updated_at=last.created_at,
+    )
+
+
+def _no_origin(version: ModelVersion) -> VersionOrigin:
+    return VersionOrigin(id=version.id, name=version.name, run_id=version.run_id, updated_at=version.created_at)
+
+
+def _kept(have: str) -> Refused:
+    return Refused(
+        rule="versions-stay", need="nothing that was registered", have=have, hint="archive what is not to be used"
+    )
+
+
+def _equal(conditions: Sequence[Condition], name: str) -> str | None:
+    """The text that an attribute must equal, when one condition says so."""
+    return next(
+        (
+            str(each.value)
+            for each in conditions
+            if each.kind == "attribute" and each.name == name and each.operator == "="
+        ),
+        None,
+    )
+
+
+def _shelf_shape(shelf: Shelf) -> Shape:
+    name = shelf.name
+    updated = millis(name.updated_at)
+    times = {"timestamp": updated, "last_updated_timestamp": updated, "creation_timestamp": millis(name.created_at)}
+    return {"tag": name.tags, "attribute": {"name": name.id, **times}}
+
+
+def _version_shape(shown: VersionShown) -> Shape:
+    return {
+        "tag": shown.tags,
+        "attribute": {
+            "name": shown.version.name,
+            "version_number": shown.version.number,
+            "run_id": shown.origin.run_id,
+            "source_path": shown.origin.source,
+            "creation_timestamp": millis(shown.version.created_at),
+            "last_updated_timestamp": millis(shown.origin.updated_at),
+        },
+    }
