@@ -317,3 +317,15 @@ async def test_a_need_means_the_run_that_was_there_when_it_was_asked_for(tmp_pat
     newer = await plane.submit(single("prepare", "needs: [train]"))
     assert (await plane.run_to_end(newer)).status is RunStatus.SUCCEEDED
     assert plane.orders == [f"{run}-1" for run in (older, train, newer)]
+
+
+async def test_one_key_sent_many_times_at_once_is_one_run(store: Store, tmp_path: Path) -> None:
+    plane = with_nodes(await a_plane(tmp_path, hurries, store), 8)
+    plans = [(await plane.plans.plan(ADMIN, single("again")))[0] for _ in range(6)]
+    runs = await asyncio.gather(
+        *(plane.runs.submit(ADMIN, plan.id, idempotency_key="monday") for plan in plans), return_exceptions=True
+    )
+    assert len({run.id for run in runs if isinstance(run, Run)}) == 1, runs
+    assert all(isinstance(run, Run) for run in runs), runs
+    async with plane.store.inner.transaction() as tx:
+        assert len(await tx.find(Run)) == 1

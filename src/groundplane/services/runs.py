@@ -8,6 +8,7 @@ from datetime import datetime
 
 from groundplane.audit import EventDraft
 from groundplane.domain import admission, lifecycle, preflight, watchdogs
+from groundplane.domain.access import Project
 from groundplane.domain.approval import refusal
 from groundplane.domain.dataset import run_edges
 from groundplane.domain.ledger import LedgerEntry
@@ -63,10 +64,16 @@ class Runs:
         plan = await self._plans.get(actor, plan_id)
         if plan.job is None:
             raise InvalidInput(f"{plan_id} plans an endpoint, not a job", "ground apply deploys it")
-        if idempotency_key and (first := await self._first(plan.project, idempotency_key)):
-            return first
+        async with self._store.transaction() as tx:
+            if first := await self._first(tx, plan.project, idempotency_key):
+                return first
         changes = tuple(await self._plans.recheck(plan))
         async with self._store.transaction() as tx:
+            if idempotency_key:
+                # Who sends it again may not have waited for the first answer: those of a project take turns here.
+                await tx.get(Project, plan.project, lock=True)
+            if first := await self._first(tx, plan.project, idempotency_key):
+                return first
             run = await self.admit(tx, actor, plan, plan.job, changes, idempotency_key=idempotency_key)
         self._wake()
         return run
@@ -288,7 +295,9 @@ class Runs:
             raise NotFound(f"no run {run_id}", "ground ps lists the runs you can see")
         return run
 
-    async def _first(self, project: str, idempotency_key: str) -> Run | None:
-        async with self._store.transaction() as tx:
-            found = await tx.find(Run, {"project": project, "idempotency_key": idempotency_key}, limit=1)
+    async def _first(self, tx: Tx, project: str, idempotency_key: str) -> Run | None:
+        """The run that this key began, if any."""
+        if not idempotency_key:
+            return None
+        found = await tx.find(Run, {"project": project, "idempotency_key": idempotency_key}, limit=1)
         return found[0] if found else None
