@@ -25,6 +25,7 @@ from groundplane.adapters.system import RandomIds, SystemClock
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.registry import LabelKind, Query, VersionLabel, entry_of, label_id, metric_labels
 from groundplane.identity import SYSTEM, Actor, Role
+from groundplane.services.addenda import Addenda
 from groundplane.services.gates import Gates
 from groundplane.services.models import Models
 from groundplane.services.registry import Registry
@@ -101,8 +102,9 @@ async def main(url: str, versions: int, rounds: int) -> None:
             files=FolderModelFiles(),
             provenance=MachineProvenance(),
         )
-        gates = Gates(store=store, clock=clock, ids=ids, models=models, engines={})
-        registry = Registry(store=store, clock=clock, ids=ids, models=models, gates=gates)
+        addenda = Addenda(store=store, clock=clock, signer=FileSigner(home / "keys"), models=models)
+        gates = Gates(store=store, clock=clock, ids=ids, models=models, engines={}, addenda=addenda)
+        registry = Registry(store=store, clock=clock, ids=ids, models=models, gates=gates, addenda=addenda)
         chance, reached = random.Random(7), 0
         worst_p99_s = 0.0
         for size in [*(each for each in SIZES if each < versions), versions]:

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 from groundplane.audit import Event, EventDraft
 from groundplane.domain.catalogue import Catalogue
 from groundplane.domain.catalogue_changes import Proposal, TableView
-from groundplane.domain.certificate import Circumstances
+from groundplane.domain.certificate import Circumstances, DataFact, Unknown
 from groundplane.domain.conditions import Among as Among
 from groundplane.domain.conditions import AtLeast as AtLeast
 from groundplane.domain.conditions import Below as Below
@@ -222,6 +222,13 @@ class Executor(Protocol):
         """The newest samples, oldest first."""
         ...
 
+    async def circumstances(self, attempt_id: str) -> list[dict[str, object]]:
+        """What each member's runner saw before the command started, by rank; empty unless the order said `observe`.
+
+        Raises Unavailable when a node does not answer. Asking changes nothing.
+        """
+        ...
+
     async def attempts(self) -> list[str]:
         """Every attempt id this pool knows, ours or orphaned: what adoption and the sweep start from."""
         ...
@@ -283,6 +290,10 @@ class RunFiles(Protocol):
 
     def metrics(self, run_id: str) -> dict[str, float]:
         """The numbers of the run's `metrics.json` output; empty without one, InvalidInput when unreadable."""
+        ...
+
+    def hyperparameters(self, run_id: str) -> dict[str, str]:
+        """The values of the run's `params.json` output as text; like `metrics` otherwise."""
         ...
 
     def free_port(self) -> int:
@@ -364,6 +375,10 @@ class ModelFiles(Protocol):
         """Every file below `source` (or `source` itself) with what it really is. Only reads. NotFound, InvalidInput."""
         ...
 
+    def rules_sha256(self) -> str:
+        """A digest of the rules that `scan` judges by; another one means that a scan would look for other things."""
+        ...
+
     async def unchanged(self, found: Sequence[FoundFile]) -> None:
         """Raises Conflict naming the first file that is no longer the one that was looked at."""
         ...
@@ -386,6 +401,10 @@ class Provenance(Protocol):
 
     async def look(self, spec: JobSpec, observed: str) -> Circumstances:
         """Code, environment, hardware and data of a job, `observed` saying when. Never raises for what is not there."""
+        ...
+
+    async def look_at_data(self, spec: JobSpec, *, here: bool) -> tuple[tuple[DataFact, ...], tuple[Unknown, ...]]:
+        """The job's data, and what of it is unknown; paths are read only when they are `here`, on this machine."""
         ...
 
 

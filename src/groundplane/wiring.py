@@ -182,10 +182,11 @@ async def build(settings: Settings) -> App:
         signer=signer,
         files=FolderModelFiles(),
         provenance=MachineProvenance(),
+        power_w=lambda name: card.power_w or None if (card := catalog_book.hardware().accelerator(name)) else None,
     )
     addenda = Addenda(store=store, clock=clock, signer=signer, models=models)
     engines: dict[str, ModelServer] = {"embedded": EmbeddedModelServer()}
-    gates = Gates(store=store, clock=clock, ids=ids, models=models, engines=engines)
+    gates = Gates(store=store, clock=clock, ids=ids, models=models, engines=engines, addenda=addenda)
     notifier = LogNotifier()
     costs = Costs(
         store=store,
@@ -335,7 +336,7 @@ async def build(settings: Settings) -> App:
         models=models,
         artifacts=Artifacts(store=store, clock=clock, ids=ids, blobs=blobs),
         addenda=addenda,
-        registry=Registry(store=store, clock=clock, ids=ids, models=models, gates=gates),
+        registry=Registry(store=store, clock=clock, ids=ids, models=models, gates=gates, addenda=addenda),
         gates=gates,
         scans=Scans(
             store=store,

@@ -138,7 +138,10 @@ def test_a_certificate_states_every_fact() -> None:
     assert predicate["data"][0]["sha256"] == "1" * 64
     assert predicate["cost_microusd"] == 4213
     assert predicate["metrics"] == {"loss": 1.25}
-    assert predicate["unknown"] == [{"fact": "license", "why": "the spec does not say"}]
+    unknown = {row["fact"]: row["why"] for row in predicate["unknown"]}
+    assert unknown.pop("license") == "the spec does not say"
+    assert set(unknown) == {"evaluations", "waivers", "sla", "rollback_target"}
+    assert all("see its addenda" in why for why in unknown.values())
     assert predicate["created"]["at"] == "2026-11-21T08:00:00.000123+00:00"
 
 

@@ -18,6 +18,7 @@ from groundplane.domain.certificate import DataFact, Facts
 from groundplane.domain.model import ModelVersion
 from groundplane.identity import Actor, Role
 from groundplane.ports import Clock, Store
+from groundplane.services.addenda import Addenda
 from groundplane.services.models import Models, Verification
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -50,6 +51,7 @@ class House:
             files=FolderModelFiles(),
             provenance=MachineProvenance(),
         )
+        self.addenda = Addenda(store=store, clock=clock, signer=self.signer, models=self.models)
         self.source = home / "source"
         (self.source / "weights").mkdir(parents=True)
         (self.source / "weights" / "model.safetensors").write_bytes(WEIGHTS)

@@ -46,9 +46,16 @@ class Hall:
         self.house, self.clock = house, clock
         ids = RandomIds()
         self.gates = Gates(
-            store=house.store, clock=clock, ids=ids, models=house.models, engines={"embedded": EmbeddedModelServer()}
+            store=house.store,
+            clock=clock,
+            ids=ids,
+            models=house.models,
+            engines={"embedded": EmbeddedModelServer()},
+            addenda=house.addenda,
         )
-        self.registry = Registry(store=house.store, clock=clock, ids=ids, models=house.models, gates=self.gates)
+        self.registry = Registry(
+            store=house.store, clock=clock, ids=ids, models=house.models, gates=self.gates, addenda=house.addenda
+        )
 
     async def demand(self, *requirements: str) -> None:
         await self.gates.define(OPS, HEAD + "".join(f"    - {each}\n" for each in requirements))

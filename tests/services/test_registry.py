@@ -24,8 +24,8 @@ from groundplane.services.registry import Registry
 
 def registry_of(house: House, clock: Clock) -> Registry:
     ids = RandomIds()
-    gates = Gates(store=house.store, clock=clock, ids=ids, models=house.models, engines={})
-    return Registry(store=house.store, clock=clock, ids=ids, models=house.models, gates=gates)
+    gates = Gates(store=house.store, clock=clock, ids=ids, models=house.models, engines={}, addenda=house.addenda)
+    return Registry(store=house.store, clock=clock, ids=ids, models=house.models, gates=gates, addenda=house.addenda)
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ async def test_an_alias_stands_for_a_version_wherever_one_is_named(store: Store,
     assert (await hub.version(ADA, "vision", "tiny", "production")).number == 2
     assert [(row.id, row.number) for row in await registry.aliases(ADA, "tiny")] == [("tiny@production", 2)]
     assert (await registry.view(ADA, "tiny@2")).aliases == ("production",)
-    assert (await house.actions())[-2:] == ["alias.set", "alias.set"]
+    assert (await house.actions())[-3:] == ["alias.set", "alias.set", "model.addendum"]
 
 
 async def test_history_keeps_who_when_and_why_of_every_move(registry: Registry) -> None:

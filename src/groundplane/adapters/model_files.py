@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -14,6 +15,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from groundplane.adapters.templates import render_templates
+from groundplane.domain import (
+    archives,
+    gguf,
+    licences,
+    model_files,
+    model_scan,
+    onnx_places,
+    pickle_scan,
+    secrets_scan,
+    templates_scan,
+    tensor_header,
+    text_scan,
+)
 from groundplane.domain.byte_view import ByteView
 from groundplane.domain.model import ManifestFile, path_fault
 from groundplane.domain.model_files import inspect
@@ -21,6 +35,8 @@ from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFoun
 from groundplane.ports import BlobStore, FoundFile
 
 FILES_MAX = 100_000
+_RULES = (archives, gguf, licences, model_files, model_scan, onnx_places, pickle_scan, secrets_scan, templates_scan,
+          tensor_header, text_scan)  # fmt: skip
 _LOCK_PERIOD_S = 0.05
 
 
@@ -34,6 +50,9 @@ class FolderModelFiles:
     def look(source: Path) -> tuple[FoundFile, ...]:
         """`scan`, for a program that waits for nothing else."""
         return _scan(source)
+
+    def rules_sha256(self) -> str:
+        return _rules_sha256()
 
     async def unchanged(self, found: Sequence[FoundFile]) -> None:
         await asyncio.to_thread(_unchanged, found)
@@ -65,6 +84,16 @@ class FolderModelFiles:
 
 
 # ---------------------------------------------------------------- coming in
+
+
+@functools.cache
+def _rules_sha256() -> str:
+    """Over the source of every module that says what may enter: whoever changes a rule changes this."""
+    digest = hashlib.sha256()
+    for module in _RULES:
+        source = Path(module.__file__ or "").read_bytes()
+        digest.update(f"{module.__name__} {len(source)}\n".encode() + source)
+    return digest.hexdigest()
 
 
 def _scan(source: Path) -> tuple[FoundFile, ...]:

@@ -27,6 +27,7 @@ from groundplane.domain.certificate import (
     DataFact,
     EnvironmentFact,
     HardwareFact,
+    Unknown,
 )
 from groundplane.domain.model import ManifestFile, manifest_sha256
 from groundplane.domain.spec import DataSource, JobSpec
@@ -50,12 +51,21 @@ class MachineProvenance:
     async def look(self, spec: JobSpec, observed: str) -> Circumstances:
         return await asyncio.to_thread(self._look, spec, observed)
 
+    async def look_at_data(self, spec: JobSpec, *, here: bool) -> tuple[tuple[DataFact, ...], tuple[Unknown, ...]]:
+        unknown: list[tuple[str, str]] = []
+        data = await asyncio.to_thread(self._all_data, spec, unknown, here)
+        return data, tuple(unknown)
+
+    def _all_data(self, spec: JobSpec, unknown: list[tuple[str, str]], here: bool = True) -> tuple[DataFact, ...]:
+        if not spec.data:
+            unknown.append(("data", "the spec names no data"))
+        workdir = Path(spec.workdir or Path.cwd())
+        return tuple(self._data(source, workdir, unknown, here) for source in spec.data)
+
     def _look(self, spec: JobSpec, observed: str) -> Circumstances:
         unknown: list[tuple[str, str]] = []
         workdir = Path(spec.workdir or Path.cwd())
-        data = tuple(self._data(source, workdir, unknown) for source in spec.data)
-        if not spec.data:
-            unknown.append(("data", "the spec names no data"))
+        data = self._all_data(spec, unknown)
         hardware = machine()
         if hardware.accelerators is None:
             unknown.append(("hardware.accelerators", "there are NVIDIA devices, but their library does not answer"))
@@ -68,12 +78,18 @@ class MachineProvenance:
             unknown=tuple(unknown),
         )
 
-    def _data(self, source: DataSource, workdir: Path, unknown: list[tuple[str, str]]) -> DataFact:
+    def _data(self, source: DataSource, workdir: Path, unknown: list[tuple[str, str]], here: bool) -> DataFact:
         if source.dataset:
             source = replace(source, name=source.dataset, dataset="")
         if source.source:
             if not source.sha256:
                 why = f"staged from {source.source}; the spec gives no SHA-256"
+                unknown.append((f"data.{source.name}.sha256", why))
+            return DataFact(name=source.name, sha256=source.sha256, size_bytes=source.size_bytes or None)
+        if not here:
+            # The same path on this machine may hold anything: what lies on the node is the node's.
+            if not source.sha256:
+                why = f"{source.path} lies on the node; the spec gives no SHA-256"
                 unknown.append((f"data.{source.name}.sha256", why))
             return DataFact(name=source.name, sha256=source.sha256, size_bytes=source.size_bytes or None)
         path = workdir / source.path

@@ -35,20 +35,27 @@ class HomeRunFiles:
         return _made(self._home / "cache" / "engine")
 
     def metrics(self, run_id: str) -> dict[str, float]:
-        path = Path(self.output_dir(run_id)) / "metrics.json"
+        return {
+            name: float(value)
+            for name, value in self._object(run_id, "metrics.json").items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+
+    def hyperparameters(self, run_id: str) -> dict[str, str]:
+        found = self._object(run_id, "params.json")
+        return {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items()}
+
+    def _object(self, run_id: str, name: str) -> dict[str, object]:
+        path = Path(self.output_dir(run_id)) / name
         try:
             found = json.loads(path.read_bytes())
         except FileNotFoundError:
             return {}
         except ValueError as error:
-            raise InvalidInput(f"the run's metrics.json can't be read: {error}", "write one flat JSON object") from None
+            raise InvalidInput(f"the run's {name} can't be read: {error}", "write one flat JSON object") from None
         if not isinstance(found, dict):
-            raise InvalidInput("the run's metrics.json is not a JSON object", "write {name: number, …}")
-        return {
-            str(name): float(value)
-            for name, value in found.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
+            raise InvalidInput(f"the run's {name} is not a JSON object", "write {name: value, …}")
+        return found
 
     def free_port(self) -> int:
         with socket.socket() as probe:

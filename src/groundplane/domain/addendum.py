@@ -16,7 +16,8 @@ from datetime import datetime
 from enum import StrEnum
 
 from groundplane.domain.access import checked_text
-from groundplane.domain.certificate import PAYLOAD_TYPE, STATEMENT_TYPE, open_envelope, pae, seal
+from groundplane.domain.certificate import STATEMENT_TYPE
+from groundplane.domain.envelope import PAYLOAD_TYPE, open_envelope, pae, seal
 from groundplane.domain.model import ModelVersion, check_sha256, parse_ref
 from groundplane.errors import InvalidInput, Problem
 

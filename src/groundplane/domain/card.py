@@ -80,6 +80,10 @@ def _head(version: ModelVersion, said: Facts) -> dict[str, object]:
         "training_run": run.get("id"),
         "data": [{"name": _cell(row, "name"), "sha256": _cell(row, "sha256")} for row in _rows(said, "data")],
         "metrics": dict(version.metrics),
+        "hyperparameters": dict(_part(said, "hyperparameters")),
+        "sla": said.get("sla"),
+        "rollback_target": said.get("rollback_target"),
+        "target_memory_bytes": said.get("target_memory_bytes"),
         "cost_usd": cost / MICROUSD_PER_USD if isinstance(cost, int) else None,
     }
     head: dict[str, object] = {

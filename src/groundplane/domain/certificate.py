@@ -7,19 +7,19 @@ Source: DSSE protocol 1.0.2; in-toto attestation Statement v1.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
-from groundplane.domain.canonical import canonical_json, parse_json
+from groundplane.domain.envelope import PAYLOAD_TYPE as PAYLOAD_TYPE
+from groundplane.domain.envelope import open_envelope as open_envelope
+from groundplane.domain.envelope import pae as pae
+from groundplane.domain.envelope import seal as seal
 from groundplane.domain.model import ManifestFile, ModelVersion, manifest, manifest_sha256
 from groundplane.errors import InvalidInput, Problem, Refused
 
-PAYLOAD_TYPE = "application/vnd.in-toto+json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://groundplane.dev/birth-certificate/v1"
 
@@ -27,6 +27,10 @@ REQUIRED_FACTS = ("owner", "license", "data", "code_commit", "training_run", "me
 """What a model registered by hand must come with."""
 MAY_BE_UNKNOWN = ("data", "code_commit", "training_run", "metrics")
 """What an adopted model may lack, when somebody says why. Who answers for it, and its terms, are always known."""
+
+
+Unknown = tuple[str, str]
+"""A fact, and why nobody knows it."""
 
 
 # ---------------------------------------------------------------- facts
@@ -53,12 +57,16 @@ class CodeFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentFact:
-    """An interpreter and its installed packages, `name==version`, sorted. `of` says whose environment it is."""
+    """An interpreter and its installed packages, `name==version`, sorted. `of` says whose environment it is.
+
+    `lock_files` are (path, SHA-256) of the lock files that lay beside the code.
+    """
 
     of: str
     python: str
     platform: str
     packages: tuple[str, ...]
+    lock_files: tuple[tuple[str, str], ...] = ()
 
     @property
     def packages_sha256(self) -> str:
@@ -75,12 +83,35 @@ class AcceleratorFact:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HardwareFact:
-    """The machine. `accelerators` is empty when it has none, None when nobody could tell."""
+    """The machine. `accelerators` is empty when it has none, None when nobody could tell.
+
+    `drivers` is the chain from the kernel up, (name, version) each; `nodes` are as many like it.
+    """
 
     cpu: str
     cores: int
     memory_bytes: int
     accelerators: tuple[AcceleratorFact, ...] | None
+    drivers: tuple[tuple[str, str], ...] = ()
+    nodes: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerFact:
+    """Whether the job ran in a container, and in which image; `digest` is the image's."""
+
+    used: bool
+    image: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnergyFact:
+    """What the accelerators took. `how`: measured or estimated; `basis` says by what, or by which formula."""
+
+    joules: float
+    how: str
+    basis: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +122,9 @@ class Circumstances:
     code: CodeFact | None = None
     environment: EnvironmentFact | None = None
     hardware: HardwareFact | None = None
+    container: ContainerFact | None = None
     data: tuple[DataFact, ...] = ()
-    unknown: tuple[tuple[str, str], ...] = ()
-    """(fact, why nobody knows it)"""
+    unknown: tuple[Unknown, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +175,12 @@ class Facts:
     training_run: str = ""
     hardware: str = ""
     metrics: dict[str, float] = field(default_factory=dict)
+    hyperparameters: dict[str, str] = field(default_factory=dict)
     cost_microusd: int | None = None
+    sla: str = ""
+    rollback_target: str = ""
+    target_memory_bytes: int | None = None
+    """What one copy of the weights must fit where it will be loaded."""
     unknown: dict[str, str] = field(default_factory=dict)
     """Fact of MAY_BE_UNKNOWN → why nobody knows it. Said so in the certificate, where gates can see it."""
     adopted: tuple[AdoptedFile, ...] = ()
@@ -179,6 +215,9 @@ _QUESTIONS: dict[str, tuple[str, str]] = {
     "metrics": ("how good is it, by which measure?", "--metric NAME=VALUE"),
     "cost_microusd": ("what did it cost?", "--cost USD"),
     "hardware": ("on what was it made?", "--hardware TEXT"),
+    "hyperparameters": ("with which hyper-parameters?", "--param NAME=VALUE"),
+    "sla": ("which level of service is promised for it?", "--sla TEXT"),
+    "rollback_target": ("which version is gone back to?", "--rollback-target NAME@NUMBER"),
 }
 
 
@@ -222,6 +261,11 @@ class Birth:
     run: RunFact | None
     circumstances: Circumstances
     cost_microusd: int | None
+    energy: EnergyFact | None = None
+    hyperparameters: Mapping[str, str] = field(default_factory=dict)
+    sla: str = ""
+    rollback_target: str = ""
+    target_memory_bytes: int | None = None
     formats: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     """path → {"format": …, and what is known of the file}"""
     unknown: tuple[tuple[str, str], ...] = ()
@@ -234,6 +278,7 @@ def statement(row: ModelVersion, birth: Birth) -> dict[str, object]:
     """The in-toto Statement of a version. The row's certificate and its digest are made from it, so not part of it."""
     seen = birth.circumstances
     files = manifest(row.files)
+    unknown = {*birth.unknown, *seen.unknown, *_to_come(birth)}
     predicate: dict[str, object] = {
         "version": {
             "id": row.id,
@@ -268,10 +313,16 @@ def statement(row: ModelVersion, birth: Birth) -> dict[str, object]:
         "data": [{"name": d.name, "sha256": d.sha256, "size_bytes": d.size_bytes, "how": d.how} for d in seen.data],
         "code": None if seen.code is None else _code(seen.code),
         "environment": None if seen.environment is None else _environment(seen.environment),
+        "container": None if seen.container is None else asdict(seen.container),
         "hardware": _hardware(seen.hardware, birth.hardware_stated),
+        "hyperparameters": dict(birth.hyperparameters),
         "metrics": dict(row.metrics),
         "cost_microusd": birth.cost_microusd,
-        "unknown": [{"fact": fact, "why": why} for fact, why in sorted({*birth.unknown, *seen.unknown})],
+        "energy": None if birth.energy is None else asdict(birth.energy),
+        "sla": birth.sla,
+        "rollback_target": birth.rollback_target,
+        "target_memory_bytes": birth.target_memory_bytes,
+        "unknown": [{"fact": fact, "why": why} for fact, why in sorted(unknown)],
     }
     return {
         "_type": STATEMENT_TYPE,
@@ -279,6 +330,17 @@ def statement(row: ModelVersion, birth: Birth) -> dict[str, object]:
         "predicateType": PREDICATE_TYPE,
         "predicate": predicate,
     }
+
+
+def _to_come(birth: Birth) -> list[tuple[str, str]]:
+    """What can't be known when a version is born: it is said in addenda, which are chained to this certificate."""
+    later = [("evaluations", "none yet at registration; see its addenda"),
+             ("waivers", "none at registration; see its addenda")]  # fmt: skip
+    if not birth.sla:
+        later.append(("sla", "none was stated at registration; see its addenda"))
+    if not birth.rollback_target:
+        later.append(("rollback_target", "no alias stood for it yet; see its addenda"))
+    return later
 
 
 def _adoption(birth: Birth) -> dict[str, object]:
@@ -331,6 +393,7 @@ def _environment(found: EnvironmentFact) -> dict[str, object]:
         "platform": found.platform,
         "packages_sha256": found.packages_sha256,
         "packages": list(found.packages),
+        "lock_files": [{"path": path, "sha256": sha256} for path, sha256 in found.lock_files],
     }
 
 
@@ -345,79 +408,9 @@ def _hardware(found: HardwareFact | None, stated: str) -> dict[str, object] | No
         "accelerators": None
         if cards is None
         else [{"name": c.name, "memory_bytes": c.memory_bytes, "driver": c.driver} for c in cards],
+        "drivers": [{"name": name, "version": version} for name, version in found.drivers],
+        "nodes": found.nodes,
     }
-
-
-# ---------------------------------------------------------------- envelope
-
-
-def pae(payload_type: str, payload: bytes) -> bytes:
-    """DSSE's pre-authentication encoding: the bytes a signature covers, payload type included."""
-    kind = payload_type.encode()
-    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
-
-
-def seal(body: Mapping[str, object], key_id: str, sign: Callable[[bytes], bytes]) -> str:
-    """The signed envelope as canonical JSON text. `sign` signs the PAE with the key named `key_id`."""
-    payload = canonical_json(body)
-    signature = sign(pae(PAYLOAD_TYPE, payload))
-    envelope = {
-        "payloadType": PAYLOAD_TYPE,
-        "payload": _encode(payload),
-        "signatures": [{"keyid": key_id, "sig": _encode(signature)}],
-    }
-    return canonical_json(envelope).decode()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Opened:
-    """An envelope taken apart: the exact bytes that were signed, their meaning, who signed."""
-
-    payload: bytes
-    statement: dict[str, object]
-    key_id: str
-    signature: bytes
-
-
-def open_envelope(text: str) -> Opened:
-    """Takes the text apart, strictly: one spelling only, so that no byte can change unnoticed. Trusts nothing yet.
-
-    Raises InvalidInput naming the part that is not as `seal` writes it.
-    """
-    envelope = parse_json(text)
-    if not isinstance(envelope, dict) or set(envelope) != {"payload", "payloadType", "signatures"}:
-        raise InvalidInput("the certificate is no DSSE envelope")
-    if envelope["payloadType"] != PAYLOAD_TYPE:
-        raise InvalidInput(f"the certificate's payloadType is {envelope['payloadType']!r}")
-    signatures = envelope["signatures"]
-    if not isinstance(signatures, list) or len(signatures) != 1 or not isinstance(signatures[0], dict):
-        raise InvalidInput("the certificate does not have exactly one signature")
-    if set(signatures[0]) != {"keyid", "sig"} or not isinstance(signatures[0]["keyid"], str):
-        raise InvalidInput("the certificate's signature does not have exactly keyid and sig")
-    payload = _decode(envelope["payload"], "payload")
-    signature = _decode(signatures[0]["sig"], "signature")
-    if canonical_json(envelope).decode() != text:
-        raise InvalidInput("the certificate's text is not in canonical form")
-    body = parse_json(payload)
-    if not isinstance(body, dict) or canonical_json(body) != payload:
-        raise InvalidInput("the certificate's payload is no canonical JSON object")
-    return Opened(payload=payload, statement=body, key_id=signatures[0]["keyid"], signature=signature)
-
-
-def _encode(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _decode(text: object, what: str) -> bytes:
-    if not isinstance(text, str):
-        raise InvalidInput(f"the certificate's {what} is no text")
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidInput(f"the certificate's {what} is no base64") from None
-    if _encode(data) != text:
-        raise InvalidInput(f"the certificate's {what} is not in canonical base64")
-    return data
 
 
 # ---------------------------------------------------------------- checking

@@ -11,11 +11,14 @@ from datetime import datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
 
-from groundplane.domain.statistics import Sample, difference, quantile
+from groundplane.domain.model import ModelVersion
+from groundplane.domain.model_scan import SCANNER_VERSION, ScanReport
+from groundplane.domain.statistics import Sample, difference, paired_difference, quantile
 from groundplane.errors import Refused
 from groundplane.units import format_duration, format_usd
 
 SAMPLES_MAX = 10_000
+KEPT_FINDINGS = 20
 MEASURED, STATED = "measured", "stated"
 
 
@@ -158,6 +161,7 @@ class Verdict:
     hint: str = ""
     evidence_id: str = ""
     waiver: str = ""
+    waiver_id: str = ""
 
     @property
     def open(self) -> bool:
@@ -208,8 +212,65 @@ class Case:
     data: Sequence[DataAge]
     missing_facts: Sequence[str]
     certificate_problem: str
-    scan_findings: Sequence[str]
+    scan_rules: str
+    """The digest of the rules that a scan would judge by now."""
     approvals: Sequence[GateApproval]
+
+
+def scan_evidence(id: str, version: ModelVersion, report: ScanReport, rules: str, by: str, at: datetime) -> Evidence:
+    """What a scan found, as evidence of the version: by which scanner and rules, and the first findings in words."""
+    shown = {
+        f"finding {number:02}": f"{finding.severity}: {finding.rule}: {finding.path or 'all files'}"
+        for number, finding in enumerate(report.findings[:KEPT_FINDINGS], 1)
+    }
+    refused = sum(finding.severity == "refused" for finding in report.findings)
+    odd = sum(finding.rule == "unknown-format" for finding in report.findings)
+    outcome = "refused" if refused else "warnings" if report.findings else "clean"
+    counts = {"files": report.files, "findings": len(report.findings), "refused": refused, "unknown_formats": odd}
+    return Evidence(
+        id=id,
+        version_id=version.id,
+        project=version.project,
+        kind=Kind.SCAN,
+        name=outcome,
+        source=MEASURED,
+        by=by,
+        at=at,
+        successes=report.files - len({each.path for each in report.findings if each.severity == "refused"}),
+        trials=report.files,
+        facts={
+            **shown,
+            **{name: str(count) for name, count in counts.items()},
+            "scanner": SCANNER_VERSION,
+            "rules": rules,
+        },
+    )
+
+
+def evaluation_of(evidence: Evidence) -> dict[str, object]:
+    """Evidence as the facts of an evaluation's addendum: its mean, or its percentiles, and the evidence's id."""
+    mean = evidence.sample.mean
+    metrics: dict[str, float] = {} if mean is None else {evidence.name: mean}
+    if evidence.kind is Kind.LATENCY:
+        metrics = {f"latency_p{percent}_s": quantile(evidence.values, percent / 100) for percent in (50, 95, 99)}
+    if evidence.cost_microusd_per_1000 is not None:
+        metrics["cost_usd_per_1000_requests"] = evidence.cost_microusd_per_1000 / 1e6
+    told: dict[str, object] = {"name": evidence.name, "how": evidence.source, "metrics": metrics}
+    told["samples"] = evidence.trials if evidence.trials is not None else len(evidence.values)
+    note = evidence.facts.get("note", "")
+    return {**told, "evidence": evidence.id, **({"note": note} if note.strip() and note.isprintable() else {})}
+
+
+def waived(waiver: Waiver) -> dict[str, object]:
+    """A waiver as the facts of its addendum."""
+    return {
+        "gate": waiver.gate_id,
+        "requirement": waiver.requirement,
+        "owner": waiver.owner,
+        "reason": waiver.reason,
+        "until": f"{waiver.expires_at:%Y-%m-%d %H:%M} UTC",
+        "waiver": waiver.id,
+    }
 
 
 def judge(gate: Gate, case: Case, waivers: Sequence[Waiver]) -> tuple[Verdict, ...]:
@@ -223,7 +284,7 @@ def judge(gate: Gate, case: Case, waivers: Sequence[Waiver]) -> tuple[Verdict, .
             said = f"waived until {longest.expires_at:%Y-%m-%d %H:%M} UTC by {longest.owner}: {longest.reason}"
             verdict = Verdict(
                 gate_id=gate.id, requirement=requirement.id, status=Status.WAIVED, need=verdict.need,
-                have=verdict.have, evidence_id=verdict.evidence_id, waiver=said,
+                have=verdict.have, evidence_id=verdict.evidence_id, waiver=said, waiver_id=longest.id,
             )  # fmt: skip
         verdicts.append(verdict)
     return tuple(verdicts)
@@ -321,11 +382,30 @@ def _regression(gate_id: str, asked: Requirement, case: Case) -> Verdict:
             hint = f"ground gates evidence {of} --metric {asked.name} --successes K --trials N (or --values FILE)"
             return _without(gate_id, asked, need, f"no samples of {asked.name} of {of}", hint)
     assert new is not None and old is not None
-    low, high = difference(new.sample, old.sample, asked.confidence)
+    new, old, paired = _same_items(case, asked.name) or (new, old, False)
+    if paired:
+        low, high = paired_difference(new.values, old.values, asked.confidence)
+    else:
+        low, high = difference(new.sample, old.sample, asked.confidence)
     worst = -high if asked.lower_is_better else low
-    have = f"{new.sample.mean:.4g} against {old.sample.mean:.4g}: difference {low:+.4g} to {high:+.4g} ({percent})"
+    how = f", item by item over {len(new.values):,}" if paired else ""
+    have = f"{new.sample.mean:.4g} against {old.sample.mean:.4g}: difference {low:+.4g} to {high:+.4g} ({percent}{how})"
     hint = "evaluate on more examples to narrow the interval, or train a better version"
     return _verdict(gate_id, asked, worst >= -asked.within, need, have, hint=hint, evidence=new)
+
+
+def _same_items(case: Case, name: str) -> tuple[Evidence, Evidence, bool] | None:
+    """The newest evaluations of both versions on the very same items: what moved both alike cancels out."""
+    older: dict[str, Evidence] = {}
+    for each in case.baseline:
+        if each.kind is Kind.METRIC and each.name == name and each.facts.get("items"):
+            older.setdefault(each.facts["items"], each)
+    for each in case.evidence:
+        other = older.get(each.facts.get("items", ""))
+        fits = each.kind is Kind.METRIC and each.name == name and other is not None
+        if fits and other is not None and len(each.values) == len(other.values) > 0:
+            return each, other, True
+    return None
 
 
 def _cost(gate_id: str, asked: Requirement, case: Case) -> Verdict:
@@ -364,9 +444,23 @@ def _freshness(gate_id: str, asked: Requirement, case: Case) -> Verdict:
 
 
 def _scan(gate_id: str, asked: Requirement, case: Case) -> Verdict:
-    have = "; ".join(case.scan_findings) or "every file is of a known format that can't run code"
-    hint = "register the version anew without these files"
-    return _verdict(gate_id, asked, not case.scan_findings, "every file scanned clean", have, hint=hint)
+    need = "every file scanned clean, by the rules of now"
+    evidence = next((each for each in case.evidence if each.kind is Kind.SCAN and each.source == MEASURED), None)
+    again = f"ground models scan {case.version_id}"
+    if evidence is None:
+        return _without(gate_id, asked, need, f"no scan of {case.version_id}", again)
+    facts = evidence.facts
+    if (facts.get("scanner"), facts.get("rules")) != (SCANNER_VERSION, case.scan_rules):
+        by = f"scanner {facts.get('scanner') or 'unknown'}, rules {(facts.get('rules') or 'unknown')[:12]}"
+        have = f"a scan of {evidence.at:%Y-%m-%d} by {by}; now it is {SCANNER_VERSION}, rules {case.scan_rules[:12]}"
+        return _without(gate_id, asked, need, have, f"it is stale; scan it anew: {again}")
+    found = [tuple(text.split(": ", 2)) for name, text in sorted(facts.items()) if name.startswith("finding ")]
+    bad = [f"{words[-1]}: {words[1]}" for words in found if words[0] == "refused"]
+    bad += [f"{words[-1]} is of no format known here" for words in found if words[1] == "unknown-format"]
+    clean = facts.get("refused") == "0" and facts.get("unknown_formats") == "0"
+    have = "; ".join(bad) or "every file is of a known format that can't run code"
+    hint = f"register the version anew without these files; what was found: {again}"
+    return _verdict(gate_id, asked, clean, need, have, hint=hint, evidence=evidence)
 
 
 def _certificate(gate_id: str, asked: Requirement, case: Case) -> Verdict:

@@ -17,8 +17,9 @@ from groundplane.units import MICROUSD_PER_USD
 CARD = "README.md"
 OURS = "groundplane"
 HEAD_BYTES_MAX = 64 * 2**10
-_STATED = ("owner", "description", "code_commit", "code_repository", "training_run", "hardware")
-_KNOWN = {*_STATED, "code_dirty", "data", "metrics", "cost_usd"}
+_STATED = ("owner", "description", "code_commit", "code_repository", "training_run", "hardware", "sla",
+           "rollback_target")  # fmt: skip
+_KNOWN = {*_STATED, "code_dirty", "data", "metrics", "cost_usd", "hyperparameters", "target_memory_bytes"}
 
 
 def facts_of(card: str) -> Facts:
@@ -41,6 +42,8 @@ def facts_of(card: str) -> Facts:
         "metrics": _metrics(ours.get("metrics") or {}, problems),
         "code_dirty": _flag(ours.get("code_dirty"), problems),
         "cost_microusd": _cost(ours.get("cost_usd"), problems),
+        "hyperparameters": _parameters(ours.get("hyperparameters") or {}, problems),
+        "target_memory_bytes": _bytes(ours.get("target_memory_bytes"), problems),
     }
     if problems:
         raise InvalidInput(f"{CARD}: {problems[0]}", "docs/guides/models.md shows a card", problems)
@@ -105,6 +108,20 @@ def _metrics(value: object, problems: list[Problem]) -> dict[str, float]:
         problems.append(Problem(field=f"{OURS}.metrics", message="is no mapping of names to numbers"))
         return {}
     return {str(name): float(number) for name, number in value.items()}
+
+
+def _parameters(value: object, problems: list[Problem]) -> dict[str, str]:
+    if not isinstance(value, Mapping) or any(isinstance(each, Mapping | list) for each in value.values()):
+        problems.append(Problem(field=f"{OURS}.hyperparameters", message="is no mapping of names to values"))
+        return {}
+    return {str(name): each if isinstance(each, str) else str(each) for name, each in value.items()}
+
+
+def _bytes(value: object, problems: list[Problem]) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        problems.append(Problem(field=f"{OURS}.target_memory_bytes", message="is no number of bytes"))
+        return None
+    return value
 
 
 def _flag(value: object, problems: list[Problem]) -> bool | None:

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from groundplane.domain.licences import conflicts
+from groundplane.domain.licences import TERMS, Terms, conflicts
 from groundplane.domain.model import path_refusals
 from groundplane.domain.model_files import Format
 from groundplane.errors import Refused
 from groundplane.units import format_bytes
 
+SCANNER_VERSION = "2"
+"""Counted up when what is looked for changes; evidence of an older scanner is stale."""
 _WEIGHTS = frozenset({Format.SAFETENSORS, Format.GGUF, Format.ONNX, Format.TFLITE, Format.NPY, Format.NPZ,
                       Format.HDF5, Format.BINARY, Format.PICKLE,
                       Format.TORCH_ZIP, Format.TORCH_LEGACY, Format.TORCH_TAR})  # fmt: skip
@@ -68,11 +70,13 @@ def judge_scan(
     license: str = "",
     base_licenses: Mapping[str, str] | None = None,
     memory_bytes: int | None = None,
+    data_licenses: Mapping[str, str] | None = None,
 ) -> ScanReport:
     """Everything found in the files, what keeps the model out first.
 
-    `license` is what is declared, `base_licenses` say (model it is made from → its licence), `memory_bytes` is what one
-    copy of the weights must fit.
+    `license` is what is declared, `base_licenses` say (model it is made from → its licence), `data_licenses` the same
+    of its data, `memory_bytes` is what one copy of the weights must fit. Whether a model adapts data that asks for the
+    same licence is disputed: that is a warning.
     """
     findings = [_refusal(file.path, file.refused) for file in seen if file.refused is not None]
     findings += [_refusal("", refused) for refused in path_refusals([file.path for file in seen])]
@@ -88,6 +92,17 @@ def judge_scan(
         )
         for found in conflicts(license, others)
     ]
+    for conflict in conflicts(license, sorted((data_licenses or {}).items())):
+        disputed = TERMS.get(conflict.licence) is Terms.SHARE
+        findings.append(
+            Finding(
+                path=conflict.where,
+                rule="data-licence",
+                severity="warning" if disputed else "refused",
+                message=f"needs data whose terms allow it, has {conflict.where}: {conflict.why}",
+                hint="declare a licence that keeps what the data asks, or train without it",
+            )
+        )
     weights_bytes = sum(file.size_bytes for file in seen if file.format in _WEIGHTS)
     if memory_bytes is not None and weights_bytes > memory_bytes:
         message = f"needs weights within {format_bytes(memory_bytes)}, has {format_bytes(weights_bytes)}"
@@ -104,6 +119,16 @@ def judge_scan(
         weights_bytes=weights_bytes,
         formats=dict(sorted(Counter(str(file.format) or "special" for file in seen).items())),
         findings=tuple(findings),
+    )
+
+
+def refusals_of(report: ScanReport) -> tuple[Refused, ...]:
+    """What keeps the model out, in the form in which a door refuses."""
+    return tuple(
+        Refused(rule=found.rule, need=need.removeprefix("needs "), have=have, hint=found.hint)
+        for found in report.findings
+        if found.severity == "refused"
+        for need, _, have in [found.message.partition(", has ")]
     )
 
 

@@ -20,8 +20,9 @@ class Order:
     them, none named in `avoid`. `readable` are paths the job may read besides its own folders; `secrets` become files.
     With a `preflight` the node checks itself before the command starts. `checkpoint_share` is the folder above a
     checkpoint_dir of the spec's own choice: it must be there already, so that a missing mount is not made by mistake.
-    `staging` is data that must be on the node before the command starts. `dev` makes it a dev environment: `shell` or
-    `jupyter`; the node then knows its command.
+    `staging` is data that must be on the node before the command starts. With `observe` the node looks at what is
+    around the job before its command starts: code, packages, container, drivers. `dev` makes it a dev environment:
+    `shell` or `jupyter`; the node then knows its command.
     """
 
     attempt_id: str
@@ -53,6 +54,7 @@ class Order:
     spot: bool = False
     staging: StagingNeed | None = None
     dev: str = ""
+    observe: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

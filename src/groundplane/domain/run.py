@@ -302,7 +302,8 @@ class Observation:
     `absent` means it was never started here or already released. `end_reason` is set when `state` is ended.
     `silent_since` is set when it is unknown for want of an answer: since when its node has not been heard;
     `gone_limit_s` is then the dead-man timer its node was told, if any.
-    `active_at` is when it last did something; `hangs` has a row per member that is stuck, of `members`.
+    `active_at` is when it last did something; `hangs` has a row per member that is stuck, of `members`. `energy_j` is
+    what its accelerators took so far, None where nobody measures it; `energy_how` says how it is known.
     """
 
     attempt_id: str
@@ -326,3 +327,5 @@ class Observation:
     members: int = 1
     hangs: tuple[MemberHang, ...] = ()
     staging: StagingProgress | None = None
+    energy_j: float | None = None
+    energy_how: str = ""

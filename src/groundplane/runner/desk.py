@@ -19,7 +19,7 @@ from pathlib import Path
 
 from groundplane.runner.data_desk import DataDesk
 from groundplane.runner.endings import FULL_DISK, look
-from groundplane.runner.files import is_held, open_inside, read_state, write_bytes, write_document
+from groundplane.runner.files import is_held, open_inside, read_document, read_state, write_bytes, write_document
 from groundplane.runner.keeping import CheckpointDesk
 from groundplane.runner.processes import boot_id
 from groundplane.runner.refusal import No as No
@@ -70,7 +70,7 @@ class Desk:
                     self.samples,
                 ),
                 *(self.attempts, self.release, self.withdraw, self.beat, self.free_port, self.files, self.read),
-                *(self.run, self.preflight),
+                *(self.run, self.preflight, self.circumstances),
                 *CheckpointDesk(self._run_folder, self._folder).operations,
                 *DataDesk(self._root, self._folder).operations,
             )
@@ -247,6 +247,10 @@ class Desk:
                 lines = path.read_bytes().split(b"\n")[:-1][-missing:]
                 found = [json.loads(line) for line in lines] + found
         return {"samples": found}
+
+    def circumstances(self, attempt_id: str) -> Document:
+        """What was seen around the attempt before its command started; nothing when nobody looked."""
+        return {"circumstances": read_document(self._folder(attempt_id) / "circumstances.json") or {}}
 
     def files(self, run_id: str, root: str) -> Document:
         """The run's output files, under `root` or on this node: paths, sizes and times; links are left out."""

@@ -151,6 +151,15 @@ class Sandbox:
             return [*self._podman(env), self.image, *command]
         return command
 
+    def around(self, command: list[str], env: dict[str, str]) -> list[str]:
+        """Another command as this job's would be started, beside it: behind the same walls, in the same image."""
+        other = Sandbox(self.folder, {**self.order, "command": command}, self.workdir)
+        other.uid, other.secrets_dir, other.staged = self.uid, "", self.staged
+        if self.container:
+            other.container = f"{self.container}-look"
+            other.order["output_dir"] = other.order["checkpoint_dir"] = str(self.folder / "work")
+        return other.argv(env)
+
     def trouble(self, code: int | None, said: bytes) -> tuple[str, str] | None:
         """(end reason, message) when it was the sandbox that failed and not the command, by its exit code and words.
 

@@ -16,6 +16,7 @@ from groundplane.runner import dev, preflight
 from groundplane.runner.cgroups import cgroup_version, make_cgroups, oom_kills, remove_cgroup
 from groundplane.runner.checkpoints import Checkpoints
 from groundplane.runner.endings import FULL_DISK, write_ended
+from groundplane.runner.energy import EnergyMeter
 from groundplane.runner.files import boot_s, now_text, parse_time, read_document, write_document
 from groundplane.runner.hang import HangWatch
 from groundplane.runner.isolation import NotPossible, Sandbox
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from groundplane.runner.circumstances import Look
     from groundplane.runner.files import Document
     from groundplane.runner.staging import Staging
 
@@ -74,6 +76,8 @@ class Runner:
         self.oom_kills_before = self.peak_bytes = 0
         accelerators = order.get("accelerator_indexes") or []
         self.sampler = Sampler(str(folder), accelerators, order.get("nvml_library") or NVML_LIBRARY)
+        self.energy = EnergyMeter(self.sampler)
+        self.look: Look | None = None
         self.last_look_until = float("inf")
         self.checkpoints = Checkpoints(Path(order["checkpoint_dir"]), lambda: time.monotonic() > self.last_look_until)
         self.found: list[Document] = []
@@ -107,6 +111,8 @@ class Runner:
                     self.preflight()
                 if not self.stop_reason:
                     self.stage()
+                if not self.stop_reason:
+                    self.see_circumstances()
                 if not self.stop_reason:
                     self.launch()
             self.watch()
@@ -149,13 +155,19 @@ class Runner:
             self.state.update(secrets_dir=self.sandbox.secrets_dir, container=self.sandbox.container)
             write_document(self.folder / "state.json", self.state)
             write_document(self.folder / "order.json", self.order)  # secrets are out of it now
+        if self.order.get("observe"):
+            # Most jobs leave no model behind: they need not pay for its libraries, nor for the look.
+            from groundplane.runner.circumstances import Look  # noqa: PLC0415
+
+            self.look = Look(self.order, self.folder, self.sandbox, self.workdir)
+            self.abandoned = [*self.abandoned, *self.look.pids]
 
     def preflight(self) -> None:
         """The order's checks on this node, before the first paid second; a failed one ends the attempt unrun."""
         if not self.order.get("preflight"):
             return
         inspection = preflight.Inspection(self.order, self.folder, self.sandbox.enter)
-        self.abandoned = inspection.pids
+        self.abandoned = [*self.abandoned, *inspection.pids]
         while not self.stop_reason and not inspection.collect(CHECK_PERIOD_S):
             self.enforce()
         found = inspection.close()
@@ -186,6 +198,15 @@ class Runner:
         self.sandbox.staged = str(staging.tree)
         self.order["env"] = {**self.order["env"], **environment(self.order, staging.tree)}
 
+    def see_circumstances(self) -> None:
+        """Writes down what is around the job, before its command can change it. The look began with the folders."""
+        if self.look is None:
+            return
+        while not self.stop_reason and not self.look.collect(CHECK_PERIOD_S):
+            self.enforce()
+        write_document(self.folder / "circumstances.json", self.look.close())
+        self.look = None
+
     def launch(self) -> None:
         """Starts the command; returns once it runs. StartFailed when it can't."""
         resume = self.checkpoints.newest()
@@ -204,6 +225,7 @@ class Runner:
             raise start_failed(problem, self.order["command"][0], self.workdir)
         self.duration_end_at = boot_s() + self.order["max_duration_s"]
         self.active_at = time.monotonic()
+        self.energy.begin()
         self.hang.begin()
         self.state.update(state="running", pid=self.pid, pgid=self.pid, start_ticks=start_ticks(self.pid))
         self.state.update(started_at=now_text(), isolation=self.sandbox.mode, uid=self.sandbox.uid)
@@ -387,6 +409,7 @@ class Runner:
         self.hang.sampled(sample["accelerators"], self.found[-1]["step"] if self.found else -1)
         idle_s = time.monotonic() - self.active_at
         self.state.update(hang=self.hang.found, active_at=now_text(time.time() - idle_s))
+        self.state.update(energy=self.energy.sampled(sample))
         self.state.update(sample=sample, heartbeat_at=now_text(), checkpoints=self.found[-REPORTED_CHECKPOINTS:])
         path = self.folder / "samples.jsonl"
         with path.open("ab") as file:
@@ -399,6 +422,8 @@ class Runner:
 
     def finish(self) -> None:
         """Every process gone, the log whole, the last checkpoint found, the ending on record: in this order."""
+        if self.look is not None:
+            self.look.close()
         self.clear()
         if not self.log_broken:
             with self.full_disk_ends_it():

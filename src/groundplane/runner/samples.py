@@ -24,7 +24,8 @@ class Nvml:
     A figure that a card or an older library does not give counts as 0: nothing known.
     Source: NVML API reference, nvmlDeviceGetUtilizationRates, nvmlDeviceGetMemoryInfo, nvmlDeviceGetTemperature,
     nvmlDeviceGetTotalEccErrors, nvmlDeviceGetRemappedRows, nvmlDeviceGetCurrentClocksThrottleReasons,
-    nvmlDeviceGetNvLinkState.
+    nvmlDeviceGetNvLinkState, nvmlDeviceGetPowerUsage (milliwatts), nvmlDeviceGetTotalEnergyConsumption (millijoules
+    since the driver was loaded), nvmlSystemGetDriverVersion, nvmlSystemGetCudaDriverVersion.
     """
 
     MOST_NVLINKS = 18
@@ -43,8 +44,25 @@ class Nvml:
         failed = self._nvml.nvmlDeviceGetName(self._handle(index), buffer, 96)
         return "" if failed else buffer.value.decode(errors="replace")
 
+    def driver_version(self) -> str:
+        buffer, call = ctypes.create_string_buffer(96), getattr(self._nvml, "nvmlSystemGetDriverVersion", None)
+        return "" if call is None or call(buffer, 96) else buffer.value.decode(errors="replace")
+
+    def cuda_version(self) -> str:
+        """The newest CUDA this driver runs, such as 12.8."""
+        number, call = ctypes.c_int(), getattr(self._nvml, "nvmlSystemGetCudaDriverVersion", None)
+        known = call is not None and not call(ctypes.byref(number))
+        return f"{number.value // 1000}.{number.value % 1000 // 10}" if known else ""
+
+    def energy_j(self, index: int) -> float | None:
+        """Taken since the driver was loaded; None for cards that don't count."""
+        millijoules = ctypes.c_ulonglong()
+        return (
+            None if self._ask("TotalEnergyConsumption", index, ctypes.byref(millijoules)) else millijoules.value / 1e3
+        )
+
     def measure(self, index: int) -> dict[str, float]:
-        """Utilisation in percent, memory in bytes, temperature in °C; a figure the card does not give is left out."""
+        """Utilisation in percent, memory in bytes, temperature in °C, power in watts, where the card gives them."""
         handle, found = self._handle(index), {"index": float(index)}
         rates, memory, celsius = (ctypes.c_uint * 2)(), (ctypes.c_ulonglong * 3)(), ctypes.c_uint()
         if not self._nvml.nvmlDeviceGetUtilizationRates(handle, rates):
@@ -53,6 +71,9 @@ class Nvml:
             found["memory_total_bytes"], found["memory_used_bytes"] = float(memory[0]), float(memory[2])
         if not self._nvml.nvmlDeviceGetTemperature(handle, 0, ctypes.byref(celsius)):
             found["temperature_celsius"] = float(celsius.value)
+        milliwatts = ctypes.c_uint()
+        if not self._ask("PowerUsage", index, ctypes.byref(milliwatts)):
+            found["power_w"] = milliwatts.value / 1e3
         return found
 
     def uncorrected_errors(self, index: int) -> int:
@@ -100,6 +121,13 @@ class Sampler:
                 self._nvml = Nvml(nvml_library)
         self._tick_s, self._page_bytes = 1 / os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
         self._cpu_s, self._at = 0.0, time.monotonic()
+
+    def energy_j(self) -> list[float] | None:
+        """Each assigned card's energy counter; None unless all of them count."""
+        if self._nvml is None:
+            return None
+        counts = [count for index in self._accelerators if (count := self._nvml.energy_j(index)) is not None]
+        return counts if counts and len(counts) == len(self._accelerators) else None
 
     def take(self) -> Document:
         stats = [stat for stat in map(process_stat, descendants(os.getpid())) if stat is not None]

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from groundplane.domain import certificate as cert
 from groundplane.domain.access import Project, checked_text
+from groundplane.domain.addendum import AddendumKind
 from groundplane.domain.dataset import DatasetVersion
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.gate import (
@@ -25,17 +26,19 @@ from groundplane.domain.gate import (
     GateCheck,
     Kind,
     Waiver,
+    evaluation_of,
     judge,
+    waived,
 )
 from groundplane.domain.gate_file import REQUESTS_MAX, read_gates
 from groundplane.domain.model import ModelVersion, check_alias
-from groundplane.domain.model_files import Format
 from groundplane.domain.policy.exceptions import checked_expiry
 from groundplane.domain.registry import ModelAlias
 from groundplane.domain.run import Run
 from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Refused, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import AtLeast, Clock, Ids, ModelServer, Store, Tx
+from groundplane.services.addenda import Addenda
 from groundplane.services.audit_trail import Teller
 from groundplane.services.models import Models
 
@@ -59,11 +62,18 @@ class Gates:
     """Use cases over gates. `allow` is what stands behind every move of an alias, through whichever door it comes."""
 
     def __init__(
-        self, *, store: Store, clock: Clock, ids: Ids, models: Models, engines: Mapping[str, ModelServer]
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        ids: Ids,
+        models: Models,
+        engines: Mapping[str, ModelServer],
+        addenda: Addenda,
     ) -> None:
         self._store, self._clock, self._ids = store, clock, ids
         self._tell = Teller(clock, "gate")
-        self._models, self._engines = models, engines
+        self._models, self._engines, self._addenda = models, engines, addenda
         self.verdicts: Counter[tuple[str, str]] = Counter()
         """(kind of requirement's gate, verdict) → how often since this process began."""
 
@@ -179,7 +189,7 @@ class Gates:
             data=await _ages(tx, said),
             missing_facts=_missing(said),
             certificate_problem=str(problems[0]) if problems else "",
-            scan_findings=_findings(said),
+            scan_rules=self._models.scan_rules(),
             approvals=approvals,
         )
 
@@ -302,6 +312,8 @@ class Gates:
         after: dict[str, object] = {"version": version.id, "kind": str(kind), "name": name, "source": source}
         async with self._store.transaction() as tx:
             await tx.insert(made)
+            if not self._models.problems(version):  # nothing is chained to a certificate that does not hold
+                await self._addenda.append(tx, actor, version, AddendumKind.EVALUATION, evaluation_of(made))
             await self._tell(tx, actor, "gate.evidence", made.id, version.project, after)
         return made
 
@@ -371,6 +383,9 @@ class Gates:
                 "owner": made.owner,
                 "expires_at": made.expires_at,
             }
+            if version is not None:
+                self._models.demand(version)
+                await self._addenda.append(tx, actor, version, AddendumKind.WAIVER, waived(made), made.reason)
             await self._tell(tx, actor, "gate.waive", made.id, gate.project, after, made.reason)
         return made
 
@@ -389,6 +404,10 @@ class Gates:
                 raise NotFound(f"there is no waiver {waiver_id}", "ground gates waivers")
             await tx.delete(Waiver, waiver_id)
             after: dict[str, object] = {"gate": found.gate_id, "requirement": found.requirement}
+            version = await tx.get(ModelVersion, found.version_id) if found.version_id else None
+            if version is not None and not self._models.problems(version):
+                facts = {**waived(found), "ended": f"{self._clock.now():%Y-%m-%d %H:%M} UTC"}
+                await self._addenda.append(tx, actor, version, AddendumKind.WAIVER, facts, reason)
             await self._tell(tx, actor, "gate.unwaive", waiver_id, found.project, after, reason)
         return found
 
@@ -425,15 +444,6 @@ def _missing(said: Mapping[str, object]) -> tuple[str, ...]:
         "metrics": said.get("metrics"),
     }
     return tuple(name for name in cert.REQUIRED_FACTS if not stated[name])
-
-
-def _findings(said: Mapping[str, object]) -> tuple[str, ...]:
-    """What the scan at registration could not vouch for: pickles never enter, unknown bytes do."""
-    files = _rows(_part(said, "manifest"), "files")
-    if not files:
-        return ("the certificate lists no files",)
-    unknown = {"", "None", str(Format.BINARY)}
-    return tuple(f"{row.get('path')} is of no format known here" for row in files if str(row.get("format")) in unknown)
 
 
 def _own_work(version: ModelVersion) -> Refused:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import difflib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +14,12 @@ from groundplane.audit import Event, EventDraft
 from groundplane.domain import certificate as cert
 from groundplane.domain.access import Project
 from groundplane.domain.addendum import Addendum, check_rows
+from groundplane.domain.birth import Watched, of_run, stated
 from groundplane.domain.canonical import parse_json
-from groundplane.domain.dataset import LineageEdge, edge
+from groundplane.domain.circumstances import AttemptCircumstances, as_seen
+from groundplane.domain.circumstances import energy as energy_of
+from groundplane.domain.dataset import DatasetVersion, LineageEdge, edge
+from groundplane.domain.gate import scan_evidence
 from groundplane.domain.mlbom import ml_bom
 from groundplane.domain.model import (
     ManifestFile,
@@ -26,8 +30,9 @@ from groundplane.domain.model import (
     parse_ref,
     path_refusals,
 )
-from groundplane.domain.model_files import Format
+from groundplane.domain.model_scan import ScanReport, judge_scan, refusals_of
 from groundplane.domain.registry import ModelAlias, entry_of, metric_labels
+from groundplane.domain.required_facts import Known, Missing, RequiredFacts, Stage, judge_facts
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.domain.signing_bundle import signing_bundle
 from groundplane.domain.spec import ModelOutput
@@ -37,6 +42,8 @@ from groundplane.ports import BlobStore, Clock, FoundFile, ModelFiles, Provenanc
 from groundplane.services.artifacts import demand_quota
 from groundplane.units import format_bytes
 
+LOCAL_POOL = "local"
+_SOFTWARE = f"groundplane {__version__}"
 NUMBER_TRIES = 100
 """How often a registration tries again after losing a version number to another one."""
 
@@ -65,9 +72,10 @@ class _Draft:
     run_id: str
     metrics: dict[str, float]
     created_by: str
-    files: tuple[ManifestFile, ...]
+    files: tuple[ManifestFile, ...] = ()
     birth: cert.Birth
     reason: str
+    report: ScanReport | None = None
 
 
 class Models:
@@ -82,6 +90,7 @@ class Models:
         signer: Signer,
         files: ModelFiles,
         provenance: Provenance,
+        power_w: Callable[[str], int | None] = lambda _: None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -89,6 +98,7 @@ class Models:
         self._signer = signer
         self._files = files
         self._provenance = provenance
+        self._power_w = power_w
 
     # ------------------------------------------------------------ registering
 
@@ -107,35 +117,20 @@ class Models:
         refusals = (*_refusals(source, found), *missing)
         if refusals:
             raise Refusal(refusals)
-        metrics, unknown = cert.finite_metrics(facts.metrics)
-        birth = cert.Birth(
-            origin="adopted" if facts.adopted_from else "stated",
-            adopted=facts.adopted,
-            adopted_from=facts.adopted_from,
-            framework=facts.framework,
-            description=facts.description,
-            base_model=facts.base_model,
-            hardware_stated=facts.hardware,
-            run=cert.RunFact(id=facts.training_run) if facts.training_run else None,
-            circumstances=_stated(facts),
-            cost_microusd=facts.cost_microusd,
-            formats=_formats(found),
-            unknown=(*unknown, *_unrecognised(found), *_unstated(facts)),
-            software=f"groundplane {__version__}",
-        )
+        if facts.rollback_target:
+            await self._demand_target(actor, name, facts.rollback_target)
         draft = _Draft(
             name=name,
             project=project,
             owner=facts.owner,
             license=facts.license,
             run_id="",
-            metrics=metrics,
+            metrics=cert.finite_metrics(facts.metrics)[0],
             created_by=actor.name,
-            files=await self._put(found),
-            birth=birth,
+            birth=stated(facts, found, _SOFTWARE),
             reason=reason,
         )
-        return await self._commit(actor, draft)
+        return await self._commit(actor, await self._scanned(draft, found))
 
     async def register_run_output(
         self,
@@ -148,12 +143,13 @@ class Models:
         checkpoints: Sequence[Checkpoint] | None = None,
         *,
         circumstances: cert.Circumstances | None = None,
+        hyperparameters: Mapping[str, str] | None = None,
     ) -> ModelVersion:
         """Makes a version from what a run has written. Twice for one run and output gives the same version.
 
-        `checkpoints` are read from the store unless given; `circumstances` seen at the run's start are better than
-        those looked up now. Facts nobody knows are stated as unknown. Raises Refusal when a file may not enter,
-        NotFound without the folder, Conflict when it is still written to.
+        `checkpoints` and `circumstances` are read from the store unless given; what no runner looked at is looked up
+        now, and says so. Facts nobody knows are stated as unknown. Raises Refusal when a file may not enter or a fact
+        that the project requires is missing, NotFound without the folder, Conflict when it is still written to.
         """
         known = await self._of_run(run.id, output.name)
         if known is not None:
@@ -162,21 +158,21 @@ class Models:
         refusals = _refusals(directory, found)
         if refusals:
             raise Refusal(refusals)
-        if checkpoints is None:
-            async with self._store.transaction() as tx:
+        async with self._store.transaction() as tx:
+            kept = await tx.find(AttemptCircumstances, {"run_id": run.id})
+            if checkpoints is None:
                 checkpoints = await tx.find(Checkpoint, {"run_id": run.id}, order="step")
-        seen = circumstances or await self._provenance.look(run.spec, "at registration, after the run ended")
-        kept, unknown = cert.finite_metrics(metrics)
-        unstated = [(name, _UNSTATED) for name in ("license", "framework") if not getattr(output, name)]
-        birth = cert.Birth(
-            origin="run",
-            framework=output.framework,
-            run=_run_fact(run, attempts, checkpoints),
-            circumstances=seen,
+        energy, no_energy = energy_of(kept, attempts, self._power_w)
+        watched = Watched(
+            run=run,
+            attempts=attempts,
+            checkpoints=checkpoints,
+            circumstances=circumstances or await self._circumstances(run, attempts, kept),
+            metrics=metrics,
+            hyperparameters=hyperparameters or {},
             cost_microusd=cost_microusd,
-            formats=_formats(found),
-            unknown=(*unknown, *unstated, *_unrecognised(found), *(() if metrics else _NO_METRICS)),
-            software=f"groundplane {__version__}",
+            energy=energy,
+            no_energy=no_energy,
         )
         draft = _Draft(
             name=output.name,
@@ -184,13 +180,47 @@ class Models:
             owner=run.owner,
             license=output.license,
             run_id=run.id,
-            metrics=kept,
+            metrics=cert.finite_metrics(metrics)[0],
             created_by=run.created_by,
-            files=await self._put(found),
-            birth=birth,
+            birth=of_run(watched, output, found, _SOFTWARE),
             reason=f"output of {run.id}",
         )
-        return await self._commit(SYSTEM, draft)
+        return await self._commit(SYSTEM, await self._scanned(draft, found))
+
+    async def _circumstances(
+        self, run: Run, attempts: Sequence[Attempt], kept: Sequence[AttemptCircumstances]
+    ) -> cert.Circumstances:
+        """What the runner saw before the command started; else, for attempts of before, what can be seen now."""
+        seen = as_seen(kept, attempts)
+        if seen is None:
+            return await self._provenance.look(run.spec, "at registration, after the run ended")
+        data, unknown = await self._provenance.look_at_data(run.spec, here=run.pool == LOCAL_POOL)
+        return replace(seen, data=data, unknown=(*seen.unknown, *unknown))
+
+    async def _scanned(self, draft: _Draft, found: Sequence[FoundFile]) -> _Draft:
+        """The draft with its stored files and what the scan says of them all together. Refusal for what stands against.
+
+        Licences are compared with those of the registered models and data that it was made from.
+        """
+        async with self._store.transaction() as tx:
+            bases, data = await _terms(tx, draft.birth)
+        report = judge_scan(
+            draft.name,
+            found,
+            license=draft.license,
+            base_licenses=bases,
+            data_licenses=data,
+            memory_bytes=draft.birth.target_memory_bytes,
+        )
+        if refused := refusals_of(report):
+            raise Refusal(refused)
+        return replace(draft, files=await self._put(found), report=report)
+
+    async def _demand_target(self, actor: Actor, name: str, target: str) -> None:
+        wanted = parse_ref(target)
+        if wanted.number is None or wanted.name != name:
+            raise InvalidInput(f"{target} can't be gone back to from {name}", f"name a version: {name}@NUMBER")
+        await self.get(actor, target)
 
     async def _put(self, found: Sequence[FoundFile]) -> tuple[ManifestFile, ...]:
         stored = await self._blobs.put_files([file.source for file in found])
@@ -217,8 +247,14 @@ class Models:
                     await demand_quota(tx, draft.project, draft.files)
                     number = 1 if newest is None else newest.number + 1
                     version = self._certified(draft, number)
+                    await self._demand_facts(tx, version, (), Stage.REGISTER)
                     await tx.insert(version)
                     await tx.insert(entry_of(version))
+                    if draft.report is not None:
+                        rules, at = self.scan_rules(), version.created_at
+                        await tx.insert(
+                            scan_evidence(f"{version.id}#scan", version, draft.report, rules, actor.name, at)
+                        )
                     await tx.insert_many_once(metric_labels(version))
                     await tx.insert_many_once(_lineage(version, draft.birth))
                     await tx.append_event(self._registered(actor, version, draft.reason))
@@ -383,13 +419,16 @@ class Models:
             addenda=addenda,
         )
 
-    async def materialise(self, ref: str, target: Path) -> Path:
+    async def materialise(self, ref: str, target: Path, *, loading: bool = True) -> Path:
         """Lays a version out in `target`, verified, by one rename; a folder that is already exactly it is kept.
 
-        Fails closed: raises IntegrityFailure, leaving no new folder, when certificate, row or any byte is wrong.
+        Fails closed: raises IntegrityFailure, leaving no new folder, when certificate, row or any byte is wrong; and
+        Refusal, unless it is not for `loading`, when a fact that its project requires is not known.
         """
         version = await self.get(SYSTEM, ref)
         _demand(version, self.problems(version))
+        if loading:
+            await self.demand_facts(version, Stage.LOAD)
         await self._files.place(target, version.files, self._blobs)
         return target
 
@@ -400,6 +439,31 @@ class Models:
             told = {"object_kind": "model", "object_id": version.id, "action": "model.addendum"}
             on_trail = [str(event.after.get("sha256")) for event in await tx.find(Event, told, order="id")]
         return len(addenda), check_rows(version, addenda, on_trail, self._signer.verify)
+
+    async def missing_facts(self, version: ModelVersion, stage: Stage) -> tuple[Missing, ...]:
+        """What its project requires at this stage and nobody knows. IntegrityFailure when certificate or addenda fail:
+
+        facts that are not what was signed are no facts.
+        """
+        _demand(version, self.problems(version))
+        _, lost = await self._addenda_problems(version)
+        _demand(version, lost)
+        async with self._store.transaction() as tx:
+            addenda = await tx.find(Addendum, {"version_id": version.id}, order="sequence")
+            return await _missing(tx, version, addenda, stage)
+
+    async def demand_facts(self, version: ModelVersion, stage: Stage) -> None:
+        """Refusal naming each required fact that is missing, and how it is supplied."""
+        if missing := await self.missing_facts(version, stage):
+            raise Refusal([each.refused(version.id, version.project) for each in missing])
+
+    async def _demand_facts(self, tx: Tx, version: ModelVersion, addenda: Sequence[Addendum], stage: Stage) -> None:
+        if missing := await _missing(tx, version, addenda, stage):
+            raise Refusal([each.refused(version.name, version.project) for each in missing])
+
+    def scan_rules(self) -> str:
+        """The digest of the rules by which files are judged now."""
+        return self._files.rules_sha256()
 
     def demand(self, version: ModelVersion) -> None:
         """IntegrityFailure unless row, certificate and signature are what was signed."""
@@ -421,6 +485,29 @@ class Models:
 def _taken(name: str) -> Refused:
     have, hint = f"{name}, which belongs to another project", "choose another name"
     return Refused(rule="model-name", need="a name that is free or the project's own", have=have, hint=hint)
+
+
+async def _missing(tx: Tx, version: ModelVersion, addenda: Sequence[Addendum], stage: Stage) -> tuple[Missing, ...]:
+    rule = await tx.get(RequiredFacts, version.project)
+    if rule is None:
+        return ()
+    said = cert.open_envelope(version.certificate).statement.get("predicate")
+    known = Known(said=said if isinstance(said, dict) else {}, addenda=addenda)
+    return judge_facts(rule.required, known, stage)
+
+
+async def _terms(tx: Tx, birth: cert.Birth) -> tuple[dict[str, str], dict[str, str]]:
+    """The licences of the registered models, and of the registered data, that a version was made from."""
+    bases, data = {}, {}
+    for base in (name.strip() for name in birth.base_model.split(",") if "@" in name):
+        found = await tx.get(ModelVersion, base)
+        if found is not None and found.license:
+            bases[found.id] = found.license
+    digests = tuple({each.sha256 for each in birth.circumstances.data if each.sha256})
+    for row in await tx.find(DatasetVersion, {"digest": digests}) if digests else ():
+        if row.license:
+            data[row.id] = row.license
+    return bases, data
 
 
 async def _newest(tx: Tx, name: str) -> ModelVersion | None:
@@ -474,52 +561,3 @@ def _refusals(source: Path, found: Sequence[FoundFile]) -> tuple[Refused, ...]:
         hint = "give the folder that holds the model's files, or look why the run wrote nothing"
         refusals.append(Refused(rule="model-files", need="at least one file with content", have=have, hint=hint))
     return tuple(refusals)
-
-
-def _formats(found: Sequence[FoundFile]) -> dict[str, dict[str, object]]:
-    return {file.path: {"format": file.format, **file.details} for file in found}
-
-
-def _unrecognised(found: Sequence[FoundFile]) -> list[tuple[str, str]]:
-    return [
-        (f"files.{file.path}.format", "its bytes are of no format known here; it was stored as it is")
-        for file in found
-        if file.format == Format.BINARY
-    ]
-
-
-_UNSTATED = "the spec's output does not say"
-_NO_METRICS = (("metrics", "the run reported none"),)
-
-
-def _unstated(facts: cert.Facts) -> list[tuple[str, str]]:
-    why = "not stated at registration"
-    names = ("framework", "base_model", "hardware", "cost_microusd", "code_repository")
-    missing = [(name, why) for name in names if getattr(facts, name) in {None, ""}]
-    if facts.code_dirty is None:
-        missing.append(("code.dirty", why))
-    missing += [(name, why) for name, why in sorted(facts.unknown.items()) if name in cert.MAY_BE_UNKNOWN]
-    return [*missing, ("environment", "the model was not made by a run of this installation")]
-
-
-def _stated(facts: cert.Facts) -> cert.Circumstances:
-    code = cert.CodeFact(commit=facts.code_commit, dirty=facts.code_dirty, repository=facts.code_repository)
-    return cert.Circumstances(observed="not observed: stated at registration", code=code, data=facts.data)
-
-
-def _run_fact(run: Run, attempts: Sequence[Attempt], checkpoints: Sequence[Checkpoint]) -> cert.RunFact:
-    steps = [attempt.last_step for attempt in attempts if attempt.last_step is not None]
-    steps += [checkpoint.step for checkpoint in checkpoints]
-    return cert.RunFact(
-        id=run.id,
-        spec_digest=run.spec_digest,
-        created_by=run.created_by,
-        attempts=len(attempts),
-        end_reasons=tuple(str(attempt.end_reason) for attempt in attempts if attempt.end_reason),
-        resumed_from_steps=tuple(a.resumed_from_step for a in attempts if a.resumed_from_step is not None),
-        checkpoints=len(checkpoints),
-        last_step=max(steps, default=None),
-        nodes=tuple(dict.fromkeys(attempt.node for attempt in attempts if attempt.node)),
-        started_at=run.started_at or min((a.started_at for a in attempts if a.started_at), default=None),
-        ended_at=run.ended_at or max((a.ended_at for a in attempts if a.ended_at), default=None),
-    )

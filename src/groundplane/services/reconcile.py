@@ -15,6 +15,7 @@ from pathlib import Path
 
 from groundplane.audit import EventDraft
 from groundplane.domain import ledger, lifecycle
+from groundplane.domain.circumstances import AttemptCircumstances
 from groundplane.domain.ledger import LedgerEntry
 from groundplane.domain.queue import QueueEntry
 from groundplane.domain.run import (
@@ -261,6 +262,7 @@ class Reconcile:
             hang_limit_s=spec.hang_limit_s,
             spot=spec.spot,
             placements=seat.placements if seat is not None else (),
+            observe=bool(spec.outputs),
         )
         if self._preflight is not None:
             order = await self._preflight.furnish(run, order)
@@ -293,7 +295,12 @@ class Reconcile:
         new = [c for c in seen.checkpoints if attempt.last_step is None or c.step > attempt.last_step]
         if updated == attempt and not due and not new:
             return attempt
+        around = await self._circumstances(run, attempt, updated, now)
         async with self._store.transaction() as tx:
+            if around is not None:
+                await tx.insert_once(around)
+            if seen.energy_j is not None and seen.ended_at is not None:
+                await _note_energy(tx, updated, seen)
             if self._preflight is not None and attempt.started_at is None:
                 await self._preflight.note(tx, run, updated, seen)
             if self._watchdogs is not None and updated.idle_since is not None and attempt.idle_since is None:
@@ -304,6 +311,19 @@ class Reconcile:
                 await self._bill(tx, run, updated, since, until, now)
                 updated = replace(updated, billed_until=until)
             return await tx.update(updated) if updated != attempt else attempt
+
+    async def _circumstances(
+        self, run: Run, before: Attempt, attempt: Attempt, now: datetime
+    ) -> AttemptCircumstances | None:
+        """What its nodes saw before the command started, once, for runs that leave a model behind.
+
+        A node that does not answer puts the step off: it is asked again, before the start is on record.
+        """
+        executor = self._executors.get(attempt.pool)
+        if not run.spec.outputs or before.started_at is not None or attempt.started_at is None or executor is None:
+            return None
+        members = tuple(await executor.circumstances(attempt.id))
+        return AttemptCircumstances(id=attempt.id, run_id=run.id, project=run.project, at=now, members=members)
 
     async def _note_checkpoint(self, tx: Tx, run: Run, attempt: Attempt, found: FoundCheckpoint, now: datetime) -> None:
         fresh = Checkpoint(
@@ -399,6 +419,7 @@ class Reconcile:
                 self._files.output_path(run.id, output.path),
                 metrics=self._files.metrics(run.id),
                 cost_microusd=spent,
+                hyperparameters=self._files.hyperparameters(run.id),
             )
             registered.append(version.id)
         return registered
@@ -430,6 +451,13 @@ class Reconcile:
             await tx.update(
                 replace(current, message=_one_line(error), due_at=due, lease_owner="", lease_expires_at=None)
             )
+
+
+async def _note_energy(tx: Tx, attempt: Attempt, seen: Observation) -> None:
+    """What its accelerators took in all, beside its circumstances."""
+    kept = await tx.get(AttemptCircumstances, attempt.id)
+    if kept is not None and kept.energy_j is None:
+        await tx.update(replace(kept, energy_j=seen.energy_j, energy_how=seen.energy_how))
 
 
 async def _event(tx: Tx, run: Run, now: datetime, action: str, after: dict[str, object]) -> None:

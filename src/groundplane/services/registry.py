@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from groundplane.domain.access import checked_text
+from groundplane.domain.addendum import AddendumKind
 from groundplane.domain.card import card_of
-from groundplane.domain.gate import GateCheck, Verdict
+from groundplane.domain.gate import GateCheck, Verdict, Waiver, waived
 from groundplane.domain.model import ModelVersion, check_alias, parse_ref
 from groundplane.domain.registry import (
     TAGS_MAX,
@@ -30,6 +31,7 @@ from groundplane.domain.registry import (
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import Among, AtLeast, Between, Clock, Contains, Ids, Store, Tx
+from groundplane.services.addenda import Addenda
 from groundplane.services.audit_trail import Teller
 from groundplane.services.gates import Gates
 from groundplane.services.models import Models
@@ -43,10 +45,10 @@ _ENDLESS = sys.float_info.max
 class Registry:
     """Use cases over what moves around versions. Versions themselves are `Models`' and never change."""
 
-    def __init__(self, *, store: Store, clock: Clock, ids: Ids, models: Models, gates: Gates) -> None:
+    def __init__(self, *, store: Store, clock: Clock, ids: Ids, models: Models, gates: Gates, addenda: Addenda) -> None:
         self._store, self._clock, self._ids = store, clock, ids
         self._tell = Teller(clock, "model")
-        self._models, self._gates = models, gates
+        self._models, self._gates, self._addenda = models, gates, addenda
 
     # ------------------------------------------------------------ aliases
 
@@ -163,7 +165,23 @@ class Registry:
         else:
             await tx.update(row)
         before = current.number if current else None
-        return await self._note_move(tx, actor, row, kind, before, version.number, reason, check.id)
+        move = await self._note_move(tx, actor, row, kind, before, version.number, reason, check.id)
+        # What a rollback left is no place to go back to.
+        await self._chain(tx, actor, version, alias, before if kind is MoveKind.SET else None, check)
+        return move
+
+    async def _chain(
+        self, tx: Tx, actor: Actor, version: ModelVersion, alias: str, before: int | None, check: GateCheck
+    ) -> None:
+        """What the move makes known of the version: what it goes back to, and by which waivers it came here."""
+        target = await tx.get(ModelVersion, f"{version.name}@{before}") if before is not None else None
+        if target is not None:
+            facts = {"target": target.id, "alias": alias, "target_certificate_sha256": target.certificate_sha256}
+            await self._addenda.append(tx, actor, version, AddendumKind.ROLLBACK_TARGET, facts)
+        for verdict in check.verdicts:
+            waiver = await tx.get(Waiver, verdict.waiver_id) if verdict.waiver_id else None
+            if waiver is not None and not waiver.version_id:  # one for this version alone was chained when it was given
+                await self._addenda.append(tx, actor, version, AddendumKind.WAIVER, waived(waiver), waiver.reason)
 
     async def _note_move(
         self,

@@ -6,17 +6,19 @@ A version was scanned when it was registered; the rules have grown since, and a 
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from groundplane.audit import EventDraft
-from groundplane.domain.gate import Evidence, Kind
+from groundplane.domain.gate import Evidence, Kind, scan_evidence
 from groundplane.domain.model_scan import ScanReport, judge_scan
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, Ids, ModelFiles, Store
 from groundplane.services.models import Models
 
-_KEPT_FINDINGS = 20
+MAX_LISTED = 500
 
 
 class Scans:
@@ -56,35 +58,16 @@ class Scans:
         version = await self._models.get(actor, ref)
         self._scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
-            source = await self._models.materialise(version.id, Path(folder) / "model")
+            source = await self._models.materialise(version.id, Path(folder) / "model", loading=False)
             found = await self._files.scan(source)
         report = judge_scan(
             version.id, found, license=version.license, base_licenses=base_licenses, memory_bytes=memory_bytes
         )
-        facts = {
-            f"finding {number}": f"{finding.severity}: {finding.rule}: {finding.path or 'all files'}"
-            for number, finding in enumerate(report.findings[:_KEPT_FINDINGS], 1)
-        }
-        refused = sum(finding.severity == "refused" for finding in report.findings)
-        facts |= {"findings": str(len(report.findings)), "refused": str(refused)}
-        if memory_bytes is not None:
-            facts["memory_bytes"] = str(memory_bytes)
         now = self._clock.now()
-        evidence = Evidence(
-            id=self._ids.new("ev"),
-            version_id=version.id,
-            project=version.project,
-            kind=Kind.SCAN,
-            name="scan",
-            source="measured",
-            by=actor.name,
-            at=now,
-            successes=report.files
-            - len({finding.path for finding in report.findings if finding.severity == "refused"}),
-            trials=report.files,
-            facts=facts,
-        )
-        after: dict[str, object] = {"ok": report.ok, "findings": len(report.findings), "evidence": evidence.id}
+        made = scan_evidence(self._ids.new("ev"), version, report, self._models.scan_rules(), actor.name, now)
+        if memory_bytes is not None:
+            made = replace(made, facts={**made.facts, "memory_bytes": str(memory_bytes)})
+        after: dict[str, object] = {"ok": report.ok, "findings": len(report.findings), "evidence": made.id}
         event = EventDraft(
             at=now,
             actor=actor.name,
@@ -95,6 +78,23 @@ class Scans:
             after=after,
         )
         async with self._store.transaction() as tx:
-            await tx.insert(evidence)
+            await tx.insert(made)
             await tx.append_event(event)
         return report
+
+    async def scans(self, actor: Actor, *, ref: str = "", limit: int = 100) -> list[Evidence]:
+        """What scans found, newest first: of one version, or of all that the actor sees."""
+        where: dict[str, object] = {"kind": Kind.SCAN}
+        if ref:
+            where["version_id"] = (await self._models.get(actor, ref)).id
+        elif actor.project is not None and not actor.sees(""):
+            where["project"] = actor.project
+        async with self._store.transaction() as tx:
+            found = await tx.find(Evidence, where, order="-at", limit=min(limit, MAX_LISTED))
+        return [each for each in found if actor.sees(each.project)]
+
+    async def outcomes(self) -> Counter[tuple[str, str]]:
+        """(project, outcome) → scans that are kept."""
+        async with self._store.transaction() as tx:
+            found = await tx.total(Evidence, "*", by=("project", "name"), where={"kind": Kind.SCAN})
+        return Counter({(str(project), str(name)): count for (project, name), count in found.items()})

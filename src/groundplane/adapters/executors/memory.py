@@ -26,6 +26,7 @@ class Script:
     """What an attempt does. Times are seconds after its start, ascending; `ends_after_s` None runs until stopped.
 
     From `hangs_after_s` on every member hangs, and nobody reaches the rank `cut_off`. From `idle_after_s` on it idles.
+    `seen` are its circumstances by rank.
     """
 
     log: tuple[tuple[float, bytes], ...] = ()
@@ -39,6 +40,7 @@ class Script:
     hangs_after_s: float | None = None
     cut_off: int | None = None
     idle_after_s: float | None = None
+    seen: tuple[dict[str, object], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,11 @@ class MemoryExecutor(NoFiles, NoData, NoTerminals):
             )
             for index in range(max(0, count - limit), count)
         ]
+
+    async def circumstances(self, attempt_id: str) -> list[dict[str, object]]:
+        self._reach()
+        playing = self._playing.get(attempt_id)
+        return [] if playing is None or not playing.order.observe else [dict(each) for each in playing.script.seen]
 
     async def attempts(self) -> list[str]:
         self._reach()

@@ -191,6 +191,17 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
         said = await self._ask(where[0], "samples", attempt_id=where[1], limit=limit)
         return [as_sample(each) for each in said["samples"]]
 
+    async def circumstances(self, attempt_id: str) -> list[dict[str, object]]:
+        placed = self._find(attempt_id)
+        if placed is None:
+            return []
+        found: list[dict[str, object]] = []
+        for node, member in members_of(attempt_id, placed):
+            said = await self._ask(self._link(node), "circumstances", attempt_id=member)
+            if said["circumstances"]:
+                found.append(said["circumstances"])
+        return found
+
     async def attempts(self) -> list[str]:
         """Of nodes that do not answer, those that were sent there."""
         found: set[str] = set()

@@ -77,6 +77,8 @@ def as_observation(attempt_id: str, node: str, document: Mapping[str, Any]) -> O
         hangs=_hangs(attempt_id, node, document.get("hang")),
         unfit_node=node if document.get("end_reason") in UNFIT else "",
         staging=progress_of(document.get("staging")) if state == "starting" else None,
+        energy_j=(document.get("energy") or {}).get("joules"),
+        energy_how=(document.get("energy") or {}).get("how", ""),
     )
 
 
@@ -100,6 +102,8 @@ def together(attempt_id: str, members: Sequence[Observation]) -> tuple[Observati
     logged = [each.last_log_at for each in members if each.last_log_at is not None]
     loads = [each.accelerator_percent for each in members if each.accelerator_percent is not None]
     staging = [each.staging for each in members if each.staging is not None]
+    energy = [each.energy_j for each in members if each.energy_j is not None]
+    complete = len(energy) == len(members)  # a sum that lacks a member is no sum
     seen = Observation(
         attempt_id=attempt_id,
         state=next(state for state in ("unknown", "absent", "starting", "running", "ended") if state in states),
@@ -116,6 +120,8 @@ def together(attempt_id: str, members: Sequence[Observation]) -> tuple[Observati
         members=len(members),
         hangs=tuple(hang for each in members for hang in each.hangs),
         staging=min(staging, key=lambda each: each.done_bytes, default=None),
+        energy_j=sum(energy) if complete else None,
+        energy_how=f"{members[0].energy_how} on each of {len(members)} nodes" if complete else "",
     )
     if seen.state == "unknown":
         silent = [each for each in members if each.state == "unknown"]

@@ -73,6 +73,8 @@ class ModelOutput:
     path: str = "."
     license: str = ""
     framework: str = ""
+    base_model: str = field(default="", metadata=_LATER)
+    sla: str = field(default="", metadata=_LATER)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -219,6 +219,16 @@ def _job() -> Iterable[Field]:
         read=v.text(_ONE_LINE, "a framework on one line", example="jax"), takes="text", default="unknown",
         meaning="What it was trained with.",
     )  # fmt: skip
+    yield Field(
+        path="spec.outputs.models[].base_model", kinds=job,
+        read=v.text(_ONE_LINE, "a model on one line", example="tiny-base@3"), takes="name@version", default="unknown",
+        meaning="What it was fine-tuned from; `none` when it began from nothing.",
+    )  # fmt: skip
+    yield Field(
+        path="spec.outputs.models[].sla", kinds=job,
+        read=v.text(_ONE_LINE, "a level of service on one line", example="p95 below 200 ms"), takes="text",
+        default="unknown", meaning="The level of service that is promised for it.",
+    )  # fmt: skip
 
 
 def _training() -> Iterable[Field]:

@@ -463,7 +463,10 @@ def _job_body(spec: JobSpec) -> dict[str, Any]:
     body.update(_survival_body(spec))
     if spec.outputs:
         models = [
-            _without_empty(name=o.name, path=o.path, license=o.license, framework=o.framework) for o in spec.outputs
+            _without_empty(
+                name=o.name, path=o.path, license=o.license, framework=o.framework, base_model=o.base_model, sla=o.sla
+            )
+            for o in spec.outputs
         ]
         body["outputs"] = {"models": models}
     return body
