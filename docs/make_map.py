@@ -28,6 +28,7 @@ ROOMS = {
     "gateway": "The data plane",
     "adapters": "The outside world",
     "runner": "Beside the job",
+    "jobs": "Jobs of our own",
     "catalog": "Data",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
@@ -43,6 +44,7 @@ from groundplane.services.addenda import Addenda
 from groundplane.services.approvals import Approvals
 from groundplane.services.artifacts import Artifacts
 from groundplane.services.audit_trail import AuditTrail
+from groundplane.services.batches import Batches
 from groundplane.services.catalog import Catalog
 from groundplane.services.checkpoints import CheckpointExecutor, Checkpoints
 from groundplane.services.cordons import Cordons
@@ -50,10 +52,13 @@ from groundplane.services.costs import Costs
 from groundplane.services.datasets import Datasets
 from groundplane.services.dev import Dev, DevExecutor
 from groundplane.services.endpoints import Endpoints
+from groundplane.services.evaluations import Evaluations
 from groundplane.services.gates import Gates
 from groundplane.services.gateway_config import GatewayConfig
 from groundplane.services.gateway_limits import GatewayLimits
 from groundplane.services.hub import Hub
+from groundplane.services.inference import Inference
+from groundplane.services.logged_models import LoggedModels
 from groundplane.services.models import Models
 from groundplane.services.nodes import Nodes
 from groundplane.services.outlooks import Outlooks
@@ -76,6 +81,8 @@ from groundplane.services.schedules import Schedules
 from groundplane.services.sizing import Sizings
 from groundplane.services.staging import DataExecutor, Staging
 from groundplane.services.standing import Standing
+from groundplane.services.tracked_models import TrackedModels
+from groundplane.services.tracking import Tracking
 from groundplane.services.watchdogs import Watchdogs
 from groundplane.settings import Settings
 
@@ -104,10 +111,15 @@ class App:
     models: Models
     artifacts: Artifacts
     registry: Registry
+    tracking: Tracking
+    logged_models: LoggedModels
+    tracked_models: TrackedModels
     addenda: Addenda
     gates: Gates
     scans: Scans
     datasets: Datasets
+    evaluations: Evaluations
+    batches: Batches
     hub: Hub
     recon: Recon
     catalog: Catalog
@@ -287,6 +299,32 @@ async def build(settings: Settings) -> App:
         home_of=files.checkpoint_dir,
         copying=settings.checkpoint_copies,
     )
+    access = Access(store=store, clock=clock, ids=ids)
+    artifacts = Artifacts(store=store, clock=clock, ids=ids, blobs=blobs)
+    datasets = Datasets(store=store, clock=clock, ids=ids, blobs=blobs, signer=signer)
+    evaluations = Evaluations(
+        store=store,
+        clock=clock,
+        files=files,
+        blobs=blobs,
+        artifacts=artifacts,
+        models=models,
+        addenda=addenda,
+        notify=notifier,
+    )
+    batches = Batches(store=store, clock=clock, files=files, artifacts=artifacts, datasets=datasets)
+    inference = Inference(
+        store=store,
+        clock=clock,
+        access=access,
+        models=models,
+        engines=engines,
+        files=files,
+        gateway_url=settings.gateway_url,
+        command=(sys.executable, "-m", "groundplane.jobs"),
+        evaluations=evaluations,
+        batches=batches,
+    )
     queue = Queue(store=store, clock=clock, executors=executors, half_life_s=settings.share_half_life_s, wake=wake)
     standing = Standing(store=store, clock=clock, executors=executors, queue=queue)
     runs = Runs(
@@ -301,12 +339,15 @@ async def build(settings: Settings) -> App:
         standing=standing,
         staging=staging,
     )
+    registry = Registry(store=store, clock=clock, ids=ids, models=models, gates=gates, addenda=addenda)
+    tracking = Tracking(store=store, clock=clock, ids=ids)
+    logged = LoggedModels(store=store, clock=clock, ids=ids, blobs=blobs, tracking=tracking)
     return App(
         settings=settings,
         store=store,
         clock=clock,
         executors=executors,
-        access=Access(store=store, clock=clock, ids=ids),
+        access=access,
         audit=AuditTrail(store=store),
         costs=costs,
         requests=Requests(
@@ -334,9 +375,20 @@ async def build(settings: Settings) -> App:
             wake=wake,
         ),
         models=models,
-        artifacts=Artifacts(store=store, clock=clock, ids=ids, blobs=blobs),
+        artifacts=artifacts,
         addenda=addenda,
-        registry=Registry(store=store, clock=clock, ids=ids, models=models, gates=gates, addenda=addenda),
+        registry=registry,
+        tracking=tracking,
+        logged_models=logged,
+        tracked_models=TrackedModels(
+            store=store,
+            clock=clock,
+            models=models,
+            registry=registry,
+            tracking=tracking,
+            logged=logged,
+            scratch=home / "scratch",
+        ),
         gates=gates,
         scans=Scans(
             store=store,
@@ -347,7 +399,9 @@ async def build(settings: Settings) -> App:
             files=FolderModelFiles(),
             scratch=home / "scratch",
         ),
-        datasets=Datasets(store=store, clock=clock, ids=ids, blobs=blobs, signer=signer),
+        datasets=datasets,
+        evaluations=evaluations,
+        batches=batches,
         hub=Hub(models=models, blobs=blobs),
         sizings=Sizings(catalogue=catalog_book.catalogue, clock=clock),
         recon=recon,
@@ -369,6 +423,7 @@ async def build(settings: Settings) -> App:
             preflight=preflight,
             checkpoints=checkpoints,
             watchdogs=watchdogs,
+            inference=inference,
         ),
         preflight=preflight,
         staging=staging,

@@ -21,6 +21,7 @@ from groundplane.client.checkpoints import CheckpointCalls
 from groundplane.client.data import DataCalls
 from groundplane.client.datasets import DatasetCalls
 from groundplane.client.dev import DevCalls
+from groundplane.client.evaluations import EvaluationCalls
 from groundplane.client.limits import LimitCalls
 from groundplane.client.models import ModelCalls
 from groundplane.client.money import MoneyCalls
@@ -50,6 +51,7 @@ class Client(
     DataCalls,
     DevCalls,
     DatasetCalls,
+    EvaluationCalls,
     LimitCalls,
     ModelCalls,
     MoneyCalls,

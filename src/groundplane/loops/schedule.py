@@ -15,6 +15,7 @@
 | checkpoints | 1 s  | begins copies of checkpoints, takes away what need not be kept       |
 | data      | 0.5 s  | brings artifacts to nodes whose runs wait for them                    |
 | watch     | 5 s    | counts silent nodes for the storm brake, tells owners of what idles    |
+| alarms    | 5 s    | tells people what evaluations have raised                             |
 | proofs    | 0.5 s  | takes resume proofs a step further                                    |
 | storage   | 60 s   | re-reads a part of the artifact store, moves cold packs, collects    |
 """
@@ -125,6 +126,10 @@ def _upkeep(app: App) -> tuple[Loop, ...]:
     async def watch() -> bool:
         return await app.watchdogs.watch()
 
+    async def alarms() -> bool:
+        await app.evaluations.send_alarms()
+        return False
+
     async def proofs() -> bool:
         return await app.proofs.step()
 
@@ -138,6 +143,7 @@ def _upkeep(app: App) -> tuple[Loop, ...]:
     return (
         Loop(name="probe", period_s=min(10.0, app.settings.preflight_idle_s), step=probe),
         Loop(name="watch", period_s=5.0, step=watch),
+        Loop(name="alarms", period_s=5.0, step=alarms),
         Loop(name="proofs", period_s=0.5, step=proofs),
         Loop(name="checkpoints", period_s=1.0, step=checkpoints),
         Loop(name="storage", period_s=60.0, step=storage),

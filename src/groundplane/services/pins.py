@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from groundplane.domain.dataset import DatasetVersion, Pointer, parse_dataset_ref
-from groundplane.domain.model import parse_ref
+from groundplane.domain.endpoint import Endpoint
+from groundplane.domain.model import ModelVersion, parse_ref
+from groundplane.domain.provider import RouteRule
 from groundplane.domain.registry import ModelAlias
 from groundplane.domain.spec import DataSource, EndpointSpec, JobSpec
 from groundplane.errors import NotFound, Refusal, Refused
@@ -25,7 +27,35 @@ async def pinned(tx: Tx, actor: Actor, spec: JobSpec | EndpointSpec) -> JobSpec 
         return replace(spec, model=f"{alias.name}@{alias.number}")
     if not any(source.dataset for source in spec.data):
         return spec
-    return replace(spec, data=tuple([await _source(tx, actor, source) for source in spec.data]))
+    fixed = replace(spec, data=tuple([await _source(tx, actor, source) for source in spec.data]))
+    return await _asking(tx, actor, fixed) if fixed.inference is not None else fixed
+
+
+async def _asking(tx: Tx, actor: Actor, spec: JobSpec) -> JobSpec:
+    """An evaluation or a batch with the version that is asked as a number. NotFound for whom nobody can ask."""
+    need = spec.evaluation or spec.batch
+    assert need is not None
+    asking, project = need.asking, spec.metadata.project
+    if asking.model:
+        wanted = parse_ref(asking.model)
+        if wanted.alias:
+            alias = await tx.get(ModelAlias, str(wanted))
+            if alias is None or alias.project != project:
+                raise NotFound(f"{wanted.name} has no alias {wanted.alias}", "ground models aliases lists them")
+            asking = replace(asking, model=f"{alias.name}@{alias.number}")
+        version = await tx.get(ModelVersion, asking.model)
+        if version is None or version.project != project:
+            raise NotFound(f"project {project} has no model version {asking.model}", "ground models list")
+    names = [asking.endpoint, *(judge.model for judge in (spec.evaluation.judges if spec.evaluation else ()))]
+    for name in names:
+        endpoint = await tx.get(Endpoint, name) if name else None
+        served = endpoint is not None and endpoint.project == project
+        if name and not served and await tx.get(RouteRule, f"{project}:{name}") is None:
+            raise NotFound(f"project {project} has no endpoint or route {name}", "ground endpoints; ground routes list")
+    if spec.evaluation is not None:
+        return replace(spec, evaluation=replace(spec.evaluation, asking=asking, dataset=spec.data[0].dataset))
+    assert spec.batch is not None
+    return replace(spec, batch=replace(spec.batch, asking=asking, dataset=spec.data[0].dataset))
 
 
 async def _source(tx: Tx, actor: Actor, source: DataSource) -> DataSource:

@@ -32,6 +32,7 @@ from groundplane.identity import SYSTEM
 from groundplane.ports import Clock, Executor, Order, RunFiles, Store, Tx, Unplaced
 from groundplane.services.checkpoints import Checkpoints
 from groundplane.services.costs import Costs
+from groundplane.services.inference import Inference
 from groundplane.services.models import Models
 from groundplane.services.needs import input_env, needed_ids
 from groundplane.services.preflight import Preflight
@@ -62,6 +63,7 @@ class Reconcile:
         preflight: Preflight | None = None,
         checkpoints: Checkpoints | None = None,
         watchdogs: Watchdogs | None = None,
+        inference: Inference | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -74,6 +76,7 @@ class Reconcile:
         self._preflight = preflight
         self._checkpoints = checkpoints
         self._watchdogs = watchdogs
+        self._inference = inference
 
     async def step(self, runs: Sequence[Run]) -> None:
         """Observes each pool once for all its runs, then advances every run by itself."""
@@ -266,6 +269,8 @@ class Reconcile:
         )
         if self._preflight is not None:
             order = await self._preflight.furnish(run, order)
+        if self._inference is not None:
+            order = await self._inference.furnish(run, order)
         if self._checkpoints is not None:
             await self._checkpoints.ready(run, order)
         await executor.start(order)
@@ -373,9 +378,12 @@ class Reconcile:
         if status is RunStatus.SUCCEEDED and attempt is not None:
             try:
                 registered = await self._register_outputs(run, attempt)
+                registered += await self._inference.collect(run) if self._inference is not None else []
                 message = f"{message} Registered {', '.join(registered)}." if registered else message
             except (InvalidInput, Refusal, NotFound, IntegrityFailure) as error:
                 status, reason, message = RunStatus.FAILED, EndReason.OUTPUT_REFUSED, _one_line(error)
+        if self._inference is not None:
+            await self._inference.release(run)
         now = self._clock.now()
         async with self._store.transaction() as tx:
             await self._costs.close(tx, run.hold_id)

@@ -1,0 +1,55 @@
+"""The program of kind: Evaluation and kind: Batch. Exits with 0 done, 2 can't be done, 3 too many rows in error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from groundplane.domain.spec.inference import BatchNeed, EvaluationNeed
+from groundplane.errors import GroundError
+from groundplane.jobs.batch import answer_rows
+from groundplane.jobs.calls import Asker
+from groundplane.jobs.evaluate import evaluate
+from groundplane.jobs.files import put_json, say
+from groundplane.jobs.order import ORDER_FILE, ProgramOrder, data_file
+from groundplane.jobs.served import served
+
+PROBLEM_FILE = "problem.json"
+
+
+def main() -> int:
+    """Reads its order, works, and says in `problem.json` why not when it can't."""
+    order = msgspec.json.decode((Path(os.environ["GROUND_SECRETS_DIR"]) / ORDER_FILE).read_bytes(), type=ProgramOrder)
+    output = Path(os.environ["GROUND_OUTPUT_DIR"])
+    try:
+        return _work(order, output)
+    except GroundError as problem:
+        put_json(output / PROBLEM_FILE, {"message": problem.message, "hint": problem.hint})
+        say(f"error: {problem.message}")
+        if problem.hint:
+            say(f"hint: {problem.hint}")
+        return 2
+
+
+def _work(order: ProgramOrder, output: Path) -> int:
+    need: EvaluationNeed | BatchNeed = order.evaluation or order.batch  # type: ignore[assignment]
+    path = data_file(order, os.environ)
+    fresh = order.evaluation is not None
+    gateway = Asker(order.gateway_url, order.key, timeout_s=need.asking.timeout_s, fresh=fresh)
+    with served(order) as base_url:
+        target = Asker(base_url, "", timeout_s=need.asking.timeout_s) if base_url else gateway
+        if order.evaluation is not None:
+            evaluate(order.evaluation, path, order.target, target, gateway, output)
+            return 0
+        assert order.batch is not None
+        found = answer_rows(order.batch, path, order.target, target, output)
+        say(json.dumps(found))
+        return 3 if found["errors"] > order.batch.bad_rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""Requests to a model, tried again where that helps. 429s are honoured by all threads at once."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from itertools import islice
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from groundplane.errors import Refusal, Refused, Unavailable
+
+TRIES = 6
+GONE_PATIENCE_S = 120.0
+"""How long a server that can't be reached at all may take to come back."""
+NEW_KEY_PATIENCE_S = 60.0
+PAUSE_MAX_S = 300.0
+_AGAIN = frozenset({408, 425, 500, 502, 503, 504})
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a request. `status` 0: nothing did, and `error` says why. `latency_s` is the last try's."""
+
+    status: int
+    body: object
+    request_id: str = ""
+    latency_s: float = 0.0
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return self.status == 200
+
+    @property
+    def why_not(self) -> str:
+        """What the server, or the way to it, said; empty when it went well."""
+        if self.ok:
+            return ""
+        said = self.body.get("error") if isinstance(self.body, dict) else None
+        message = said.get("message") if isinstance(said, dict) else None
+        return self.error or f"HTTP {self.status}: {str(message or self.body)[:300]}"
+
+    def tokens(self) -> tuple[int, int]:
+        """(prompt, completion) as the server counted them; zeros where it did not."""
+        usage = self.body.get("usage") if isinstance(self.body, dict) else None
+        found = [usage.get(name) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
+        return tuple(each if isinstance(each, int) else 0 for each in found)  # type: ignore[return-value]
+
+
+class Asker:
+    """A server that is asked. Threads share it; each keeps a connection of its own."""
+
+    def __init__(self, base_url: str, key: str, *, timeout_s: float, fresh: bool = False) -> None:
+        """`fresh` asks for answers of the model itself, not of a cache."""
+        parts = urlsplit(base_url)
+        self._host, self._port, self._tls = parts.hostname or "", parts.port, parts.scheme == "https"
+        self._headers = {"Content-Type": "application/json"}
+        if key:
+            self._headers["Authorization"] = f"Bearer {key}"
+        if fresh:
+            self._headers["Cache-Control"] = "no-cache, no-store"
+        self._timeout_s = timeout_s
+        self._local = threading.local()
+        self._lock = threading.Lock()
+        self._not_before = 0.0
+        self._answered = False
+        self._began = time.monotonic()
+        self.paused_s = 0.0
+
+    def ask(self, path: str, body: dict[str, object]) -> Answer:
+        """One answer, good or bad. Raises Refusal when the money is spent, Unavailable when the server stays away."""
+        content = json.dumps(body).encode()
+        tries, gone_since, answer = 0, None, Answer(0, None)
+        while tries < TRIES:
+            self._wait_turn()
+            started = time.monotonic()
+            try:
+                status, headers, said = self._once(path, content)
+            except (OSError, http.client.HTTPException) as error:
+                self._drop()
+                gone_since = gone_since or started
+                if isinstance(error, TimeoutError):
+                    tries += 1
+                answer = Answer(0, None, error=f"{type(error).__name__}: {error}")
+                if time.monotonic() - gone_since > GONE_PATIENCE_S:
+                    where = f"{self._host}:{self._port}"
+                    raise Unavailable(f"{where} has not answered for {GONE_PATIENCE_S:.0f} s: {error}") from None
+                time.sleep(min(2.0, 0.2 * 2**tries))
+                continue
+            gone_since = None
+            latency_s = time.monotonic() - started
+            answer = Answer(status, _json(said), headers.get("x-request-id", ""), latency_s)
+            if status == 200:
+                self._answered = True
+                return answer
+            if status == 429:
+                self._refused_for_now(answer, headers)
+                continue
+            if status in (401, 404) and not self._answered and time.monotonic() - self._began < NEW_KEY_PATIENCE_S:
+                time.sleep(0.3)  # a new key, or a new endpoint, is on its way to the gateway
+                continue
+            if status not in _AGAIN:
+                return answer
+            tries += 1
+            time.sleep(min(10.0, _seconds(headers.get("retry-after")) or 0.5 * 2**tries))
+        return answer
+
+    def _refused_for_now(self, answer: Answer, headers: dict[str, str]) -> None:
+        said = answer.body.get("error") if isinstance(answer.body, dict) else None
+        if isinstance(said, dict) and said.get("code") == "insufficient_quota":
+            hint = "raise the project's budget, then submit it again"
+            raise Refusal([Refused(rule="budget", need="money for the next row", have=answer.why_not, hint=hint)])
+        wait_s = min(PAUSE_MAX_S, _seconds(headers.get("retry-after")) or 1.0)
+        with self._lock:
+            self._not_before = max(self._not_before, time.monotonic() + wait_s)
+
+    def _wait_turn(self) -> None:
+        while (left := self._not_before - time.monotonic()) > 0:
+            with self._lock:
+                self.paused_s += min(left, 0.5)
+            time.sleep(min(left, 0.5))
+
+    def _once(self, path: str, content: bytes) -> tuple[int, dict[str, str], bytes]:
+        connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            kind = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
+            connection = self._local.connection = kind(self._host, self._port, timeout=self._timeout_s)
+        connection.request("POST", path, content, self._headers)
+        response = connection.getresponse()
+        return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+
+    def _drop(self) -> None:
+        connection = getattr(self._local, "connection", None)
+        if connection is not None:
+            connection.close()
+            self._local.connection = None
+
+
+def side_by_side(work: Callable[[_In], _Out], given: Iterable[_In], at_once: int) -> Iterator[_Out]:
+    """`work` on each, `at_once` at a time, in order. The first failure stops the rest."""
+    with ThreadPoolExecutor(at_once) as pool:
+        source = iter(given)
+        under_way: list[Future[_Out]] = [pool.submit(work, each) for each in islice(source, at_once)]
+        try:
+            while under_way:
+                yield under_way.pop(0).result()
+                under_way += [pool.submit(work, each) for each in islice(source, 1)]
+        except BaseException:
+            for each in under_way:
+                each.cancel()
+            raise
+
+
+def _json(said: bytes) -> object:
+    try:
+        value: object = json.loads(said)
+    except ValueError:
+        return said[:2000].decode("utf-8", "replace")
+    return value
+
+
+def _seconds(text: str | None) -> float | None:
+    """Retry-After: seconds, or a date."""
+    if not text:
+        return None
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,240 @@
+"""Jobs that put a dataset's rows to a model: their order, their key, their cost, and what becomes of their files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from groundplane.domain.access import Key, is_active
+from groundplane.domain.dataset import DatasetVersion, LineageEdge
+from groundplane.domain.endpoint import Endpoint
+from groundplane.domain.ledger import LedgerEntry, UsageRecord
+from groundplane.domain.order import Order
+from groundplane.domain.provider import RouteRule
+from groundplane.domain.run import Attempt, Run
+from groundplane.domain.spec.inference import BatchNeed, EvaluationNeed
+from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Unavailable
+from groundplane.identity import SYSTEM, Role
+from groundplane.jobs.order import ORDER_FILE, ProgramOrder
+from groundplane.ports import AtLeast, Clock, ModelServer, RunFiles, Store, Tx
+from groundplane.services.access import Access
+from groundplane.services.models import Models
+from groundplane.units import format_duration
+
+KEY_SLACK_S = 600
+LEDGER_PATIENCE_S = 60.0
+_OK = 200
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """What asking cost. `source`: `ledger` (what the gateway charged for the target) or `compute` (the whole run)."""
+
+    amount_microusd: int
+    source: str
+
+
+class Collector(Protocol):
+    """Makes something lasting of what such a job wrote."""
+
+    async def collect(self, run: Run) -> str:
+        """What was made, by name. Twice is the same as once. Raises InvalidInput, Refusal; Unavailable to be asked
+        again."""
+        ...
+
+
+class Inference:
+    """What evaluations and batches share. `command` starts the program on this machine."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        access: Access,
+        models: Models,
+        engines: Mapping[str, ModelServer],
+        files: RunFiles,
+        gateway_url: str,
+        command: tuple[str, ...],
+        evaluations: Collector,
+        batches: Collector,
+    ) -> None:
+        self._store, self._clock, self._access = store, clock, access
+        self._models, self._engines, self._files = models, engines, files
+        self._gateway_url, self._command = gateway_url, command
+        self._evaluations, self._batches = evaluations, batches
+
+    async def furnish(self, run: Run, order: Order) -> Order:
+        """The order of such a job, with the program, a key that ends by itself, and the model laid out where one is
+        served beside it; any other order as it is. Unavailable for what is not there now."""
+        need = run.spec.inference
+        if need is None:
+            return order
+        try:
+            told = await self._told(run, need)
+        except (NotFound, IntegrityFailure, InvalidInput) as error:
+            raise Unavailable(error.message, error.hint) from error
+        # Our own program on registered rows: it needs our libraries and the gateway, as a replica's server does.
+        return replace(
+            order,
+            command=self._command,
+            isolation=replace(order.isolation, mode="none"),
+            secrets={**order.secrets, ORDER_FILE: msgspec.json.encode(told).decode()},
+        )
+
+    async def collect(self, run: Run) -> list[str]:
+        """What became of a run that succeeded: names of what was made."""
+        if run.spec.evaluation is not None:
+            return [await self._evaluations.collect(run)]
+        return [await self._batches.collect(run)] if run.spec.batch is not None else []
+
+    async def release(self, run: Run) -> None:
+        """Revokes the run's keys. Twice is the same as once."""
+        if run.spec.inference is None:
+            return
+        now = self._clock.now()
+        async with self._store.transaction() as tx:
+            keys = [key for key in await _keys(tx, run) if is_active(key, now)]
+        for key in keys:
+            await self._access.revoke_key(SYSTEM, key.id, f"{run.id} is over")
+
+    async def _told(self, run: Run, need: EvaluationNeed | BatchNeed) -> ProgramOrder:
+        source, asking = run.spec.data[0], need.asking
+        async with self._store.transaction() as tx:
+            dataset = await tx.get(DatasetVersion, source.dataset)
+        if dataset is None or dataset.erased_at is not None:
+            raise NotFound(f"dataset {source.dataset} is gone", "ground datasets list")
+        judges = need.judges if isinstance(need, EvaluationNeed) else ()
+        behind = [asking.endpoint, *(judge.model for judge in judges)]
+        called = tuple(dict.fromkeys(name for name in behind if name))
+        return ProgramOrder(
+            target=asking.endpoint or asking.model,
+            gateway_url=self._gateway_url,
+            key=await self._key(run, called) if called else "",
+            files={file.path: file.sha256 for file in dataset.files},
+            path=source.path,
+            serve=await self._serve(run, asking.model, asking.engine) if asking.model else (),
+            evaluation=run.spec.evaluation,
+            batch=run.spec.batch,
+        )
+
+    async def _key(self, run: Run, models: tuple[str, ...]) -> str:
+        until = min(run.end_date, self._clock.now() + timedelta(seconds=run.spec.max_duration_s + KEY_SLACK_S))
+        _, secret = await self._access.create_key(
+            SYSTEM,
+            name=run.id,
+            project=run.project,
+            owner=run.owner,
+            role=Role.CALLER,
+            models=models,
+            expires_at=until,
+        )
+        return secret
+
+    async def _serve(self, run: Run, ref: str, engine_name: str) -> tuple[str, ...]:
+        engine = self._engines.get(engine_name)
+        if engine is None:
+            raise InvalidInput(f"unknown engine {engine_name!r}", f"known engines: {', '.join(sorted(self._engines))}")
+        if reason := engine.unavailable():
+            raise Unavailable(f"engine {engine_name} can't be used here: {reason}", "pip install 'groundplane[engine]'")
+        version = await self._models.get(SYSTEM, ref)
+        folder = await self._models.materialise(version.id, self._files.model_dir(version.id))
+        return engine.command(
+            model_dir=folder,
+            name=version.id,
+            port="{port}",
+            threads=max(1, int(run.spec.resources.cpus)),
+            cache_dir=self._files.engine_cache(),
+        )
+
+
+async def _keys(tx: Tx, run: Run) -> list[Key]:
+    return await tx.find(Key, {"project": run.project, "name": run.id})
+
+
+async def spent(tx: Tx, run: Run, need: EvaluationNeed | BatchNeed, requests: int, now: datetime) -> Spent:
+    """What asking the target cost. Unavailable while the ledger lacks some of `requests` answered ones, for a minute.
+
+    Of a served name: what the gateway charged the run's keys for it. Of a version beside the job: the run's compute.
+    """
+    if need.asking.model:
+        sums = await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run.id})
+        return Spent(amount_microusd=sums.get((), 0), source="compute")
+    where: dict[str, object] = {
+        "project": run.project,
+        "key_id": tuple(key.id for key in await _keys(tx, run)),
+        "model": need.asking.endpoint,
+        "started_at": AtLeast(run.created_at),
+    }
+    counted = (await tx.total(UsageRecord, "*", where={**where, "status": _OK})).get((), 0)
+    attempt = await tx.get(Attempt, f"{run.id}-{run.attempt}")
+    ended = attempt.ended_at if attempt is not None and attempt.ended_at is not None else now
+    whole = counted >= requests
+    if not whole and (now - ended).total_seconds() < LEDGER_PATIENCE_S:
+        waits = f"{counted:,} of {requests:,} answers are in the ledger"
+        raise Unavailable(waits, "the gateway's log is read within seconds: ground status")
+    amount = (await tx.total(UsageRecord, "amount_microusd", where=where)).get((), 0)
+    return Spent(amount_microusd=amount, source="ledger" if whole else "ledger, incomplete")
+
+
+async def asked_version(tx: Tx, run: Run, need: EvaluationNeed | BatchNeed) -> str:
+    """The registered version that answered; empty for what is hosted elsewhere.
+
+    InvalidInput when the endpoint was deployed anew meanwhile: then nobody knows who answered what.
+    """
+    if need.asking.model:
+        return need.asking.model
+    name = need.asking.endpoint
+    rule = await tx.get(RouteRule, f"{run.project}:{name}")
+    if rule is not None:
+        places = {target.endpoint for target in rule.targets}
+        if len(places) != 1 or "" in places:
+            return ""
+        name = places.pop()
+    endpoint = await tx.get(Endpoint, name)
+    if endpoint is None or endpoint.project != run.project:
+        return ""
+    replica = await tx.get(Run, endpoint.run_id)
+    if replica is not None and run.started_at is not None and replica.created_at > run.started_at:
+        raise InvalidInput(f"{name} was deployed anew while it was asked", "submit it again")
+    return endpoint.model_version
+
+
+async def data_age(tx: Tx, version_id: str, now: datetime) -> str:
+    """How old the data is that a version was made from, in words."""
+    edges = await tx.find(LineageEdge, {"child": f"model:{version_id}"})
+    digests = tuple(edge.parent.removeprefix("sha256:") for edge in edges if edge.parent.startswith("sha256:"))
+    runs = tuple(edge.parent for edge in edges if edge.parent.startswith("run:"))
+    above = await tx.find(LineageEdge, {"child": runs}) if runs else []
+    names = tuple(edge.parent.removeprefix("dataset:") for edge in above if edge.parent.startswith("dataset:"))
+    known = {row.id: row for row in await tx.find(DatasetVersion, {"digest": digests})} if digests else {}
+    known |= {row.id: row for row in await tx.find(DatasetVersion, {"id": names})} if names else {}
+    if not known:
+        return "nobody knows how old its data is"
+    ages = sorted(known.values(), key=lambda row: row.as_of)
+    return "made from " + ", ".join(
+        f"{row.id}, {format_duration(max(0.0, (now - row.as_of).total_seconds()))} old" for row in ages[:3]
+    )
+
+
+async def read_json(path: Path) -> dict[str, object]:
+    """A file that such a job wrote. InvalidInput when it is not there or not what it should be."""
+    try:
+        found = json.loads(await asyncio.to_thread(path.read_bytes))
+    except FileNotFoundError:
+        raise InvalidInput(f"the job has not written {path.name}", "ground logs shows what it said") from None
+    except ValueError as error:
+        raise InvalidInput(f"{path.name} can't be read: {error}", "submit it again") from None
+    if not isinstance(found, dict):
+        raise InvalidInput(f"{path.name} is no JSON object", "submit it again")
+    return found
