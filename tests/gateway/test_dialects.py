@@ -370,7 +370,10 @@ def test_a_form_two_servers_could_read_differently_is_refused(body: bytes, conte
         ({"input_tokens": 5, "output_tokens": 2}, Usage(5, 2)),
         ({"input_tokens": 5, "output_tokens": 2, "input_tokens_details": {"cached_tokens": 4}}, Usage(5, 2, 4)),
         ({"input_tokens": 5, "output_tokens": 2, "cache_read_input_tokens": 10}, Usage(15, 2, 10)),
-        ({"input_tokens": 5, "cache_creation_input_tokens": 3, "cache_read_input_tokens": None}, Usage(8, 0)),
+        (
+            {"input_tokens": 5, "cache_creation_input_tokens": 3, "cache_read_input_tokens": None},
+            Usage(8, 0, written_tokens=3),
+        ),
         ({"total_tokens": 11}, Usage(11, 0)),
         ({"input_tokens": -1, "output_tokens": 2}, None),
     ],

@@ -271,7 +271,7 @@ class Concurrency:
 
     def ended(self, ttft_ns: int | None) -> None:
         """One is over; None where it never had a first token, and so says nothing."""
-        self.in_flight -= 1
+        self.in_flight = max(0, self.in_flight - 1)  # one that began before this was set up is none of ours
         if ttft_ns is None:
             return
         self._window_ns.append(ttft_ns)
@@ -340,20 +340,21 @@ class RetryWatch:
     __slots__ = ("_callers", "_keys_max")
 
     def __init__(self, keys_max: int = 4096) -> None:
-        self._callers: dict[str, _Caller] = {}
+        self._callers: dict[tuple[str, str], _Caller] = {}
         self._keys_max = keys_max
 
-    def seen(self, key_id: str, digest: bytes, now_ns: int) -> Storm:
+    def seen(self, project: str, key_id: str, digest: bytes, now_ns: int) -> Storm:
         """A request of the key found no room."""
-        caller = self._callers.get(key_id)
+        name = (project, key_id)
+        caller = self._callers.get(name)
         if caller is None or now_ns - caller.since_ns > _MINUTE_NS:
             bodies = {} if caller is None else {d: b for d, b in caller.bodies.items() if b.not_before_ns > now_ns}
             for one in bodies.values():
                 one.times = 0
-            self._callers.pop(key_id, None)
+            self._callers.pop(name, None)
             if len(self._callers) >= self._keys_max:
                 del self._callers[next(iter(self._callers))]
-            caller = self._callers[key_id] = _Caller(now_ns, bodies=bodies)
+            caller = self._callers[name] = _Caller(now_ns, bodies=bodies)
         body = caller.bodies.get(digest)
         if body is None:
             if len(caller.bodies) >= _BODIES_KEPT:
@@ -365,20 +366,20 @@ class RetryWatch:
             caller.early += 1
         return Storm(caller.early, caller.repeated)
 
-    def refused(self, key_id: str, digest: bytes, now_ns: int, not_before_ns: int) -> None:
+    def refused(self, project: str, key_id: str, digest: bytes, now_ns: int, not_before_ns: int) -> None:
         """It was told to come back then. To be called after `seen`."""
-        caller = self._callers.get(key_id)
+        caller = self._callers.get((project, key_id))
         body = None if caller is None else caller.bodies.get(digest)
         if body is not None:
             body.refused_at_ns, body.not_before_ns = now_ns, not_before_ns
 
-    def storms(self, now_ns: int) -> dict[str, Storm]:
-        """Keys that are told of a storm at the moment."""
+    def storms(self, now_ns: int) -> dict[tuple[str, str], Storm]:
+        """Projects and keys that are told of a storm at the moment."""
         found = {}
-        for key_id, one in self._callers.items():
+        for name, one in self._callers.items():
             storm = Storm(one.early, one.repeated)
             if storm.told and now_ns - one.since_ns <= _MINUTE_NS:
-                found[key_id] = storm
+                found[name] = storm
         return found
 
 

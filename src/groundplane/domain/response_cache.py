@@ -78,7 +78,7 @@ def answer_name(project: str, parts: Sequence[bytes]) -> bytes:
 class Kept:
     """One answer. `body` is as the caller got it; `streamed` says that it is a stream's content.
 
-    `microusd` is what the upstream was paid for it, and what each use of it saves.
+    `microusd` is what it was charged at, and what each use of it saves; `source` who gave it.
     """
 
     project: str
@@ -88,7 +88,7 @@ class Kept:
     body: bytes
     streamed: bool
     microusd: int = 0
-    tokens: int = 0
+    source: str = ""
 
     @property
     def size_bytes(self) -> int:
@@ -154,3 +154,9 @@ class Shelf:
         self._bytes[project] -= kept.size_bytes
         if not answers:
             del self._projects[project], self._bytes[project]
+
+    def drop_expired(self, now_s: float) -> None:
+        """Forgets what has expired."""
+        old = [(p, name) for p, one in self._projects.items() for name, kept in one.items() if now_s >= kept.until_s]
+        for project, name in old:
+            self.drop(project, name)

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from groundplane.domain.queueing import Concurrency
+
 _FAILURES_TO_OPEN = 5
 _FIRST_PAUSE_NS = 1_000_000_000
 _LONGEST_PAUSE_NS = 30_000_000_000
@@ -60,15 +62,37 @@ class Circuit:
 
 @dataclass(slots=True)
 class Standing:
-    """What a target has in flight here, in tokens, and until when it has asked to be left alone (429)."""
+    """What a target has in flight here, in tokens, and until when it has asked to be left alone (429).
+
+    `concurrency`: how many requests it is sent at once, where that is adapted.
+    """
 
     in_flight_tokens: int = 0
     rests_until_ns: int = 0
+    concurrency: Concurrency | None = None
+
+    @property
+    def has_room(self) -> bool:
+        return self.concurrency is None or self.concurrency.has_room
+
+    def begin(self, tokens: int) -> None:
+        """A request of so many tokens is on its way there."""
+        self.in_flight_tokens += tokens
+        if self.concurrency is not None:
+            self.concurrency.began()
+
+    def end(self, tokens: int, ttft_ns: int | None = None) -> None:
+        """It is over; `ttft_ns` from when it was sent, if it had a first token."""
+        self.in_flight_tokens -= tokens
+        if self.concurrency is not None:
+            self.concurrency.ended(ttft_ns)
 
     def rest(self, now_ns: int, retry_after_s: float | None) -> None:
         """It answered 429: a second where it does not say how long, an hour at most."""
         wait_s = _REST_UNTOLD_S if retry_after_s is None else min(max(0.0, retry_after_s), _LONGEST_REST_S)
         self.rests_until_ns = max(self.rests_until_ns, now_ns + int(wait_s * 1e9))
+        if self.concurrency is not None:
+            self.concurrency.refused()
 
 
 @dataclass(frozen=True, slots=True)

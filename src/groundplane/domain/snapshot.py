@@ -17,6 +17,8 @@ from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.limits import Limit, Measure, WhenDown
 from groundplane.domain.prediction import Keeping, PredictionRule
 from groundplane.domain.provider import Provider, ProviderKind, RouteRule, RouteTarget
+from groundplane.domain.queueing import KeyPriority, Priority, QueueRule
+from groundplane.domain.response_cache import CacheRule
 from groundplane.domain.routing import RoutePolicy
 from groundplane.domain.spec import TokenPrice
 from groundplane.errors import IntegrityFailure
@@ -83,6 +85,8 @@ class Route:
     policy: str = RoutePolicy.WEIGHTED.value
     sticky: bool = False
     hedge_ms: int | None = None
+    queue: QueueRule | None = None
+    cache: CacheRule | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +198,8 @@ def _routes(
             policy=rule.policy.value,
             sticky=rule.sticky,
             hedge_ms=rule.hedge_ms,
+            queue=rule.queue,
+            cache=rule.cache,
         )
     return tuple(found[name] for name in sorted(found, key=lambda name: (name[1], name[0])))
 
@@ -311,7 +317,18 @@ def _snapshot_route(value: Mapping[str, object]) -> Route:
     targets = raw.pop("targets")
     assert isinstance(targets, list)
     raw["policy"] = RoutePolicy(str(raw.get("policy", RoutePolicy.WEIGHTED.value))).value
+    queue, cache = raw.get("queue"), raw.get("cache")
+    raw["queue"] = _snapshot_queue(queue) if isinstance(queue, dict) else None
+    raw["cache"] = CacheRule(**cache) if isinstance(cache, dict) else None
     return Route(**raw, targets=tuple(_snapshot_target(one) for one in targets))  # type: ignore[arg-type]
+
+
+def _snapshot_queue(value: Mapping[str, object]) -> QueueRule:
+    raw = dict(value)
+    keys = raw.pop("keys")
+    assert isinstance(keys, list)
+    named = tuple(KeyPriority(key_id=str(one["key_id"]), priority=Priority(one["priority"])) for one in keys)
+    return QueueRule(**{**raw, "keys": named, "priority": Priority(str(raw["priority"]))})  # type: ignore[arg-type]
 
 
 def _snapshot_target(value: Mapping[str, object]) -> Target:

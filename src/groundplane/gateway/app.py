@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    options = Options(body_max_bytes=arguments.body_max, drain_s=arguments.drain)
+    options = Options(body_max_bytes=arguments.body_max, drain_s=arguments.drain, workers=arguments.workers)
     log = WriteAheadLog(arguments.wal, arguments.gateway_id, free_min_bytes=arguments.free_min)
     counters: Counters | None = None
     if arguments.limits_url:

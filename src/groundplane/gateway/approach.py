@@ -6,13 +6,14 @@ Law: money and tokens are reserved, and the reservation is in the log, before th
 from __future__ import annotations
 
 import asyncio
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from time import monotonic_ns, time_ns
 from typing import Protocol
 
 from groundplane.domain.limits import Binding
 from groundplane.domain.usage import BYTES_PER_TOKEN, rate
 from groundplane.gateway.admission import find_route, limit_headers, no_budget, refusal
+from groundplane.gateway.cache import Flight
 from groundplane.gateway.doors import Door
 from groundplane.gateway.errors import Fault, upstream_fault
 from groundplane.gateway.form_body import read_form
@@ -21,12 +22,15 @@ from groundplane.gateway.http1 import RequestHead, ResponseHead
 from groundplane.gateway.json_body import Fields, read_fields
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.metrics import Histogram
+from groundplane.gateway.patience import Patience
+from groundplane.gateway.prompts import SAMPLE_EVERY, sample
 from groundplane.gateway.records import decimal_s, reserved_members
 from groundplane.gateway.selection import Selection
 from groundplane.gateway.sse import EventStream
 from groundplane.gateway.state import JSON, GatewayState, KeyState, TargetState
 from groundplane.gateway.telemetry import Watch
 from groundplane.gateway.upstream import UpstreamConnection
+from groundplane.gateway.waiting import Need, Ticket, need_of
 from groundplane.gateway.wal import LogUnavailable
 
 
@@ -41,16 +45,15 @@ class Caller(Protocol):
     def end_broken(self, last_words: bytes) -> None: ...
 
 
-class Approach(ABC):
+class Approach(Patience):
     """What comes before the first byte. `Exchange` goes on from `_send`."""
 
     __slots__ = (
-        "_admitted", "_asked_only", "_began_ns", "_caller", "_connected_ns", "_connection", "_content_bytes",
-        "_content_type", "_door", "_events", "_fault", "_full", "_gaps", "_gate", "_head", "_head_sent", "_hedge",
-        "_hedge_timer", "_held", "_lane", "_last_ns", "_limit_lines", "_loaded", "_model_span", "_over",
-        "_passed_headers", "_prompt_tokens", "_query", "_request", "_selection", "_sent", "_sent_ns", "_session",
-        "_stale_retried", "_state", "_streams", "_tail", "_target", "_ttft_us", "_unbounded", "_waits_for_hedge",
-        "_wants_usage", "_watch", "ask", "key", "request_id", "said_id", "settled", "started_at",
+        "_caller", "_connected_ns", "_connection", "_content_bytes", "_content_type", "_door", "_events", "_fault",
+        "_flight", "_gaps", "_gate", "_head", "_head_sent", "_hedge", "_hedge_timer", "_held", "_last_ns", "_leads",
+        "_loaded", "_loaded_ns", "_model_span", "_passed_headers", "_prompt_tokens", "_query", "_sent_ns",
+        "_stale_retried", "_streams", "_tail", "_target", "_ttft_us", "_unbounded", "_waits_for_hedge",
+        "_wants_usage", "_watch", "request_id", "said_id", "settled", "started_at",
     )  # fmt: skip
 
     def __init__(
@@ -87,7 +90,10 @@ class Approach(ABC):
         self._began_ns = monotonic_ns()
         self._prompt_tokens = 0 if door.free else -(-size_bytes // BYTES_PER_TOKEN)
         self._selection: Selection | None = None
-        self._session = head.headers.get(b"x-session-id", b"")
+        self._headers = head.headers
+        self._ticket: Ticket | None = None
+        self._leads = False
+        self._flight: Flight | None = None
         self._asked_only = False
         self._gate: Lane | None = None
         self._full: Binding | None = None
@@ -101,7 +107,7 @@ class Approach(ABC):
         self._events: EventStream | None = None
         self._held: list[bytes] | None = None
         self._content_bytes = 0
-        self._tail = self._limit_lines = b""
+        self._tail = self._limit_lines = self._digest = b""
         self._ttft_us: int | None = None
         self._sent_ns = self._connected_ns = self._last_ns = 0
         self._gaps: Histogram | None = None
@@ -123,14 +129,38 @@ class Approach(ABC):
     def start(self) -> None:
         """Chooses a target, reserves, and sends; or answers why not. What limits say may come later."""
         self._state.metrics.in_flight += 1
+        lane = self._lane
+        lane.sample_in -= 1
+        if not lane.sample_in:
+            self._sample()
+        if not lane.has_budget:
+            self._refuse(no_budget(lane))
+        elif lane.route.cache is None or not self._look_up():
+            self._begin()
+
+    @abstractmethod
+    def _look_up(self) -> bool: ...
+
+    @abstractmethod
+    def _leave_flight(self) -> None: ...
+
+    def _sample(self) -> None:
+        """Looks at the order of this prompt."""
+        lane = self._lane
+        lane.sample_in = SAMPLE_EVERY
+        segments = sample(self._door, self._request)
+        if segments:
+            lane.samples.add(segments)
+
+    def _begin(self) -> None:
+        lane = self._lane
+        if self._state.room.count and self._ticket is None and self._joins():
+            return
         try:
-            if not self._lane.has_budget:
-                raise no_budget(self._lane)
             self._target = self._choose()
         except Fault as fault:
-            self._refuse(fault)
+            self._nobody(fault)
             return
-        lane = self._lane
         if lane.gates:
             self._take_through_gate()
         elif lane.take(*self.ask):
@@ -142,7 +172,10 @@ class Approach(ABC):
         if self._over:
             return  # the caller left meanwhile: what was handed out is idle, and goes back
         if binding is not None:
-            self._refuse(refusal(self._lane, binding, monotonic_ns()))
+            limit = binding.limit
+            need = need_of(binding, limit.id, limit.value, (limit.id,))
+            self._unload()
+            self._no_room(need, refusal(self._lane, binding, monotonic_ns()), binding)
         elif self._lane.gates:
             self._take_through_gate()
         elif self._lane.take(*self.ask):
@@ -175,14 +208,45 @@ class Approach(ABC):
             try:
                 self._target = self._choose()
             except Fault:
-                self._refuse(refusal(self._lane, self._full, monotonic_ns()))
+                self._gates_are_full(self._full)
                 return
             self._state.metrics.spilled += 1
         self._take_through_gate()
 
+    def _gates_are_full(self, binding: Binding) -> None:
+        """Every target's own limits are: the request waits for the first that is not."""
+        gates = self._lane.gates.values()
+        shares = [share for gate in gates for share in (*gate.ones, *gate.tokens)]
+        per_minute = sum(one.limit.value for one in shares if one.limit.measure is binding.limit.measure)
+        wakes = tuple({name for gate in gates for name in gate.lines})
+        need = need_of(binding, self._lane.route.gates_line, per_minute, wakes)
+        self._unload()
+        self._no_room(need, refusal(self._lane, binding, monotonic_ns()), binding)
+
+    def _nobody(self, fault: Fault) -> None:
+        """No target can be asked: where that is because all are full, one of them will not be."""
+        route, selection = self._lane.route, self._selection
+        wait_ns = selection.wait_ns(monotonic_ns()) if selection is not None and route.queue is not None else None
+        need = None if wait_ns is None else Need(route.replicas_line, wait_ns or None, wakes=route.places)
+        self._no_room(need, fault)
+
+    def _begin_again(self) -> None:
+        try:
+            self._target = self._choose()
+        except Fault as fault:
+            self._nobody(fault)
+            return
+        self._waited()
+        if self._lane.gates:
+            self._change_gate()
+        else:
+            self._send()
+
     def _admit(self) -> None:
         """Notes the reservation, then sends: nothing goes upstream that the log does not know."""
-        self._limit_lines = limit_headers(self._lane, self._began_ns)
+        if self._ticket is not None:
+            self._waited()
+        self._limit_lines += limit_headers(self._lane, self._began_ns)
         if self._door.anthropic:
             self._limit_lines += b"request-id: %b\r\n" % self.said_id
         if self.said_id is not self.request_id:
@@ -222,13 +286,17 @@ class Approach(ABC):
             if only is not None and not only.upstream.circuit.failures and not self._asked_only:
                 self._asked_only = True
                 return only
-            selection = self._selection = Selection(self._lane.route, self._door, self._request, self._session)
+            session = self._headers.get(b"x-session-id", b"")
+            selection = self._selection = Selection(self._lane.route, self._door, self._request, session)
             if self._asked_only:
                 raise selection.nobody(monotonic_ns())
         now = monotonic_ns()
         target = selection.next(now)
         if target is None:
             raise selection.nobody(now)
+        if target.standing.concurrency is not None:
+            self._target = target
+            self._load()  # its place there is taken now: others choose meanwhile
         return target
 
     def _try_another(self, fault: Fault | None) -> None:
@@ -244,7 +312,11 @@ class Approach(ABC):
         try:
             self._target = self._choose()
         except Fault as nobody:
-            self._fail(fault or nobody)
+            if fault is None:
+                self._unload()
+                self._nobody(nobody)
+            else:
+                self._fail(fault)
             return
         self._state.metrics.upstream_retries += 1
         if self._lane.gates:
@@ -314,6 +386,7 @@ class Approach(ABC):
         self.charge_loser(self._gate)
         self._hedge, self._waits_for_hedge = None, False
         self._target, self._gate, self._loaded = hedge.target, hedge.gate, hedge.target
+        self._loaded_ns = hedge.began_ns
 
     def _end_hedging(self) -> None:
         timer, hedge = self._hedge_timer, self._hedge
@@ -331,6 +404,11 @@ class Approach(ABC):
             self._end_hedging()
         if self._loaded is not None:
             self._unload()
+        if self._ticket is not None:
+            self._state.room.leave(self._ticket)
+            self._ticket = None
+        if self._flight is not None:
+            self._leave_flight()
         self._state.metrics.in_flight -= 1
         self._request = b""
         if tell_caller:
@@ -341,17 +419,26 @@ class Approach(ABC):
         if self._loaded is not self._target:
             self._unload()
             self._loaded = self._target
-            self._loaded.standing.in_flight_tokens += self.ask[0]
+            self._loaded_ns = monotonic_ns()
+            self._loaded.standing.begin(self.ask[0])
 
     def _unload(self) -> None:
         loaded, self._loaded = self._loaded, None
         if loaded is not None:
-            loaded.standing.in_flight_tokens -= self.ask[0]
+            ttft_us = self._ttft_us
+            ttft_ns = None if ttft_us is None else max(0, self._began_ns + 1000 * ttft_us - self._loaded_ns)
+            loaded.standing.end(self.ask[0], ttft_ns)
+            if self._state.room.count:
+                self._state.room.came_back((loaded.place,))
 
     def _settle_limits(self, tokens: int, microusd: int) -> None:
         self._lane.settle(self.ask, tokens, microusd, self._state.log.seq)
         if self._gate is not None:
             self._gate.settle(self.ask, tokens, microusd, self._state.log.seq)
+        if self._state.room.count:
+            self._state.room.came_back(self._lane.lines)
+            if self._gate is not None:
+                self._state.room.came_back(self._gate.lines)
 
 
 def _sooner(one: Binding, other: Binding) -> bool:

@@ -6,11 +6,11 @@ bytes of the answer go to the caller.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from time import monotonic_ns
 
 from groundplane.domain.snapshot import Target
-from groundplane.domain.usage import NOTHING, Usage, estimated_tokens, find_usage, rate
-from groundplane.gateway.approach import Approach
+from groundplane.domain.usage import NOTHING, Usage, estimated_tokens, find_usage, rate, saved
 from groundplane.gateway.errors import REASONS, Fault, error_event, upstream_fault
 from groundplane.gateway.hedging import Hedge
 from groundplane.gateway.http1 import ResponseHead
@@ -18,6 +18,8 @@ from groundplane.gateway.json_body import read_usage, splice
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.metrics import Times
 from groundplane.gateway.records import settled_members
+from groundplane.gateway.replay import Replay
+from groundplane.gateway.selection import Selection
 from groundplane.gateway.sse import EventStream, FrameTooLarge
 from groundplane.gateway.state import TargetState
 from groundplane.gateway.upstream import AnswerReader, UpstreamConnection
@@ -34,7 +36,7 @@ _ENDLESS = (b"text/event-stream", b"audio/")
 """What is not held back: its beginning is of use before its end is there."""
 
 
-class Exchange(Approach):
+class Exchange(Replay):
     """An `AnswerReader` for its upstream connection. After `_over` nothing of it acts any more."""
 
     __slots__ = ()
@@ -139,11 +141,15 @@ class Exchange(Approach):
     def _spill_over(self, head: ResponseHead) -> bool:
         """The target has no room for us: it is left alone for as long as it says, and another one is asked."""
         now, selection = monotonic_ns(), self._selection
-        if selection is None:
+        route = self._lane.route
+        if selection is None and route.queue is None:
             return False
         self._target.standing.rest(now, head.retry_after_s)
-        if len(self._lane.route.targets) == 1:
+        if len(route.targets) == 1 and route.queue is None:
             return False
+        if selection is None:
+            selection = self._selection = Selection(route, self._door, self._request, b"")
+            selection.tried_only()
         selection.limited(self._target, head.retry_after_s)
         assert self._connection is not None
         self._connection.abort()
@@ -209,6 +215,8 @@ class Exchange(Approach):
         self._note_gap()
         if self._watch is not None:
             self._watch.note(data[start:-2])
+        if self._flight is not None:
+            self._flight.take(data[start:-2])
         connection.deadline_s = state.now_s + state.options.idle_upstream_timeout_s
         self._content_bytes += len(data) - start - 2
         self._caller.write(data)
@@ -252,6 +260,8 @@ class Exchange(Approach):
     def _send_frames(self, events: EventStream, frames: bytes) -> None:
         if self._watch is not None:
             self._watch.note(frames)
+        if self._flight is not None:
+            self._flight.take(frames)
         # `[DONE]` tells the caller that all is there, so the settlement comes before it.
         if events.done and not self.settled and not self._settle(200):
             return
@@ -412,7 +422,9 @@ class Exchange(Approach):
         state, lane, target = self._state, self._lane, self._target
         key = self.key.key
         tokens = usage.prompt_tokens + usage.completion_tokens
-        amount = rate(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, target.target.price)
+        price, written = target.target.price, usage.written_tokens
+        amount = rate(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, price, written)
+        cheaper = saved(usage, price) if usage.cached_tokens or written else 0
         times, duration_us = self._times()
         self.settled = True
         target.counted(key, lane.model, state.metrics).settled(status, usage, amount, times)
@@ -423,7 +435,7 @@ class Exchange(Approach):
             lane.answers.learn(usage.completion_tokens)
         constant = target.record_members(key, lane.model)
         record = settled_members(
-            self.request_id, constant, status, usage, amount, (self._ttft_us, duration_us, self.started_at)
+            self.request_id, constant, status, usage, amount, (self._ttft_us, duration_us, self.started_at), cheaper
         )
         try:
             state.log.settled(self.request_id, record, key.project, amount)
@@ -438,6 +450,8 @@ class Exchange(Approach):
                 caller.end_broken(b"")
             return False
         self._settle_limits(tokens, amount)
+        if self._flight is not None and status == 200:
+            self._keep_answer(amount)
         return True
 
     def _times(self) -> tuple[Times, int]:
@@ -463,7 +477,7 @@ class Exchange(Approach):
             if not self._head_sent and status != CLIENT_GONE and not events.done:
                 return NOTHING
             if said is not None:  # the prompt's part is known
-                return Usage(said.prompt_tokens, events.frames, said.cached_tokens, estimated=True)
+                return replace(said, completion_tokens=events.frames, estimated=True)
             return Usage(self._prompt_tokens, events.frames, 0, estimated=True)
         if not self._sent or self._door.free:
             return NOTHING

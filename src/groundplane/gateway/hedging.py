@@ -21,18 +21,20 @@ if TYPE_CHECKING:
 class Hedge:
     """An `AnswerReader` until it wins; an answer that is an error loses."""
 
-    __slots__ = ("_connection", "_exchange", "_over", "gate", "target")
+    __slots__ = ("_connection", "_exchange", "_over", "began_ns", "gate", "target")
 
     def __init__(self, exchange: Exchange, target: TargetState, gate: Lane | None) -> None:
         self._exchange = exchange
         self._connection: UpstreamConnection | None = None
         self._over = False
+        self.began_ns = 0
         self.target = target
         self.gate = gate
 
     def start(self) -> None:
         """Its limits are taken by now."""
-        self.target.standing.in_flight_tokens += self._exchange.ask[0]
+        self.began_ns = monotonic_ns()
+        self.target.standing.begin(self._exchange.ask[0])
         connection = self.target.upstream.take_idle()
         if connection is None:
             self.target.upstream.connect(self)
@@ -48,7 +50,7 @@ class Hedge:
         if connection is not None:
             connection.abort()
         exchange = self._exchange
-        self.target.standing.in_flight_tokens -= exchange.ask[0]
+        self.target.standing.end(exchange.ask[0])
         exchange.charge_loser(self.gate)
 
     def connected(self, connection: UpstreamConnection) -> None:

@@ -7,6 +7,7 @@ from time import monotonic_ns, time
 from typing import TYPE_CHECKING
 
 from groundplane.domain.limits import PURSES, Binding, Measure, Moment, Share
+from groundplane.domain.prompt_lint import Samples
 from groundplane.domain.usage import AnswerLength, estimated_tokens, worst_case
 from groundplane.gateway.counters import Counters
 from groundplane.gateway.json_body import Fields
@@ -20,11 +21,13 @@ class Lane:
 
     `ones` are charged one unit when a request is admitted, `slots` lent one unit until it is over; `tokens` and `money`
     are reserved by estimate and at worst, and settled. `gates`: of a route with several targets, those with limits.
+    `lines`: where requests of this lane may have to wait. `samples`: prompts that were looked at; `sample_in`: after
+    how many requests the next one is.
     """
 
     __slots__ = (
-        "_counters", "_dirty", "_shared", "_single_price", "answers", "gates", "has_budget", "key", "model", "money",
-        "ones", "route", "shown_requests", "shown_tokens", "slots", "tokens",
+        "_counters", "_dirty", "_shared", "_single_price", "answers", "gates", "has_budget", "key", "lines", "model",
+        "money", "ones", "route", "sample_in", "samples", "shown_requests", "shown_tokens", "slots", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +59,9 @@ class Lane:
         self._single_price = prices.pop() if len(prices) == 1 else None
         self.answers = answers
         self.gates: dict[str, Lane] = {}
+        self.lines = (*(share.limit.id for share in (*self.ones, *self.slots, *self.tokens)), *route.lines)
+        self.samples = Samples()
+        self.sample_in = 1
 
     # ------------------------------------------------------------ how much
 
@@ -117,6 +123,23 @@ class Lane:
             share.free -= microusd
             share.touched = True
         return True
+
+    def take_one(self) -> bool:
+        """Counts a request that needs nothing else; False, and nothing taken, when a limit of requests has no room."""
+        if any(share.free < 1 for share in self.ones):
+            return False
+        for share in self.ones:
+            share.free -= 1
+            share.used += 1
+            self._mark(share)
+        return True
+
+    def refill_one(self, now_ns: int, then: Callable[[Binding | None], None]) -> None:
+        """Gets what `take_one` needs."""
+        wants = [(share, 1) for share in self.ones if share.free < 1]
+        for share, _ in wants:
+            self._mark(share)
+        self._counters.refill(wants, Moment(now_ns, time()), then)
 
     def refill(self, tokens: int, microusd: int, now_ns: int, then: Callable[[Binding | None], None]) -> None:
         """Gets what a request needs where shares have too little; `take` succeeds right after `then(None)`."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from groundplane.domain.usage import Usage
+from groundplane.gateway.flow_metrics import WAIT_BUCKETS_S, FlowMetrics
 
 TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 PART_BUCKETS_S = (0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0)
@@ -49,6 +50,12 @@ class Histogram:
         if len(plain) == len(self.counts) + 1:
             self.total += plain[0]
             self.counts = [one + other for one, other in zip(self.counts, plain[1:], strict=True)]
+
+
+def _filled(bounds: tuple[float, ...], plain: list[int]) -> Histogram:
+    histogram = Histogram(bounds)
+    histogram.add(plain)
+    return histogram
 
 
 class ModelCounters:
@@ -195,6 +202,7 @@ class Metrics:
         self.limited: dict[str, int] = defaultdict(int)
         self.refused: dict[tuple[str, str, str, str], int] = {}
         self.refusals: deque[dict[str, Any]] = deque(maxlen=REFUSALS_KEPT)
+        self.flow = FlowMetrics()
         self.recorded: dict[str, int] = {}
         """What became of what is told of requests (`what/outcome`), counted off the loop."""
         self.in_flight = 0
@@ -218,6 +226,7 @@ class Metrics:
             "refusals": list(self.refusals),
             "recorded": dict(self.recorded),
             "limited": dict(self.limited),
+            "flow": self.flow.plain(),
             "snapshot_version": self.snapshot_version,
             "log_seq": self.log_seq,
             **{name: getattr(self, name) for name in (*_COUNTERS, *_GAUGES)},
@@ -235,6 +244,7 @@ class Metrics:
             self._refuse(tuple(name), count)  # type: ignore[arg-type]
         for what, count in plain.get("recorded", {}).items():
             self.recorded[what] = self.recorded.get(what, 0) + count
+        self.flow.add(plain.get("flow", {}), alive=alive)
         for limit, count in plain["limited"].items():
             self.limited[limit] += count
         for name in _COUNTERS + (_GAUGES if alive else ()):
@@ -323,6 +333,8 @@ class Metrics:
         )
         for name, kind, text, value in single:
             _family(lines, name, kind, text, [({}, value)])
+        for family in self.flow.families():
+            _family(lines, *family)
         self._render_histograms(lines)
         return "\n".join(lines) + "\n"
 
@@ -373,6 +385,9 @@ class Metrics:
         )  # fmt: skip
 
     def _render_histograms(self, lines: list[str]) -> None:
+        text = "Time that requests waited for what was full, of those that were admitted."
+        waits = [({"model": name}, _filled(WAIT_BUCKETS_S, plain)) for name, plain in self.flow.waits.items()]
+        _histogram(lines, "gateway_queue_wait_seconds", text, WAIT_BUCKETS_S, waits)
         models = [({"model": name}, one.ttft) for name, one in self._models.items()]
         text = "Time from the request's last byte to the answer's first."
         _histogram(lines, "gateway_ttft_seconds", text, TTFT_BUCKETS_S, models)

@@ -50,12 +50,17 @@ def settled_members(
     usage: Usage,
     microusd: int,
     times: Times,
+    saved_microusd: int = 0,
+    cache: bytes = b"",
 ) -> bytes:
     """`usage_records.Settled` from after `seq` on. `times`: first byte and duration in µs, start by `decimal_s`."""
     ttft_us, duration_us, started_at = times
+    more = b""
+    if saved_microusd or usage.written_tokens or cache:
+        more = b',"written_tokens":%d,"saved_microusd":%d,"cache":"%b"' % (usage.written_tokens, saved_microusd, cache)
     return (
         b'"id":"%b",%b,"status":%d,"prompt_tokens":%d,"completion_tokens":%d,"cached_tokens":%d,"amount_microusd":%d,'
-        b'"estimated":%b,"ttft_ms":%b,"duration_ms":%d.%03d,"started_at":%b}'
+        b'"estimated":%b,"ttft_ms":%b,"duration_ms":%d.%03d,"started_at":%b%b}'
         % (
             request_id,
             constant,
@@ -69,5 +74,6 @@ def settled_members(
             duration_us // 1000,
             duration_us % 1000,
             started_at,
+            more,
         )
     )

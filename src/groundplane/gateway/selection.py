@@ -36,6 +36,22 @@ class Selection:
     def none_left(self) -> bool:
         return all(self._tried)
 
+    def tried_only(self) -> None:
+        """The route's one target was asked already."""
+        self._tried = [True] * len(self._tried)
+
+    def wait_ns(self, now_ns: int) -> int | None:
+        """How long until one of the targets has room: 0 where nobody knows, None where none of them is merely full."""
+        rests: list[int] = []
+        for tried, one in zip(self._tried, self._route.targets, strict=True):
+            if one.key is None or not one.speaks(self._door) or one.upstream.circuit.is_open(now_ns):
+                continue
+            if one.standing.rests_until_ns > now_ns:
+                rests.append(one.standing.rests_until_ns - now_ns)
+            elif not tried and not one.standing.has_room:
+                return 0
+        return min(rests, default=None)
+
     def next(self, now_ns: int) -> TargetState | None:
         """The next target to ask, which counts as tried from now on; None when none is left that may be asked now."""
         route = self._route
@@ -76,6 +92,10 @@ class Selection:
             told = f"every provider of model {model!r} limits requests at the moment; try again in {wait_ms} ms"
             headers = b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (-(-wait_ms // 1000), wait_ms)
             return Fault(429, told, "rate_limit_exceeded", type="upstream", headers=headers)
+        if any(not one.standing.has_room for one in targets):
+            told = f"every replica of model {model!r} has as many requests as it can answer in time"
+            headers = b"retry-after: 1\r\n"
+            return Fault(429, told, "rate_limit_exceeded", type="requests", headers=headers)
         pauses = (
             max(rest, one.upstream.circuit.closed_at_ns - now_ns) for rest, one in zip(rests, targets, strict=True)
         )

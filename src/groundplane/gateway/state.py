@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -17,11 +17,15 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from groundplane.domain.limits import PURSES, Limit, Measure, Moment, Share, Spending, WhenDown
+from groundplane.domain.prompt_lint import PromptFinding, Samples
 from groundplane.domain.provider import ProviderKind, check_key
+from groundplane.domain.queueing import Concurrency, Priority, QueueRule
+from groundplane.domain.response_cache import CacheRule
 from groundplane.domain.routing import RoutePolicy, Standing
 from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, index, read_key
 from groundplane.domain.usage import AnswerLength
 from groundplane.errors import IntegrityFailure, InvalidInput
+from groundplane.gateway.cache import Answers
 from groundplane.gateway.counters import Counters, MemoryCounters
 from groundplane.gateway.doors import Door
 from groundplane.gateway.http1 import HeadMemo, parse_request_head
@@ -29,8 +33,10 @@ from groundplane.gateway.lanes import Lane
 from groundplane.gateway.metrics import Metrics, ModelCounters, Series
 from groundplane.gateway.metrics_files import MetricsFiles
 from groundplane.gateway.records import constant_members
+from groundplane.gateway.reports import Reports
 from groundplane.gateway.telemetry import Telemetry, TelemetryOptions
 from groundplane.gateway.upstream import Upstream
+from groundplane.gateway.waiting import WaitingRoom
 from groundplane.gateway.wal import Spent, WriteAheadLog
 from groundplane.identity import ROLE_PERMISSIONS, Permission, Role
 
@@ -45,6 +51,8 @@ _QUERY_NAMES = {
 }
 _ANSWERS_KEPT = 50_000
 """Keys on models whose answers' lengths are remembered."""
+_SAMPLED_MAX = 2_000
+"""Keys on models whose prompts are looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +71,8 @@ class Options:
     idle_upstream_timeout_s: float = 60.0
     upstream_keep_alive_s: float = 30.0
     drain_s: float = 30.0
+    workers: int = 1
+    cache_max_bytes: int = 64 * 2**20
 
 
 @dataclass(slots=True)
@@ -74,6 +84,8 @@ class TargetState:
     standing: Standing = field(default_factory=Standing)
     key: bytes | None = b""
     """A provider's key; None when it can't be read, and the target can't be asked."""
+    place: str = ""
+    """Where it is, the same for every route that leads there."""
     heads: dict[bytes, bytes] = field(default_factory=dict)
     records: dict[str, bytes] = field(default_factory=dict)
     series: dict[str, Series] = field(default_factory=dict)
@@ -114,6 +126,7 @@ class TargetState:
         return (
             self.key is not None
             and self.standing.rests_until_ns <= now_ns
+            and self.standing.has_room
             and not self.upstream.circuit.is_open(now_ns)
         )
 
@@ -166,7 +179,8 @@ _KEY_LINES: dict[str, bytes] = {ProviderKind.AZURE: b"api-key: %b\r\n", Provider
 class RouteState:
     """A route with its targets' states, its counters, and the longest answer any target gives.
 
-    `only`: its one target, where there is nothing to choose.
+    `only`: its one target, where there is nothing to choose. `lines`: where its requests wait for targets' limits and
+    for replicas in `places`. `print`: changes with whatever its answers depend on.
     """
 
     route: Route
@@ -175,6 +189,14 @@ class RouteState:
     max_output_tokens: int
     policy: RoutePolicy = RoutePolicy.WEIGHTED
     only: TargetState | None = None
+    queue: QueueRule | None = None
+    cache: CacheRule | None = None
+    priorities: dict[str, Priority] = field(default_factory=dict)
+    places: tuple[str, ...] = ()
+    gates_line: str = ""
+    replicas_line: str = ""
+    lines: tuple[str, ...] = ()
+    print: bytes = b""
 
 
 @dataclass(slots=True)
@@ -233,6 +255,10 @@ class Tables:
             state = self._states[digest] = _key_state(key, self._routes.get(key.project, {}))
         return state
 
+    def routes(self) -> Iterator[RouteState]:
+        for routes in self._routes.values():
+            yield from routes.values()
+
     def endpoint_limits(self, name: str) -> list[Limit]:
         return self._limits.get(("endpoint", name), [])
 
@@ -290,8 +316,12 @@ class GatewayState:
         self.log = log
         self.counters: Counters = counters or MemoryCounters()
         self.metrics = Metrics()
+        self.room = WaitingRoom(self.metrics.flow, workers=options.workers, bytes_max=options.bodies_max_bytes)
+        self.answers = Answers(self.metrics.flow, options.cache_max_bytes)
+        self._samples: dict[tuple[str, str, str], Samples] = {}
         self._metrics_files = MetricsFiles(metrics_folder, gateway_id)
         self._metrics_files.resume(self.metrics)
+        self._reports = Reports(None if metrics_folder is None else metrics_folder.parent / "reports", gateway_id)
         self.telemetry = Telemetry(telemetry or TelemetryOptions(gateway_id=gateway_id), self.metrics)
         self.tables: Tables | None = None
         self.snapshot_trouble = ""
@@ -332,6 +362,7 @@ class GatewayState:
         """Called by the coarse clock: leaves this worker's figures for the others."""
         self._note_log()
         self.metrics.turn(int(self.now_s))
+        self._reports.publish(self)
         self._metrics_files.publish(self.metrics)
 
     def all_metrics(self) -> Metrics:
@@ -371,6 +402,9 @@ class GatewayState:
             self._answers.clear()
         answers = self._answers.setdefault((key.key.id, model), AnswerLength())
         lane = key.lanes[model] = Lane(key, route, shares, answers, self.counters, self.dirty)
+        if len(self._samples) > _SAMPLED_MAX:
+            self._samples.clear()
+        lane.samples = self._samples.setdefault((key.key.project, model, key.key.id), lane.samples)
         endpoints = dict.fromkeys(one.target.endpoint for one in route.targets)
         if len(endpoints) > 1:
             # What limits one of several targets does not limit the request: another target may take it.
@@ -485,13 +519,45 @@ class GatewayState:
         for route in snapshot.routes:
             targets = tuple(self._target(target, provider_keys) for target in route.targets)
             longest = max((target.max_output_tokens for target in route.targets), default=0)
-            only = targets[0] if len(targets) == 1 and not targets[0].target.kind else None
+            adapts = route.queue is not None and route.queue.concurrency_max is not None
+            only = targets[0] if len(targets) == 1 and not targets[0].target.kind and not adapts else None
             policy = RoutePolicy(route.policy)
             state = RouteState(route, targets, self.metrics.model(route.model), longest, policy, only)
+            _let_wait(state)
             by_project.setdefault(route.project, {})[route.model] = state
+        self._adapt(by_project)
         self.telemetry.keep(snapshot.predictions)
         self.tables = Tables(snapshot, keys, by_project)
         self.metrics.snapshot_version = snapshot.version
+
+    def _adapt(self, by_project: Mapping[str, Mapping[str, RouteState]]) -> None:
+        """Replicas that a route wants to be sent no more than they can take; of several routes the least counts."""
+        most: dict[int, int] = {}
+        for route in (route for routes in by_project.values() for route in routes.values()):
+            if route.queue is not None and route.queue.concurrency_max is not None:
+                for one in route.targets:
+                    most[id(one.standing)] = min(route.queue.concurrency_max, most.get(id(one.standing), 2**31))
+        for standing in self._standings.values():
+            bound = most.get(id(standing))
+            if bound is None:
+                standing.concurrency = None
+            elif standing.concurrency is None:
+                standing.concurrency = Concurrency(bound)
+            else:
+                standing.concurrency.bound(bound)
+
+    def routes(self) -> Iterator[RouteState]:
+        """Every route of the snapshot in use."""
+        if self.tables is not None:
+            yield from self.tables.routes()
+
+    def prompt_findings(self) -> Iterator[PromptFinding | None]:
+        """What the order of prompts costs, by key and route."""
+        routes = {(one.route.project, one.route.model): one for one in self.routes()}
+        for (project, model, key_id), samples in self._samples.items():
+            route = routes.get((project, model))
+            if route is not None:
+                yield samples.finding(project, model, key_id, [one.target.price for one in route.targets])
 
     def _target(self, target: Target, provider_keys: Mapping[str, bytes | None]) -> TargetState:
         key = _upstream_key(target)
@@ -505,7 +571,27 @@ class GatewayState:
             )
         # What a target has in flight, and asked for, outlives the snapshot.
         standing = self._standings.setdefault((key, target.upstream_model), Standing())
-        return TargetState(target, upstream, standing, provider_keys.get(target.key_file) if target.kind else b"")
+        place = f"{key} {target.upstream_model}"
+        read = provider_keys.get(target.key_file) if target.kind else b""
+        return TargetState(target, upstream, standing, read, place)
+
+
+def _let_wait(route: RouteState) -> None:
+    """Fills in where requests of the route wait, and what its kept answers depend on."""
+    rule = route.route
+    route.queue, route.cache = rule.queue, rule.cache
+    if rule.queue is not None:
+        route.priorities = {one.key_id: one.priority for one in rule.queue.keys}
+        route.places = tuple(sorted(one.place for one in route.targets))
+        route.gates_line = f"targets of {rule.project}/{rule.model}"
+        route.replicas_line = f"replicas {', '.join(route.places)}"
+        route.lines = (route.gates_line, route.replicas_line)
+    if rule.cache is not None:
+        answering = [
+            (one.target.endpoint, one.target.revision, one.target.base_url, one.target.upstream_model)
+            for one in route.targets
+        ]
+        route.print = repr(answering).encode()
 
 
 def _dated(limit: Limit, version: int) -> Limit:

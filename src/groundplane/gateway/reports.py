@@ -1,0 +1,113 @@
+"""What a worker tells the control plane of what waits, of replicas, storms and prompts: one file, replaced each second.
+
+Read by `adapters/gateway_reports.py`, together with the files of the other workers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from groundplane.domain.queueing import Priority
+
+if TYPE_CHECKING:
+    from groundplane.gateway.state import GatewayState
+
+_FINDINGS_EVERY_S = 10.0
+_FINDINGS_MAX = 200
+
+
+class Reports:
+    """One worker's file. Without a folder nothing is told."""
+
+    def __init__(self, folder: Path | None, gateway_id: str) -> None:
+        self._path = None if folder is None else folder / f"{gateway_id}.json"
+        self._written = b""
+        self._findings: list[dict[str, Any]] = []
+        self._findings_at_s = 0.0
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def publish(self, state: GatewayState) -> None:
+        """Leaves what there is to tell; a disk that does not take it costs only its freshness."""
+        self._note_depths(state)
+        if self._path is None:
+            return
+        if state.now_s - self._findings_at_s >= _FINDINGS_EVERY_S:
+            self._findings, self._findings_at_s = _findings(state), state.now_s
+            state.answers.drop_expired()
+        told = {
+            "queues": _queues(state),
+            "replicas": _replicas(state),
+            "storms": [
+                {"project": project, "key_id": key_id, "early": storm.early, "repeated": storm.repeated}
+                for (project, key_id), storm in state.room.retries.storms(monotonic_ns()).items()
+            ],
+            "findings": self._findings,
+        }
+        data = msgspec.json.encode(told)
+        if data == self._written:
+            return
+        draft = self._path.with_name(f".{self._path.name}.draft")
+        try:
+            draft.write_bytes(data)
+            draft.replace(self._path)
+        except OSError:
+            return
+        self._written = data
+
+    @staticmethod
+    def _note_depths(state: GatewayState) -> None:
+        known = state.metrics.flow.depth
+        depth: dict[str, dict[str, int]] = {model: dict.fromkeys(one, 0) for model, one in known.items()}
+        for _, model, by_priority, _ in state.room.depths():
+            mine = depth.setdefault(model, {})
+            for priority, count in by_priority.items():
+                mine[priority.value] = mine.get(priority.value, 0) + count
+        state.metrics.flow.depth = depth
+
+
+def _queues(state: GatewayState) -> list[dict[str, Any]]:
+    found = []
+    waiting = {(project, model): (counts, since) for project, model, counts, since in state.room.depths()}
+    nobody: tuple[dict[Priority, int], int] = ({}, 0)
+    for route in state.routes():
+        rule = route.queue
+        by_priority, longest_ns = waiting.get((route.route.project, route.route.model), nobody)
+        if rule is not None:
+            found.append(
+                {
+                    "project": route.route.project,
+                    "model": route.route.model,
+                    "waiting": sum(by_priority.values()),
+                    "by_priority": {priority.value: count for priority, count in by_priority.items()},
+                    "longest_wait_ms": longest_ns // 1_000_000,
+                    "size": rule.size,
+                }
+            )
+    return found
+
+
+def _replicas(state: GatewayState) -> list[dict[str, Any]]:
+    return [
+        {
+            "project": route.route.project,
+            "model": route.route.model,
+            "target": one.target.endpoint,
+            "in_flight": adapted.in_flight,
+            "limit": int(adapted.limit),
+            "most": adapted.most,
+        }
+        for route in state.routes()
+        for one in route.targets
+        if (adapted := one.standing.concurrency) is not None
+    ]
+
+
+def _findings(state: GatewayState) -> list[dict[str, Any]]:
+    found = [one for one in state.prompt_findings() if one is not None]
+    found.sort(key=lambda one: -one.saved_tokens_per_1000_requests)
+    return [msgspec.to_builtins(one) for one in found[:_FINDINGS_MAX]]
