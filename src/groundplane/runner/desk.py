@@ -330,8 +330,8 @@ class Desk:
 
     def _glance(self, attempt_id: str) -> Document | None:
         """The state as its files say it, cheaply; None when no runner is alive to vouch for it."""
-        if attempt_id in self._ended:
-            return self._ended[attempt_id]
+        if known := self._ended.get(attempt_id):  # asked once: another thread may forget it meanwhile
+            return known
         folder = self._folder(attempt_id)
         if (folder / "released").exists() or not (folder / "order.json").exists():
             return {"state": "absent"}
