@@ -108,6 +108,11 @@ class Settings:
     )
     host: str = _setting("GROUND_HOST", "127.0.0.1", "Address of the control plane. Beyond loopback needs an exposure.")
     port: int = _setting("GROUND_PORT", 4700, "Port of the control plane (API and console).", _port)
+    tracking_url: str = _setting(
+        "GROUND_TRACKING_URL",
+        "",
+        "Where jobs of other machines reach tracking, as https://ground.example/mlflow; `off`: no job is told of it.",
+    )
     gateway_host: str = _setting(
         "GROUND_GATEWAY_HOST", "127.0.0.1", "Address of the gateway. Beyond loopback needs an exposure."
     )

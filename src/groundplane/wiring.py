@@ -21,6 +21,7 @@ from groundplane.adapters.executors.pool_book import PoolBook
 from groundplane.adapters.executors.ssh import SshExecutor, installation_id
 from groundplane.adapters.gap_filler import ChatGapFiller
 from groundplane.adapters.jargon import Vocabulary
+from groundplane.adapters.job_tokens import FileJobTokens
 from groundplane.adapters.machine import ThisMachine
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.model_servers.embedded import EmbeddedModelServer
@@ -82,9 +83,9 @@ from groundplane.services.sizing import Sizings
 from groundplane.services.staging import DataExecutor, Staging
 from groundplane.services.standing import Standing
 from groundplane.services.tracked_models import TrackedModels
-from groundplane.services.tracking import Tracking
+from groundplane.services.tracking import JobTracking, Tracking
 from groundplane.services.watchdogs import Watchdogs
-from groundplane.settings import Settings
+from groundplane.settings import LOOPBACK_HOSTS, Settings
 
 
 class PoolExecutor(CheckpointExecutor, DataExecutor, DevExecutor, Protocol):
@@ -299,7 +300,7 @@ async def build(settings: Settings) -> App:
         home_of=files.checkpoint_dir,
         copying=settings.checkpoint_copies,
     )
-    access = Access(store=store, clock=clock, ids=ids)
+    access = Access(store=store, clock=clock, ids=ids, jobs=FileJobTokens(home / "keys"))
     artifacts = Artifacts(store=store, clock=clock, ids=ids, blobs=blobs)
     datasets = Datasets(store=store, clock=clock, ids=ids, blobs=blobs, signer=signer)
     evaluations = Evaluations(
@@ -423,6 +424,7 @@ async def build(settings: Settings) -> App:
             preflight=preflight,
             checkpoints=checkpoints,
             watchdogs=watchdogs,
+            tracking=JobTracking(clock=clock, tokens=FileJobTokens(home / "keys"), urls=_tracking_urls(settings)),
             inference=inference,
         ),
         preflight=preflight,
@@ -456,6 +458,15 @@ def _artifact_store(settings: Settings) -> PackStore:
         return bucket_store(settings.store_url, settings.store_quota_bytes, key=key)
     cold = Path(settings.store_cold).expanduser() if settings.store_cold else None
     return folder_store(settings.home / "store", settings.store_quota_bytes, key=key, cold=cold)
+
+
+def _tracking_urls(settings: Settings) -> dict[str, str]:
+    """Where jobs reach tracking: those of this machine by themselves, those of others where the operator says."""
+    if settings.tracking_url == "off":
+        return {}
+    every = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound)
+    host = "127.0.0.1" if settings.host in (*every, *LOOPBACK_HOSTS) else settings.host
+    return {"local": f"http://{host}:{settings.port}/mlflow", "": settings.tracking_url}
 
 
 def _secrets_dir(settings: Settings) -> Path:

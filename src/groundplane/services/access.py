@@ -14,15 +14,18 @@ from groundplane.audit import EventDraft
 from groundplane.domain import access
 from groundplane.domain.access import Exposure, Key, Project
 from groundplane.domain.budget import checked_limit, checked_thresholds
+from groundplane.domain.run import Run
 from groundplane.errors import Conflict, Forbidden, InvalidInput, NotFound, Refusal, Refused, Unauthenticated
 from groundplane.identity import CROSS_PROJECT, SYSTEM, Actor, Role
-from groundplane.ports import Clock, Ids, Store, Tx
+from groundplane.ports import Clock, Ids, JobTokens, Store, Tx
 from groundplane.units import format_usd
 
 DEFAULT_PROJECT = "default"
 _SECRET_BYTES = 25  # 200 bits: 40 characters of base 32
 _SECRET_CHARACTERS_MAX = 200
 _GRACE_MAX_S = 90 * 86_400
+_JOB_GRACE_S = 600
+"""What a job measured last may still be on its way when its run is over."""
 
 
 def new_secret(role: Role) -> str:
@@ -47,10 +50,11 @@ async def visible_project(tx: Tx, actor: Actor, name: str, *, lock: bool = False
 class Access:
     """Projects, keys and exposures."""
 
-    def __init__(self, *, store: Store, clock: Clock, ids: Ids) -> None:
+    def __init__(self, *, store: Store, clock: Clock, ids: Ids, jobs: JobTokens | None = None) -> None:
         self._store = store
         self._clock = clock
         self._ids = ids
+        self._jobs = jobs
 
     async def bootstrap(self, secret: str | None = None) -> str | None:
         """First start: makes the project `default` and an admin key, and returns the key's secret; None later.
@@ -75,6 +79,8 @@ class Access:
         unknown = Unauthenticated("this key is not known here", "pass a key made with `ground keys create`")
         if not secret or len(secret) > _SECRET_CHARACTERS_MAX:
             raise unknown
+        if self._jobs is not None and (run_id := self._jobs.run_of(secret)) is not None:
+            return await self._job(run_id)
         digest = secret_sha256(secret)
         async with self._store.transaction() as tx:
             found = await tx.find(Key, {"secret_sha256": digest}, limit=1)
@@ -96,6 +102,17 @@ class Access:
         if not access.is_active(key, self._clock.now()):
             raise Unauthenticated(f"key {key.id} expired on {key.expires_at:%Y-%m-%d %H:%M} UTC", "ask for a new key")
         return access.actor_of(key)
+
+    async def _job(self, run_id: str) -> Actor:
+        """A job with the token of its run, which opens as long as the run is under way, and a little longer."""
+        async with self._store.transaction() as tx:
+            run = await tx.get(Run, run_id)
+        if run is None:
+            raise Unauthenticated(f"there is no run {run_id}", "pass a key made with `ground keys create`")
+        ended = min(run.ended_at or run.end_date, run.end_date)
+        if self._clock.now() > ended + timedelta(seconds=_JOB_GRACE_S):
+            raise Unauthenticated(f"the token of {run_id} ended with its run", "use a key of your own")
+        return Actor(name=run.created_by, role=Role.JOB, key_id=f"job:{run_id}", project=run.project, run_id=run_id)
 
     # ------------------------------------------------------------ projects
 

@@ -37,6 +37,7 @@ from groundplane.services.models import Models
 from groundplane.services.needs import input_env, needed_ids
 from groundplane.services.preflight import Preflight
 from groundplane.services.seats import adopt_seat, requeue, take_seat
+from groundplane.services.tracking import JobTracking
 from groundplane.services.watchdogs import Watchdogs
 from groundplane.units import format_usd
 
@@ -64,6 +65,7 @@ class Reconcile:
         checkpoints: Checkpoints | None = None,
         watchdogs: Watchdogs | None = None,
         inference: Inference | None = None,
+        tracking: JobTracking | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -77,6 +79,7 @@ class Reconcile:
         self._checkpoints = checkpoints
         self._watchdogs = watchdogs
         self._inference = inference
+        self._tracking = tracking
 
     async def step(self, runs: Sequence[Run]) -> None:
         """Observes each pool once for all its runs, then advances every run by itself."""
@@ -250,7 +253,7 @@ class Reconcile:
             if run.endpoint
             else spec.command,
             workdir=spec.workdir,
-            env=spec.env | self._inputs(seat),
+            env=(self._tracking.environment(run) if self._tracking else {}) | spec.env | self._inputs(seat),
             checkpoint_dir=self._files.checkpoint_dir(run.id),
             output_dir=self._files.output_dir(run.id),
             cpus=spec.resources.cpus,
@@ -388,6 +391,8 @@ class Reconcile:
         async with self._store.transaction() as tx:
             await self._costs.close(tx, run.hold_id)
             await tx.delete(QueueEntry, run.id)
+            if self._tracking is not None:
+                await self._tracking.end(tx, replace(run, status=status))
             over = await tx.update(
                 replace(
                     run,
@@ -414,6 +419,7 @@ class Reconcile:
         async with self._store.transaction() as tx:
             attempts = await tx.find(Attempt, {"run_id": run.id}, order="number")
             spent = (await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run.id})).get((), 0)
+            metrics, params = await self._tracking.told(tx, run) if self._tracking is not None else ({}, {})
         # What ran on another machine left its files there.
         executor = self._executors.get(attempt.pool)
         if executor is not None:
@@ -425,9 +431,9 @@ class Reconcile:
                 tuple(attempts),
                 output,
                 self._files.output_path(run.id, output.path),
-                metrics=self._files.metrics(run.id),
+                metrics=metrics | self._files.metrics(run.id),
                 cost_microusd=spent,
-                hyperparameters=self._files.hyperparameters(run.id),
+                hyperparameters=params | self._files.hyperparameters(run.id),
             )
             registered.append(version.id)
         return registered

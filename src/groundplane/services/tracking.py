@@ -32,7 +32,7 @@ from groundplane.domain.tracking_filter import matches, ordered, page, parse_fil
 from groundplane.domain.tracking_search import EXPERIMENTS, RUNS, experiment_facts, millis, run_facts
 from groundplane.errors import Conflict, Forbidden, InvalidInput, NotFound
 from groundplane.identity import CROSS_PROJECT, Actor
-from groundplane.ports import Clock, Ids, Store, Tx
+from groundplane.ports import Clock, Ids, JobTokens, Store, Tx
 from groundplane.services.audit_trail import Teller
 
 RUN_NAME_TAG = "mlflow.runName"
@@ -453,10 +453,29 @@ class Tracking:
 
 
 class JobTracking:
-    """What the reconcile of runs needs of tracking: ends what a job left open, and what it measured."""
+    """What the reconcile of runs needs of tracking: the way there for jobs, what they measured, and its end.
 
-    def __init__(self, *, clock: Clock) -> None:
-        self._clock = clock
+    `urls` is where jobs of a pool reach tracking; the pool "" stands for all others. A pool without one has none.
+    """
+
+    def __init__(self, *, clock: Clock, tokens: JobTokens, urls: Mapping[str, str]) -> None:
+        self._clock, self._tokens, self._urls = clock, tokens, urls
+
+    def environment(self, run: Run) -> dict[str, str]:
+        """Variables with which `mlflow.log_metric` just works; none for endpoints, jobs without network, and specs
+
+        that name a tracking server of their own.
+        """
+        url = self._urls.get(run.pool) or self._urls.get("", "")
+        own = any(name.startswith("MLFLOW_TRACKING_") for name in run.spec.env)
+        if run.endpoint or not url or own or not run.spec.network:
+            return {}
+        return {
+            "MLFLOW_TRACKING_URI": url,
+            "MLFLOW_TRACKING_TOKEN": self._tokens.issue(run.id),
+            "MLFLOW_EXPERIMENT_NAME": run.name,
+            "MLFLOW_RUN_ID": run.id,
+        }
 
     async def end(self, tx: Tx, run: Run) -> None:
         """The job is over: what it left running is over too, and ended as the job did."""
@@ -464,11 +483,16 @@ class JobTracking:
             if told.state in {TrackedState.RUNNING, TrackedState.SCHEDULED}:
                 await tx.update(replace(told, state=STATE_OF[run.status], ended_ms=millis(self._clock.now())))
 
-    async def metrics(self, tx: Tx, run: Run) -> dict[str, float]:
-        """The latest value of everything that the job's own run measured of its model; system metrics left out."""
-        row = await tx.get(RunMetrics, run.id)
-        latest = domain.decode_latest(row.latest) if row is not None else {}
-        return {key: point.value for key, point in latest.items() if not key.startswith("system/")}
+    async def told(self, tx: Tx, run: Run) -> tuple[dict[str, float], dict[str, str]]:
+        """The latest metrics and the parameters of the job's own run: what its outputs' certificates state.
+
+        Metrics of the machine are left out: they say nothing of the model.
+        """
+        own = await tx.get(TrackedRun, run.id)
+        if own is None:
+            return {}, {}
+        latest = (await _told(tx, own)).latest
+        return {key: point.value for key, point in latest.items() if not key.startswith("system/")}, own.params
 
 
 async def home(tx: Tx, actor: Actor) -> str:
