@@ -20,7 +20,7 @@ from groundplane.domain.run import Run, RunStatus
 from groundplane.domain.spec import JobSpec
 from groundplane.domain.spec.parse import parse
 from groundplane.errors import InvalidInput, NotFound
-from groundplane.units import format_usd
+from groundplane.units import exact_usd
 
 if TYPE_CHECKING:
     from groundplane.client import Client
@@ -113,7 +113,7 @@ def _list_evaluations(project: str, name: str, version: str, limit: int, output:
             each.dataset,
             f"{each.items:,}",
             ", ".join(f"{score.metric} {_score(score)}" for score in each.scores),
-            format_usd(each.cost_microusd_per_1000),
+            exact_usd(each.cost_microusd_per_1000),
             ", ".join(alarm.kind for alarm in each.alarms) or "-",
             moment(each.at),
         )
@@ -131,8 +131,8 @@ def evaluation_views(found: Evaluation) -> list[View]:
     lines: list[View] = [
         f"{found.id}: {found.name} of {asked} on {found.dataset}, {found.items:,} items, {found.failed:,} unanswered",
         f"  latency  {fast}",
-        f"  cost     {format_usd(found.cost_microusd)} ({found.cost_source}), "
-        f"{format_usd(found.cost_microusd_per_1000)} for 1,000 requests",
+        f"  cost     {exact_usd(found.cost_microusd)} ({found.cost_source}), "
+        f"{exact_usd(found.cost_microusd_per_1000)} for 1,000 requests",
         f"  records  artifact {found.records_id}",
     ]
     lines += [
@@ -253,7 +253,7 @@ def _list_batches(project: str, output: str) -> None:
             each.output,
             f"{each.rows:,}",
             f"{each.errors:,}",
-            format_usd(each.cost_microusd_per_1000),
+            exact_usd(each.cost_microusd_per_1000),
             moment(each.at),
         )
         for each in found
@@ -275,8 +275,8 @@ def _result(made: Batch) -> list[View]:
     return [
         f"  answers  dataset {made.output} (artifact {made.artifact_id})",
         f"  asked    {made.model_version or made.target}, {made.dataset}",
-        f"  cost     {format_usd(made.cost_microusd)} ({made.cost_source}), "
-        f"{format_usd(made.cost_microusd_per_1000)} for 1,000 rows",
+        f"  cost     {exact_usd(made.cost_microusd)} ({made.cost_source}), "
+        f"{exact_usd(made.cost_microusd_per_1000)} for 1,000 rows",
     ]
 
 

@@ -15,16 +15,15 @@ from groundplane.jobs.batch import answer_rows
 from groundplane.jobs.calls import Asker
 from groundplane.jobs.evaluate import evaluate
 from groundplane.jobs.files import put_json, say
-from groundplane.jobs.order import ORDER_FILE, ProgramOrder, data_file
+from groundplane.jobs.order import ORDER_FILE, PROBLEM_FILE, ProgramOrder, data_file
 from groundplane.jobs.served import served
-
-PROBLEM_FILE = "problem.json"
 
 
 def main() -> int:
     """Reads its order, works, and says in `problem.json` why not when it can't."""
     order = msgspec.json.decode((Path(os.environ["GROUND_SECRETS_DIR"]) / ORDER_FILE).read_bytes(), type=ProgramOrder)
     output = Path(os.environ["GROUND_OUTPUT_DIR"])
+    (output / PROBLEM_FILE).unlink(missing_ok=True)  # an earlier attempt's
     try:
         return _work(order, output)
     except GroundError as problem:
@@ -48,7 +47,13 @@ def _work(order: ProgramOrder, output: Path) -> int:
         assert order.batch is not None
         found = answer_rows(order.batch, path, order.target, target, output)
         say(json.dumps(found))
-        return 3 if found["errors"] > order.batch.bad_rows else 0
+        if found["errors"] > order.batch.bad_rows:
+            problem = f"{found['errors']:,} rows are in error; spec.bad_rows allows {order.batch.bad_rows:,}"
+            kept = "what was answered is kept in the run's output folder; mend the rows, or raise spec.bad_rows"
+            put_json(output / PROBLEM_FILE, {"message": problem, "hint": kept})
+            say(f"error: {problem}")
+            return 3
+        return 0
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ TRIES = 6
 GONE_PATIENCE_S = 120.0
 """How long a server that can't be reached at all may take to come back."""
 NEW_KEY_PATIENCE_S = 60.0
+NO_MONEY_PATIENCE_S = 60.0
+"""The gateway is given money slice by slice: a slice that is spent is no budget that is spent."""
 PAUSE_MAX_S = 300.0
 _AGAIN = frozenset({408, 425, 500, 502, 503, 504})
 _In = TypeVar("_In")
@@ -73,6 +75,7 @@ class Asker:
         self._lock = threading.Lock()
         self._not_before = 0.0
         self._answered = False
+        self._broke_since: float | None = None
         self._began = time.monotonic()
         self.paused_s = 0.0
 
@@ -100,7 +103,7 @@ class Asker:
             latency_s = time.monotonic() - started
             answer = Answer(status, _json(said), headers.get("x-request-id", ""), latency_s)
             if status == 200:
-                self._answered = True
+                self._answered, self._broke_since = True, None
                 return answer
             if status == 429:
                 self._refused_for_now(answer, headers)
@@ -116,7 +119,10 @@ class Asker:
 
     def _refused_for_now(self, answer: Answer, headers: dict[str, str]) -> None:
         said = answer.body.get("error") if isinstance(answer.body, dict) else None
-        if isinstance(said, dict) and said.get("code") == "insufficient_quota":
+        now = time.monotonic()
+        broke = isinstance(said, dict) and said.get("code") == "insufficient_quota"
+        self._broke_since = (self._broke_since or now) if broke else None
+        if self._broke_since is not None and now - self._broke_since > NO_MONEY_PATIENCE_S:
             hint = "raise the project's budget, then submit it again"
             raise Refusal([Refused(rule="budget", need="money for the next row", have=answer.why_not, hint=hint)])
         wait_s = min(PAUSE_MAX_S, _seconds(headers.get("retry-after")) or 1.0)

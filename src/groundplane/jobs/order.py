@@ -11,6 +11,7 @@ from groundplane.domain.spec.inference import INPUT, BatchNeed, EvaluationNeed
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound
 
 ORDER_FILE = "order.json"
+PROBLEM_FILE = "problem.json"
 STAGED = f"GROUND_DATA_{INPUT.upper()}"
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
 

@@ -23,7 +23,7 @@ from groundplane.domain.run import Attempt, Run
 from groundplane.domain.spec.inference import BatchNeed, EvaluationNeed
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Unavailable
 from groundplane.identity import SYSTEM, Role
-from groundplane.jobs.order import ORDER_FILE, ProgramOrder
+from groundplane.jobs.order import ORDER_FILE, PROBLEM_FILE, ProgramOrder
 from groundplane.ports import AtLeast, Clock, ModelServer, RunFiles, Store, Tx
 from groundplane.services.access import Access
 from groundplane.services.models import Models
@@ -97,6 +97,17 @@ class Inference:
         if run.spec.evaluation is not None:
             return [await self._evaluations.collect(run)]
         return [await self._batches.collect(run)] if run.spec.batch is not None else []
+
+    async def why_failed(self, run: Run, message: str) -> str:
+        """The message with what the program itself said, where it could."""
+        if run.spec.inference is None:
+            return message
+        try:
+            said = await read_json(self._files.output_path(run.id, PROBLEM_FILE))
+        except InvalidInput:
+            return message
+        hint = f" ({said['hint']})" if said.get("hint") else ""
+        return f"{said.get('message', message)}{hint}"
 
     async def release(self, run: Run) -> None:
         """Revokes the run's keys. Twice is the same as once."""

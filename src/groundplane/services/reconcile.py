@@ -386,6 +386,7 @@ class Reconcile:
             except (InvalidInput, Refusal, NotFound, IntegrityFailure) as error:
                 status, reason, message = RunStatus.FAILED, EndReason.OUTPUT_REFUSED, _one_line(error)
         if self._inference is not None:
+            message = await self._inference.why_failed(run, message) if status is RunStatus.FAILED else message
             await self._inference.release(run)
         now = self._clock.now()
         async with self._store.transaction() as tx:
