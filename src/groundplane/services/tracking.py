@@ -91,6 +91,12 @@ class Tracking:
         async with self._store.transaction() as tx:
             return await self._experiment(tx, actor, experiment_id)
 
+    async def find(self, actor: Actor, name: str) -> Experiment:
+        """By its id or its name, as people write either. Raises NotFound."""
+        if name.startswith("exp-") or name == DEFAULT_EXPERIMENT_ID:
+            return await self.experiment(actor, name)
+        return await self.experiment_named(actor, name)
+
     async def experiment_named(self, actor: Actor, name: str) -> Experiment:
         """By its name in the key's project. A job that names one before it logs has its run there."""
         async with self._store.transaction() as tx:
