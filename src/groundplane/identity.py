@@ -47,6 +47,9 @@ class Permission(StrEnum):
     POLICY_READ = "policy:read"
     POLICY_WRITE = "policy:write"
     NODES_WRITE = "nodes:write"
+    TRAFFIC_READ = "traffic:read"
+    PREDICTIONS_READ = "predictions:read"
+    PREDICTIONS_WRITE = "predictions:write"
     INFERENCE = "inference:call"
     TRACKING_READ = "tracking:read"
     TRACKING_WRITE = "tracking:write"
@@ -56,15 +59,20 @@ P = Permission
 _READ = {P.RUNS_READ, P.MODELS_READ, P.ENDPOINTS_READ, P.COSTS_READ, P.PROJECTS_READ, P.SYSTEM_READ, P.REQUESTS_READ}
 _READ |= {P.POLICY_READ, P.TRACKING_READ}
 _MEMBER = _READ | {P.REQUESTS_WRITE, P.RUNS_WRITE, P.MODELS_WRITE, P.ENDPOINTS_WRITE, P.KEYS_READ, P.INFERENCE}
+_MEMBER |= {P.TRAFFIC_READ}
 _MEMBER |= {P.TRACKING_WRITE}
 
 ROLE_PERMISSIONS: dict[Role, frozenset[Permission]] = {
     Role.ADMIN: frozenset(Permission),
     Role.OPERATOR: frozenset(set(Permission) - {P.SYSTEM_WRITE}),
-    Role.LEAD: frozenset(_MEMBER | {P.PLANS_APPROVE}),
+    Role.LEAD: frozenset(_MEMBER | {P.PLANS_APPROVE, P.PREDICTIONS_READ}),
     Role.MEMBER: frozenset(_MEMBER),
     Role.FINANCE: frozenset(_READ | {P.BUDGETS_WRITE}),
-    Role.SECURITY: frozenset(_READ | {P.AUDIT_READ, P.KEYS_READ, P.KEYS_WRITE, P.POLICY_WRITE}),
+    Role.SECURITY: frozenset(
+        _READ
+        | {P.AUDIT_READ, P.KEYS_READ, P.KEYS_WRITE, P.POLICY_WRITE}
+        | {P.TRAFFIC_READ, P.PREDICTIONS_READ, P.PREDICTIONS_WRITE}
+    ),
     Role.VIEWER: frozenset(_READ),
     Role.CALLER: frozenset({P.INFERENCE}),
     # What a running job may do with the token it is given: tell of itself, and read what it builds on.

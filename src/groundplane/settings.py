@@ -129,6 +129,28 @@ class Settings:
     gateway_workers: int = _setting(
         "GROUND_GATEWAY_WORKERS", 0, "Gateway processes on this machine; 0 is one per core, at most 8.", _workers
     )
+    predictions: str = _setting(
+        "GROUND_PREDICTIONS",
+        "",
+        "Folder of the prediction log; empty means gateway/predictions under GROUND_HOME.",
+    )
+    traces_url: str = _setting(
+        "GROUND_GATEWAY_TRACES_URL",
+        "",
+        "Where the gateway sends spans as OTLP over HTTP, like http://collector:4318/v1/traces; empty sends none.",
+    )
+    traces_percent: int = _setting(
+        "GROUND_GATEWAY_TRACES_PERCENT",
+        100,
+        "How many of the requests become spans that bring no trace of their own; others follow their caller.",
+        _percent,
+    )
+    traces_headers: str = _setting(
+        "GROUND_GATEWAY_TRACES_HEADERS",
+        "",
+        "Headers sent with spans, as name=value,name=value, percent-encoded.",
+        secret=True,
+    )
     url: str = _setting("GROUND_URL", "", "Control plane the CLI talks to; empty means the local one.")
     key: str = _setting(
         "GROUND_KEY", "", "Key the CLI sends; empty reads the admin key under GROUND_HOME.", secret=True
@@ -344,6 +366,10 @@ class Settings:
     def base_url(self) -> str:
         """Where the CLI finds the control plane; a server on every address is reached on loopback."""
         return self.url.rstrip("/") or f"http://{_reachable(self.host)}:{self.port}"
+
+    @property
+    def predictions_folder(self) -> Path:
+        return Path(self.predictions).expanduser() if self.predictions else self.home / "gateway" / "predictions"
 
     @property
     def gateway_url(self) -> str:

@@ -20,6 +20,7 @@ from groundplane.adapters.executors.nodes import RunnerOptions
 from groundplane.adapters.executors.pool_book import PoolBook
 from groundplane.adapters.executors.ssh import SshExecutor, installation_id
 from groundplane.adapters.gap_filler import ChatGapFiller
+from groundplane.adapters.gateway_traffic import FileFigures, SocketTail
 from groundplane.adapters.jargon import Vocabulary
 from groundplane.adapters.job_tokens import FileJobTokens
 from groundplane.adapters.machine import ThisMachine
@@ -27,6 +28,7 @@ from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.model_servers.embedded import EmbeddedModelServer
 from groundplane.adapters.notify import LogNotifier
 from groundplane.adapters.policy_files import FolderPolicyFiles
+from groundplane.adapters.prediction_files import FolderPredictions
 from groundplane.adapters.prices import BookPriceBook
 from groundplane.adapters.provenance import MachineProvenance
 from groundplane.adapters.provider_keys import FolderProviderKeys
@@ -66,6 +68,7 @@ from groundplane.services.outlooks import Outlooks
 from groundplane.services.plans import Plans
 from groundplane.services.policy import Policies
 from groundplane.services.pools import Pools
+from groundplane.services.predictions import Predictions
 from groundplane.services.preflight import Preflight
 from groundplane.services.proofs import Proofs
 from groundplane.services.providers import Providers
@@ -84,6 +87,7 @@ from groundplane.services.staging import DataExecutor, Staging
 from groundplane.services.standing import Standing
 from groundplane.services.tracked_models import TrackedModels
 from groundplane.services.tracking import JobTracking, Tracking
+from groundplane.services.traffic import Traffic
 from groundplane.services.watchdogs import Watchdogs
 from groundplane.settings import LOOPBACK_HOSTS, Settings
 
@@ -143,6 +147,8 @@ class App:
     gateway_limits: GatewayLimits
     providers: Providers
     routes: Routes
+    predictions: Predictions
+    traffic: Traffic
     lease_owner: str
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     wakers: list[Callable[[], object]]
@@ -154,6 +160,7 @@ class App:
 
     async def close(self) -> None:
         """Lets go of nodes and of the database."""
+        await self.traffic.close()
         await self.checkpoints.close()
         await self.dev.close()
         for executor in self.executors.values():
@@ -440,6 +447,14 @@ async def build(settings: Settings) -> App:
             store=store, clock=clock, keys=FolderProviderKeys(home / "provider-keys"), probe=HttpProviderProbe()
         ),
         routes=Routes(store=store, clock=clock),
+        predictions=Predictions(
+            store=store, clock=clock, log=FolderPredictions(settings.predictions_folder)
+        ),
+        traffic=Traffic(
+            store=store,
+            tail=SocketTail(home / "gateway" / "tail.sock"),
+            figures=FileFigures(home / "gateway" / "metrics"),
+        ),
         gateway_config=GatewayConfig(
             store=store,
             clock=clock,

@@ -32,6 +32,7 @@ from groundplane.api import (
     oci,
     plans,
     policy,
+    predictions,
     preflight,
     projects,
     proofs,
@@ -43,6 +44,7 @@ from groundplane.api import (
     runs,
     sizing,
     system,
+    traffic,
     uploads,
 )
 from groundplane.api.errors import install
@@ -77,6 +79,8 @@ ROUTERS: tuple[APIRouter, ...] = (
     keys.router,
     limits.router,
     routes.router,
+    traffic.router,
+    predictions.router,
     projects.router,
     costs.router,
     sizing.router,

@@ -94,6 +94,7 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
     for (pool, health), number in (await app.nodes.tally(actor)).items():
         machines.labels(pool, health).set(number)
     await _queue_metrics(app, actor, registry)
+    await _prediction_metrics(app, actor, registry)
     _watch_metrics(app, registry)
     steps = Gauge("ground_loop_steps", "Steps a loop has taken.", ("loop",), registry=registry)
     failures = Gauge("ground_loop_failures", "Steps of a loop that failed.", ("loop",), registry=registry)
@@ -166,6 +167,15 @@ async def _storage_metrics(app: Any, actor: Actor, registry: CollectorRegistry) 
     )
     for project, size_bytes in projects.items():
         kept.labels(project).set(size_bytes)
+
+
+async def _prediction_metrics(app: Any, actor: Actor, registry: CollectorRegistry) -> None:
+    kept = Gauge("ground_prediction_bytes", "Bytes of the prediction log.", ("project",), registry=registry)
+    for one in await app.predictions.holdings(actor):
+        kept.labels(one.project).set(one.size_bytes)
+    gone = Gauge("ground_predictions_removed", "Removed since the start.", ("why",), registry=registry)
+    for why, count in app.predictions.counts.items():
+        gone.labels(why).set(count)
 
 
 async def _queue_metrics(app: Any, actor: Actor, registry: CollectorRegistry) -> None:

@@ -57,6 +57,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "endpoints": ("endpoints", "List and show endpoints."),
     "limits": ("limits", "Limit what goes through the gateway."),
     "routes": ("routes", "Say which endpoints and providers a model name leads to, and how one of them is chosen."),
+    "tail": ("tail", "Follow requests through the gateways as they end."),
+    "predictions": ("predictions", "Keep prompts and answers of a project: show, export, erase, and what is kept."),
     "providers": ("routes", "Ask hosted providers for models, with a key that stays in the gateway's hands."),
     "keys": ("access", "Create, list, rotate and revoke keys."),
     "projects": ("access", "Create and list projects."),

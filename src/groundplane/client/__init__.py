@@ -36,6 +36,7 @@ from groundplane.client.requests import RequestCalls
 from groundplane.client.routes import RouteCalls
 from groundplane.client.runs import RunCalls
 from groundplane.client.system import SystemCalls
+from groundplane.client.traffic import TrafficCalls
 from groundplane.client.transport import error_from, error_of
 from groundplane.errors import Unauthenticated
 from groundplane.settings import Settings
@@ -66,6 +67,7 @@ class Client(
     RouteCalls,
     RunCalls,
     SystemCalls,
+    TrafficCalls,
 ):
     """A connection to one control plane. Close it, or use it in a `with` block."""
 

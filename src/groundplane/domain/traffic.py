@@ -8,6 +8,8 @@ from typing import Any
 
 from groundplane.errors import InvalidInput
 
+DATAGRAM_MAX_BYTES = 49_152
+"""Of lines of JSON, a `Passed` each, from a gateway to who follows."""
 _CLASS_CHARACTERS = 3
 
 

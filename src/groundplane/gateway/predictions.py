@@ -82,7 +82,7 @@ def _append(path: Path, data: bytes) -> None:
     """Adds whole lines. A full disk leaves no part of them."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             try:
@@ -91,7 +91,7 @@ def _append(path: Path, data: bytes) -> None:
                 current = False
             if not current:
                 continue  # rewritten or removed while we waited
-            size = os.fstat(fd).st_size
+            size = _whole_bytes(fd)
             try:
                 written = 0
                 while written < len(data):
@@ -104,6 +104,15 @@ def _append(path: Path, data: bytes) -> None:
             os.close(fd)
 
 
+def _whole_bytes(fd: int) -> int:
+    """The file's size up to its last whole line. Half a line is of a writer of this name that died: it goes."""
+    size = os.fstat(fd).st_size
+    if size and os.pread(fd, 1, size - 1) != b"\n":
+        size = os.pread(fd, size, 0).rfind(b"\n") + 1
+        os.ftruncate(fd, size)
+    return size
+
+
 def read_salt(folder: Path) -> bytes:
     """This installation's salt of pseudonyms, made once by whoever needs it first."""
     path = folder / SALT_FILE
@@ -111,8 +120,8 @@ def read_salt(folder: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        draft = folder / f"{SALT_FILE}.{os.getpid()}"
-        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        draft = folder / f"{SALT_FILE}.{os.getpid()}.{os.urandom(4).hex()}"
+        fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         os.write(fd, os.urandom(_SALT_BYTES))
         os.fsync(fd)
         os.close(fd)

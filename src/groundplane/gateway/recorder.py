@@ -12,7 +12,6 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,9 @@ class _Frames:
         self._buffer = bytearray()
         self.ended = False
 
-    def read(self) -> Iterator[bytes]:
+    def read(self) -> list[bytes]:
         """Those that are there after waiting a moment."""
+        found = []
         ready, _, _ = select.select([self._source], [], [], _LOOK_S)
         if ready:
             data = self._source.recv(_READ_BYTES)
@@ -49,9 +49,10 @@ class _Frames:
             end = start + LENGTH.size + length
             if len(self._buffer) < end:
                 break
-            yield bytes(self._buffer[start + LENGTH.size : end])
+            found.append(bytes(self._buffer[start + LENGTH.size : end]))
             start = end
         del self._buffer[:start]
+        return found
 
 
 def main(argv: list[str]) -> int:
@@ -63,28 +64,28 @@ def main(argv: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(_NICENESS)
     frames = _Frames(source)
-    words: dict[str, Any] | None = None
+    found: list[bytes] = []
+    while not found:
+        if frames.ended:
+            return 0
+        found = frames.read()
+    words: dict[str, Any] = msgspec.msgpack.decode(found.pop(0))
     decode = msgspec.msgpack.Decoder(Sighting).decode
-    while words is None and not frames.ended:
-        for data in frames.read():
-            words = msgspec.msgpack.decode(data)
-            break
-    if words is None:
-        return 0
     counts: dict[str, int] = {}
     writer = PredictionWriter(Path(words["predictions"] or "."), words["gateway_id"], counts)
     exporter = TraceExporter(words["traces_url"], words["traces_headers"], words["gateway_id"], counts)
     tail = TailSender(Path(words["tail"] or "."), counts)
     told = b""
     while True:
-        for data in frames.read():
+        for data in found:
             seen = decode(data)
             if seen.flags & TAIL:
-                tail.send(seen)
+                tail.add(seen)
             if seen.flags & TRACE:
                 exporter.add(seen)
             if seen.flags & KEEP:
                 writer.add(seen)
+        tail.flush()
         if frames.ended:
             writer.close()
             exporter.close()
@@ -99,6 +100,7 @@ def main(argv: list[str]) -> int:
                 told = b""  # said again with the next look, unless nobody listens any more
         if frames.ended:
             return 0
+        found = frames.read()
 
 
 if __name__ == "__main__":

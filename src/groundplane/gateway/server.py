@@ -77,6 +77,7 @@ class Gateway:
         self.state.recover(recovered.settled)
         self._log.check_space()
         self.state.poll_snapshot(wait=True)
+        self.state.telemetry.tick()
         bound: int = self._server.sockets[0].getsockname()[1]
         await self._server.start_serving()
         self._tick()

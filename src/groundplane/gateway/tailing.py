@@ -1,6 +1,7 @@
-"""Requests told to whoever follows them: a datagram each, to the control plane's socket, or nowhere at all.
+"""Requests told to whoever follows them: lines of JSON in datagrams to the control plane's socket, or nowhere at all.
 
-A datagram that finds the socket full is dropped and counted; nothing waits. The format is `domain/traffic.Passed`.
+A datagram that finds the socket full for a moment is dropped and counted; no request waits. Format: a line is a
+`domain/traffic.Passed`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from pathlib import Path
 
 import msgspec
 
-from groundplane.domain.traffic import Passed
+from groundplane.domain.traffic import DATAGRAM_MAX_BYTES, Passed
 from groundplane.gateway.telemetry import Sighting
+
+_PATIENCE_S = 0.02
 
 
 class TailSender:
@@ -22,37 +25,30 @@ class TailSender:
         self._path = path
         self._counts = counts
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._socket.setblocking(False)
+        self._socket.settimeout(_PATIENCE_S)
         self._encode = msgspec.json.Encoder().encode
+        self._lines: list[bytes] = []
+        self._size_bytes = 0
 
-    def send(self, seen: Sighting) -> None:
-        passed = Passed(
-            id=seen.id,
-            at_s=seen.at_s,
-            project=seen.project,
-            key_id=seen.key_id,
-            owner=seen.owner,
-            model=seen.model,
-            target=seen.target,
-            revision=seen.revision,
-            endpoint=seen.path,
-            stream=seen.stream,
-            status=seen.status,
-            error=seen.error,
-            limit=seen.limit,
-            prompt_tokens=seen.prompt_tokens,
-            completion_tokens=seen.completion_tokens,
-            amount_microusd=seen.microusd,
-            queue_ms=seen.queue_us / 1000,
-            ttft_ms=None if seen.ttft_us is None else seen.ttft_us / 1000,
-            duration_ms=seen.duration_us / 1000,
-        )
+    def add(self, seen: Sighting) -> None:
+        """Puts one request in the next datagram."""
+        line = self._encode(_passed(seen)) + b"\n"
+        if self._size_bytes + len(line) > DATAGRAM_MAX_BYTES:
+            self.flush()
+        self._lines.append(line)
+        self._size_bytes += len(line)
+
+    def flush(self) -> None:
+        """Sends what was put together."""
+        lines, self._lines, self._size_bytes = self._lines, [], 0
+        if not lines:
+            return
         outcome = "sent"
         try:
             # A socket's path may be too long for an address: the folder is opened, and the name is short.
             folder = os.open(self._path.parent, os.O_PATH | os.O_CLOEXEC)
             try:
-                self._socket.sendto(self._encode(passed), f"/proc/self/fd/{folder}/{self._path.name}")
+                self._socket.sendto(b"".join(lines), f"/proc/self/fd/{folder}/{self._path.name}")
             finally:
                 os.close(folder)
         except ConnectionRefusedError:
@@ -61,4 +57,28 @@ class TailSender:
         except OSError:
             outcome = "dropped"
         name = f"tail/{outcome}"
-        self._counts[name] = self._counts.get(name, 0) + 1
+        self._counts[name] = self._counts.get(name, 0) + len(lines)
+
+
+def _passed(seen: Sighting) -> Passed:
+    return Passed(
+        id=seen.id,
+        at_s=seen.at_s,
+        project=seen.project,
+        key_id=seen.key_id,
+        owner=seen.owner,
+        model=seen.model,
+        target=seen.target,
+        revision=seen.revision,
+        endpoint=seen.path,
+        stream=seen.stream,
+        status=seen.status,
+        error=seen.error,
+        limit=seen.limit,
+        prompt_tokens=seen.prompt_tokens,
+        completion_tokens=seen.completion_tokens,
+        amount_microusd=seen.microusd,
+        queue_ms=seen.queue_us / 1000,
+        ttft_ms=None if seen.ttft_us is None else seen.ttft_us / 1000,
+        duration_ms=seen.duration_us / 1000,
+    )

@@ -17,6 +17,7 @@
 | watch     | 5 s    | counts silent nodes for the storm brake, tells owners of what idles    |
 | alarms    | 5 s    | tells people what evaluations have raised                             |
 | proofs    | 0.5 s  | takes resume proofs a step further                                    |
+| predictions | 60 s | removes what is past its retention, converts hours that are over |
 | storage   | 60 s   | re-reads a part of the artifact store, moves cold packs, collects    |
 """
 
@@ -136,6 +137,10 @@ def _upkeep(app: App) -> tuple[Loop, ...]:
     async def checkpoints() -> bool:
         return await app.checkpoints.step()
 
+    async def predictions() -> bool:
+        await app.predictions.upkeep()
+        return False
+
     async def storage() -> bool:
         await keep_storage(app)
         return False
@@ -146,6 +151,7 @@ def _upkeep(app: App) -> tuple[Loop, ...]:
         Loop(name="alarms", period_s=5.0, step=alarms),
         Loop(name="proofs", period_s=0.5, step=proofs),
         Loop(name="checkpoints", period_s=1.0, step=checkpoints),
+        Loop(name="predictions", period_s=60.0, step=predictions),
         Loop(name="storage", period_s=60.0, step=storage),
     )
 

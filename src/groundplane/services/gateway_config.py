@@ -13,6 +13,7 @@ from groundplane.domain import snapshot as compiled
 from groundplane.domain.access import Key
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.limits import LimitRule
+from groundplane.domain.prediction import PredictionRule
 from groundplane.domain.provider import Provider, RouteRule
 from groundplane.ports import Clock, SnapshotSink, Store, UsageLog
 from groundplane.services.costs import Costs
@@ -37,6 +38,7 @@ class GatewayConfig:
             endpoints = await tx.find(Endpoint, {"status": EndpointStatus.READY})
             providers = await tx.find(Provider)
             routes = await tx.find(RouteRule)
+            predictions = await tx.find(PredictionRule)
         while await self._costs.ingest():
             pass
         await self._costs.top_up_gateway()
@@ -58,6 +60,7 @@ class GatewayConfig:
             now=now,
             providers=providers,
             rules=routes,
+            predictions=predictions,
             limits=compiled_limits(rules, now),
         )
         if self._last is not None and _same(snapshot, self._last):

@@ -41,8 +41,8 @@ from groundplane.domain.model import ModelVersion
 from groundplane.domain.node import Cordon
 from groundplane.domain.planning import Plan
 from groundplane.domain.policy.exceptions import PolicyException
-from groundplane.domain.preflight import PreflightReport
 from groundplane.domain.prediction import PredictionRule
+from groundplane.domain.preflight import PreflightReport
 from groundplane.domain.provider import Provider, RouteRule
 from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Reservation, Schedule
 from groundplane.domain.registry import AliasMove, ModelAlias, RegistryEntry, VersionLabel
@@ -60,7 +60,7 @@ from groundplane.domain.tracking import (
 )
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0017"
+SCHEMA_REVISION = "0018"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)

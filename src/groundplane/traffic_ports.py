@@ -1,0 +1,80 @@
+"""What is asked of the outside world about requests that passed through the gateways; the rest is in `ports`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, Protocol
+
+from groundplane.domain.prediction import Form, Holdings, RewrittenFile, Wanted
+from groundplane.domain.traffic import Live, Passed
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Records, and where to go on; an empty `next` is the end."""
+
+    records: list[dict[str, Any]]
+    next: str
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What an erasure did: the pseudonym it looked for, records removed and looked at, how many a second look found."""
+
+    subject: str
+    removed: int
+    looked_at: int
+    left: int
+    files: tuple[RewrittenFile, ...]
+
+
+class PredictionLog(Protocol):
+    """The files that gateways' recorders write."""
+
+    async def read(self, project: str, wanted: Wanted, limit: int, *, after: str = "", newest: bool = False) -> Page:
+        """At most `limit` records that are wanted, oldest first unless `newest`. Unavailable for an unreadable file."""
+        ...
+
+    async def pseudonym(self, project: str, subject: str) -> str:
+        """What stands for a subject in the project's records."""
+        ...
+
+    async def holdings(self, project: str) -> Holdings:
+        """What is kept of the project."""
+        ...
+
+    async def erase(self, project: str, subject: str) -> Erased:
+        """Rewrites every file that holds the subject's records, then looks again. Again: removes what came since.
+        Dies halfway: each file is the old or the new one, and the next call goes on."""
+        ...
+
+    async def upkeep(self, project: str, before: date, form: Form, now_hour: str) -> int:
+        """Removes days before `before` and turns hours before `now_hour` (`2026-11-21/18`) into their form; how many
+        files were removed."""
+        ...
+
+    def can_write(self, form: Form) -> bool:
+        """Whether what the form needs is installed."""
+        ...
+
+
+class RequestTail(Protocol):
+    """Live requests, told by the gateways of this machine while somebody listens."""
+
+    async def after(self, place: int | None, wait_s: float) -> tuple[list[tuple[int, Passed]], int, int]:
+        """What came after a place in the stream (None: from now on), waiting for the first of it: the requests with
+        their places, the place to go on from, and how many were dropped or no longer kept in between."""
+        ...
+
+    async def close(self) -> None:
+        """Stops listening."""
+        ...
+
+
+class GatewayFigures(Protocol):
+    """What gateways leave of their figures for each other."""
+
+    async def live(self) -> Live:
+        """Those of every living gateway of this machine, as one."""
+        ...
