@@ -78,6 +78,7 @@ from groundplane.services.recon import Recon
 from groundplane.services.reconcile import Reconcile
 from groundplane.services.registry import Registry
 from groundplane.services.requests import Requests
+from groundplane.services.required_facts import FactRules
 from groundplane.services.routes import Routes
 from groundplane.services.runs import Runs
 from groundplane.services.scans import Scans
@@ -120,6 +121,7 @@ class App:
     logged_models: LoggedModels
     tracked_models: TrackedModels
     addenda: Addenda
+    fact_rules: FactRules
     gates: Gates
     scans: Scans
     datasets: Datasets
@@ -385,6 +387,7 @@ async def build(settings: Settings) -> App:
         models=models,
         artifacts=artifacts,
         addenda=addenda,
+        fact_rules=FactRules(store=store, clock=clock, models=models),
         registry=registry,
         tracking=tracking,
         logged_models=logged,

@@ -172,5 +172,6 @@ def test_a_version_is_scanned_where_it_is_and_what_is_found_is_kept(served: Any,
     assert [(row.kind, row.source, row.facts["refused"]) for row in kept] == [
         ("scan", "measured", "2"),
         ("scan", "measured", "0"),
+        ("scan", "measured", "0"),  # the one at registration
     ]
     assert not list((served.home / "scratch").iterdir()), "the copy that was looked at goes away"

@@ -1,8 +1,8 @@
 """A program of its own for the command line: looks at a stray model's files, and makes a folder that may be registered.
 
 `python -m groundplane.adapters.model_tools` with `scan PATH`, `adopt PATH FOLDER [PATTERN…]` or `verify FOLDER
-CERTIFICATE KEY…`; the answer is one JSON object on standard output. What is looked at was written by strangers: if
-looking ends the process, the command only says so.
+CERTIFICATE ADDENDA KEY…` (ADDENDA may be ""); the answer is one JSON object on standard output. What is looked at was
+written by strangers: if looking ends the process, the command only says so.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from groundplane.adapters.conversion import convert
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.signing import verified_by
+from groundplane.domain.addendum import check_chain, said
 from groundplane.domain.canonical import canonical_json, parse_json
 from groundplane.domain.certificate import PAYLOAD_TYPE, check_files, open_envelope, pae
 from groundplane.domain.model_files import Format
@@ -60,17 +61,18 @@ def adopt(source: Path, folder: Path, leave_out: list[str]) -> dict[str, object]
     return {"files": look(folder), "converted": converted, "left_out": left}
 
 
-def verify(folder: Path, certificate: Path, keys: list[Path]) -> dict[str, object]:
-    """Checks files against a certificate with public keys alone: no server, no database.
+def verify(folder: Path, certificate: Path, keys: list[Path], addenda: Path | None = None) -> dict[str, object]:
+    """Checks files, a certificate and its addenda with public keys alone: no server, no database.
 
-    Returns {"key_id" ("" when none of the keys signed it), "subject", "files", "problems": [text]}. The certificate,
-    the keys and a model.sig that lie among the files are none of them.
+    Returns {"key_id" ("" when none of the keys signed it), "subject", "files", "addenda": [what each says],
+    "problems": [text]}. The certificate, the addenda, the keys and a model.sig among the files are none of them.
     """
     text = canonical_json(parse_json(certificate.read_bytes())).decode()
     opened = open_envelope(text)
     signed = pae(PAYLOAD_TYPE, opened.payload)
     key_id = next((found for key in keys if (found := verified_by(key.read_bytes(), signed, opened.signature))), "")
-    beside = {path.resolve() for path in (certificate, *keys, folder / "model.sig")}
+    beside = {path.resolve() for path in (certificate, *keys, folder / "model.sig", folder / "addenda.json")}
+    beside |= {addenda.resolve()} if addenda else set()
     digests = {}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or (path.is_file() and path.resolve() not in beside):
@@ -80,10 +82,34 @@ def verify(folder: Path, certificate: Path, keys: list[Path]) -> dict[str, objec
     if not key_id:
         message = f"none of these keys signed it; it names key {opened.key_id[:16]}"
         problems.insert(0, Problem(field="certificate signature", message=message))
+    told, lost = _later(text, addenda, keys)
+    problems += lost
     predicate = opened.statement.get("predicate")
     version = predicate.get("version") if isinstance(predicate, dict) else None
     subject = str(version.get("id")) if isinstance(version, dict) else ""
-    return {"key_id": key_id, "subject": subject, "files": len(digests), "problems": [str(found) for found in problems]}
+    return {
+        "key_id": key_id,
+        "subject": subject,
+        "files": len(digests),
+        "addenda": told,
+        "problems": [str(found) for found in problems],
+    }
+
+
+def _later(certificate: str, addenda: Path | None, keys: list[Path]) -> tuple[list[str], tuple[Problem, ...]]:
+    """What a file of addenda says, and what is wrong with it; a key's id counts only with that very key."""
+    if addenda is None:
+        return [], ()
+    found = parse_json(addenda.read_bytes())
+    if not isinstance(found, list):
+        return [], (Problem(field="addenda", message=f"{addenda.name} is no list of envelopes"),)
+    envelopes = [canonical_json(each).decode() for each in found]
+
+    def signed(payload: bytes, signature: bytes, key_id: str) -> bool:
+        return any(verified_by(key.read_bytes(), payload, signature) == key_id for key in keys)
+
+    problems = check_chain(hashlib.sha256(certificate.encode()).hexdigest(), envelopes, signed)
+    return ([] if problems else [said(each) for each in envelopes]), problems
 
 
 def _convert(file: FoundFile, folder: Path) -> dict[str, object]:
@@ -140,7 +166,7 @@ def main() -> None:
         elif task == "adopt":
             told = adopt(path, Path(rest[0]), rest[1:])
         else:
-            told = verify(path, Path(rest[0]), [Path(word) for word in rest[1:]])
+            told = verify(path, Path(rest[0]), [Path(word) for word in rest[2:]], Path(rest[1]) if rest[1] else None)
     except Refusal as error:
         told = {"refusals": [asdict(refused) for refused in error.refusals]}
     except GroundError as error:

@@ -8,6 +8,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from groundplane import __version__
+from groundplane.domain.registry import source_kind
 from groundplane.errors import NotFound
 from groundplane.identity import Actor
 from groundplane.units import MICROUSD_PER_USD
@@ -116,6 +117,19 @@ async def _registry_metrics(app: Any, actor: Actor, registry: CollectorRegistry)
     for (project, pointer), number in (await app.datasets.counts()).items():
         if actor.sees(project):
             kept.labels(project, pointer).set(number)
+    scans = Gauge("ground_model_scans", "Scans that are kept, by outcome.", ("project", "outcome"), registry=registry)
+    for (project, outcome), number in (await app.scans.outcomes()).items():
+        if actor.sees(project):
+            scans.labels(project, outcome).set(number)
+    adopted = Gauge("ground_models_adopted", "Versions adopted from elsewhere.", ("project", "from"), registry=registry)
+    for (project, source), number in Tally(
+        (entry.project, source_kind(source)) for entry, source in await app.scans.adoptions(actor)
+    ).items():
+        adopted.labels(project, source).set(number)
+    later = Gauge("ground_model_addenda", "Later facts of versions.", ("project", "kind"), registry=registry)
+    for (project, addendum), number in (await app.addenda.counts()).items():
+        if actor.sees(project):
+            later.labels(project, addendum).set(number)
     judged = ("gate", "verdict")
     verdicts = Gauge("ground_gate_verdicts", "Verdicts of gates since the start.", judged, registry=registry)
     for (gate, verdict), number in app.gates.verdicts.items():

@@ -74,6 +74,7 @@ async def verify_model(name: str, number: Number, app: Ground, actor: Reader) ->
         checked_bytes=checked.checked_bytes,
         key_id=checked.key_id,
         problems=tuple(checked.problems),
+        addenda=checked.addenda,
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from groundplane.cli import model_tools, render
-from groundplane.cli.model_facts import facts_of
+from groundplane.cli.model_facts import facts_of, further_facts
 from groundplane.cli.options import Money, connect, output_option
 from groundplane.domain.certificate import (
     MAY_BE_UNKNOWN,
@@ -43,6 +43,7 @@ from groundplane.errors import Refusal, Refused
 @click.option("--hardware", default="", metavar="TEXT", help="On what it was made.")
 @click.option("--cost", type=Money(), metavar="USD", help="What it cost.")
 @click.option("--description", default="")
+@further_facts
 @click.option("--unknown", multiple=True, metavar="FACT=WHY", help=f"One of {', '.join(MAY_BE_UNKNOWN)}, and why.")
 @click.option("--leave-out", multiple=True, metavar="PATTERN", help="Files that stay behind, such as 'optimizer*'.")
 @output_option

@@ -46,13 +46,15 @@ def scan(subject: str, license_: str, base_license: Sequence[str], memory: str, 
         raise Refusal([_refused(finding) for finding in refused])
 
 
-def verify_offline(folder: str, certificate: str, keys: Sequence[str], output: str) -> None:
-    """A stranger's check: files, a certificate and public keys."""
+def verify_offline(folder: str, certificate: str, keys: Sequence[str], addenda: str, output: str) -> None:
+    """A stranger's check: files, a certificate, its addenda where there are some, and public keys."""
     if not Path(certificate).is_file():
         raise NotFound(f"there is no certificate {certificate}", "ground models certificate NAME@VERSION --envelope")
-    told = model_tools.verify(folder, certificate, keys)
+    told = model_tools.verify(folder, certificate, keys, addenda)
     text = f"{told['subject']}: {told['files']} files are as key {told['key_id']} signed"
-    render.show(told, output, lambda: told["problems"] or [text])
+    later = [f"{len(told['addenda'])} addenda are chained to it; only the control plane knows whether there are more"]
+    lines = [text, *(later if addenda else []), *(f"  {each}" for each in told["addenda"])]
+    render.show(told, output, lambda: told["problems"] or lines)
     if told["problems"]:
         raise IntegrityFailure(
             f"{folder} is not what was signed: {told['problems'][0]}", "fetch it anew, or don't use it"

@@ -37,9 +37,12 @@ def adopt(source: str, folder: str, leave_out: Sequence[str]) -> tuple[list[Look
     return _files(told["files"]), told["converted"], told["left_out"]
 
 
-def verify(folder: str, certificate: str, keys: Sequence[str]) -> dict[str, Any]:
-    """{"key_id", "subject", "files", "problems"} of files checked against a certificate, without a server."""
-    return _ask("verify", folder, certificate, *keys)
+def verify(folder: str, certificate: str, keys: Sequence[str], addenda: str = "") -> dict[str, Any]:
+    """{"key_id", "subject", "files", "addenda", "problems"} of files checked against a certificate, without a server.
+
+    `addenda` is a file of their envelopes; "" for none.
+    """
+    return _ask("verify", folder, certificate, addenda, *keys)
 
 
 def _ask(*words: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from groundplane.cli import adopt, model_checks, registry, render
-from groundplane.cli.model_facts import facts_of
+from groundplane.cli import adopt, certificates, model_checks, registry, render
+from groundplane.cli.model_facts import facts_of, further_facts
 from groundplane.cli.options import Money, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
@@ -60,16 +60,23 @@ def show(ref: str, output: str) -> None:
 @click.option("--offline", type=click.Path(exists=True, file_okay=False), help="Check this folder instead, alone.")
 @click.option("--key", multiple=True, type=click.Path(exists=True), help="A public key (PEM), for --offline.")
 @click.option("--certificate", "envelope", type=click.Path(exists=True), help="For --offline; else certificate.json.")
+@click.option(
+    "--addenda", "later", type=click.Path(exists=True), help="For --offline; else addenda.json, if it is there."
+)
 @output_option
-def verify(ref: str, offline: str | None, key: Sequence[str], envelope: str | None, output: str) -> None:
+def verify(
+    ref: str, offline: str | None, key: Sequence[str], envelope: str | None, later: str | None, output: str
+) -> None:
     """Re-hash every file and check the certificate's signature. Exits with 8 when anything changed.
 
-    With --offline a folder is checked against a certificate and a public key: no server is asked.
+    With --offline a folder is checked against a certificate, its addenda and a public key: no server is asked.
     """
     if bool(offline) == bool(ref) or (offline and not key):
         raise click.UsageError("Give NAME@VERSION, or --offline FOLDER --key PEM.")
     if offline:
-        model_checks.verify_offline(offline, envelope or str(Path(offline) / "certificate.json"), key, output)
+        beside = Path(offline) / "addenda.json"
+        addenda = later or (str(beside) if beside.is_file() else "")
+        model_checks.verify_offline(offline, envelope or str(Path(offline) / "certificate.json"), key, addenda, output)
         return
     with connect() as client:
         version = _version(client, ref)
@@ -81,7 +88,8 @@ def verify(ref: str, offline: str | None, key: Sequence[str], envelope: str | No
         )
     size = format_bytes(checked.checked_bytes)
     text = (
-        f"{checked.ref}: {checked.checked_files} files ({size}) and the certificate are as key {checked.key_id} signed"
+        f"{checked.ref}: {checked.checked_files} files ({size}), the certificate and {checked.addenda} addenda are as "
+        f"key {checked.key_id} signed"
     )
     render.show(checked, output, lambda: [text])
 
@@ -100,6 +108,8 @@ def certificate(ref: str, envelope: bool, output: str) -> None:
         return
     stated = json.dumps(found.statement, indent=2, ensure_ascii=False).splitlines()
     signed = f"{version.id}: signed by key {found.key_id}, sha256:{found.sha256}"
+    if found.addenda:
+        signed += f"; {len(found.addenda)} later facts: ground models addenda {version.id}"
     render.show(found, output, lambda: [signed, *stated])
 
 
@@ -118,6 +128,7 @@ def certificate(ref: str, envelope: bool, output: str) -> None:
 @click.option("--hardware", default="", metavar="TEXT", help="On what it was made.")
 @click.option("--cost", type=Money(), metavar="USD", help="What it cost.")
 @click.option("--description", default="")
+@further_facts
 @output_option
 def register(path: Path, name: str, project: str, output: str, **stated: object) -> None:
     """Register a file or a folder as a new, signed version.
@@ -139,7 +150,7 @@ def register(path: Path, name: str, project: str, output: str, **stated: object)
     render.show(version, output, lambda: [f"registered {version.id}", *_version_lines(version)])
 
 
-for command in (*registry.COMMANDS, *model_checks.COMMANDS, adopt.adopt):
+for command in (*registry.COMMANDS, *model_checks.COMMANDS, *certificates.COMMANDS, adopt.adopt):
     models.add_command(command)
 
 

@@ -17,6 +17,7 @@ import httpx
 from groundplane.client.access import AccessCalls
 from groundplane.client.approvals import ApprovalCalls
 from groundplane.client.artifacts import ArtifactCalls
+from groundplane.client.certificates import CertificateCalls
 from groundplane.client.checkpoints import CheckpointCalls
 from groundplane.client.data import DataCalls
 from groundplane.client.datasets import DatasetCalls
@@ -48,6 +49,7 @@ class Client(
     AccessCalls,
     ApprovalCalls,
     ArtifactCalls,
+    CertificateCalls,
     CheckpointCalls,
     DataCalls,
     DevCalls,

@@ -14,7 +14,8 @@ from groundplane.domain.certificate import open_envelope
 from groundplane.errors import InvalidInput
 from groundplane.units import format_bytes, format_usd
 
-FIRST = ("version", "metrics", "created", "run", "data", "code", "hardware", "environment")
+FIRST = ("version", "metrics", "hyperparameters", "created", "run", "data", "code", "hardware", "container",
+         "environment", "energy")  # fmt: skip
 SHOWN_ELSEWHERE = {"manifest", "packages", "unknown"}
 """The files have a table of their own, so has what is unknown; hundreds of packages are folded away."""
 NOT_STATED = "not stated"

@@ -40,6 +40,8 @@ TONES = {
     "not-met": BAD,
     "no-evidence": BAD,
     "waived": BUSY,
+    "clean": GOOD,
+    "warnings": BUSY,
     "stale": BAD,
     "skipped": OFF,
     "stopped": OFF,

@@ -199,19 +199,30 @@ def check_rows(
     return tuple(problems)
 
 
+def said(envelope: str) -> str:
+    """What an envelope that holds says, in one line, for whoever has no rows: `2 evaluation: …`."""
+    body = _part(open_envelope(envelope).statement, "predicate")
+    kind, created = AddendumKind(str(body.get("kind"))), _part(body, "created")
+    return f"{body.get('sequence')} {kind}: {in_words(kind, _part(body, 'facts'), str(created.get('by')))}"
+
+
 def summary(addendum: Addendum) -> str:
     """What an addendum says, in one line."""
-    facts = addendum.facts
-    if addendum.kind is AddendumKind.EVALUATION:
+    return in_words(addendum.kind, addendum.facts, addendum.by)
+
+
+def in_words(kind: AddendumKind, facts: Mapping[str, object], by: str) -> str:
+    """What facts of a kind say, in one line."""
+    if kind is AddendumKind.EVALUATION:
         metrics = facts.get("metrics")
         told = ", ".join(f"{name} {value:.6g}" for name, value in metrics.items()) if isinstance(metrics, dict) else ""
         on = f" on {facts['dataset']}" if facts.get("dataset") else ""
-        return f"{facts.get('name')}: {told}{on} ({facts.get('how')} by {addendum.by})"
-    if addendum.kind is AddendumKind.WAIVER:
+        return f"{facts.get('name')}: {told}{on} ({facts.get('how')} by {by})"
+    if kind is AddendumKind.WAIVER:
         ended = f", ended {facts['ended']}" if facts.get("ended") else f" until {facts.get('until')}"
         what = f"{facts.get('gate')} {facts.get('requirement')}"
         return f"{what} waived by {facts.get('owner')}{ended}: {facts.get('reason')}"
-    if addendum.kind is AddendumKind.ROLLBACK_TARGET:
+    if kind is AddendumKind.ROLLBACK_TARGET:
         at = f" at {facts['alias']}" if facts.get("alias") else ""
         return f"goes back to {facts.get('target')}{at}"
     return str(facts.get("sla"))

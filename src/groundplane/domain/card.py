@@ -24,8 +24,9 @@ def card_of(
     aliases: Sequence[str] = (),
     tags: Mapping[str, str],
     checks: Sequence[GateCheck],
+    later: Sequence[str] = (),
 ) -> str:
-    """The card in Markdown. `said` is the certificate's predicate; `checks` are newest first."""
+    """The card in Markdown. `said` is the certificate's predicate; `checks` are newest first, `later` its addenda."""
     stated, code, cost = _part(said, "version"), _part(said, "code"), said.get("cost_microusd")
     lines = ["---", yaml.safe_dump(_head(version, said), sort_keys=False, allow_unicode=True).rstrip(), "---", ""]
     lines += [f"# {version.id}", ""]
@@ -41,7 +42,11 @@ def card_of(
         ("registered", f"{version.created_at:%Y-%m-%d %H:%M} UTC by {version.created_by}"),
         ("code", _code(code)),
         ("hardware", _hardware(said)),
+        ("container", _container(_part(said, "container"))),
+        ("packages", _packages(_part(said, "environment"))),
         ("cost", format_usd(cost) if isinstance(cost, int) else "not known"),
+        ("energy", _energy(_part(said, "energy"))),
+        ("level of service", said.get("sla") or "not stated"),
         ("size", f"{format_bytes(version.size_bytes)} in {len(version.files)} files"),
         ("certificate", f"sha256:{version.certificate_sha256}"),
         *(("tag " + name, text) for name, text in tags.items()),
@@ -53,6 +58,10 @@ def card_of(
     lines += ["## What it was made from", ""]
     data = [(_cell(row, "name"), f"sha256:{_cell(row, 'sha256')}", _cell(row, "how")) for row in _rows(said, "data")]
     lines += _table(("data", "digest", "known by"), data) if data else ["Its data is not known.", ""]
+    if parameters := _part(said, "hyperparameters"):
+        lines += ["## Hyper-parameters", "", *_table(("name", "value"), sorted(parameters.items()))]
+    if later:
+        lines += ["## What became known later", "", *(f"- {_escaped(each)}" for each in later), ""]
     if checks:
         lines += ["## What gates said", ""]
         newest = checks[0]
@@ -118,6 +127,26 @@ def _hardware(said: Facts) -> str:
         return str(found["stated"])
     cards = [str(_cell(row, "name")) for row in _rows(found, "accelerators")]
     return ", ".join([str(found.get("cpu")), *cards]) if found else "not known"
+
+
+def _container(found: Facts) -> str:
+    if not found:
+        return "not known"
+    return f"{found.get('image')} {found.get('digest') or 'of unknown digest'}" if found.get("used") else "none"
+
+
+def _packages(found: Facts) -> str:
+    packages = found.get("packages")
+    if not isinstance(packages, list):
+        return "not known"
+    return f"{len(packages)} of the {found.get('of')}, {found.get('python')}, sha256:{found.get('packages_sha256')}"
+
+
+def _energy(found: Facts) -> str:
+    joules = found.get("joules")
+    if not isinstance(joules, int | float):
+        return "not known"
+    return f"{joules / 3_600_000:.6g} kWh, {found.get('how')} ({found.get('basis')})"
 
 
 def _part(value: Facts, name: str) -> Facts:

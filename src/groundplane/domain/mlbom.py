@@ -10,6 +10,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 
+from groundplane.domain.addendum import Addendum, AddendumKind, summary
 from groundplane.domain.licences import TERMS, plain
 
 SPEC_VERSION = "1.6"
@@ -25,8 +26,10 @@ _SPDX = {name: name for name in TERMS} | {
 _SPDX_LISTED = re.compile(r"[A-Z][A-Za-z]*-")
 
 
-def ml_bom(statement: Mapping[str, object], certificate_sha256: str, key_id: str) -> dict[str, object]:
-    """The document for a birth certificate's statement. The same certificate gives the same document."""
+def ml_bom(
+    statement: Mapping[str, object], certificate_sha256: str, key_id: str, addenda: Sequence[Addendum] = ()
+) -> dict[str, object]:
+    """The document for a birth certificate's statement and its addenda. The same ones give the same document."""
     said = _part(statement, "predicate")
     version, created, listed = _part(said, "version"), _part(said, "created"), _part(said, "manifest")
     ref = f"model:{version.get('id')}"
@@ -42,7 +45,7 @@ def ml_bom(statement: Mapping[str, object], certificate_sha256: str, key_id: str
         "supplier": {"name": str(version.get("owner") or "unknown")},
         "hashes": [{"alg": "SHA-256", "content": str(listed.get("sha256"))}],
         "licenses": _licences(str(version.get("license") or "")),
-        "modelCard": _card(said, data),
+        "modelCard": _card(said, data, addenda),
         "components": [
             {
                 "type": "file",
@@ -52,7 +55,7 @@ def ml_bom(statement: Mapping[str, object], certificate_sha256: str, key_id: str
             }
             for file in _rows(listed, "files")
         ],
-        "properties": _properties(said, certificate_sha256, key_id),
+        "properties": [*_properties(said, certificate_sha256, key_id), *_later(addenda)],
     }
     if base:
         ancestors = [
@@ -64,9 +67,9 @@ def ml_bom(statement: Mapping[str, object], certificate_sha256: str, key_id: str
         "bomFormat": "CycloneDX",
         "specVersion": SPEC_VERSION,
         "serialNumber": f"urn:uuid:{uuid.uuid5(_NAMESPACE, certificate_sha256)}",
-        "version": 1,
+        "version": 1 + len(addenda),
         "metadata": {
-            "timestamp": str(created.get("at")),
+            "timestamp": addenda[-1].at.isoformat() if addenda else str(created.get("at")),
             "tools": {"components": [{"type": "application", "name": str(created.get("software") or "groundplane")}]},
             "component": {key: value for key, value in model.items() if value not in ("", [])},
         },
@@ -75,7 +78,9 @@ def ml_bom(statement: Mapping[str, object], certificate_sha256: str, key_id: str
     }
 
 
-def _card(said: Mapping[str, object], data: Sequence[Mapping[str, object]]) -> dict[str, object]:
+def _card(
+    said: Mapping[str, object], data: Sequence[Mapping[str, object]], addenda: Sequence[Addendum]
+) -> dict[str, object]:
     metrics = _part(said, "metrics")
     parameters: dict[str, object] = {}
     if data:
@@ -83,11 +88,37 @@ def _card(said: Mapping[str, object], data: Sequence[Mapping[str, object]]) -> d
     card: dict[str, object] = {}
     if parameters:
         card["modelParameters"] = parameters
-    if metrics:
-        rows = [{"type": name, "value": format(value, "g")} for name, value in sorted(metrics.items())
-                if isinstance(value, int | float)]  # fmt: skip
+    rows: list[dict[str, object]] = [
+        {"type": name, "value": format(value, "g")}
+        for name, value in sorted(metrics.items())
+        if isinstance(value, int | float)
+    ]
+    for each in addenda:
+        rows += _performance(each) if each.kind is AddendumKind.EVALUATION else []
+    if rows:
         card["quantitativeAnalysis"] = {"performanceMetrics": rows}
     return card
+
+
+def _performance(addendum: Addendum) -> list[dict[str, object]]:
+    """An evaluation's metrics, with the data they were measured on and their intervals."""
+    facts, rows = addendum.facts, []
+    intervals = _part(facts, "intervals")
+    on = str(facts.get("dataset") or facts.get("name"))
+    for name, value in sorted(_part(facts, "metrics").items()):
+        row: dict[str, object] = {"type": name, "value": str(value), "slice": on}
+        ends = intervals.get(name)
+        if isinstance(ends, list | tuple) and len(ends) == 2:
+            row["confidenceInterval"] = {"lowerBound": str(ends[0]), "upperBound": str(ends[1])}
+        rows.append(row)
+    return rows
+
+
+def _later(addenda: Sequence[Addendum]) -> list[dict[str, object]]:
+    return [
+        {"name": f"groundplane:addendum:{each.sequence}:{each.kind}", "value": f"{summary(each)}; sha256:{each.sha256}"}
+        for each in addenda
+    ]
 
 
 def _dataset(row: Mapping[str, object]) -> dict[str, object]:
@@ -128,6 +159,16 @@ def _properties(said: Mapping[str, object], certificate_sha256: str, key_id: str
         "code:commit": code.get("commit"),
         "code:dirty": code.get("dirty"),
         "cost:microusd": said.get("cost_microusd"),
+        "container:image": _part(said, "container").get("image"),
+        "container:digest": _part(said, "container").get("digest"),
+        "environment:packages_sha256": _part(said, "environment").get("packages_sha256"),
+        "energy:joules": _part(said, "energy").get("joules"),
+        "energy:how": _part(said, "energy").get("how"),
+        "energy:basis": _part(said, "energy").get("basis"),
+        "sla": said.get("sla"),
+        "rollback_target": said.get("rollback_target"),
+        **{f"driver:{row.get('name')}": row.get("version") for row in _rows(_part(said, "hardware"), "drivers")},
+        **{f"hyperparameter:{name}": value for name, value in sorted(_part(said, "hyperparameters").items())},
     }
     named: list[dict[str, object]] = [
         {"name": f"groundplane:{name}", "value": _plain(value)}

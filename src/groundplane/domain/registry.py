@@ -15,6 +15,7 @@ from groundplane.domain.model import ModelVersion
 from groundplane.errors import InvalidInput
 
 TAGS_MAX = 50
+ADOPTED = "adopted"
 _BOUND = re.compile(r"([^<>=\s]{1,64})(?:(>=|<=)(-?[0-9.]+(?:[eE][+-]?[0-9]+)?))?")
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 
@@ -28,6 +29,7 @@ class MoveKind(StrEnum):
 class LabelKind(StrEnum):
     METRIC = "metric"
     TAG = "tag"
+    ORIGIN = "origin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,7 @@ class RegistryEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionLabel:
-    """A metric's value or a tag's text, one row each, to be searched. id = `<version>#<kind>/<name>`."""
+    """A metric's value, a tag's text or where it was adopted from, to be searched. id = `<version>#<kind>/<name>`."""
 
     id: str
     version_id: str
@@ -139,6 +141,17 @@ class VersionView:
     tags: Mapping[str, str]
     archived: bool
     archived_reason: str = ""
+
+
+def adopted_label(version_id: str, source: str) -> VersionLabel:
+    """Says that a version was adopted, and from where."""
+    label = label_id(version_id, LabelKind.ORIGIN, ADOPTED)
+    return VersionLabel(id=label, version_id=version_id, kind=LabelKind.ORIGIN, name=ADOPTED, text=source)
+
+
+def source_kind(source: str) -> str:
+    """`hf`, `mlflow` or `file`."""
+    return next((kind for kind in ("hf", "mlflow") if source.startswith(f"{kind}:")), "file")
 
 
 def check_tag(name: str, text: str) -> None:

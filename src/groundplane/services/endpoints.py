@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from groundplane.audit import EventDraft
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.planning import Plan
+from groundplane.domain.required_facts import Stage
 from groundplane.domain.run import Attempt, EndReason, Run, RunStatus
 from groundplane.domain.spec import EndpointSpec, JobSpec, Retry
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Unavailable
@@ -75,6 +76,7 @@ class Endpoints:
                 f"{version.id} is not what was signed: {checked.problems[0]}",
                 f"ground models verify {version.id} lists every problem; register it anew",
             )
+        await self._models.demand_facts(version, Stage.DEPLOY)
         directory = await self._models.materialise(version.id, self._files.model_dir(version.id))
         name = spec.metadata.name
         command = engine.command(
@@ -159,6 +161,8 @@ class Endpoints:
             await self._commit(endpoint, now, self._period_s)
             return
         readiness = await self._engine(endpoint.spec).ready(url, endpoint.id)
+        if readiness.ok and not await self._may_load(endpoint, attempt, now):
+            return
         if readiness.ok:
             ready = replace(
                 endpoint,
@@ -178,6 +182,18 @@ class Endpoints:
             return
         waiting = replace(endpoint, status=EndpointStatus.DEPLOYING, base_url="", message=readiness.detail)
         await self._commit(waiting, now, READY_CHECK_PERIOD_S)
+
+    async def _may_load(self, endpoint: Endpoint, attempt: Attempt, now: datetime) -> bool:
+        """Whether every required fact is still known; else its replica ends before it answers anybody."""
+        version = await self._models.get(SYSTEM, endpoint.model_version)
+        missing = await self._models.missing_facts(version, Stage.LOAD)
+        if not missing:
+            return True
+        await self._runs.stop(SYSTEM, attempt.run_id, "a required fact is missing", because=EndReason.NEVER_READY)
+        why = "; ".join(f"{each.fact}: {each.have} ({each.supply})" for each in missing)
+        text = f"project {version.project} requires facts that {version.id} lacks: {why}"
+        await self._commit(replace(endpoint, message=text), now, READY_CHECK_PERIOD_S)
+        return False
 
     async def _over(self, endpoint: Endpoint, run: Run | None, now: datetime) -> None:
         why = run.message if run is not None else "its run is gone"

@@ -31,7 +31,7 @@ from groundplane.domain.model import (
     path_refusals,
 )
 from groundplane.domain.model_scan import ScanReport, judge_scan, refusals_of
-from groundplane.domain.registry import ModelAlias, entry_of, metric_labels
+from groundplane.domain.registry import ModelAlias, adopted_label, entry_of, metric_labels
 from groundplane.domain.required_facts import Known, Missing, RequiredFacts, Stage, judge_facts
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.domain.signing_bundle import signing_bundle
@@ -256,6 +256,8 @@ class Models:
                             scan_evidence(f"{version.id}#scan", version, draft.report, rules, actor.name, at)
                         )
                     await tx.insert_many_once(metric_labels(version))
+                    if draft.birth.adopted_from:
+                        await tx.insert(adopted_label(version.id, draft.birth.adopted_from))
                     await tx.insert_many_once(_lineage(version, draft.birth))
                     await tx.append_event(self._registered(actor, version, draft.reason))
                     return version
@@ -351,7 +353,10 @@ class Models:
             return {row.alias: row.number for row in await tx.find(ModelAlias, {"name": name}, order="alias")}
 
     async def certificate(self, actor: Actor, ref: str) -> dict[str, object]:
-        """{"envelope" (DSSE), "statement" (its meaning), "key_id", "sha256"}. IntegrityFailure unless it holds."""
+        """{"envelope" (DSSE), "statement" (its meaning), "key_id", "sha256", "addenda" (envelopes, oldest first)}.
+
+        IntegrityFailure unless all of them hold.
+        """
         version = await self.get(actor, ref)
         _demand(version, self.problems(version))
         opened = cert.open_envelope(version.certificate)
@@ -360,6 +365,7 @@ class Models:
             "statement": opened.statement,
             "key_id": opened.key_id,
             "sha256": version.certificate_sha256,
+            "addenda": [parse_json(each.envelope) for each in await self._addenda(version)],
         }
 
     async def bom(self, actor: Actor, ref: str) -> dict[str, object]:
@@ -367,7 +373,8 @@ class Models:
         found = await self.certificate(actor, ref)
         statement = found["statement"]
         assert isinstance(statement, dict)
-        return ml_bom(statement, str(found["sha256"]), str(found["key_id"]))
+        version = await self.get(actor, ref)
+        return ml_bom(statement, str(found["sha256"]), str(found["key_id"]), await self._addenda(version))
 
     async def signing_bundle(self, actor: Actor, ref: str) -> dict[str, object]:
         """{"bundle" (for the OpenSSF model-signing tool), "public_key" (PEM)}. IntegrityFailure unless it holds."""
@@ -432,6 +439,13 @@ class Models:
         await self._files.place(target, version.files, self._blobs)
         return target
 
+    async def _addenda(self, version: ModelVersion) -> list[Addendum]:
+        """A version's addenda, oldest first. IntegrityFailure unless each is what was signed."""
+        _, lost = await self._addenda_problems(version)
+        _demand(version, lost)
+        async with self._store.transaction() as tx:
+            return await tx.find(Addendum, {"version_id": version.id}, order="sequence")
+
     async def _addenda_problems(self, version: ModelVersion) -> tuple[int, tuple[Problem, ...]]:
         """How many addenda there are, and what is wrong with them: the trail knows which there must be."""
         async with self._store.transaction() as tx:
@@ -446,10 +460,8 @@ class Models:
         facts that are not what was signed are no facts.
         """
         _demand(version, self.problems(version))
-        _, lost = await self._addenda_problems(version)
-        _demand(version, lost)
+        addenda = await self._addenda(version)
         async with self._store.transaction() as tx:
-            addenda = await tx.find(Addendum, {"version_id": version.id}, order="sequence")
             return await _missing(tx, version, addenda, stage)
 
     async def demand_facts(self, version: ModelVersion, stage: Stage) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from groundplane.domain.access import checked_text
-from groundplane.domain.addendum import AddendumKind
+from groundplane.domain.addendum import AddendumKind, summary
 from groundplane.domain.card import card_of
 from groundplane.domain.gate import GateCheck, Verdict, Waiver, waived
 from groundplane.domain.model import ModelVersion, check_alias, parse_ref
@@ -271,7 +271,8 @@ class Registry:
         view = await self.view(actor, ref)
         checks = await self._gates.checks(actor, view.version.id, limit=1)
         said = await self._predicate(actor, view.version)
-        return card_of(view.version, said, aliases=view.aliases, tags=view.tags, checks=checks)
+        later = [summary(each) for each in await self._addenda.addenda(actor, view.version.id)]
+        return card_of(view.version, said, aliases=view.aliases, tags=view.tags, checks=checks, later=later)
 
     async def _predicate(self, actor: Actor, version: ModelVersion) -> Mapping[str, object]:
         found = await self._models.certificate(actor, version.id)

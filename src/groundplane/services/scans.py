@@ -14,6 +14,7 @@ from pathlib import Path
 from groundplane.audit import EventDraft
 from groundplane.domain.gate import Evidence, Kind, scan_evidence
 from groundplane.domain.model_scan import ScanReport, judge_scan
+from groundplane.domain.registry import ADOPTED, LabelKind, RegistryEntry, VersionLabel
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, Ids, ModelFiles, Store
 from groundplane.services.models import Models
@@ -92,6 +93,15 @@ class Scans:
         async with self._store.transaction() as tx:
             found = await tx.find(Evidence, where, order="-at", limit=min(limit, MAX_LISTED))
         return [each for each in found if actor.sees(each.project)]
+
+    async def adoptions(self, actor: Actor) -> list[tuple[RegistryEntry, str]]:
+        """Versions that were adopted, newest first, and from where."""
+        async with self._store.transaction() as tx:
+            labels = await tx.find(VersionLabel, {"kind": LabelKind.ORIGIN, "name": ADOPTED})
+            sources = {label.version_id: label.text for label in labels}
+            found = await tx.find(RegistryEntry, {"id": tuple(sources)}) if sources else []
+        found.sort(key=lambda entry: (entry.created_at, entry.number), reverse=True)
+        return [(entry, sources[entry.id]) for entry in found if actor.sees(entry.project)]
 
     async def outcomes(self) -> Counter[tuple[str, str]]:
         """(project, outcome) → scans that are kept."""

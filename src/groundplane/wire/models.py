@@ -46,16 +46,21 @@ class ModelCheck:
     checked_bytes: int
     key_id: str
     problems: tuple[Problem, ...] = ()
+    addenda: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificate:
-    """A birth certificate: the signed DSSE envelope, the in-toto statement inside it, who signed, and its digest."""
+    """A birth certificate: the signed DSSE envelope, the in-toto statement inside it, who signed, its digest; and
+
+    the signed envelopes of its addenda, oldest first.
+    """
 
     envelope: dict[str, Any]
     statement: dict[str, Any]
     key_id: str
     sha256: str
+    addenda: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
