@@ -37,8 +37,10 @@ from groundplane.domain.gate import Evidence, Gate, GateApproval, GateCheck, Wai
 from groundplane.domain.intake.request import Request
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
 from groundplane.domain.limits import LimitRule
+from groundplane.domain.lineage import LineageCursor, OutsideEdge, OutsideEvent
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.node import Cordon
+from groundplane.domain.oci_push import PushedManifest, PushedTag
 from groundplane.domain.planning import Plan
 from groundplane.domain.policy.exceptions import PolicyException
 from groundplane.domain.prediction import PredictionRule
@@ -60,7 +62,7 @@ from groundplane.domain.tracking import (
 )
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0018"
+SCHEMA_REVISION = "0019"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -211,6 +213,16 @@ KINDS: dict[type, Kind] = {
             not_negative=("size_bytes",),
         ),
         Kind(row=LineageEdge, table="lineage_edges", indexes=(("parent",), ("child",))),
+        Kind(row=LineageCursor, table="lineage_cursors"),
+        Kind(row=OutsideEvent, table="outside_events", indexes=(("project", "at"),)),
+        Kind(row=OutsideEdge, table="outside_edges", indexes=(("parent",), ("child",))),
+        Kind(
+            row=PushedManifest,
+            table="pushed_manifests",
+            indexes=(("name",), ("project",)),
+            not_negative=("size_bytes",),
+        ),
+        Kind(row=PushedTag, table="pushed_tags", indexes=(("name",),)),
         Kind(row=Erasure, table="erasures", indexes=(("dataset_id", "at"),), append_only=True),
         Kind(row=Experiment, table="experiments", unique=(("project", "name"),)),
         Kind(
