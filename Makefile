@@ -18,10 +18,10 @@ SOAK_FAULTS ?= 500
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench soak docs lock clean
+.PHONY: help setup demo test check format bench bench-gateway soak docs lock clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: $(VENV)/demo.stamp ## play the golden path on this machine: train, kill, resume, register, serve, bill, tear down
 	@$(BIN)/python examples/demo.py
@@ -44,6 +44,9 @@ format: $(VENV)/dev.stamp ## put the code in the house's format
 
 bench: $(VENV)/dev.stamp ## every performance claim, measured on this machine
 	@for bench in $(BENCHES); do echo "== $$bench"; timeout $(BENCH_LIMIT_S) $(BIN)/python $$bench || exit 1; done
+
+bench-gateway: $(VENV)/dev.stamp ## the gateway beside other proxies, which are installed into a cache first; ARGS="--only requests"
+	@$(BIN)/python bench/gateway.py --install --only all $(ARGS)
 
 soak: $(VENV)/dev.stamp ## random faults against a real control plane and sshd hosts, SOAK_FAULTS (500) or SOAK_MINUTES (10) long
 	@$(BIN)/python -m tests.faults --faults $(SOAK_FAULTS) --minutes $(SOAK_MINUTES) $(if $(SEED),--seed $(SEED))

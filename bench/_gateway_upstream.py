@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from typing import cast
 
 import uvloop
@@ -45,12 +46,19 @@ _END += _chunk(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 
 
 class Upstream(asyncio.Protocol):
-    """Knows requests with a Content-Length only; that is what every proxy here sends."""
+    """Knows requests with a Content-Length only; that is what every proxy here sends. GET /lost says when, by the
+    machine's monotonic clock, it last lost a connection in the middle of a stream."""
+
+    lost_at = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-
         self.transport = cast(asyncio.Transport, transport)
         self.buffer = b""
+        self.streaming = False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.streaming:
+            Upstream.lost_at = time.monotonic()
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
@@ -61,9 +69,13 @@ class Upstream(asyncio.Protocol):
                 return
             body = self.buffer[end + 4 : end + 4 + length]
             self.buffer = self.buffer[end + 4 + length :]
-            if b'"stream":true' in body:
+            if b'"stream":true' in body or b'"stream": true' in body:
+                self.streaming = True
                 self.transport.write(_STREAM_HEAD)
                 asyncio.get_running_loop().call_later(FRAME_PERIOD_S, self.send_frame, FRAMES)
+            elif head.startswith(b"get /lost "):
+                told = b"%.6f" % Upstream.lost_at
+                self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(told), told))
             else:
                 self.transport.write(_ANSWER)
 
@@ -71,6 +83,7 @@ class Upstream(asyncio.Protocol):
         if self.transport.is_closing():
             return
         if left == 0:
+            self.streaming = False
             self.transport.write(_END)
             return
         self.transport.write(_FRAME)

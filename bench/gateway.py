@@ -1,287 +1,327 @@
-"""What a request and a streamed frame cost through the gateway, beside nginx and beside no proxy at all.
+"""What a request and a streamed frame cost through the gateway, beside other proxies and beside no proxy at all.
 
-    python bench/gateway.py [--rounds 5] [--seconds 1.2] [--connections 64] [--workers 1] [--json]
+    python bench/gateway.py                                     two parts, with what is installed
+    python bench/gateway.py --install --only all --rounds 5     `make bench-gateway`: installs peers into a cache first
+    python bench/gateway.py --only requests,streams --subjects nginx,ours-T0,ours-T1,ours-T2 --json
 
-The gateway does all it does in production: key, request and token limits, dollar budget, write-ahead log (tier 2; it
-has no smaller one). nginx and Envoy, where they are installed (ENVOY names its program), only proxy (tier 0). `varied`
-is the gateway asked by callers whose every request head differs, so that no head is known. Each proxy runs alone on
-the first core (more workers: on the first ones); upstream and load generator share the last. Rounds are interleaved
-and medians are printed. CPU time is the figure to trust on a machine that others use too.
+Ours is measured in three tiers: T0 forwards; T1 adds limits of requests and tokens, and metrics; T2, as in production,
+adds dollars and the durable usage log (T0 and T1 look a key up too). nginx and Envoy only forward (T0); LiteLLM without
+a key or a database and Portkey do what they can't help doing. Rounds are interleaved, medians are printed. CPU time is
+the figure to trust on a machine that others use too; latencies are read beside `direct` on the same machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
-import shutil
-import socket
-import statistics
 import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
+from _gateway_peers import PEERS, install
+from _gateway_subjects import FLOOD, Failed, Subject, Yard
 
-from _gateway_load import SECRET
-from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, encode
-from groundplane.domain.spec import TokenPrice
-
-HERE = Path(__file__).parent
-ENVOY = os.environ.get("ENVOY") or shutil.which("envoy")
-NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
-STREAMS = 50
-CPU = ("cpu_us_per_request", "cpu_us_per_frame")
-
-_NGINX_CONF = """
-daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log {folder}/error.log crit; {user}
-events {{ worker_connections 4096; }}
-http {{
-  access_log off; client_body_temp_path {folder}/body; proxy_temp_path {folder}/proxy; keepalive_requests 1000000;
-  fastcgi_temp_path {folder}/f; uwsgi_temp_path {folder}/u; scgi_temp_path {folder}/s;
-  upstream model {{ server 127.0.0.1:{upstream}; keepalive 128; keepalive_requests 1000000; }}
-  server {{
-    listen 127.0.0.1:{port};
-    location / {{
-      proxy_pass http://model; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;
-    }}
-  }}
-}}
-"""
+OURS = ("ours-T0", "ours-T1", "ours-T2")
+ADDED = ("added_p50_ms", "added_p99_ms", "p50_ms", "p99_ms", "unanswered")
+Row = dict[str, float | None]
+Table = dict[str, Row]
 
 
-_ENVOY_CONF = """
-static_resources:
-  listeners:
-  - address: {{socket_address: {{address: 127.0.0.1, port_value: {port}}}}}
-    filter_chains:
-    - filters:
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: bench
-          route_config:
-            virtual_hosts:
-            - name: all
-              domains: ["*"]
-              routes: [{{match: {{prefix: /}}, route: {{cluster: model, timeout: 0s}}}}]
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config: {{"@type": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router}}
-  clusters:
-  - name: model
-    connect_timeout: 1s
-    load_assignment:
-      cluster_name: model
-      endpoints:
-      - lb_endpoints:
-        - endpoint: {{address: {{socket_address: {{address: 127.0.0.1, port_value: {upstream}}}}}}}
-"""
+class Bench:
+    """The parts. Each returns a table: a row of figures by subject."""
+
+    def __init__(self, yard: Yard, options: argparse.Namespace) -> None:
+        self.yard = yard
+        self.options = options
+        wanted = options.subjects or ["direct", *PEERS, *OURS]
+        self._twins: dict[str, Subject] = {}
+        self.subjects = [one for one in map(yard.subject, wanted) if one is not None]
+
+    def all(self, part: str) -> Iterator[Subject]:
+        """Those that still do what this part asks. One that does not is left out of it from then on, and that is said;
+        when it is ours, nothing that follows is worth reading."""
+        for one in self.subjects:
+            if (one.name, part) not in self.yard.faults:
+                yield one
+
+    @contextlib.contextmanager
+    def measuring(self, one: Subject, part: str) -> Iterator[None]:
+        try:
+            yield
+        except Failed as error:
+            if one.name.startswith("ours"):
+                raise SystemExit(f"error: {one.name}: {error}") from None
+            self.yard.faults[one.name, part] = str(error)
+
+    # ------------------------------------------------------------ what work costs
+
+    def requests(self) -> Table:
+        """CPU per request and saturation: connections that ask as fast as they are answered."""
+        for _ in range(self.options.rounds):
+            for one in self.all("requests"):
+                with self.measuring(one, "requests"):
+                    self._answers(one, one.name)
+                    if one.name == "ours-T2":
+                        self._answers(one, "ours-T2 varied", varied=True)
+        return self._table(("cpu_us_per_request", "x_nginx", "per_s", "p50_ms", "p99_ms"), "cpu_us_per_request")
+
+    def _answers(self, one: Subject, name: str, **more: object) -> None:
+        subject = one if name == one.name else self._twin(one, name)
+        connections = 8 if one.slow else self.options.connections
+        before_s = one.cpu_s()
+        told = one.load("answers", connections=connections, seconds=self.options.seconds, **more)
+        if one.tier >= 0:  # the process there is the upstream itself
+            subject.note("cpu_us_per_request", (one.cpu_s() - before_s) / told["requests"] * 1e6)
+        for figure in ("per_s", "p50_ms", "p99_ms"):
+            subject.note(figure, told[figure])
+
+    def streams(self) -> Table:
+        """CPU per frame: 50 streams at once, a frame each 10 ms, as models send them."""
+        for _ in range(self.options.rounds):
+            for one in self.all("streams"):
+                if one.tier < 0:
+                    continue
+                with self.measuring(one, "streams"):
+                    before_s = one.cpu_s()
+                    told = one.load("streams", streams=4 if one.slow else 50)
+                    one.note("cpu_us_per_frame", (one.cpu_s() - before_s) / told["frames"] * 1e6)
+                    one.note("first_p50_ms", told["first_p50_ms"])
+                    one.note("first_p99_ms", told["first_p99_ms"])
+        return self._table(("cpu_us_per_frame", "x_nginx", "first_p50_ms", "first_p99_ms"), "cpu_us_per_frame")
+
+    def workers(self) -> Table:
+        """One worker and several, each on a core of its own where there are so many."""
+        single, several = self.yard.subject("ours-T2"), self.yard.subject("ours-workers")
+        table: Table = {}
+        if single is None or several is None:
+            return table
+        names = {single.name: "1 worker", several.name: f"{self.yard.workers} workers"}
+        for _ in range(self.options.rounds):
+            for one in (single, several):
+                self._answers(one, names[one.name])
+        for name in names.values():
+            table[name] = self._row(self._twins[name], ("cpu_us_per_request", "per_s", "p50_ms", "p99_ms"))
+        cores = len(os.sched_getaffinity(0))
+        if cores < self.yard.workers + 1:
+            print(f"note: {cores} cores for {self.yard.workers} workers and the load: workers share cores with it")
+        return table
+
+    # ------------------------------------------------------------ latency
+
+    def latency(self) -> Table:
+        """Open loop at 10, 50 and 80 % of each one's own saturation: what it adds to the way without it."""
+        table: Table = {}
+        rates: dict[str, float] = {}
+        for one in self.all("latency"):
+            if one.tier >= 0:
+                with self.measuring(one, "latency"):
+                    connections = 8 if one.slow else 64
+                    rates[one.name] = one.load("answers", connections=connections, seconds=self.options.seconds)[
+                        "per_s"
+                    ]
+        for percent in (10, 50, 80):
+            for _ in range(self.options.rounds):
+                for one in self.all("latency"):
+                    if one.name in rates:
+                        with self.measuring(one, "latency"):
+                            for figure, value in self._added(one, max(1.0, rates[one.name] * percent / 100)).items():
+                                one.note(f"{figure} {percent}", value)
+        for one in self.subjects:
+            for percent in (10, 50, 80):
+                if one.median(f"p50_ms {percent}") is not None:
+                    row = {figure: one.median(f"{figure} {percent}") for figure in ADDED}
+                    table[f"{one.name} {percent} %"] = {"rate_per_s": rates[one.name] * percent / 100, **row}
+        return table
+
+    def thousand(self) -> Table:
+        """1,000 requests a second: what is added to the direct way, and to nginx's p99."""
+        for _ in range(self.options.rounds):
+            for one in self.all("thousand"):
+                if not one.slow:
+                    with self.measuring(one, "thousand"):
+                        for figure, value in self._added(one, 1_000.0).items():
+                            one.note(f"{figure} 1000", value)
+        table: Table = {}
+        nginx = self.yard.subject("nginx")
+        base = None if nginx is None else nginx.median("p99_ms 1000")
+        for one in self.subjects:
+            p99 = one.median("p99_ms 1000")
+            if p99 is not None:
+                over = None if base is None else p99 - base
+                table[one.name] = {"p50_ms": one.median("p50_ms 1000"), "p99_ms": p99, "p99_over_nginx_ms": over}
+        return table
+
+    def _added(self, one: Subject, rate: float) -> dict[str, float]:
+        direct = self.yard.direct.load("paced", rate=rate, seconds=self.options.seconds, connections=16)
+        told = one.load("paced", rate=rate, seconds=self.options.seconds, connections=16)
+        added = {f"added_{figure}": told[figure] - direct[figure] for figure in ("p50_ms", "p99_ms")}
+        return added | {"p50_ms": told["p50_ms"], "p99_ms": told["p99_ms"], "unanswered": told["unanswered"]}
+
+    def flood(self) -> Table:
+        """One tenant asks without end and is refused nearly always; another asks 100 times a second."""
+        table: Table = {}
+        ours = self.yard.subject("ours-T2")
+        if ours is None:
+            return table
+        asked = {"rate": 100, "seconds": max(3.0, self.options.seconds), "connections": 8}
+        for name in ("quiet", "flooded"):
+            with contextlib.ExitStack() as stack:
+                if name == "flooded":
+                    command = ours.command("answers", connections=64, seconds=60, secret=FLOOD, good=[200, 429, 503])
+                    flooding = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+                    stack.callback(flooding.wait)
+                    stack.callback(flooding.terminate)
+                rounds = [ours.load("paced", **asked) for _ in range(self.options.rounds)]
+            ranked = sorted(rounds, key=lambda told: told["p99_ms"])
+            middle = ranked[len(ranked) // 2]
+            table[name] = {figure: middle[figure] for figure in ("p50_ms", "p99_ms", "per_s", "unanswered")}
+        return table
+
+    # ------------------------------------------------------------ what lasts
+
+    def memory(self) -> Table:
+        """Resident memory after a tenth of many requests, and after all of them."""
+        ours, count = self.yard.subject("ours-T2"), self.options.memory_requests
+        if ours is None:
+            return {}
+        began = ours.rss_bytes()
+        rows: Table = {}
+        for part in (count // 10, count - count // 10):
+            ours.load("answers", connections=64, requests=part, seconds=24 * 3600)
+            done = part + sum(int(row["requests"] or 0) for row in rows.values())
+            rows[f"after {done:,}"] = {"requests": part, "rss_mib": ours.rss_bytes() / 2**20}
+        return {"at first": {"requests": 0, "rss_mib": began / 2**20}, **rows}
+
+    def held(self) -> Table:
+        """1,000 streams at once on one worker."""
+        table: Table = {}
+        for name in ("nginx", "ours-T2"):
+            one = self.yard.subject(name)
+            if one is not None:
+                rss, before_s = one.rss_bytes(), one.cpu_s()
+                told = one.load("streams", streams=self.options.streams, failures=True)
+                frames = max(1.0, told["frames"])
+                table[name] = {
+                    "whole": told["whole"],
+                    "failed": told["failed"],
+                    "cpu_us_per_frame": (one.cpu_s() - before_s) / frames * 1e6,
+                    "first_p50_ms": told["first_p50_ms"],
+                    "first_p99_ms": told["first_p99_ms"],
+                    "rss_mib_more": (one.rss_bytes() - rss) / 2**20,
+                }
+        return table
+
+    def leave(self) -> Table:
+        """A caller hangs up in the middle of a stream: when its upstream's connection breaks."""
+        table: Table = {}
+        for one in self.all("leave"):
+            if one.slow:
+                continue
+            with self.measuring(one, "leave"):
+                told = one.load("leave", count=100, upstream=self.yard.upstream_port)
+                table[one.name] = {figure: told[figure] for figure in ("p50_ms", "p99_ms", "max_ms")}
+        return table
+
+    # ------------------------------------------------------------ rows
+
+    def _twin(self, one: Subject, name: str) -> Subject:
+        """The same processes under another name, for figures of another kind of load."""
+        return self._twins.setdefault(name, Subject(name, one.tier, one.port, one.processes))
+
+    def _row(self, one: Subject, figures: tuple[str, ...]) -> Row:
+        return {figure: one.median(figure) for figure in figures if figure != "x_nginx"}
+
+    def _table(self, figures: tuple[str, ...], of: str) -> Table:
+        """Rows with the ratio to nginx of one figure."""
+        nginx = next((one.median(of) for one in self.subjects if one.name == "nginx"), None)
+        table: Table = {}
+        for one in [*self.subjects, *self._twins.values()]:
+            row = self._row(one, figures)
+            value = row.get(of)
+            if any(figure is not None for figure in row.values()) and "worker" not in one.name:
+                row["x_nginx"] = None if nginx is None or value is None else value / nginx
+                table[one.name] = {figure: row[figure] for figure in figures}
+        return table
 
 
-@dataclass
-class Subject:
-    """One way to the upstream, and what was measured on it."""
-
-    name: str
-    port: int
-    process: psutil.Process
-    others: list[psutil.Process] = field(default_factory=list)
-    figures: dict[str, list[float]] = field(default_factory=dict)
-
-    def note(self, name: str, value: float) -> None:
-        self.figures.setdefault(name, []).append(value)
-
-    def median(self, name: str) -> float:
-        return statistics.median(self.figures[name])
+PARTS: dict[str, Callable[[Bench], Table]] = {
+    "requests": Bench.requests,
+    "streams": Bench.streams,
+    "latency": Bench.latency,
+    "thousand": Bench.thousand,
+    "workers": Bench.workers,
+    "flood": Bench.flood,
+    "held": Bench.held,
+    "leave": Bench.leave,
+    "memory": Bench.memory,
+}
+USUAL = ("requests", "streams")
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    arguments.add_argument("--rounds", type=int, default=5)
-    arguments.add_argument("--seconds", type=float, default=1.2, help="length of one round of requests per subject")
-    arguments.add_argument("--connections", type=int, default=64)
-    arguments.add_argument("--workers", type=int, default=1, help="gateway workers, each on a core of its own")
-    arguments.add_argument("--json", action="store_true")
-    options = arguments.parse_args()
+    options = _arguments()
+    if options.install:
+        for name, why in install(list(PEERS)).items():
+            print(f"note: {name} can't be installed: {why}")
+    told: dict[str, Table] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        subjects = start(Path(folder), stack, options.workers)
-        for _ in range(options.rounds):
-            for subject in subjects:
-                measure_answers(subject, options.connections, options.seconds)
-            for subject in subjects[1:]:
-                if subject.name != "varied":
-                    measure_streams(subject)
-    report(subjects, as_json=options.json)
-
-
-# ---------------------------------------------------------------- processes
-
-
-def start(folder: Path, stack: contextlib.ExitStack, workers: int = 1) -> list[Subject]:
-    """The upstream alone, nginx and Envoy when they are there, the gateway: listening."""
-    upstream_port = free_port()
-    upstream = stack.enter_context(
-        process([sys.executable, str(HERE / "_gateway_upstream.py"), str(upstream_port)], upstream_port, core=-1)
-    )
-    subjects = [Subject("direct", upstream_port, upstream)]
-    if NGINX is not None:
-        port = free_port()
-        user = "user root;" if os.geteuid() == 0 else ""
-        conf = folder / "nginx.conf"
-        conf.write_text(_NGINX_CONF.format(folder=folder, port=port, upstream=upstream_port, user=user))
-        command = [NGINX, "-c", str(conf), "-p", str(folder)]
-        subjects.append(Subject("nginx", port, stack.enter_context(process(command, port, core=0))))
-    if ENVOY is not None:
-        port = free_port()
-        conf = folder / "envoy.yaml"
-        conf.write_text(_ENVOY_CONF.format(port=port, upstream=upstream_port))
-        command = [ENVOY, "-c", str(conf), "--concurrency", "1", "--log-level", "error", "--disable-hot-restart"]
-        subjects.append(Subject("envoy", port, stack.enter_context(process(command, port, core=0))))
-    (folder / "snapshot.json").write_bytes(encode(snapshot(f"http://127.0.0.1:{upstream_port}")))
-    gateway = start_gateway(folder, stack, workers)
-    return [*subjects, gateway, Subject("varied", gateway.port, gateway.process, others=gateway.others)]
-
-
-def start_gateway(folder: Path, stack: contextlib.ExitStack, workers: int) -> Subject:
-    """One worker, or several on one port, as the supervisor starts them."""
-    port, started = 0, []
-    for number in range(workers):
-        listener = socket.socket()
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind(("127.0.0.1", port))
-        listener.listen(1024)
-        port = listener.getsockname()[1]
-        command = [sys.executable, "-m", "groundplane.gateway", "--gateway-id", f"gw-{number}"]
-        command += ["--snapshot", str(folder / "snapshot.json"), "--wal", str(folder / "wal")]
-        command += ["--fd", str(listener.fileno()), "--workers", str(workers), "--shared", str(folder / "shared")]
-        started.append(stack.enter_context(process(command, port, core=number, pass_fds=(listener.fileno(),))))
-        listener.close()
-    return Subject("gateway", port, started[0], others=started[1:])
-
-
-def snapshot(base_url: str) -> Snapshot:
-    """Limits nobody reaches, so that all of them are checked and none refuses."""
-    key = SnapshotKey(
-        id="bench",
-        secret_sha256=hashlib.sha256(SECRET.encode()).hexdigest(),
-        project="bench",
-        owner="bench",
-        role="caller",
-        requests_per_minute=10**9,
-        tokens_per_minute=10**12,
-    )
-    price = TokenPrice(prompt_microusd_per_million=150_000, completion_microusd_per_million=600_000)
-    target = Target(endpoint="bench", revision=1, base_url=base_url, upstream_model="bench", price=price)
-    route = Route(model="bench", project="bench", targets=(target,))
-    return Snapshot(version=1, compiled_at=time.time(), keys=(key,), routes=(route,), budgets={"bench": 10**15})
-
-
-@contextlib.contextmanager
-def process(command: list[str], port: int, *, core: int, pass_fds: tuple[int, ...] = ()) -> Iterator[psutil.Process]:
-    """Runs until the block ends, on one of the machine's cores: 0 is the first, -1 the last."""
-    cores = sorted(os.sched_getaffinity(0))
-    child = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=pass_fds)
-    try:
-        child.cpu_affinity([cores[core]])
-        wait_for(port)
-        for worker in child.children():
-            worker.cpu_affinity([cores[core]])
-        yield psutil.Process(child.pid)
-    finally:
-        child.terminate()
-        child.wait(30)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def wait_for(port: int) -> None:
-    end = time.monotonic() + 20
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except ConnectionRefusedError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.05)
-
-
-# ---------------------------------------------------------------- measuring
-
-
-def measure_answers(subject: Subject, connections: int, seconds: float) -> None:
-    before_s = cpu_s(subject.process, *subject.others)
-    told = load("varied" if subject.name == "varied" else "answers", subject.port, connections, seconds)
-    if subject.name != "direct":  # the process there is the upstream itself
-        subject.note(
-            "cpu_us_per_request", (cpu_s(subject.process, *subject.others) - before_s) / told["requests"] * 1e6
-        )
-    subject.note("requests_per_s", told["per_s"])
-    subject.note("p50_ms", told["p50_ms"])
-    subject.note("p99_ms", told["p99_ms"])
-
-
-def measure_streams(subject: Subject) -> None:
-    before_s = cpu_s(subject.process, *subject.others)
-    told = load("streams", subject.port, STREAMS)
-    subject.note("cpu_us_per_frame", (cpu_s(subject.process, *subject.others) - before_s) / told["frames"] * 1e6)
-
-
-def load(kind: str, *numbers: float) -> dict[str, float]:
-    """Runs the generator on the last core. Exits when an answer was not what it should be."""
-    core = sorted(os.sched_getaffinity(0))[-1]
-    command = [sys.executable, str(HERE / "_gateway_load.py"), kind, *map(str, numbers)]
-    done = subprocess.run(
-        ["taskset", "-c", str(core), *command] if shutil.which("taskset") else command,
-        stdout=subprocess.PIPE,
-        check=True,
-    )
-    told: dict[str, float] = json.loads(done.stdout)
-    if told["failed"]:
-        raise SystemExit(f"error: an answer on port {int(numbers[0])} was refused or cut")
-    return told
-
-
-def cpu_s(*processes: psutil.Process) -> float:
-    """User and system time of processes and their workers, with the kernel's 10 ms resolution."""
-    return sum(sum(one.cpu_times()[:2]) for process in processes for one in (process, *process.children()))
-
-
-# ---------------------------------------------------------------- telling
-
-
-def report(subjects: list[Subject], *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({one.name: {name: one.median(name) for name in one.figures} for one in subjects}, indent=1))
+        bench = Bench(Yard(Path(folder), stack, options.workers), options)
+        for name in options.only:
+            told[name] = PARTS[name](bench)
+            if not options.json:
+                show(name, PARTS[name].__doc__ or "", told[name])
+        absent = bench.yard.absent | {f"{name} ({part})": why for (name, part), why in bench.yard.faults.items()}
+    if options.json:
+        print(json.dumps({"parts": told, "absent": absent, "rounds": options.rounds}, indent=1))
         return
-    reference = next((one for one in subjects if one.name == "nginx"), None)
-    print(f"{'':<10}{'CPU µs/request':>16}{'CPU µs/frame':>14}{'req/s':>9}{'p50 ms':>9}{'p99 ms':>9}")
-    for one in subjects:
-        cpu = [f"{one.median(name):.0f}" if name in one.figures else "-" for name in CPU]
-        print(
-            f"{one.name:<10}{cpu[0]:>16}{cpu[1]:>14}{one.median('requests_per_s'):>9.0f}"
-            f"{one.median('p50_ms'):>9.2f}{one.median('p99_ms'):>9.2f}"
-        )
-    gateway = next(one for one in subjects if one.name == "gateway")
-    if reference is not None:
-        for name, unit in (("cpu_us_per_request", "request"), ("cpu_us_per_frame", "frame")):
-            ratio = gateway.median(name) / reference.median(name)
-            print(f"gateway / nginx, CPU per {unit}: {ratio:.2f}")
-    else:
-        print("nginx is not installed: no ratio")
-    print(f"medians of {len(gateway.figures['requests_per_s'])} interleaved rounds")
+    for name, why in absent.items():
+        print(f"note: {name} was not measured: {why}")
+    print(f"medians of {options.rounds} interleaved rounds")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", type=_parts, default=USUAL, help=f"parts: all, or of {', '.join(PARTS)}")
+    parser.add_argument(
+        "--subjects", type=lambda text: text.split(","), help="direct, a peer, ours-T0, ours-T1, ours-T2"
+    )
+    parser.add_argument("--install", action="store_true", help="install peers into the cache first")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.2, help="length of one round of requests per subject")
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--workers", type=int, default=2, help="of the part `workers`")
+    parser.add_argument("--streams", type=int, default=1_000, help="of the part `held`")
+    parser.add_argument("--memory-requests", type=int, default=100_000, help="of the part `memory`")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+def _parts(text: str) -> tuple[str, ...]:
+    wanted = tuple(PARTS) if text == "all" else tuple(text.split(","))
+    unknown = [one for one in wanted if one not in PARTS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no part {unknown[0]!r}; one of: {', '.join(PARTS)}")
+    return wanted
+
+
+def show(name: str, meaning: str, table: Table) -> None:
+    print(f"== {name}: {meaning.splitlines()[0] if meaning else ''}")
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    width = max(map(len, table), default=0) + 2
+    print(" " * width + "".join(f"{column:>20}" for column in columns))
+    for subject, row in table.items():
+        cells = [_cell(row.get(column)) for column in columns]
+        print(f"{subject:<{width}}" + "".join(f"{cell:>20}" for cell in cells))
+    print(flush=True)
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2f}"
 
 
 if __name__ == "__main__":
