@@ -244,9 +244,11 @@ class Approach(Patience):
 
     def _admit(self) -> None:
         """Notes the reservation, then sends: nothing goes upstream that the log does not know."""
+        now = self._began_ns
         if self._ticket is not None:
             self._waited()
-        self._limit_lines += limit_headers(self._lane, self._began_ns)
+            now = monotonic_ns()
+        self._limit_lines += limit_headers(self._lane, now)
         if self._door.anthropic:
             self._limit_lines += b"request-id: %b\r\n" % self.said_id
         if self.said_id is not self.request_id:

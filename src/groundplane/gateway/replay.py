@@ -123,7 +123,7 @@ class Replay(Approach):
             return
         lane.route.counters.settled(200, NOTHING, 0, took_us)
         state.metrics.flow.cached(lane.model, "collapsed" if collapsed else Result.HIT)
-        self._limit_lines += hit_lines(kept, collapsed=collapsed) + limit_headers(lane, self._began_ns)
+        self._limit_lines += hit_lines(kept, collapsed=collapsed) + limit_headers(lane, monotonic_ns())
         passed = b"content-type: %b\r\n" % kept.content_type
         head = ResponseHead(200, passed, None, chunked=kept.streamed, close=False, content_type=kept.content_type)
         self._over = True
