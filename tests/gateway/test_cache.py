@@ -341,7 +341,7 @@ async def test_a_prompt_in_bad_order_is_found_and_no_text_is_kept(tmp_path: Path
             body = chat(messages=[{"role": "system", "content": system}, {"role": "user", "content": f"q{number}"}])
             assert (await ask(bench.port, post(body))).status == 200
         (found,) = [one for one in bench.gateway.state.prompt_findings() if one is not None]
-        assert "politely" not in repr(list(bench.gateway.state._samples.values())[0]._kept)
+        assert "politely" not in repr([one._kept for one in bench.gateway.state._samples.values()])
     assert (found.project, found.model, found.key_id) == ("vision", "tiny", "key-1")
     assert found.place == "messages[0] (system) line 1" and found.samples >= 10
     assert 1400 < found.static_tokens < 1800
