@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from groundplane.domain import certificate as cert
+from groundplane.domain.model import ModelVersion
 from groundplane.domain.model_files import Format
 from groundplane.domain.model_scan import Seen
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.domain.spec import ModelOutput
+from groundplane.errors import Refused
 
 UNOBSERVED = "not observed: stated at registration"
 _UNSTATED = "the spec's output does not say"
@@ -30,6 +32,19 @@ class Watched:
     cost_microusd: int
     energy: cert.EnergyFact | None = None
     no_energy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A registration by a door of its own: what the certificate says of the way, and the rows that come with it.
+
+    `rows` is asked for the version in the transaction that inserts it: what it raises undoes the registration.
+    `missing` says in the door's words which facts are missing.
+    """
+
+    how: str
+    missing: tuple[Refused, ...]
+    rows: Callable[[ModelVersion], Sequence[object]]
 
 
 def stated(facts: cert.Facts, files: Sequence[Seen], software: str) -> cert.Birth:
@@ -55,6 +70,12 @@ def stated(facts: cert.Facts, files: Sequence[Seen], software: str) -> cert.Birt
         unknown=(*odd, *unrecognised(files), *_unstated(facts)),
         software=software,
     )
+
+
+def delivered(birth: cert.Birth, delivery: Delivery) -> cert.Birth:
+    """The birth, with the way by which the version came."""
+    seen = birth.circumstances
+    return replace(birth, circumstances=replace(seen, observed=f"{seen.observed}; {delivery.how}"))
 
 
 def of_run(watched: Watched, output: ModelOutput, files: Sequence[Seen], software: str) -> cert.Birth:

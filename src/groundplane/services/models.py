@@ -14,7 +14,7 @@ from groundplane.audit import Event, EventDraft
 from groundplane.domain import certificate as cert
 from groundplane.domain.access import Project
 from groundplane.domain.addendum import Addendum, check_rows
-from groundplane.domain.birth import Watched, of_run, stated
+from groundplane.domain.birth import Delivery, Watched, delivered, of_run, stated
 from groundplane.domain.canonical import parse_json
 from groundplane.domain.circumstances import AttemptCircumstances, as_seen
 from groundplane.domain.circumstances import energy as energy_of
@@ -76,6 +76,7 @@ class _Draft:
     birth: cert.Birth
     reason: str
     report: ScanReport | None = None
+    rows: Callable[[ModelVersion], Sequence[object]] = lambda _: ()
 
 
 class Models:
@@ -103,7 +104,15 @@ class Models:
     # ------------------------------------------------------------ registering
 
     async def register(
-        self, actor: Actor, *, name: str, project: str, source: Path, facts: cert.Facts, reason: str = ""
+        self,
+        actor: Actor,
+        *,
+        name: str,
+        project: str,
+        source: Path,
+        facts: cert.Facts,
+        reason: str = "",
+        delivery: Delivery | None = None,
     ) -> ModelVersion:
         """Makes the next version of `name` from a file or folder the control plane may read, such as an upload.
 
@@ -113,7 +122,7 @@ class Models:
         check_name(name)
         await self._see_project(actor, project)
         found = await self._files.scan(source)
-        missing = tuple(fact.refused() for fact in cert.missing_facts(facts))
+        missing = delivery.missing if delivery else tuple(fact.refused() for fact in cert.missing_facts(facts))
         refusals = (*_refusals(source, found), *missing)
         if refusals:
             raise Refusal(refusals)
@@ -130,6 +139,8 @@ class Models:
             birth=stated(facts, found, _SOFTWARE),
             reason=reason,
         )
+        if delivery is not None:
+            draft = replace(draft, birth=delivered(draft.birth, delivery), rows=delivery.rows)
         return await self._commit(actor, await self._scanned(draft, found))
 
     async def register_run_output(
@@ -259,6 +270,8 @@ class Models:
                     if draft.birth.adopted_from:
                         await tx.insert(adopted_label(version.id, draft.birth.adopted_from))
                     await tx.insert_many_once(_lineage(version, draft.birth))
+                    for row in draft.rows(version):
+                        await tx.insert(row)
                     await tx.append_event(self._registered(actor, version, draft.reason))
                     return version
             except Conflict:
