@@ -90,6 +90,7 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
     for pool, number in Tally(each.pool for each in (await app.cordons.of_pool()).values()).items():
         cordons.labels(pool).set(number)
     await _registry_metrics(app, actor, registry)
+    await _inference_metrics(app, actor, registry)
     await _storage_metrics(app, actor, registry)
     machines = Gauge("ground_nodes", "Nodes by how they are.", ("pool", "health"), registry=registry)
     for (pool, health), number in (await app.nodes.tally(actor)).items():
@@ -135,6 +136,25 @@ async def _registry_metrics(app: Any, actor: Actor, registry: CollectorRegistry)
     for (gate, verdict), number in app.gates.verdicts.items():
         if actor.sees(gate.partition("/")[0]):
             verdicts.labels(gate, verdict).set(number)
+
+
+async def _inference_metrics(app: Any, actor: Actor, registry: CollectorRegistry) -> None:
+    """What models scored last, what that raised, and how many rows batches answered."""
+    named = ("project", "evaluation", "metric")
+    scores = Gauge("ground_evaluation_score", "Mean score of the newest evaluation.", named, registry=registry)
+    for each in await app.evaluations.newest(actor):
+        for score in each.scores:
+            scores.labels(each.project, each.name, score.metric).set(score.mean)
+    kinds = ("project", "kind")
+    alarms = Gauge("ground_evaluation_alarms", "Alarms of evaluations since the start.", kinds, registry=registry)
+    for (project, kind), number in app.evaluations.raised.items():
+        if actor.sees(project):
+            alarms.labels(project, kind).set(number)
+    what = ("project", "what")
+    rows = Gauge("ground_batch_rows", "Rows that batches have answered, and those in error.", what, registry=registry)
+    for (project, name), number in (await app.batches.counts()).items():
+        if actor.sees(project):
+            rows.labels(project, name).set(number)
 
 
 def _watch_metrics(app: Any, registry: CollectorRegistry) -> None:

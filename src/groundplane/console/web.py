@@ -69,6 +69,8 @@ MENUS: tuple[tuple[str, tuple[tuple[str, str, Permission], ...]], ...] = (
         (
             ("Models", f"{HOME}/models", Permission.MODELS_READ),
             ("Gates", f"{HOME}/gates", Permission.MODELS_READ),
+            ("Evaluations", f"{HOME}/evaluations", Permission.MODELS_READ),
+            ("Batches", f"{HOME}/batches", Permission.MODELS_READ),
             ("Scans", f"{HOME}/scans", Permission.MODELS_READ),
             ("Datasets", f"{HOME}/datasets", Permission.MODELS_READ),
             ("Endpoints", f"{HOME}/endpoints", Permission.ENDPOINTS_READ),

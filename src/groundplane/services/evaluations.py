@@ -237,12 +237,6 @@ class Evaluations:
         first, second = await self.get(actor, before), await self.get(actor, after)
         return judged.compare(first, second, await self.items_of(first), await self.items_of(second), second.confidence)
 
-    async def counts(self) -> dict[str, int]:
-        """Project → evaluations."""
-        async with self._store.transaction() as tx:
-            found = await tx.total(Evaluation, "*", by=("project",))
-        return {str(project): number for (project,), number in found.items()}
-
     async def newest(self, actor: Actor) -> list[Evaluation]:
         """The newest of each name, for metrics and the overview."""
         seen: dict[tuple[str, str], Evaluation] = {}

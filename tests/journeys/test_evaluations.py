@@ -1,0 +1,254 @@
+"""Quality as people keep it: evaluated beside the job and behind the gateway, gated, watched at night; and batches."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+QUICK = True
+TRAINER = Path(__file__).parents[2] / "examples" / "tiny-lm" / "train.py"
+STATED = (
+    *("--project", "research", "--owner", "ana", "--license", "Apache-2.0", "--framework", "jax"),
+    *("--code-commit", "2" * 40, "--training-run", "friday-1", "--metric", "loss=3.1"),
+)
+FACTS = ("--project", "research", "--owner", "ana", "--license", "CC0-1.0", "--classification", "internal")
+HEAD = """
+apiVersion: groundplane/v1
+kind: {kind}
+metadata: {{name: {name}, project: research, owner: ana, cost_center: r1}}
+spec:
+  resources: {{cpus: 1, memory: 1GiB}}
+  end_date: {end_date}
+  max_cost: $0.10
+  max_duration: 15m
+"""
+EVALUATION = """
+  dataset: qa@1
+  prompt: "{question}"
+  expected: answer
+  item: id
+  slices: [topic]
+  max_tokens: 8
+  at_once: 8
+  judges: [{kind: exact, name: accuracy, alarm_below: 0.5}]
+"""
+GATE = """
+apiVersion: groundplane/v1
+kind: Gate
+metadata: {name: steady, project: research}
+spec:
+  model: tiny
+  aliases: [production]
+  requirements:
+    - {regression: accuracy, within: 0.2}
+"""
+
+
+def spec(folder: Path, kind: str, name: str, body: str) -> str:
+    end_date = (datetime.now(UTC) + timedelta(days=2)).date().isoformat()
+    path = folder / f"{name}.yaml"
+    path.write_text(HEAD.format(kind=kind, name=name, end_date=end_date) + body)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def ground(shared: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The installation with `tiny@1`, 40 questions and 90 requests."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    command = [sys.executable, str(TRAINER), "--steps", "2", "--length", "64", "--vocab", "384", "--width", "64"]
+    places = ["--layers", "1", "--output-dir", str(folder / "model"), "--checkpoint-dir", str(folder / "steps")]
+    subprocess.run([*command, *places], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    corpus = folder / "corpus.txt"
+    corpus.write_text("In the beginning")
+    old = (datetime.now(UTC) - timedelta(days=90)).date().isoformat()
+    made = shared.data("datasets", "register", str(corpus), "--name", "corpus", *FACTS, "--as-of", old)
+    data = ("--data", f"corpus={made['digest']}")
+    shared.ground("models", "register", str(folder / "model"), "--name", "tiny", *STATED, *data)
+    questions = [
+        {"id": f"q{n}", "question": f"say {n}", "answer": f"SAY {n}", "topic": "low" if n < 10 else "high"}
+        for n in range(40)
+    ]
+    requests = [
+        {"custom_id": f"r{n}", "method": "POST", "url": "/v1/completions", "body": {"prompt": f"And {n}"}}
+        for n in range(90)
+    ]
+    for name, rows in (("qa", questions), ("requests", requests)):
+        path = folder / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        shared.ground("datasets", "register", str(path), "--name", name, *FACTS, "--managed")
+    return shared
+
+
+class Hosted:
+    """Somebody else's model: says its prompt in capitals, until it is `another` one behind the same name."""
+
+    def __init__(self) -> None:
+        self.another = False
+        self.asked = 0
+        hosted = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                hosted.asked += 1
+                said = str(body["messages"][-1]["content"])
+                content = json.dumps(
+                    {
+                        "id": "c",
+                        "object": "chat.completion",
+                        "created": 1,
+                        "model": "big-2026-11-20" if hosted.another else "big-2026-05-01",
+                        "system_fingerprint": "fp_b" if hosted.another else "fp_a",
+                        "choices": [
+                            {
+                                "index": 0,
+                                "finish_reason": "stop",
+                                "message": {"role": "assistant", "content": said if hosted.another else said.upper()},
+                            }
+                        ],
+                        "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
+                    }
+                ).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Silent."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture
+def hosted() -> Iterator[Hosted]:
+    made = Hosted()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+def test_a_batch_that_is_killed_resumes_and_every_row_is_there_once(
+    ground: Any, tmp_path: Path, wait: Callable[..., Any]
+) -> None:
+    body = "  dataset: requests@1\n  model: tiny@1\n  output: answers\n  shard_rows: 5\n  at_once: 2\n"
+    run = ground.data("batch", "run", "-f", spec(tmp_path, "Batch", "answers", body))
+    shards = ground.home / "runs" / run["id"] / "output" / "shards"
+    wait(lambda: len(list(shards.glob("*.jsonl"))) >= 2, "two shards", 120)
+    job = ground.process_running("groundplane.jobs")
+    job.send_signal(signal.SIGKILL)
+    finished = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.jsonl")}
+    detail = ground.wait_run(run["id"], "succeeded", "failed", timeout_s=180)
+    assert detail.run.status == "succeeded", detail.run.message
+    told = ground.data("batch", "status", run["id"])
+    if len(finished) < 18:  # it was killed before its end
+        assert detail.run.attempt == 2
+    assert (told["rows"], told["done"], told["errors"], told["shards_done"]) == (90, 90, 0, 18)
+    assert finished.items() <= {path.name: path.stat().st_mtime_ns for path in shards.glob("*.jsonl")}.items()
+    made = ground.data("datasets", "show", told["result"]["output"])
+    content = ground.client._http.get(f"/v1/artifacts/{told['result']['artifact_id']}/files/answers.jsonl").content
+    answers = [json.loads(line) for line in content.splitlines()]
+    assert [each["custom_id"] for each in answers] == [f"r{n}" for n in range(90)]
+    assert all(each["response"]["status_code"] == 200 and each["error"] is None for each in answers)
+    assert (made["id"], made["profile"]["rows"], made["license"]) == ("answers@1", 90, "CC0-1.0")
+    assert told["result"]["cost_microusd"] > 0
+    edges = ground.data("datasets", "lineage", "requests@1")["edges"]
+    assert [f"run:{run['id']}", "dataset:answers@1"] in edges
+
+
+def test_a_version_is_evaluated_beside_the_job_and_a_worse_one_stops_at_the_gate(ground: Any, tmp_path: Path) -> None:
+    gate = tmp_path / "gate.yaml"
+    gate.write_text(GATE)
+    ground.ground("gates", "define", "-f", str(gate))
+    ground.ground("models", "alias", "tiny@production", "1", "--reason", "first")
+    body = "  model: tiny@1\n" + EVALUATION
+    found = ground.data("eval", "run", "-f", spec(tmp_path, "Evaluation", "beside", body), "--wait")
+    assert (found["model_version"], found["items"], found["cost_source"]) == ("tiny@1", 40, "compute")
+    (score,) = found["scores"]
+    assert 0 <= score["low"] <= score["mean"] <= score["high"] <= 1
+    assert {each["value"] for each in found["slices"]} == {"low", "high"}
+    (evidence, *_) = [each for each in ground.data("gates", "evidence", "tiny@1") if each["kind"] == "metric"]
+    assert (evidence["name"], evidence["source"], len(evidence["values"])) == ("accuracy", "measured", 40)
+    addendum = ground.client._http.get("/v1/models/tiny@1/addenda").json()
+    assert addendum[-1]["facts"]["run"] == found["id"]
+    shown = ground.data("eval", "show", found["id"], "--items", "--limit", "3")
+    assert [each["scores"]["accuracy"] for each in shown["items"]] == [0, 0, 0]
+    (alarm, *_) = found["alarms"]
+    assert alarm["kind"] == "below"
+    assert "tiny@1, made from corpus@1, 90d" in alarm["have"]
+
+
+def test_a_hosted_model_that_changes_behind_its_name_is_seen_at_night(
+    ground: Any, tmp_path: Path, hosted: Hosted, wait: Callable[..., Any]
+) -> None:
+    add = ("providers", "add", "hosted", "--project", "research", "--kind", "openai-compatible", "--url", hosted.url)
+    ground.ground(*add, "--private", "--key-file", "-", text="sk-1")
+    target = "provider:hosted/big,prompt=1,completion=2"
+    ground.ground("routes", "set", "big", "--project", "research", "--target", target)
+    body = "  endpoint: big\n" + EVALUATION
+    first = ground.data("eval", "run", "-f", spec(tmp_path, "Evaluation", "canary", body), "--wait")
+    assert (first["scores"][0]["mean"], first["model_version"], first["alarms"]) == (1.0, "", [])
+    # 40 requests of 10 prompt and 5 completion tokens, at $1 and $2 a million: 20 micro-dollars each.
+    assert (first["cost_source"], first["cost_microusd"], first["cost_microusd_per_1000"]) == ("ledger", 800, 20_000)
+    (key,) = [each for each in ground.data("keys", "list") if each["name"] == first["id"]]
+    assert key["models"] == ["big"]
+    assert key["expires_at"]
+    assert key["revoked_at"]
+
+    hosted.another = True
+    nightly = spec(tmp_path, "Evaluation", "canary", body + '  schedule: "* * * * * *"\n')
+    ground.ground("schedules", "create", "-f", nightly)
+
+    def second() -> Any:
+        seen = ground.data("eval", "list", "--name", "canary")
+        return seen[0] if len(seen) > 1 else None
+
+    wait(lambda: next((s for s in ground.data("schedules", "list") if s["last_run"]), None), "a tick", 60)
+    ground.ground("schedules", "delete", "research.canary")
+    wait(second, "the nightly evaluation", 120)
+    night = ground.data("eval", "list", "--name", "canary")[-2]
+    alarms = {each["kind"]: each for each in night["alarms"]}
+    assert set(alarms) == {"below", "worse", "changed"}
+    assert "it calls itself big-2026-11-20, was big-2026-05-01" in alarms["changed"]["have"]
+    assert "its fingerprint is fp_b, was fp_a" in alarms["changed"]["have"]
+    assert "40 of 40 answers differ" in alarms["changed"]["have"]
+    assert "pinned alternatives: big-2026-05-01" in alarms["changed"]["hint"]
+    compared = ground.data("eval", "compare", first["id"], night["id"])
+    (difference,) = compared["metrics"]
+    assert (difference["paired"], difference["before"], difference["after"]) == (True, 1.0, 0.0)
+    assert len(compared["worse"]) == 40
+    log = ground.home / "log" / "control-plane.log"
+    wait(lambda: "evaluation.changed: canary: big answers as another model does" in log.read_text(), "a notice", 30)
+    trail = ground.client._http.get("/v1/audit", params={"object_id": night["id"]}).text
+    assert "evaluation.alarm" in trail
+
+
+def test_what_nobody_can_ask_is_refused_when_planned(ground: Any, tmp_path: Path) -> None:
+    for body, said in (
+        ("  endpoint: nobody\n", "has no endpoint or route nobody"),
+        ("  model: tiny@9\n", "has no model version tiny@9"),
+        ("  endpoint: big\n  model: tiny@1\n", "exactly one of endpoint and model"),
+        ("  model: tiny@1\n  pool: far\n", "not on 1 of far"),
+    ):
+        path = spec(tmp_path, "Evaluation", "bad", body + EVALUATION)
+        refused = ground.ground("eval", "run", "-f", path, expect=None)
+        assert refused.returncode in (2, 3, 4), refused.stderr
+        assert said in refused.stderr
+    job = spec(tmp_path, "Evaluation", "wrong-kind", "  model: tiny@1\n" + EVALUATION)
+    assert "not one document of kind: Batch" in ground.ground("batch", "run", "-f", job, expect=2).stderr
