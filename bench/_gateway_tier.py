@@ -21,7 +21,8 @@ import uvloop
 from groundplane.gateway.broker import BrokerCounters
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.server import Gateway
-from groundplane.gateway.state import GatewayState, KeyState, Options, RouteState
+from groundplane.gateway.state import GatewayState, Options
+from groundplane.gateway.tables import KeyState, RouteState
 from groundplane.gateway.wal import Recovered, WriteAheadLog
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from groundplane.domain.limits import PURSES, UNITS, Binding, Measure, Share
+from groundplane.units import format_usd
+
 from groundplane.gateway.errors import Fault
 from groundplane.gateway.lanes import Lane
-from groundplane.gateway.state import KeyState, RouteState
-from groundplane.units import format_usd
+from groundplane.gateway.tables import KeyState, RouteState
 
 _NANOSECONDS = 1_000_000_000
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from groundplane.domain.limits import Binding
 from groundplane.domain.usage import BYTES_PER_TOKEN, rate
+
 from groundplane.gateway.admission import find_route, limit_headers, no_budget, refusal
 from groundplane.gateway.cache import Flight
 from groundplane.gateway.doors import Door
@@ -27,7 +28,8 @@ from groundplane.gateway.prompts import SAMPLE_EVERY, sample
 from groundplane.gateway.records import decimal_s, reserved_members
 from groundplane.gateway.selection import Selection
 from groundplane.gateway.sse import EventStream
-from groundplane.gateway.state import JSON, GatewayState, KeyState, TargetState
+from groundplane.gateway.state import GatewayState
+from groundplane.gateway.tables import JSON, KeyState, TargetState
 from groundplane.gateway.telemetry import Watch
 from groundplane.gateway.upstream import UpstreamConnection
 from groundplane.gateway.waiting import Need, Ticket, need_of

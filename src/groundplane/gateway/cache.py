@@ -15,13 +15,13 @@ from time import time
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
-
 from groundplane.domain.response_cache import CacheRule, Kept, Shelf, Wish, answer_name
+
 from groundplane.gateway.doors import Door
 from groundplane.gateway.flow_metrics import FlowMetrics
 
 if TYPE_CHECKING:
-    from groundplane.gateway.state import RouteState
+    from groundplane.gateway.tables import RouteState
 
 ANSWER_MAX_BYTES = 2**20
 _CERTAIN = frozenset({b"/v1/embeddings", b"/v1/moderations", b"/v1/rerank"})

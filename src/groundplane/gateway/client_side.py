@@ -25,7 +25,8 @@ from groundplane.gateway.http1 import (
     refuse_early,
 )
 from groundplane.gateway.local import LOCAL_PATHS, answer_locally, needs_key
-from groundplane.gateway.state import GatewayState, KeyState
+from groundplane.gateway.state import GatewayState
+from groundplane.gateway.tables import KeyState
 from groundplane.gateway.telemetry import refusal_of
 
 _PIPELINE_MAX_BYTES = 65_536

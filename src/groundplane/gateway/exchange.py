@@ -11,6 +11,7 @@ from time import monotonic_ns
 
 from groundplane.domain.snapshot import Target
 from groundplane.domain.usage import NOTHING, Usage, estimated_tokens, find_usage, rate, saved
+
 from groundplane.gateway.errors import REASONS, Fault, error_event, upstream_fault
 from groundplane.gateway.hedging import Hedge
 from groundplane.gateway.http1 import ResponseHead
@@ -21,7 +22,7 @@ from groundplane.gateway.records import settled_members
 from groundplane.gateway.replay import Replay
 from groundplane.gateway.selection import Selection
 from groundplane.gateway.sse import EventStream, FrameTooLarge
-from groundplane.gateway.state import TargetState
+from groundplane.gateway.tables import TargetState
 from groundplane.gateway.upstream import AnswerReader, UpstreamConnection
 from groundplane.gateway.wal import LogUnavailable
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from groundplane.gateway.http1 import ResponseHead
 from groundplane.gateway.lanes import Lane
-from groundplane.gateway.state import TargetState
+from groundplane.gateway.tables import TargetState
 from groundplane.gateway.upstream import UpstreamConnection
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import msgspec
 from groundplane.gateway.admission import find_route
 from groundplane.gateway.errors import Fault, answer
 from groundplane.gateway.http1 import RequestHead
-from groundplane.gateway.state import GatewayState, KeyState, RouteState
+from groundplane.gateway.state import GatewayState
+from groundplane.gateway.tables import KeyState, RouteState
 
 LOCAL_PATHS = frozenset({b"/healthz", b"/metrics", b"/v1/models"})
 _METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"

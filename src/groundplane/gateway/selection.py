@@ -6,10 +6,11 @@ import hashlib
 import random
 
 from groundplane.domain.routing import FAR_RETRY_S, Candidate, RoutePolicy, Wish, choose
+
 from groundplane.gateway.doors import Door
 from groundplane.gateway.errors import Fault, upstream_fault
 from groundplane.gateway.json_body import top_level_values
-from groundplane.gateway.state import RouteState, TargetState
+from groundplane.gateway.tables import RouteState, TargetState
 
 _HEAD_FIELDS = ("system", "instructions", "tools", "messages", "input", "prompt")
 _HEAD_MAX_BYTES = 512

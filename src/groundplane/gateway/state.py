@@ -10,45 +10,36 @@ import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
-from groundplane.domain.limits import PURSES, Limit, Measure, Moment, Share, Spending, WhenDown
+from groundplane.domain.limits import PURSES, Limit, Measure, Moment, Share, Spending
 from groundplane.domain.prompt_lint import PromptFinding, Samples
-from groundplane.domain.provider import ProviderKind, check_key
-from groundplane.domain.queueing import Concurrency, Priority, QueueRule
-from groundplane.domain.response_cache import CacheRule
+from groundplane.domain.provider import check_key
+from groundplane.domain.queueing import Concurrency
 from groundplane.domain.routing import RoutePolicy, Standing
-from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, index, read_key
+from groundplane.domain.snapshot import Snapshot, Target, index
 from groundplane.domain.usage import AnswerLength
 from groundplane.errors import IntegrityFailure, InvalidInput
+
 from groundplane.gateway.cache import Answers
 from groundplane.gateway.counters import Counters, MemoryCounters
-from groundplane.gateway.doors import Door
 from groundplane.gateway.http1 import HeadMemo, parse_request_head
 from groundplane.gateway.lanes import Lane
-from groundplane.gateway.metrics import Metrics, ModelCounters, Series
+from groundplane.gateway.metrics import Metrics
 from groundplane.gateway.metrics_files import MetricsFiles
-from groundplane.gateway.records import constant_members
 from groundplane.gateway.reports import Reports
+from groundplane.gateway.tables import KeyState, RouteState, Tables, TargetState, dated, let_wait
 from groundplane.gateway.telemetry import Telemetry, TelemetryOptions
 from groundplane.gateway.upstream import Upstream
 from groundplane.gateway.waiting import WaitingRoom
 from groundplane.gateway.wal import Spent, WriteAheadLog
-from groundplane.identity import ROLE_PERMISSIONS, Permission, Role
 
 if TYPE_CHECKING:
     from groundplane.gateway.client_side import ClientConnection
 
-JSON = b"application/json"
-_QUERY_NAMES = {
-    ProviderKind.AZURE.value: frozenset({b"api-version"}),
-    ProviderKind.ANTHROPIC.value: frozenset({b"beta"}),
-    ProviderKind.OPENAI.value: frozenset[bytes](),
-}
 _ANSWERS_KEPT = 50_000
 """Keys on models whose answers' lengths are remembered."""
 _SAMPLED_MAX = 2_000
@@ -73,226 +64,6 @@ class Options:
     drain_s: float = 30.0
     workers: int = 1
     cache_max_bytes: int = 64 * 2**20
-
-
-@dataclass(slots=True)
-class TargetState:
-    """A target with its upstream, and what is prepared for it: request heads by path, record members by key."""
-
-    target: Target
-    upstream: Upstream
-    standing: Standing = field(default_factory=Standing)
-    key: bytes | None = b""
-    """A provider's key; None when it can't be read, and the target can't be asked."""
-    place: str = ""
-    """Where it is, the same for every route that leads there."""
-    heads: dict[bytes, bytes] = field(default_factory=dict)
-    records: dict[str, bytes] = field(default_factory=dict)
-    series: dict[str, Series] = field(default_factory=dict)
-
-    def record_members(self, key: SnapshotKey, model: str) -> bytes:
-        members = self.records.get(key.id)
-        if members is None:
-            members = self.records[key.id] = constant_members(key, model, self.target)
-        return members
-
-    def counted(self, key: SnapshotKey, model: str, metrics: Metrics) -> Series:
-        """What is counted of this key here."""
-        series = self.series.get(key.id)
-        if series is None:
-            revision = str(self.target.revision) if self.target.revision else ""
-            series = metrics.series(key.project, key.id, model, self.target.endpoint, revision)
-            self.series[key.id] = series
-        return series
-
-    def request_head(self, path: bytes, content_type: bytes, query: bytes = b"") -> bytes:
-        """The request head's part that is the same for every request of this content type to this path."""
-        head = self.heads.get(path)
-        if head is None or query or content_type is not JSON:
-            fields = b"host: %b\r\naccept-encoding: identity\r\n%bcontent-type: %b\r\n"
-            fields %= (self.upstream.authority, self._key_lines(), content_type)
-            head = b"POST %b HTTP/1.1\r\n%b" % (self._path(path, self._asked(query)), fields)
-            if content_type is JSON and not query:
-                self.heads[path] = head
-        return head
-
-    @property
-    def name(self) -> str:
-        """The same on every gateway."""
-        return f"{self.target.endpoint}/{self.target.upstream_model}"
-
-    def is_open(self, now_ns: int) -> bool:
-        """Whether it may be asked now."""
-        return (
-            self.key is not None
-            and self.standing.rests_until_ns <= now_ns
-            and self.standing.has_room
-            and not self.upstream.circuit.is_open(now_ns)
-        )
-
-    def speaks(self, door: Door) -> bool:
-        """Whether the path is one of the target's API. Endpoints of ours, and who is like OpenAI, say so themselves."""
-        kind = self.target.kind
-        if kind == ProviderKind.ANTHROPIC:
-            return door.anthropic
-        return not (door.anthropic and kind in {ProviderKind.OPENAI, ProviderKind.AZURE})
-
-    def passed(self, lines: bytes) -> bytes:
-        """The caller's header lines that go on; Anthropic wants a version from everybody."""
-        if self.target.kind == ProviderKind.ANTHROPIC and b"anthropic-version:" not in lines:
-            lines += b"anthropic-version: 2023-06-01\r\n"
-        return lines
-
-    def _asked(self, query: bytes) -> bytes:
-        """What of the caller's query this API knows, with its question mark; endpoints, and who is like OpenAI, get
-        all of it."""
-        known = _QUERY_NAMES.get(self.target.kind)
-        if query and known is not None:
-            query = b"&".join(pair for pair in query.split(b"&") if pair.partition(b"=")[0] in known)
-        return b"?" + query if query else b""
-
-    def _path(self, path: bytes, query: bytes) -> bytes:
-        kind, upstream = self.target.kind, self.upstream
-        if not kind:
-            return upstream.prefix + path + query
-        if kind == ProviderKind.ANTHROPIC:
-            return upstream.path.removesuffix(b"/v1") + path + query
-        rest = path.removeprefix(b"/v1")
-        if kind != ProviderKind.AZURE:
-            return (upstream.path or b"/v1") + rest + query
-        if rest == b"/responses":
-            return upstream.path + b"/openai/v1/responses" + query
-        deployment = quote(self.target.upstream_model, safe="").encode()
-        query = query or b"?api-version=%b" % self.target.api_version.encode()
-        return b"%b/openai/deployments/%b%b%b" % (upstream.path, deployment, rest, query)
-
-    def _key_lines(self) -> bytes:
-        if not self.target.kind or not self.key:
-            return b""
-        return _KEY_LINES.get(self.target.kind, b"authorization: Bearer %b\r\n") % self.key
-
-
-_KEY_LINES: dict[str, bytes] = {ProviderKind.AZURE: b"api-key: %b\r\n", ProviderKind.ANTHROPIC: b"x-api-key: %b\r\n"}
-
-
-@dataclass(slots=True)
-class RouteState:
-    """A route with its targets' states, its counters, and the longest answer any target gives.
-
-    `only`: its one target, where there is nothing to choose. `lines`: where its requests wait for targets' limits and
-    for replicas in `places`. `print`: changes with whatever its answers depend on.
-    """
-
-    route: Route
-    targets: tuple[TargetState, ...]
-    counters: ModelCounters
-    max_output_tokens: int
-    policy: RoutePolicy = RoutePolicy.WEIGHTED
-    only: TargetState | None = None
-    queue: QueueRule | None = None
-    cache: CacheRule | None = None
-    priorities: dict[str, Priority] = field(default_factory=dict)
-    places: tuple[str, ...] = ()
-    gates_line: str = ""
-    replicas_line: str = ""
-    lines: tuple[str, ...] = ()
-    print: bytes = b""
-
-
-@dataclass(slots=True)
-class KeyState:
-    """A key with everything a request of it needs. `routes` are its project's; `allowed` are the key's."""
-
-    key: SnapshotKey
-    routes: dict[str, RouteState]
-    allowed: dict[str, RouteState]
-    may_call: bool
-    may_read_metrics: bool
-    expires_at: float
-    lanes: dict[str, Lane] = field(default_factory=dict)
-    networks: tuple[IPv4Network | IPv6Network, ...] = ()
-
-    def admits(self, peer: str) -> bool:
-        """Whether the key may be used from this address: from anywhere, when it names no networks."""
-        if not self.networks:
-            return True
-        try:
-            address = ip_address(peer)
-        except ValueError:
-            return False
-        return any(address in network for network in self.networks)
-
-
-class Tables:
-    """One snapshot, ready: keys by the SHA-256 digest of their secret, decoded when first used."""
-
-    def __init__(
-        self,
-        snapshot: Snapshot,
-        keys: dict[bytes, bytes],
-        routes: dict[str, dict[str, RouteState]],
-    ) -> None:
-        self.version = snapshot.version
-        self.budgets = snapshot.budgets
-        self._keys = keys
-        self._routes = routes
-        self._limits: dict[tuple[str, str], list[Limit]] = {}
-        for limit in snapshot.limits:
-            self._limits.setdefault((limit.scope, limit.name), []).append(_dated(limit, snapshot.version))
-        self._states: dict[bytes, KeyState] = {}
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def key(self, digest: bytes) -> KeyState | None:
-        """The key with this digest; None when there is none. Whether it has expired is the caller's to ask."""
-        state = self._states.get(digest)
-        if state is None:
-            text = self._keys.get(digest)
-            if text is None:
-                return None
-            key = read_key(digest, text)
-            state = self._states[digest] = _key_state(key, self._routes.get(key.project, {}))
-        return state
-
-    def routes(self) -> Iterator[RouteState]:
-        for routes in self._routes.values():
-            yield from routes.values()
-
-    def endpoint_limits(self, name: str) -> list[Limit]:
-        return self._limits.get(("endpoint", name), [])
-
-    def limits(self, key: SnapshotKey, route: RouteState) -> list[Limit]:
-        """Every limit that a request of this key on this route has to keep, whatever target answers."""
-        found: dict[str, Limit] = {}
-        for measure, value in (
-            (Measure.REQUESTS, key.requests_per_minute),
-            (Measure.TOKENS, key.tokens_per_minute),
-        ):
-            if value is not None:
-                limit = Limit("key", key.id, measure, value, WhenDown(key.when_down))
-                found[limit.id] = limit
-        scopes = [("key", key.id), ("project", key.project), ("model", f"{key.project}/{route.route.model}")]
-        endpoints = {one.target.endpoint for one in route.targets}
-        if len(endpoints) == 1:
-            scopes += [("endpoint", endpoints.pop())]
-        for scope in scopes:
-            # What was set for the key later replaces what it was made with.
-            found |= {limit.id: limit for limit in self._limits.get(scope, [])}
-        return list(found.values())
-
-
-def _key_state(key: SnapshotKey, routes: dict[str, RouteState]) -> KeyState:
-    permissions = ROLE_PERMISSIONS[Role(key.role)]
-    return KeyState(
-        key=key,
-        routes=routes,
-        allowed={name: one for name, one in routes.items() if name in key.models} if key.models else routes,
-        may_call=Permission.INFERENCE in permissions,
-        may_read_metrics=Permission.SYSTEM_READ in permissions,
-        expires_at=float("inf") if key.expires_at is None else key.expires_at,
-        networks=tuple(ip_network(network) for network in key.networks),
-    )
 
 
 class GatewayState:
@@ -507,7 +278,7 @@ class GatewayState:
         if self.tables is None:
             for limit in snapshot.limits:
                 if limit.measure in PURSES:
-                    self.share(_dated(limit, snapshot.version))
+                    self.share(dated(limit, snapshot.version))
         elif self._ingested >= self._earlier_seq:
             self._earlier = {}
         urls = {_upstream_key(target) for route in snapshot.routes for target in route.targets}
@@ -523,7 +294,7 @@ class GatewayState:
             only = targets[0] if len(targets) == 1 and not targets[0].target.kind and not adapts else None
             policy = RoutePolicy(route.policy)
             state = RouteState(route, targets, self.metrics.model(route.model), longest, policy, only)
-            _let_wait(state)
+            let_wait(state)
             by_project.setdefault(route.project, {})[route.model] = state
         self._adapt(by_project)
         self.telemetry.keep(snapshot.predictions)
@@ -574,29 +345,6 @@ class GatewayState:
         place = f"{key} {target.upstream_model}"
         read = provider_keys.get(target.key_file) if target.kind else b""
         return TargetState(target, upstream, standing, read, place)
-
-
-def _let_wait(route: RouteState) -> None:
-    """Fills in where requests of the route wait, and what its kept answers depend on."""
-    rule = route.route
-    route.queue, route.cache = rule.queue, rule.cache
-    if rule.queue is not None:
-        route.priorities = {one.key_id: one.priority for one in rule.queue.keys}
-        route.places = tuple(sorted(one.place for one in route.targets))
-        route.gates_line = f"targets of {rule.project}/{rule.model}"
-        route.replicas_line = f"replicas {', '.join(route.places)}"
-        route.lines = (route.gates_line, route.replicas_line)
-    if rule.cache is not None:
-        answering = [
-            (one.target.endpoint, one.target.revision, one.target.base_url, one.target.upstream_model)
-            for one in route.targets
-        ]
-        route.print = repr(answering).encode()
-
-
-def _dated(limit: Limit, version: int) -> Limit:
-    """What is left of dollars is true for one snapshot, and orders by it."""
-    return replace(limit, version=version) if limit.measure in PURSES else limit
 
 
 def _nothing(_told: object) -> None:

@@ -1,0 +1,272 @@
+"""The snapshot made ready for look-ups: targets, routes and keys with all that requests of them need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from urllib.parse import quote
+
+from groundplane.domain.limits import PURSES, Limit, Measure, WhenDown
+from groundplane.domain.provider import ProviderKind
+from groundplane.domain.queueing import Priority, QueueRule
+from groundplane.domain.response_cache import CacheRule
+from groundplane.domain.routing import RoutePolicy, Standing
+from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, read_key
+from groundplane.identity import ROLE_PERMISSIONS, Permission, Role
+
+from groundplane.gateway.doors import Door
+from groundplane.gateway.lanes import Lane
+from groundplane.gateway.metrics import Metrics, ModelCounters, Series
+from groundplane.gateway.records import constant_members
+from groundplane.gateway.upstream import Upstream
+
+JSON = b"application/json"
+_QUERY_NAMES = {
+    ProviderKind.AZURE.value: frozenset({b"api-version"}),
+    ProviderKind.ANTHROPIC.value: frozenset({b"beta"}),
+    ProviderKind.OPENAI.value: frozenset[bytes](),
+}
+
+
+@dataclass(slots=True)
+class TargetState:
+    """A target with its upstream, and what is prepared for it: request heads by path, record members by key."""
+
+    target: Target
+    upstream: Upstream
+    standing: Standing = field(default_factory=Standing)
+    key: bytes | None = b""
+    """A provider's key; None when it can't be read, and the target can't be asked."""
+    place: str = ""
+    """Where it is, the same for every route that leads there."""
+    heads: dict[bytes, bytes] = field(default_factory=dict)
+    records: dict[str, bytes] = field(default_factory=dict)
+    series: dict[str, Series] = field(default_factory=dict)
+
+    def record_members(self, key: SnapshotKey, model: str) -> bytes:
+        members = self.records.get(key.id)
+        if members is None:
+            members = self.records[key.id] = constant_members(key, model, self.target)
+        return members
+
+    def counted(self, key: SnapshotKey, model: str, metrics: Metrics) -> Series:
+        """What is counted of this key here."""
+        series = self.series.get(key.id)
+        if series is None:
+            revision = str(self.target.revision) if self.target.revision else ""
+            series = metrics.series(key.project, key.id, model, self.target.endpoint, revision)
+            self.series[key.id] = series
+        return series
+
+    def request_head(self, path: bytes, content_type: bytes, query: bytes = b"") -> bytes:
+        """The request head's part that is the same for every request of this content type to this path."""
+        head = self.heads.get(path)
+        if head is None or query or content_type is not JSON:
+            fields = b"host: %b\r\naccept-encoding: identity\r\n%bcontent-type: %b\r\n"
+            fields %= (self.upstream.authority, self._key_lines(), content_type)
+            head = b"POST %b HTTP/1.1\r\n%b" % (self._path(path, self._asked(query)), fields)
+            if content_type is JSON and not query:
+                self.heads[path] = head
+        return head
+
+    @property
+    def name(self) -> str:
+        """The same on every gateway."""
+        return f"{self.target.endpoint}/{self.target.upstream_model}"
+
+    def is_open(self, now_ns: int) -> bool:
+        """Whether it may be asked now."""
+        return (
+            self.key is not None
+            and self.standing.rests_until_ns <= now_ns
+            and self.standing.has_room
+            and not self.upstream.circuit.is_open(now_ns)
+        )
+
+    def speaks(self, door: Door) -> bool:
+        """Whether the path is one of the target's API. Endpoints of ours, and who is like OpenAI, say so themselves."""
+        kind = self.target.kind
+        if kind == ProviderKind.ANTHROPIC:
+            return door.anthropic
+        return not (door.anthropic and kind in {ProviderKind.OPENAI, ProviderKind.AZURE})
+
+    def passed(self, lines: bytes) -> bytes:
+        """The caller's header lines that go on; Anthropic wants a version from everybody."""
+        if self.target.kind == ProviderKind.ANTHROPIC and b"anthropic-version:" not in lines:
+            lines += b"anthropic-version: 2023-06-01\r\n"
+        return lines
+
+    def _asked(self, query: bytes) -> bytes:
+        """What of the caller's query this API knows, with its question mark; endpoints, and who is like OpenAI, get
+        all of it."""
+        known = _QUERY_NAMES.get(self.target.kind)
+        if query and known is not None:
+            query = b"&".join(pair for pair in query.split(b"&") if pair.partition(b"=")[0] in known)
+        return b"?" + query if query else b""
+
+    def _path(self, path: bytes, query: bytes) -> bytes:
+        kind, upstream = self.target.kind, self.upstream
+        if not kind:
+            return upstream.prefix + path + query
+        if kind == ProviderKind.ANTHROPIC:
+            return upstream.path.removesuffix(b"/v1") + path + query
+        rest = path.removeprefix(b"/v1")
+        if kind != ProviderKind.AZURE:
+            return (upstream.path or b"/v1") + rest + query
+        if rest == b"/responses":
+            return upstream.path + b"/openai/v1/responses" + query
+        deployment = quote(self.target.upstream_model, safe="").encode()
+        query = query or b"?api-version=%b" % self.target.api_version.encode()
+        return b"%b/openai/deployments/%b%b%b" % (upstream.path, deployment, rest, query)
+
+    def _key_lines(self) -> bytes:
+        if not self.target.kind or not self.key:
+            return b""
+        return _KEY_LINES.get(self.target.kind, b"authorization: Bearer %b\r\n") % self.key
+
+
+_KEY_LINES: dict[str, bytes] = {ProviderKind.AZURE: b"api-key: %b\r\n", ProviderKind.ANTHROPIC: b"x-api-key: %b\r\n"}
+
+
+@dataclass(slots=True)
+class RouteState:
+    """A route with its targets' states, its counters, and the longest answer any target gives.
+
+    `only`: its one target, where there is nothing to choose. `lines`: where its requests wait for targets' limits and
+    for replicas in `places`. `print`: changes with whatever its answers depend on.
+    """
+
+    route: Route
+    targets: tuple[TargetState, ...]
+    counters: ModelCounters
+    max_output_tokens: int
+    policy: RoutePolicy = RoutePolicy.WEIGHTED
+    only: TargetState | None = None
+    queue: QueueRule | None = None
+    cache: CacheRule | None = None
+    priorities: dict[str, Priority] = field(default_factory=dict)
+    places: tuple[str, ...] = ()
+    gates_line: str = ""
+    replicas_line: str = ""
+    lines: tuple[str, ...] = ()
+    print: bytes = b""
+
+
+@dataclass(slots=True)
+class KeyState:
+    """A key with everything a request of it needs. `routes` are its project's; `allowed` are the key's."""
+
+    key: SnapshotKey
+    routes: dict[str, RouteState]
+    allowed: dict[str, RouteState]
+    may_call: bool
+    may_read_metrics: bool
+    expires_at: float
+    lanes: dict[str, Lane] = field(default_factory=dict)
+    networks: tuple[IPv4Network | IPv6Network, ...] = ()
+
+    def admits(self, peer: str) -> bool:
+        """Whether the key may be used from this address: from anywhere, when it names no networks."""
+        if not self.networks:
+            return True
+        try:
+            address = ip_address(peer)
+        except ValueError:
+            return False
+        return any(address in network for network in self.networks)
+
+
+class Tables:
+    """One snapshot, ready: keys by the SHA-256 digest of their secret, decoded when first used."""
+
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        keys: dict[bytes, bytes],
+        routes: dict[str, dict[str, RouteState]],
+    ) -> None:
+        self.version = snapshot.version
+        self.budgets = snapshot.budgets
+        self._keys = keys
+        self._routes = routes
+        self._limits: dict[tuple[str, str], list[Limit]] = {}
+        for limit in snapshot.limits:
+            self._limits.setdefault((limit.scope, limit.name), []).append(dated(limit, snapshot.version))
+        self._states: dict[bytes, KeyState] = {}
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def key(self, digest: bytes) -> KeyState | None:
+        """The key with this digest; None when there is none. Whether it has expired is the caller's to ask."""
+        state = self._states.get(digest)
+        if state is None:
+            text = self._keys.get(digest)
+            if text is None:
+                return None
+            key = read_key(digest, text)
+            state = self._states[digest] = _key_state(key, self._routes.get(key.project, {}))
+        return state
+
+    def routes(self) -> Iterator[RouteState]:
+        for routes in self._routes.values():
+            yield from routes.values()
+
+    def endpoint_limits(self, name: str) -> list[Limit]:
+        return self._limits.get(("endpoint", name), [])
+
+    def limits(self, key: SnapshotKey, route: RouteState) -> list[Limit]:
+        """Every limit that a request of this key on this route has to keep, whatever target answers."""
+        found: dict[str, Limit] = {}
+        for measure, value in (
+            (Measure.REQUESTS, key.requests_per_minute),
+            (Measure.TOKENS, key.tokens_per_minute),
+        ):
+            if value is not None:
+                limit = Limit("key", key.id, measure, value, WhenDown(key.when_down))
+                found[limit.id] = limit
+        scopes = [("key", key.id), ("project", key.project), ("model", f"{key.project}/{route.route.model}")]
+        endpoints = {one.target.endpoint for one in route.targets}
+        if len(endpoints) == 1:
+            scopes += [("endpoint", endpoints.pop())]
+        for scope in scopes:
+            # What was set for the key later replaces what it was made with.
+            found |= {limit.id: limit for limit in self._limits.get(scope, [])}
+        return list(found.values())
+
+
+def _key_state(key: SnapshotKey, routes: dict[str, RouteState]) -> KeyState:
+    permissions = ROLE_PERMISSIONS[Role(key.role)]
+    return KeyState(
+        key=key,
+        routes=routes,
+        allowed={name: one for name, one in routes.items() if name in key.models} if key.models else routes,
+        may_call=Permission.INFERENCE in permissions,
+        may_read_metrics=Permission.SYSTEM_READ in permissions,
+        expires_at=float("inf") if key.expires_at is None else key.expires_at,
+        networks=tuple(ip_network(network) for network in key.networks),
+    )
+
+
+def dated(limit: Limit, version: int) -> Limit:
+    """What is left of dollars is true for one snapshot, and orders by it."""
+    return replace(limit, version=version) if limit.measure in PURSES else limit
+
+
+def let_wait(route: RouteState) -> None:
+    """Fills in where requests of the route wait, and what its kept answers depend on."""
+    rule = route.route
+    route.queue, route.cache = rule.queue, rule.cache
+    if rule.queue is not None:
+        route.priorities = {one.key_id: one.priority for one in rule.queue.keys}
+        route.places = tuple(sorted(one.place for one in route.targets))
+        route.gates_line = f"targets of {rule.project}/{rule.model}"
+        route.replicas_line = f"replicas {', '.join(route.places)}"
+        route.lines = (route.gates_line, route.replicas_line)
+    if rule.cache is not None:
+        answering = [
+            (one.target.endpoint, one.target.revision, one.target.base_url, one.target.upstream_model)
+            for one in route.targets
+        ]
+        route.print = repr(answering).encode()
