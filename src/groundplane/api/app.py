@@ -45,7 +45,6 @@ from groundplane.api import (
     runs,
     sizing,
     system,
-    tracking,
     traffic,
     uploads,
 )
@@ -97,7 +96,6 @@ ROUTERS: tuple[APIRouter, ...] = (
     mlflow_artifacts.router,
     mlflow_models.router,
     mlflow_models.rest,
-    tracking.router,
     recon.router,
     nodes.router,
 )

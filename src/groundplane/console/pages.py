@@ -32,7 +32,6 @@ from groundplane.console import (
     runs,
     session,
     sizing,
-    tracking,
 )
 from groundplane.console.web import HOME, PageRoute
 from groundplane.errors import NotFound
@@ -72,7 +71,6 @@ def router() -> APIRouter:
         plans,
         approvals,
         runs,
-        tracking,
         policy,
         models,
         registry,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from groundplane.domain.limits import PURSES, UNITS, Binding, Measure, Share
-from groundplane.units import format_usd
-
 from groundplane.gateway.errors import Fault
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.tables import KeyState, RouteState
+from groundplane.units import format_usd
 
 _NANOSECONDS = 1_000_000_000
 

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import uvloop
-from groundplane.errors import Conflict, GroundError, InvalidInput
-from groundplane.units import parse_bytes
 
+from groundplane.errors import Conflict, GroundError, InvalidInput
 from groundplane.gateway.broker import BrokerCounters
 from groundplane.gateway.counters import Counters
 from groundplane.gateway.redis_counters import RedisCounters
@@ -24,6 +23,7 @@ from groundplane.gateway.server import Gateway
 from groundplane.gateway.state import Options
 from groundplane.gateway.telemetry import TelemetryOptions
 from groundplane.gateway.wal import FREE_MIN_BYTES, WriteAheadLog, adopt_abandoned
+from groundplane.units import parse_bytes
 
 
 def main(argv: Sequence[str]) -> int:

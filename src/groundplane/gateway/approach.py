@@ -12,7 +12,6 @@ from typing import Protocol
 
 from groundplane.domain.limits import Binding
 from groundplane.domain.usage import BYTES_PER_TOKEN, rate
-
 from groundplane.gateway.admission import find_route, limit_headers, no_budget, refusal
 from groundplane.gateway.cache import Flight
 from groundplane.gateway.doors import Door

@@ -15,8 +15,8 @@ from time import time
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
-from groundplane.domain.response_cache import CacheRule, Kept, Shelf, Wish, answer_name
 
+from groundplane.domain.response_cache import CacheRule, Kept, Shelf, Wish, answer_name
 from groundplane.gateway.doors import Door
 from groundplane.gateway.flow_metrics import FlowMetrics
 

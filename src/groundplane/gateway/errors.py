@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from groundplane.domain.limits import Binding
 
+from groundplane.domain.limits import Binding
 from groundplane.gateway.doors import CHUNKS, Door
 
 REASONS: dict[int, bytes] = {one.value: one.phrase.encode() for one in http.HTTPStatus}

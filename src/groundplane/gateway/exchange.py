@@ -11,7 +11,6 @@ from time import monotonic_ns
 
 from groundplane.domain.snapshot import Target
 from groundplane.domain.usage import NOTHING, Usage, estimated_tokens, find_usage, rate, saved
-
 from groundplane.gateway.errors import REASONS, Fault, error_event, upstream_fault
 from groundplane.gateway.hedging import Hedge
 from groundplane.gateway.http1 import ResponseHead

@@ -9,8 +9,8 @@ import re
 from typing import Any
 
 import msgspec
-from groundplane.domain.usage import Usage, read_usage_words
 
+from groundplane.domain.usage import Usage, read_usage_words
 from groundplane.gateway.errors import Fault, bad_request
 
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'

@@ -12,7 +12,6 @@ from time import monotonic_ns
 
 from groundplane.domain.limits import Binding
 from groundplane.domain.queueing import Priority, QueueRule, Storm, priority_of, read_timeout_ns
-
 from groundplane.gateway.admission import limit_headers, refusal
 from groundplane.gateway.errors import Fault, bad_request
 from groundplane.gateway.lanes import Lane

@@ -13,8 +13,8 @@ from pathlib import Path
 from time import monotonic
 
 import msgspec
-from groundplane.domain.prediction import Prediction, clean, dialect_of, file_name, pseudonym, read_answer, read_request
 
+from groundplane.domain.prediction import Prediction, clean, dialect_of, file_name, pseudonym, read_answer, read_request
 from groundplane.gateway.telemetry import CONTENT, REDACT, Sighting
 
 SALT_FILE = ".salt"

@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator
 
 import msgspec
+
 from groundplane.domain.prompt_lint import SEGMENTS_MAX, Segment
 from groundplane.domain.usage import estimated_tokens
-
 from groundplane.gateway.doors import Door
 
 SAMPLE_MAX_BYTES = 262_144

@@ -6,6 +6,7 @@ Ten times cheaper than encoding an object per request; the tests read every reco
 from __future__ import annotations
 
 import msgspec
+
 from groundplane.domain.snapshot import SnapshotKey, Target
 from groundplane.domain.usage import Usage
 

@@ -28,7 +28,6 @@ from groundplane.domain.limits import (
     WhenDown,
     worse,
 )
-
 from groundplane.gateway.counters import Want
 from groundplane.gateway.resp import RespConnection, RespError, call, connect
 

@@ -8,7 +8,6 @@ from time import monotonic_ns, time
 from groundplane.domain.limits import Binding
 from groundplane.domain.response_cache import Kept, read_wish
 from groundplane.domain.usage import NOTHING
-
 from groundplane.gateway.admission import limit_headers, refusal
 from groundplane.gateway.approach import Approach
 from groundplane.gateway.cache import Answers, Flight, Result, hit_lines, miss_line

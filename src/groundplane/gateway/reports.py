@@ -10,6 +10,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
 from groundplane.domain.queueing import Priority
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@ import hashlib
 import random
 
 from groundplane.domain.routing import FAR_RETRY_S, Candidate, RoutePolicy, Wish, choose
-
 from groundplane.gateway.doors import Door
 from groundplane.gateway.errors import Fault, upstream_fault
 from groundplane.gateway.json_body import top_level_values

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import msgspec
-from groundplane.domain.usage import Usage, find_usage_words, read_usage_words
 
+from groundplane.domain.usage import Usage, find_usage_words, read_usage_words
 from groundplane.gateway.doors import CHUNKS, StreamRules
 
 FRAME_MAX_BYTES = 16 * 2**20

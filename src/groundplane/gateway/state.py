@@ -23,7 +23,6 @@ from groundplane.domain.routing import RoutePolicy, Standing
 from groundplane.domain.snapshot import Snapshot, Target, index
 from groundplane.domain.usage import AnswerLength
 from groundplane.errors import IntegrityFailure, InvalidInput
-
 from groundplane.gateway.cache import Answers
 from groundplane.gateway.counters import Counters, MemoryCounters
 from groundplane.gateway.http1 import HeadMemo, parse_request_head

@@ -11,8 +11,8 @@ import socket
 from pathlib import Path
 
 import msgspec
-from groundplane.domain.traffic import DATAGRAM_MAX_BYTES, Passed
 
+from groundplane.domain.traffic import DATAGRAM_MAX_BYTES, Passed
 from groundplane.gateway.telemetry import Sighting
 
 _PATIENCE_S = 0.02

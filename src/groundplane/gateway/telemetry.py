@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
 from groundplane.domain.limits import Binding
 from groundplane.domain.prediction import Keeping
 from groundplane.domain.usage import Usage
-
 from groundplane.gateway.metrics import Metrics, Times
 
 if TYPE_CHECKING:

@@ -23,9 +23,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from groundplane.domain.prediction import read_answer
-
 from groundplane import __version__
+from groundplane.domain.prediction import read_answer
 from groundplane.gateway.telemetry import Sighting
 
 SPANS_MAX = 8192

@@ -19,6 +19,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 import msgspec
+
 from groundplane.domain.usage_records import (
     FRAME_MAX_BYTES,
     HEADER,
