@@ -45,6 +45,7 @@ from groundplane.api import (
     runs,
     sizing,
     system,
+    tracking,
     traffic,
     uploads,
 )
@@ -96,6 +97,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     mlflow_artifacts.router,
     mlflow_models.router,
     mlflow_models.rest,
+    tracking.router,
     recon.router,
     nodes.router,
 )

@@ -91,6 +91,7 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
         cordons.labels(pool).set(number)
     await _registry_metrics(app, actor, registry)
     await _inference_metrics(app, actor, registry)
+    await _tracking_metrics(app, actor, registry)
     await _storage_metrics(app, actor, registry)
     machines = Gauge("ground_nodes", "Nodes by how they are.", ("pool", "health"), registry=registry)
     for (pool, health), number in (await app.nodes.tally(actor)).items():
@@ -106,6 +107,15 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
         failures.labels(loop.name).set(loop.failures)
         seconds.labels(loop.name).set(loop.last_step_s)
     return generate_latest(registry)
+
+
+async def _tracking_metrics(app: Any, actor: Actor, registry: CollectorRegistry) -> None:
+    runs, points = await app.tracking.counts()
+    tracked = Gauge("ground_tracked_runs", "Runs that scripts told of.", ("project",), registry=registry)
+    for project, number in runs.items():
+        if actor.sees(project):
+            tracked.labels(project).set(number)
+    Gauge("ground_tracked_points", "Points of metrics that are kept.", registry=registry).set(points)
 
 
 async def _registry_metrics(app: Any, actor: Actor, registry: CollectorRegistry) -> None:

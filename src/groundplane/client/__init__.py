@@ -37,6 +37,7 @@ from groundplane.client.requests import RequestCalls
 from groundplane.client.routes import RouteCalls
 from groundplane.client.runs import RunCalls
 from groundplane.client.system import SystemCalls
+from groundplane.client.tracking import TrackingCalls
 from groundplane.client.traffic import TrafficCalls
 from groundplane.client.transport import error_from, error_of
 from groundplane.errors import Unauthenticated
@@ -69,6 +70,7 @@ class Client(
     RouteCalls,
     RunCalls,
     SystemCalls,
+    TrackingCalls,
     TrafficCalls,
 ):
     """A connection to one control plane. Close it, or use it in a `with` block."""

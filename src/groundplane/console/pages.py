@@ -32,6 +32,7 @@ from groundplane.console import (
     runs,
     session,
     sizing,
+    tracking,
 )
 from groundplane.console.web import HOME, PageRoute
 from groundplane.errors import NotFound
@@ -71,6 +72,7 @@ def router() -> APIRouter:
         plans,
         approvals,
         runs,
+        tracking,
         policy,
         models,
         registry,

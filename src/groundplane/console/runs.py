@@ -9,6 +9,7 @@ from fastapi.responses import PlainTextResponse
 
 from groundplane.api.access import Ground, requires
 from groundplane.console.logtext import readable
+from groundplane.console.tracking import charts_of
 from groundplane.console.web import HOME, PageRoute, back, page
 from groundplane.console.words import Sparkline, sparkline
 from groundplane.domain.run import RunStatus
@@ -67,6 +68,8 @@ def routes() -> APIRouter:
             data=await ground.staging.data(actor, run_id),
             cpu=cpu,
             memory=memory,
+            tracked=(tracked := await ground.tracking.of_job(actor, run_id)),
+            charts=await charts_of(ground, actor, tracked[:1]),
             log=await _log(ground, actor, run_id, attempt, offset),
             may_stop=actor.may(Permission.RUNS_WRITE) and not found.status.is_over and not found.endpoint,
         )

@@ -59,6 +59,7 @@ MENUS: tuple[tuple[str, tuple[tuple[str, str, Permission], ...]], ...] = (
         "Work",
         (
             ("Runs", f"{HOME}/runs", Permission.RUNS_READ),
+            ("Experiments", f"{HOME}/experiments", Permission.TRACKING_READ),
             ("Queue", f"{HOME}/queue", Permission.RUNS_READ),
             ("Dev", f"{HOME}/dev", Permission.RUNS_READ),
             ("Nodes", f"{HOME}/nodes", Permission.SYSTEM_READ),
