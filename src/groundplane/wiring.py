@@ -20,6 +20,7 @@ from groundplane.adapters.executors.nodes import RunnerOptions
 from groundplane.adapters.executors.pool_book import PoolBook
 from groundplane.adapters.executors.ssh import SshExecutor, installation_id
 from groundplane.adapters.gap_filler import ChatGapFiller
+from groundplane.adapters.gateway_reports import FileReports
 from groundplane.adapters.gateway_traffic import FileFigures, SocketTail
 from groundplane.adapters.jargon import Vocabulary
 from groundplane.adapters.job_tokens import FileJobTokens
@@ -449,10 +450,10 @@ async def build(settings: Settings) -> App:
         providers=Providers(
             store=store, clock=clock, keys=FolderProviderKeys(home / "provider-keys"), probe=HttpProviderProbe()
         ),
-        routes=Routes(store=store, clock=clock),
-        predictions=Predictions(
-            store=store, clock=clock, log=FolderPredictions(settings.predictions_folder)
+        routes=Routes(
+            store=store, clock=clock, reports=FileReports(home / "gateway" / "reports", home / "gateway" / "metrics")
         ),
+        predictions=Predictions(store=store, clock=clock, log=FolderPredictions(settings.predictions_folder)),
         traffic=Traffic(
             store=store,
             tail=SocketTail(home / "gateway" / "tail.sock"),

@@ -111,13 +111,13 @@ class FileFigures:
 
     def _figures(self) -> Iterator[dict[str, Any]]:
         for path in sorted(self._folder.glob("*.json")):
-            if not _is_alive(path.with_suffix(".alive")):
+            if not is_alive(path.with_suffix(".alive")):
                 continue
             with contextlib.suppress(OSError, msgspec.DecodeError):
                 yield msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
 
 
-def _is_alive(path: Path) -> bool:
+def is_alive(path: Path) -> bool:
     """A living gateway holds its lock."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)

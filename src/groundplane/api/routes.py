@@ -7,10 +7,13 @@ from typing import Annotated
 from fastapi import APIRouter
 
 from groundplane.api.access import Ground, requires
+from groundplane.domain.prompt_lint import PromptFinding
 from groundplane.domain.provider import Provider, ProviderCheck, RouteRule, RouteTarget
+from groundplane.domain.queueing import KeyPriority, QueueRule, QueueStanding
+from groundplane.domain.response_cache import CacheRule
 from groundplane.domain.spec import TokenPrice
 from groundplane.identity import Actor, Permission
-from groundplane.wire.routes import ProviderRequest, RouteRequest, TargetRequest
+from groundplane.wire.routes import ProviderRequest, QueueRequest, RouteRequest, TargetRequest
 
 router = APIRouter(prefix="/v1", tags=["routes"])
 Reader = Annotated[Actor, requires(Permission.KEYS_READ)]
@@ -58,6 +61,18 @@ async def list_routes(app: Ground, actor: Reader, project: str | None = None) ->
     return await app.routes.routes(actor, project)
 
 
+@router.get("/routes/queue")
+async def show_queues(app: Ground, actor: Reader, project: str | None = None) -> QueueStanding:
+    """What waits at the gateways of this machine: queues, replicas with adapted concurrency, and retry storms."""
+    return await app.routes.queue_standing(actor, project)
+
+
+@router.get("/routes/lint")
+async def lint_prompts(app: Ground, actor: Reader, project: str | None = None) -> list[PromptFinding]:
+    """Prompts in an order that providers' caches can't use, and what another order would save."""
+    return await app.routes.prompt_findings(actor, project)
+
+
 @router.put("/routes")
 async def set_route(body: RouteRequest, app: Ground, actor: Writer) -> RouteRule:
     """Sets or changes where a model name leads; the gateway follows within seconds."""
@@ -69,6 +84,8 @@ async def set_route(body: RouteRequest, app: Ground, actor: Writer) -> RouteRule
         policy=body.policy,
         sticky=body.sticky,
         hedge_ms=body.hedge_ms,
+        queue=None if body.queue is None else _queue(body.queue),
+        cache=None if body.cache is None else CacheRule(ttl_s=body.cache.ttl_s, sampled=body.cache.sampled),
         reason=body.reason,
     )
 
@@ -77,6 +94,17 @@ async def set_route(body: RouteRequest, app: Ground, actor: Writer) -> RouteRule
 async def remove_route(project: str, model: str, app: Ground, actor: Writer, reason: str = "") -> RouteRule:
     """Takes a route away."""
     return await app.routes.remove(actor, project, model, reason)
+
+
+def _queue(one: QueueRequest) -> QueueRule:
+    return QueueRule(
+        size=one.size,
+        wait_ms=one.wait_ms,
+        priority=one.priority,
+        keys=tuple(KeyPriority(key_id=key.key_id, priority=key.priority) for key in one.keys),
+        weight=one.weight,
+        concurrency_max=one.concurrency_max,
+    )
 
 
 def _target(one: TargetRequest) -> RouteTarget:
@@ -88,6 +116,7 @@ def _target(one: TargetRequest) -> RouteTarget:
             prompt_microusd_per_million=one.prompt_microusd_per_million,
             completion_microusd_per_million=one.completion_microusd_per_million,
             cached_microusd_per_million=one.prompt_microusd_per_million if cached is None else cached,
+            written_microusd_per_million=one.written_microusd_per_million,
         )
     return RouteTarget(
         endpoint=one.endpoint,

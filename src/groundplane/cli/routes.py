@@ -9,14 +9,24 @@ import click
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table
+from groundplane.domain.prompt_lint import PromptFinding
 from groundplane.domain.provider import Provider, ProviderKind, RouteRule, RouteTarget
+from groundplane.domain.queueing import Priority, QueueStanding
 from groundplane.domain.routing import RoutePolicy
 from groundplane.errors import InvalidInput, Unavailable
-from groundplane.units import parse_duration_s, parse_usd
-from groundplane.wire.routes import ProviderRequest, RouteRequest, TargetRequest
+from groundplane.units import format_usd, parse_duration_s, parse_usd
+from groundplane.wire.routes import (
+    CacheRequest,
+    KeyPriorityRequest,
+    ProviderRequest,
+    QueueRequest,
+    RouteRequest,
+    TargetRequest,
+)
 
 _reason = click.option("--reason", default="", help="Why: written to the audit trail.")
 _project = click.option("--project", required=True)
+_PRIORITY = click.Choice([one.value for one in Priority])
 
 
 @click.group()
@@ -105,8 +115,8 @@ def routes() -> None:
     required=True,
     metavar="TARGET",
     help="endpoint:NAME or provider:NAME/MODEL, then ,weight=3 ,order=1 and dollars per million tokens: "
-    ",prompt=2.50 ,completion=10 ,cached=1.25; ,max_output=16384 is the longest answer. Lower orders are asked first. "
-    "May be repeated.",
+    ",prompt=2.50 ,completion=10 ,cached=1.25 ,written=3.125 (read from and written to a prompt cache); "
+    ",max_output=16384 is the longest answer. Lower orders are asked first. May be repeated.",
 )
 @click.option(
     "--policy",
@@ -116,6 +126,14 @@ def routes() -> None:
 )
 @click.option("--sticky", is_flag=True, help="Requests with the same x-session-id go to the same target.")
 @click.option("--hedge", help="Ask a second target after this long without an answer, like 2s.")
+@click.option("--queue-size", type=click.IntRange(0), help="Most requests that wait for what is full.  [100]")
+@click.option("--queue-wait", help="Longest that one waits, like 20s.  [30s]")
+@click.option("--queue-priority", type=_PRIORITY, help="What requests have, and the most they may ask for.  [normal]")
+@click.option("--queue-key", "queue_keys", multiple=True, metavar="KEY=PRIORITY", help="The same, for one key.")
+@click.option("--queue-weight", type=click.IntRange(1), help="The project's part of replicas it shares.  [1]")
+@click.option("--concurrency-max", type=click.IntRange(1), help="Adapt what a replica is sent at once, up to this.")
+@click.option("--cache", help="Keep answers that can only be one, this long, like 10m.")
+@click.option("--cache-sampled", is_flag=True, help="Keep also answers of requests that ask for chance.")
 @_reason
 @output_option
 def set_route(model: str, project: str, targets: tuple[str, ...], policy: str, output: str, **more: Any) -> None:
@@ -127,6 +145,8 @@ def set_route(model: str, project: str, targets: tuple[str, ...], policy: str, o
         policy=RoutePolicy(policy),
         sticky=more["sticky"],
         hedge_ms=None if more["hedge"] is None else _milliseconds(more["hedge"]),
+        queue=_queue(more),
+        cache=_cache(more["cache"], sampled=more["cache_sampled"]),
         reason=more["reason"],
     )
     with connect() as client:
@@ -142,6 +162,26 @@ def list_routes(project: str | None, output: str) -> None:
     with connect() as client:
         found = client.routes(project)
     render.show(found, output, lambda: [_routes_table(found)])
+
+
+@routes.command("queue")
+@click.option("--project", help="Of one project.")
+@output_option
+def show_queue(project: str | None, output: str) -> None:
+    """Show what waits at the gateway, what replicas are sent, and who retries too soon."""
+    with connect() as client:
+        found = client.queue_standing(project)
+    render.show(found, output, lambda: [_queues_table(found), _replicas_table(found), _storms_table(found)])
+
+
+@routes.command("lint")
+@click.option("--project", help="Of one project.")
+@output_option
+def lint(project: str | None, output: str) -> None:
+    """Show prompts in an order that providers' caches can't use, and what another order saves."""
+    with connect() as client:
+        found = client.prompt_findings(project)
+    render.show(found, output, lambda: [_findings_table(found)])
 
 
 @routes.command("remove")
@@ -174,21 +214,56 @@ def parse_target(text: str) -> TargetRequest:
                 values[key] = int(value)
             elif key == "max_output":
                 values["max_output_tokens"] = int(value)
-            elif key in {"prompt", "completion", "cached"}:
+            elif key in {"prompt", "completion", "cached", "written"}:
                 values[f"{key}_microusd_per_million"] = parse_usd(value)
             else:
                 raise ValueError
         except ValueError:
-            hint = "weight=3, order=1, prompt=2.50, completion=10, cached=1.25, max_output=16384"
+            hint = "weight=3, order=1, prompt=2.50, completion=10, cached=1.25, written=3.125, max_output=16384"
             raise InvalidInput(f"{option[:60]!r} of target {place[:60]} can't be understood", hint) from None
     return TargetRequest(**values)
 
 
-def _milliseconds(text: str) -> int:
+def _milliseconds(text: str, what: str = "time to hedge after") -> int:
     try:
         return int(text.removesuffix("ms")) if text.endswith("ms") else parse_duration_s(text) * 1000
     except ValueError:
-        raise InvalidInput(f"{text[:40]!r} is no time to hedge after", "like 200ms or 2s") from None
+        raise InvalidInput(f"{text[:40]!r} is no {what}", "like 200ms or 2s") from None
+
+
+def _queue(given: dict[str, Any]) -> QueueRequest | None:
+    """None where none of its options is given: then nothing waits."""
+    values = {
+        name: given[option]
+        for name, option in (("size", "queue_size"), ("weight", "queue_weight"), ("concurrency_max", "concurrency_max"))
+        if given[option] is not None
+    }
+    if given["queue_wait"] is not None:
+        values["wait_ms"] = _milliseconds(given["queue_wait"], "time to wait")
+    if given["queue_priority"] is not None:
+        values["priority"] = Priority(given["queue_priority"])
+    if given["queue_keys"]:
+        values["keys"] = tuple(_key_priority(text) for text in given["queue_keys"])
+    return QueueRequest(**values) if values else None
+
+
+def _key_priority(text: str) -> KeyPriorityRequest:
+    key_id, _, word = text.rpartition("=")
+    try:
+        return KeyPriorityRequest(key_id=key_id, priority=Priority(word))
+    except ValueError:
+        raise InvalidInput(f"{text[:80]!r} is no key with a priority", "--queue-key KEY=high, normal or low") from None
+
+
+def _cache(ttl: str | None, *, sampled: bool) -> CacheRequest | None:
+    if ttl is None:
+        if sampled:
+            raise InvalidInput("--cache-sampled needs --cache", "--cache 10m --cache-sampled")
+        return None
+    try:
+        return CacheRequest(ttl_s=parse_duration_s(ttl), sampled=sampled)
+    except ValueError:
+        raise InvalidInput(f"{ttl[:40]!r} is no time to keep answers", "like 10m or 1h") from None
 
 
 def _providers_table(found: list[Provider]) -> Table:
@@ -198,13 +273,76 @@ def _providers_table(found: list[Provider]) -> Table:
 
 def _routes_table(found: list[RouteRule]) -> Table:
     rows = [
-        (rule.model, rule.project, rule.policy.value, str(one.order), str(one.weight), _place(one))
+        (rule.model, rule.project, rule.policy.value, str(one.order), str(one.weight), _place(one), _manners(rule))
         for rule in found
         for one in sorted(rule.targets, key=lambda one: one.order)
     ]
-    return Table(
-        ("MODEL", "PROJECT", "POLICY", "ORDER", "WEIGHT", "TARGET"), rows, right=frozenset({"ORDER", "WEIGHT"})
-    )
+    columns = ("MODEL", "PROJECT", "POLICY", "ORDER", "WEIGHT", "TARGET", "WAITS, KEEPS")
+    return Table(columns, rows, right=frozenset({"ORDER", "WEIGHT"}))
+
+
+def _manners(rule: RouteRule) -> str:
+    queue, cache = rule.queue, rule.cache
+    said = [] if queue is None else [f"queue {queue.size} for {queue.wait_ms / 1000:g} s"]
+    if queue is not None and queue.concurrency_max is not None:
+        said.append(f"up to {queue.concurrency_max} at once")
+    if cache is not None:
+        said.append(f"answers {cache.ttl_s} s")
+    return ", ".join(said) or "-"
+
+
+def _queues_table(found: QueueStanding) -> Table:
+    rows = [
+        (
+            one.model,
+            one.project,
+            str(one.waiting),
+            str(one.size),
+            " ".join(f"{name}:{count}" for name, count in one.by_priority.items() if count) or "-",
+            f"{one.longest_wait_ms / 1000:.1f} s" if one.waiting else "-",
+        )
+        for one in found.queues
+    ]
+    empty = "no gateway tells" if not found.workers else "no route has a queue"
+    columns = ("MODEL", "PROJECT", "WAITING", "OF", "PRIORITIES", "LONGEST")
+    return Table(columns, rows, right=frozenset({"WAITING", "OF", "LONGEST"}), empty=empty)
+
+
+def _replicas_table(found: QueueStanding) -> Table:
+    rows = [
+        (one.target, one.model, one.project, str(one.in_flight), str(one.limit), str(one.most))
+        for one in found.replicas
+    ]
+    columns = ("REPLICA", "MODEL", "PROJECT", "IN FLIGHT", "NOW AT MOST", "EVER AT MOST")
+    empty = "no replica's concurrency is adapted"
+    return Table(columns, rows, right=frozenset(columns[3:]), empty=empty, title="Replicas")
+
+
+def _storms_table(found: QueueStanding) -> Table:
+    rows = [(one.key_id, one.project, str(one.early), str(one.repeated)) for one in found.storms]
+    columns = ("KEY", "PROJECT", "TOO SOON", "SAME BODY")
+    empty = "nobody retries too soon"
+    return Table(columns, rows, right=frozenset(columns[2:]), empty=empty, title="Retry storms, last minute")
+
+
+def _findings_table(found: list[PromptFinding]) -> Table:
+    rows = [
+        (
+            one.model,
+            one.project,
+            one.key_id,
+            one.place,
+            f"{one.changing_tokens:,}",
+            f"{one.static_tokens:,}",
+            f"{one.common_percent}%",
+            f"{one.saved_tokens_per_1000_requests:,}",
+            format_usd(one.saved_microusd_per_1000_requests),
+        )
+        for one in found
+    ]
+    columns = ("MODEL", "PROJECT", "KEY", "MOVE BEHIND", "CHANGES", "STATIC", "OF", "TOKENS/1000 REQ", "SAVES/1000 REQ")
+    empty = "no prompt is in an order that costs (each key needs 8 samples)"
+    return Table(columns, rows, right=frozenset(columns[4:]), empty=empty)
 
 
 def _place(target: RouteTarget) -> str:

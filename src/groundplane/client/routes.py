@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from groundplane.client.transport import Transport, part
+from groundplane.domain.prompt_lint import PromptFinding
 from groundplane.domain.provider import Provider, ProviderCheck, RouteRule
+from groundplane.domain.queueing import QueueStanding
 from groundplane.wire.routes import ProviderRequest, RouteRequest
 
 
@@ -28,6 +30,14 @@ class RouteCalls(Transport):
     def routes(self, project: str | None = None) -> list[RouteRule]:
         """Routes that were set; an endpoint without one is reached by its own name."""
         return self._call("GET", "/v1/routes", list[RouteRule], params={"project": project})
+
+    def queue_standing(self, project: str | None = None) -> QueueStanding:
+        """What waits at the gateways."""
+        return self._call("GET", "/v1/routes/queue", QueueStanding, params={"project": project})
+
+    def prompt_findings(self, project: str | None = None) -> list[PromptFinding]:
+        """Prompts in an order that providers' caches can't use."""
+        return self._call("GET", "/v1/routes/lint", list[PromptFinding], params={"project": project})
 
     def set_route(self, request: RouteRequest) -> RouteRule:
         """Sets or changes where a model name leads."""

@@ -24,6 +24,8 @@ def routes() -> APIRouter:
             actor,
             routes=await ground.routes.routes(actor),
             providers=await ground.providers.providers(actor),
+            standing=await ground.routes.queue_standing(actor),
+            findings=await ground.routes.prompt_findings(actor),
             may_remove=actor.may(Permission.KEYS_WRITE),
         )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from groundplane.domain.spec import TokenPrice
 
@@ -71,16 +72,15 @@ class Samples:
         for prompt in self._kept:
             seen.update({digest for digest, _, _ in prompt})
         static = {digest for digest, times in seen.items() if times >= least}
-        shapes = [_shape(prompt, static) for prompt in self._kept]
-        movable = [one for one in shapes if one is not None and one[3] >= 1]
-        if len(movable) < least:
+        shapes = [shape for prompt in self._kept if (shape := _shape(prompt, static)) is not None and shape.behind]
+        if len(shapes) < least:
             return None
-        places = Counter(one[0] for one in movable)
-        place = places.most_common(1)[0][0]
-        alike = [one for one in movable if one[0] == place]
+        place = Counter(one.place for one in shapes).most_common(1)[0][0]
+        alike = [one for one in shapes if one.place == place]
         if len(alike) < least:
             return None
-        changing, prefix, behind = (sorted(one[at] for one in alike)[len(alike) // 2] for at in (1, 2, 3))
+        changing = _median([one.changing for one in alike])
+        prefix, behind = _median([one.prefix for one in alike]), _median([one.behind for one in alike])
         if prefix + behind < PREFIX_MIN_TOKENS or behind < PREFIX_MIN_TOKENS // 4:
             return None
         # A prefix that is long enough is cached already; a shorter one is cached only together with what is behind.
@@ -109,9 +109,22 @@ def _is_cached(price: TokenPrice) -> bool:
     return price.cached_microusd_per_million < price.prompt_microusd_per_million
 
 
-def _shape(prompt: Sequence[Segment], static: set[int]) -> tuple[str, int, int, int] | None:
-    """Where the first changing segment stands, its tokens up to the static run's end, the static tokens before it,
-    and those behind it; None where nothing changes."""
+class _Shape(NamedTuple):
+    """One prompt: where the first changing segment stands; tokens that change up to the end of what is static, static
+    ones before it, and static ones behind it."""
+
+    place: str
+    changing: int
+    prefix: int
+    behind: int
+
+
+def _median(numbers: list[int]) -> int:
+    return sorted(numbers)[len(numbers) // 2]
+
+
+def _shape(prompt: Sequence[Segment], static: set[int]) -> _Shape | None:
+    """None where nothing changes."""
     prefix = 0
     for at, (digest, tokens, place) in enumerate(prompt):
         if digest in static:
@@ -125,6 +138,5 @@ def _shape(prompt: Sequence[Segment], static: set[int]) -> tuple[str, int, int, 
                 pending = 0
             else:
                 pending += size
-        del tokens
-        return place, changing, prefix, behind
+        return _Shape(place, changing, prefix, behind)
     return None

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from groundplane.domain.limits import PURSES, Limit, Measure, Moment, Share, Spending
@@ -39,6 +39,8 @@ from groundplane.gateway.wal import Spent, WriteAheadLog
 if TYPE_CHECKING:
     from groundplane.gateway.client_side import ClientConnection
 
+_STANDINGS_MAX = 500
+"""Limits whose standing is shown; the sum over more of them would take too long for the loop."""
 _ANSWERS_KEPT = 50_000
 """Keys on models whose answers' lengths are remembered."""
 _SAMPLED_MAX = 2_000
@@ -132,8 +134,21 @@ class GatewayState:
         """Called by the coarse clock: leaves this worker's figures for the others."""
         self._note_log()
         self.metrics.turn(int(self.now_s))
+        self.metrics.standings = self._limit_standings()
         self._reports.publish(self)
         self._metrics_files.publish(self.metrics)
+
+    def _limit_standings(self) -> list[dict[str, Any]]:
+        """How limits stand as this worker last saw them; what is of the ledger stands there."""
+        now_ns = time.monotonic_ns()
+        found = []
+        for share in itertools.islice(self._shares.values(), _STANDINGS_MAX):
+            limit = share.limit
+            if limit.measure not in PURSES:
+                used = limit.value - share.standing(now_ns)[0]
+                words = {"scope": limit.scope, "name": limit.name, "measure": limit.measure.value}
+                found.append({"id": limit.id, **words, "value": limit.value, "used": used, "seen": share.at_ns})
+        return found
 
     def all_metrics(self) -> Metrics:
         """The figures of every worker."""
@@ -306,7 +321,8 @@ class GatewayState:
         for route in (route for routes in by_project.values() for route in routes.values()):
             if route.queue is not None and route.queue.concurrency_max is not None:
                 for one in route.targets:
-                    most[id(one.standing)] = min(route.queue.concurrency_max, most.get(id(one.standing), 2**31))
+                    part = -(-route.queue.concurrency_max // self.options.workers)
+                    most[id(one.standing)] = min(part, most.get(id(one.standing), part))
         for standing in self._standings.values():
             bound = most.get(id(standing))
             if bound is None:

@@ -23,6 +23,7 @@ _POLL_NS = 1_000_000_000
 _POLL_SHARED_NS = 50_000_000
 _SOONEST_NS = 1_000_000
 _LEARNING_RATE = 0.1
+_CONTENDED = 1.5
 
 
 class Waiter(Protocol):
@@ -95,7 +96,7 @@ class _Queue:
     by_tokens: bool = False
     asking: Ticket | None = None
     pace_ns: float = 0.0
-    """Of lines whose speed nobody knows: between one served and the next, on average."""
+    """Between one served and the next, for each unit of cost, as it was of late."""
     served_ns: int = 0
 
     def wait_ns(self, stay: Stay, now_ns: int) -> int:
@@ -105,8 +106,11 @@ class _Queue:
         head = self.line.first()
         due_ns = max(0, self.due_ns - now_ns) if self.per_minute else 0
         if not self.per_minute:
-            return int(self.pace_ns * (1 + ahead // max(1, cost)))
-        return due_ns + (ahead + cost - (0 if head is None else head.cost)) * MINUTE_NS // self.per_minute
+            return int(self.pace_ns * (ahead + cost))
+        pace_ns = MINUTE_NS / self.per_minute
+        if self.pace_ns > _CONTENDED * pace_ns:
+            pace_ns = self.pace_ns  # other workers serve lines of their own from the same limit
+        return due_ns + int((ahead + cost - (0 if head is None else head.cost)) * pace_ns)
 
     def cost(self, stay: Stay) -> int:
         return max(1, stay.tokens) if self.by_tokens else 1
@@ -221,8 +225,8 @@ class WaitingRoom:
         queue, now = ticket.queue, monotonic_ns()
         if ticket.is_out:
             return
-        if queue.served_ns and not queue.per_minute:
-            gap = now - queue.served_ns
+        if queue.served_ns:
+            gap = (now - queue.served_ns) / ticket.place.cost
             queue.pace_ns += _LEARNING_RATE * (gap - queue.pace_ns) if queue.pace_ns else gap
         queue.served_ns = now
         queue.line.served(ticket.place)

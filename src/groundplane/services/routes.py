@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from groundplane.domain.access import Key
 from groundplane.domain.endpoint import Endpoint
+from groundplane.domain.prompt_lint import PromptFinding
 from groundplane.domain.provider import Provider, RouteRule, RouteTarget, check_route
+from groundplane.domain.queueing import QueueRule, QueueStanding
+from groundplane.domain.response_cache import CacheRule
 from groundplane.domain.routing import RoutePolicy
 from groundplane.errors import NotFound
 from groundplane.identity import Actor
-from groundplane.ports import Clock, Store, Tx
+from groundplane.ports import Clock, GatewayReports, Store, Tx
 from groundplane.services.access import visible_project
 from groundplane.services.audit_trail import Teller
 
@@ -17,9 +21,10 @@ from groundplane.services.audit_trail import Teller
 class Routes:
     """Each route is one row; gateways know of a change with their next snapshot."""
 
-    def __init__(self, *, store: Store, clock: Clock) -> None:
+    def __init__(self, *, store: Store, clock: Clock, reports: GatewayReports) -> None:
         self._store = store
         self._clock = clock
+        self._reports = reports
         self._tell = Teller(clock, "route")
 
     async def set_route(
@@ -32,13 +37,15 @@ class Routes:
         policy: RoutePolicy = RoutePolicy.WEIGHTED,
         sticky: bool = False,
         hedge_ms: int | None = None,
+        queue: QueueRule | None = None,
+        cache: CacheRule | None = None,
         reason: str = "",
     ) -> RouteRule:
         """Sets or changes where a model name leads. Twice is the same as once. NotFound for a target that isn't there.
 
         A route of an endpoint's own name takes its place.
         """
-        check_route(model, targets, hedge_ms)
+        check_route(model, targets, hedge_ms, queue, cache)
         rule = RouteRule(
             id=f"{project}:{model}",
             project=project,
@@ -47,6 +54,8 @@ class Routes:
             targets=targets,
             sticky=sticky,
             hedge_ms=hedge_ms,
+            queue=queue,
+            cache=cache,
             set_by=actor.name,
             set_at=self._clock.now(),
         )
@@ -54,15 +63,27 @@ class Routes:
             await visible_project(tx, actor, project)
             for target in targets:
                 await _check_target(tx, project, target)
+            for one in () if queue is None else queue.keys:
+                await _check_key(tx, project, one.key_id)
             before = await tx.get(RouteRule, rule.id, lock=True)
             if before is None:
                 await tx.insert(rule)
             else:
                 rule = await tx.update(replace(rule, version=before.version))
             names = [target.endpoint or f"{target.provider}/{target.model}" for target in targets]
-            await self._tell(
-                tx, actor, "route.set", rule.id, rule.project, {"policy": policy.value, "targets": names}, reason
-            )
+            after: dict[str, object] = {"policy": policy.value, "targets": names}
+            if queue is not None:
+                after["queue"] = {
+                    "size": queue.size,
+                    "wait_ms": queue.wait_ms,
+                    "priority": queue.priority.value,
+                    "weight": queue.weight,
+                    "concurrency_max": queue.concurrency_max,
+                }
+                after["priorities"] = {one.key_id: one.priority.value for one in queue.keys}
+            if cache is not None:
+                after["cache"] = {"ttl_s": cache.ttl_s, "sampled": cache.sampled}
+            await self._tell(tx, actor, "route.set", rule.id, rule.project, after, reason)
         return rule
 
     async def routes(self, actor: Actor, project: str | None = None) -> list[RouteRule]:
@@ -73,6 +94,25 @@ class Routes:
             found = await tx.find(RouteRule, None if project is None else {"project": project}, order="id")
         return [rule for rule in found if actor.sees(rule.project)]
 
+    async def queue_standing(self, actor: Actor, project: str | None = None) -> QueueStanding:
+        """What waits at the gateways, of the projects the actor sees."""
+        found = await self._reports.standing()
+
+        def seen(name: str) -> bool:
+            return actor.sees(name) and project in (None, name)
+
+        return replace(
+            found,
+            queues=tuple(one for one in found.queues if seen(one.project)),
+            replicas=tuple(one for one in found.replicas if seen(one.project)),
+            storms=tuple(one for one in found.storms if seen(one.project)),
+        )
+
+    async def prompt_findings(self, actor: Actor, project: str | None = None) -> list[PromptFinding]:
+        """Prompts whose order costs money, of the projects the actor sees, the dearest first."""
+        found = await self._reports.findings()
+        return [one for one in found if actor.sees(one.project) and project in (None, one.project)]
+
     async def remove(self, actor: Actor, project: str, model: str, reason: str = "") -> RouteRule:
         """Takes a route away: the name is the endpoint's again, if there is one. NotFound when there is no route."""
         async with self._store.transaction() as tx:
@@ -82,6 +122,12 @@ class Routes:
             await tx.delete(RouteRule, rule.id)
             await self._tell(tx, actor, "route.remove", rule.id, rule.project, {}, reason)
         return rule
+
+
+async def _check_key(tx: Tx, project: str, key_id: str) -> None:
+    key = await tx.get(Key, key_id)
+    if key is None or key.project != project:
+        raise NotFound(f"no key {key_id[:80]!r} in project {project}", "ground keys list")
 
 
 async def _check_target(tx: Tx, project: str, target: RouteTarget) -> None:

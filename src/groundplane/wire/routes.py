@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from groundplane.domain.provider import ProviderKind
+from groundplane.domain.queueing import Priority
 from groundplane.domain.routing import RoutePolicy
 from groundplane.wire.bounds import MONEY_MAX_MICROUSD, STRICT, check_range, check_text
 
@@ -42,17 +43,53 @@ class TargetRequest:
     prompt_microusd_per_million: int | None = None
     completion_microusd_per_million: int | None = None
     cached_microusd_per_million: int | None = None
+    written_microusd_per_million: int | None = None
     max_output_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("prompt", "completion", "cached"):
+        for name in ("prompt", "completion", "cached", "written"):
             price = f"{name}_microusd_per_million"
             check_range(price, getattr(self, price), 0, MONEY_MAX_MICROUSD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeyPriorityRequest:
+    """What one key's requests have, and the most they may ask for."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    key_id: str
+    priority: Priority
+
+    def __post_init__(self) -> None:
+        check_text(key_id=self.key_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueRequest:
+    """How requests wait for what is full: `size` of them at most, each `wait_ms` at most."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    size: int = 100
+    wait_ms: int = 30_000
+    priority: Priority = Priority.NORMAL
+    keys: tuple[KeyPriorityRequest, ...] = ()
+    weight: int = 1
+    concurrency_max: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheRequest:
+    """How long answers are kept. `sampled`: also those of requests that ask for chance."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    ttl_s: int
+    sampled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouteRequest:
-    """`hedge_ms`: after how long without an answer a second target is asked too."""
+    """`hedge_ms`: after how long without an answer a second target is asked too. Without `queue` nothing waits,
+    without `cache` nothing is kept."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     project: str
@@ -61,6 +98,8 @@ class RouteRequest:
     policy: RoutePolicy = RoutePolicy.WEIGHTED
     sticky: bool = False
     hedge_ms: int | None = None
+    queue: QueueRequest | None = None
+    cache: CacheRequest | None = None
     reason: str = ""
 
     def __post_init__(self) -> None:
