@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 
 QUICK = True
@@ -63,18 +65,24 @@ def spec(folder: Path, kind: str, name: str, body: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def ground(shared: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The installation with `tiny@1`, 40 questions and 90 requests."""
-    folder = tmp_path_factory.mktemp("evaluated")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model as safetensors, after two steps of the real trainer."""
+    folder = tmp_path_factory.mktemp("trained")
     command = [sys.executable, str(TRAINER), "--steps", "2", "--length", "64", "--vocab", "384", "--width", "64"]
     places = ["--layers", "1", "--output-dir", str(folder / "model"), "--checkpoint-dir", str(folder / "steps")]
     subprocess.run([*command, *places], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    return folder / "model"
+
+
+@pytest.fixture(scope="module")
+def ground(shared: Any, model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The installation with `tiny@1` made from data of 90 days ago, 40 questions and 90 requests."""
+    folder = tmp_path_factory.mktemp("evaluated")
     corpus = folder / "corpus.txt"
     corpus.write_text("In the beginning")
     old = (datetime.now(UTC) - timedelta(days=90)).date().isoformat()
     made = shared.data("datasets", "register", str(corpus), "--name", "corpus", *FACTS, "--as-of", old)
-    data = ("--data", f"corpus={made['digest']}")
-    shared.ground("models", "register", str(folder / "model"), "--name", "tiny", *STATED, *data)
+    register(shared, model_dir, made["digest"])
     questions = [
         {"id": f"q{n}", "question": f"say {n}", "answer": f"SAY {n}", "topic": "low" if n < 10 else "high"}
         for n in range(40)
@@ -88,6 +96,11 @@ def ground(shared: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         shared.ground("datasets", "register", str(path), "--name", name, *FACTS, "--managed")
     return shared
+
+
+def register(shared: Any, model_dir: Path, corpus_sha256: str) -> None:
+    data = ("--data", f"corpus={corpus_sha256}")
+    shared.ground("models", "register", str(model_dir), "--name", "tiny", *STATED, *data)
 
 
 class Hosted:
@@ -144,6 +157,17 @@ def hosted() -> Iterator[Hosted]:
     made.server.server_close()
 
 
+def job_process(output: Path) -> psutil.Process:
+    """The program that works for the run with this output folder."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("GROUND_OUTPUT_DIR") == str(output) and "groundplane.jobs" in process.cmdline():
+                return process
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    raise AssertionError(f"no program writes to {output}")
+
+
 def test_a_batch_that_is_killed_resumes_and_every_row_is_there_once(
     ground: Any, tmp_path: Path, wait: Callable[..., Any]
 ) -> None:
@@ -151,8 +175,7 @@ def test_a_batch_that_is_killed_resumes_and_every_row_is_there_once(
     run = ground.data("batch", "run", "-f", spec(tmp_path, "Batch", "answers", body))
     shards = ground.home / "runs" / run["id"] / "output" / "shards"
     wait(lambda: len(list(shards.glob("*.jsonl"))) >= 2, "two shards", 120)
-    job = ground.process_running("groundplane.jobs")
-    job.send_signal(signal.SIGKILL)
+    job_process(shards.parent).send_signal(signal.SIGKILL)
     finished = {path.name: path.stat().st_mtime_ns for path in shards.glob("*.jsonl")}
     detail = ground.wait_run(run["id"], "succeeded", "failed", timeout_s=180)
     assert detail.run.status == "succeeded", detail.run.message
@@ -172,7 +195,9 @@ def test_a_batch_that_is_killed_resumes_and_every_row_is_there_once(
     assert [f"run:{run['id']}", "dataset:answers@1"] in edges
 
 
-def test_a_version_is_evaluated_beside_the_job_and_a_worse_one_stops_at_the_gate(ground: Any, tmp_path: Path) -> None:
+def test_a_version_is_evaluated_beside_the_job_and_held_against_the_one_in_production(
+    ground: Any, tmp_path: Path, model_dir: Path
+) -> None:
     gate = tmp_path / "gate.yaml"
     gate.write_text(GATE)
     ground.ground("gates", "define", "-f", str(gate))
@@ -192,6 +217,16 @@ def test_a_version_is_evaluated_beside_the_job_and_a_worse_one_stops_at_the_gate
     (alarm, *_) = found["alarms"]
     assert alarm["kind"] == "below"
     assert "tiny@1, made from corpus@1, 90d" in alarm["have"]
+
+    (model_dir / "NOTE.txt").write_text("another version")
+    register(ground, model_dir, "1" * 64)
+    refused = ground.ground("gates", "check", "tiny@2", "--alias", "production", expect=3)
+    assert "no samples of accuracy of tiny@2" in refused.stdout + refused.stderr
+    body = "  model: tiny@2\n" + EVALUATION
+    second = ground.data("eval", "run", "-f", spec(tmp_path, "Evaluation", "beside", body), "--wait")
+    assert second["items_sha256"] == found["items_sha256"]
+    check = ground.data("gates", "check", "tiny@2", "--alias", "production")
+    assert "item by item over 40" in check["verdicts"][0]["have"]
 
 
 def test_a_hosted_model_that_changes_behind_its_name_is_seen_at_night(
@@ -235,8 +270,25 @@ def test_a_hosted_model_that_changes_behind_its_name_is_seen_at_night(
     assert len(compared["worse"]) == 40
     log = ground.home / "log" / "control-plane.log"
     wait(lambda: "evaluation.changed: canary: big answers as another model does" in log.read_text(), "a notice", 30)
-    trail = ground.client._http.get("/v1/audit", params={"object_id": night["id"]}).text
-    assert "evaluation.alarm" in trail
+    told = [each["action"] for each in ground.data("audit", "log", "--id", night["id"])]
+    assert told.count("evaluation.alarm") == 3
+    with httpx.Client(base_url=f"http://127.0.0.1:{ground.port}", follow_redirects=True, timeout=60) as browser:
+        origin = {"Origin": f"http://127.0.0.1:{ground.port}"}
+        browser.post("/console/login", data={"key": ground.admin_key}, headers=origin)
+        seen = browser.get(f"/console/evaluations/{night['id']}").text
+        assert "pinned alternatives: big-2026-05-01" in seen
+        assert "SAY 1" in seen
+        beside = browser.get(f"/console/evaluations/compare?before={first['id']}&after={night['id']}").text
+        assert "40 of 40 differ" in beside
+        assert "worse" in beside
+        assert "canary" in browser.get("/console/evaluations").text
+        assert "answers@1" in browser.get("/console/batches").text
+    metrics = httpx.get(
+        f"http://127.0.0.1:{ground.port}/metrics", headers={"authorization": f"Bearer {ground.admin_key}"}
+    ).text
+    assert 'ground_evaluation_score{evaluation="beside",metric="accuracy",project="research"} 0.0' in metrics
+    assert 'ground_evaluation_alarms{kind="changed",project="research"} 1.0' in metrics
+    assert 'ground_batch_rows{project="research",what="rows"} 90.0' in metrics
 
 
 def test_what_nobody_can_ask_is_refused_when_planned(ground: Any, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ def _score(metric: str, judge: str, items: Sequence[Item], confidence: float) ->
     low, high = interval(known, confidence) if len(known) > 1 or known in ([0.0], [1.0]) else (-1.0, 1.0)
     mean = math.fsum(known) / len(known) if known else 0.0
     return Score(
-        metric=metric, judge=judge, count=len(known), mean=mean, low=max(low, -1.0), high=min(high, 1.0),
+        metric=metric, judge=judge, count=len(known), mean=mean, low=max(min(low, mean), -1.0), high=min(max(high, mean), 1.0),
         unjudged=len(values) - len(known),
     )  # fmt: skip
 
