@@ -48,6 +48,10 @@ class Capacity:
         self._cards = [{card.index for card in node.accelerators} for node in self.nodes]
         self._cpus = [round(node.cpus * 1000) for node in self.nodes]
         self._memory = [node.memory_bytes for node in self.nodes]
+        self._whole = [
+            (len(cards), cpus, memory)
+            for cards, cpus, memory in zip(self._cards, self._cpus, self._memory, strict=True)
+        ]
         self._releases: list[dict[str, Release]] = [{} for _ in self.nodes]
         most = max((len(cards) for cards in self._cards), default=0)
         self._with_free = [0] * (most + 1)
@@ -216,12 +220,8 @@ class Capacity:
         return self._of_model(ask) & self._open
 
     def _could_fit(self, number: int, ask: Ask) -> bool:
-        node = self.nodes[number]
-        return (
-            len(node.accelerators) >= ask.accelerators
-            and round(node.cpus * 1000) >= ask.cpus_milli
-            and node.memory_bytes >= ask.memory_bytes
-        )
+        accelerators, cpus, memory = self._whole[number]
+        return accelerators >= ask.accelerators and cpus >= ask.cpus_milli and memory >= ask.memory_bytes
 
     def _fits_free(self, number: int, ask: Ask) -> bool:
         return (

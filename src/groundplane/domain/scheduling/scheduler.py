@@ -35,6 +35,11 @@ Group = tuple[int, str, int, int]
 Key = tuple[int, int, float, float, str]
 
 
+_NEVER = float("inf")
+_SHORTEST_S = (0, *(1 << (2 * magnitude - 1) for magnitude in range(1, 64)))
+"""By magnitude: no run of such a line is expected to last for less."""
+
+
 def schedule(state: PoolState, now: float) -> list[Decision]:
     """What to do now: every start, every preemption, and for each run that waits on, why. Same input, same answer.
 
@@ -75,7 +80,7 @@ class Scheduler:
         self._moves: Counter[str] = Counter()
         self._asked_quota: set[tuple[int, str]] = set()
         self._reserving = {each.project for each in state.reserved}
-        self._failed: dict[tuple[Ask, str], float] = {}
+        self._failed: dict[tuple[int, str], float] = {}
         self._plans: dict[str, _Plan] = {}
         self._stuck: dict[Group, Waiting] = {}
         for run in sorted(state.holding, key=lambda run: run.id):
@@ -215,12 +220,18 @@ class Scheduler:
 
         def may_start(group: Group) -> bool:
             """False only where nobody can: room shrinks during a pass, and what is too long stays so."""
-            run, number = self._head(group), group[2]
-            if run is None or group in self._stuck:
+            number = group[2]
+            if group in self._stuck:
+                return False
+            if _SHORTEST_S[group[3]] >= fails.get(number, _NEVER) and group[1] not in self._reserving:
+                # Nobody in this line is short enough: no need to look at its head.
+                return self.quotas.judge(group[1], self._totals[number]).blocked
+            run = self._head(group)
+            if run is None:
                 return False
             if run.expected_s <= fits.get(number, 0.0) or group[1] in self._reserving:
                 return True
-            if run.expected_s < fails.get(number, float("inf")):
+            if run.expected_s < fails.get(number, _NEVER):
                 if self.capacity.find(asks[number], "", now, run.expected_s) is not None:
                     fits[number] = run.expected_s
                     return True
@@ -300,8 +311,8 @@ class Scheduler:
             if self.rules.preempt:
                 self._preempt_for_quota(run, now, decisions)
             return False
-        memo = (run.ask, run.project if run.project in self._reserving else "")
-        if run.expected_s >= self._failed.get(memo, float("inf")):
+        memo = (group[2], run.project if run.project in self._reserving else "")
+        if run.expected_s >= self._failed.get(memo, _NEVER):
             return False
         numbers = self.capacity.find(run.ask, run.project, now, run.expected_s)
         if numbers is None:
