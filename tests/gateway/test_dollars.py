@@ -42,7 +42,8 @@ def fleets() -> Iterator[list[Workers]]:
 
 
 async def eighty(exchange: Exchange) -> None:
-    await asyncio.sleep(0.01)
+    for _ in range(20):
+        await asyncio.sleep(0)  # others come in meanwhile
     await exchange.json(completion(prompt=10, completion=80))
 
 
