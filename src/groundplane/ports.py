@@ -267,18 +267,6 @@ class SecretStore(Protocol):
         ...
 
 
-class JobTokens(Protocol):
-    """What a job proves itself with: one token a run. Whether it still opens anything is the run's to say."""
-
-    def issue(self, run_id: str) -> str:
-        """The run's token; twice gives the same."""
-        ...
-
-    def run_of(self, token: str) -> str | None:
-        """The run whose token this is; None for any other text."""
-        ...
-
-
 class RunFiles(Protocol):
     """Where runs keep what outlives their attempts, on storage that the control plane sees."""
 

@@ -18,7 +18,7 @@ _TOKEN = re.compile(r"gpj-(?P<run>[a-z0-9-]{1,80})\.(?P<proof>[0-9a-f]{64})")
 
 
 class FileJobTokens:
-    """ports.JobTokens with a key in a folder. The same run has the same token, so a start can be repeated."""
+    """access.JobTokens with a key in a folder. The same run has the same token, so a start can be repeated."""
 
     def __init__(self, folder: Path) -> None:
         self._key = _kept_key(folder)

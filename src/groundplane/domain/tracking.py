@@ -398,6 +398,7 @@ def with_params(known: Mapping[str, str], new: Mapping[str, str]) -> dict[str, s
 
 
 def with_tags(known: Mapping[str, str], new: Mapping[str, str]) -> dict[str, str]:
+    """The tags with the new ones, which may say something else of a name. Raises InvalidInput for what is no tag."""
     for key, value in new.items():
         check_key(key, "tag")
         check_value(value, TAG_CHARACTERS_MAX, f"tag {key}")

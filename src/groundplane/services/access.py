@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Protocol
 
 from groundplane.audit import EventDraft
 from groundplane.domain import access
@@ -17,7 +18,7 @@ from groundplane.domain.budget import checked_limit, checked_thresholds
 from groundplane.domain.run import Run
 from groundplane.errors import Conflict, Forbidden, InvalidInput, NotFound, Refusal, Refused, Unauthenticated
 from groundplane.identity import CROSS_PROJECT, SYSTEM, Actor, Role
-from groundplane.ports import Clock, Ids, JobTokens, Store, Tx
+from groundplane.ports import Clock, Ids, Store, Tx
 from groundplane.units import format_usd
 
 DEFAULT_PROJECT = "default"
@@ -45,6 +46,18 @@ async def visible_project(tx: Tx, actor: Actor, name: str, *, lock: bool = False
     if project is None:
         raise NotFound(f"no project {name[:80]!r}", "ground projects list")
     return project
+
+
+class JobTokens(Protocol):
+    """What a job proves itself with: one token a run. Whether it still opens anything is the run's to say."""
+
+    def issue(self, run_id: str) -> str:
+        """The run's token; twice gives the same."""
+        ...
+
+    def run_of(self, token: str) -> str | None:
+        """The run whose token this is; None for any other text."""
+        ...
 
 
 class Access:

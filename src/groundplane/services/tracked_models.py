@@ -152,6 +152,7 @@ class TrackedModels:
             await self._tell(tx, actor, "model-name.delete", name, shelf.name.project, {})
 
     async def search_names(self, actor: Actor, search: Search) -> tuple[list[Shelf], str]:
+        """Registered models by name and tags, by name unless ordered otherwise, and the next page's token."""
         conditions, orders = parse_filter(search.filter, MODEL_NAMES), parse_order(search.order, MODEL_NAMES)
         async with self._store.transaction() as tx:
             rows = await tx.find(ModelName)

@@ -32,7 +32,8 @@ from groundplane.domain.tracking_filter import matches, ordered, page, parse_fil
 from groundplane.domain.tracking_search import EXPERIMENTS, RUNS, experiment_facts, millis, run_facts
 from groundplane.errors import Conflict, Forbidden, InvalidInput, NotFound
 from groundplane.identity import CROSS_PROJECT, Actor
-from groundplane.ports import Clock, Ids, JobTokens, Store, Tx
+from groundplane.ports import Clock, Ids, Store, Tx
+from groundplane.services.access import JobTokens
 from groundplane.services.audit_trail import Teller
 
 RUN_NAME_TAG = "mlflow.runName"
