@@ -17,7 +17,7 @@ from groundplane.cli.following import UNSUCCESSFUL_CODE
 from groundplane.cli.options import INTERRUPTED_CODE
 from groundplane.cli.root import COMMANDS, ground
 from groundplane.domain.policy import rule_set
-from groundplane.domain.spec import fields as spec_fields
+from groundplane.domain.spec import reference as spec_reference
 from groundplane.errors import GroundError
 from groundplane.identity import ROLE_PERMISSIONS, Permission, Role
 from groundplane.settings import Settings, shown
@@ -174,7 +174,7 @@ def main() -> None:
         (REFERENCE / name).write_text(page(), encoding="utf-8")
     # These two hold themselves against their pages in the tests of what they describe.
     (REFERENCE / "policy.md").write_text(rule_set.reference(), encoding="utf-8")
-    (REFERENCE / "spec.md").write_text(spec_fields.reference(), encoding="utf-8")
+    (REFERENCE / "spec.md").write_text(spec_reference.reference(), encoding="utf-8")
 
 
 def _commands(

@@ -25,6 +25,7 @@ _INSIDE = r"(?!/)(?!(.*/)?\.\.(/|$))[^\0]{1,1024}"
 
 
 def inference_fields() -> Iterable[Field]:
+    """What evaluations and batches have besides the fields of every job."""
     yield from _asking()
     yield from _evaluation()
     yield from _judges()
@@ -184,6 +185,7 @@ _ASKING = tuple(each.name for each in fields(Asking) if each.name != "timeout_s"
 
 
 def evaluation_need(spec: Mapping[str, Any]) -> EvaluationNeed:
+    """The need of a checked spec; a judge without a name is called as its kind."""
     own = {each.name for each in fields(EvaluationNeed)} - {"asking", "judges"}
     judges = [JudgeNeed(**{"name": said["kind"], **said}) for said in spec.get("judges", ())]
     return EvaluationNeed(
@@ -192,6 +194,7 @@ def evaluation_need(spec: Mapping[str, Any]) -> EvaluationNeed:
 
 
 def batch_need(spec: Mapping[str, Any]) -> BatchNeed:
+    """The need of a checked spec."""
     own = {each.name for each in fields(BatchNeed)} - {"asking"}
     return BatchNeed(asking=_asked(spec), **{name: spec[name] for name in own if name in spec})
 
