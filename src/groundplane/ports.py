@@ -37,8 +37,6 @@ from groundplane.domain.planning import Offer
 from groundplane.domain.preflight import CheckResult as CheckResult
 from groundplane.domain.preflight import PreflightNeed as PreflightNeed
 from groundplane.domain.price_lists import ListPrice
-from groundplane.domain.prompt_lint import PromptFinding
-from groundplane.domain.queueing import QueueStanding
 from groundplane.domain.recon import CloudView, Machine
 from groundplane.domain.run import EndReason
 from groundplane.domain.run import FoundCheckpoint as FoundCheckpoint
@@ -502,18 +500,6 @@ class Notifier(Protocol):
 
     async def send(self, notice: Notice) -> None:
         """Tells them. Raises Unavailable when it could not; the caller sends again, so a notice may arrive twice."""
-        ...
-
-
-class GatewayReports(Protocol):
-    """What living gateways tell of who waits and of the order of prompts. Reading changes nothing."""
-
-    async def standing(self) -> QueueStanding:
-        """Queues, adapted replicas and retry storms, over all workers, a second old at most."""
-        ...
-
-    async def findings(self) -> list[PromptFinding]:
-        """Prompts whose order providers' caches can't use, the dearest first."""
         ...
 
 

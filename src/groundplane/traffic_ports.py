@@ -7,6 +7,8 @@ from datetime import date
 from typing import Any, Protocol
 
 from groundplane.domain.prediction import Form, Holdings, RewrittenFile, Wanted
+from groundplane.domain.prompt_lint import PromptFinding
+from groundplane.domain.queueing import QueueStanding
 from groundplane.domain.traffic import Live, Passed
 
 
@@ -77,4 +79,16 @@ class GatewayFigures(Protocol):
 
     async def live(self) -> Live:
         """Those of every living gateway of this machine, as one."""
+        ...
+
+
+class GatewayReports(Protocol):
+    """What living gateways tell of who waits and of the order of prompts. Reading changes nothing."""
+
+    async def standing(self) -> QueueStanding:
+        """Queues, adapted replicas and retry storms, over all workers, a second old at most."""
+        ...
+
+    async def findings(self) -> list[PromptFinding]:
+        """Prompts whose order providers' caches can't use, the dearest first."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,7 @@ async def test_a_route_may_keep_answers_of_chance_too(tmp_path: Path, upstream: 
 
 async def test_a_caller_decides_for_itself(tmp_path: Path, upstream: MockUpstream) -> None:
     async with running(tmp_path, keys=(key(),), routes=(keeping(upstream),)) as bench:
+        assert bench.gateway is not None
 
         async def status(cache_control: str) -> str:
             answer = await ask(bench.port, post(sure(), headers=f"cache-control: {cache_control}\r\n"))
@@ -130,7 +132,9 @@ async def test_a_caller_decides_for_itself(tmp_path: Path, upstream: MockUpstrea
         assert await status("max-age=10") == "fwd=uri-miss", "no-store was not kept"
         assert await status("no-cache") == "fwd=request"
         assert await status("max-age=10") == "hit"
-        await asyncio.sleep(0.02)
+        shelf = bench.gateway.state.answers._shelf
+        (kept,) = list(shelf)
+        await bench.until(lambda: time.time() > kept.at_s)
         assert await status("max-age=0") == "fwd=stale"
     assert len(upstream.seen) == 4
 
@@ -140,11 +144,12 @@ async def test_answers_last_as_long_as_the_route_says_and_as_the_model_is_the_sa
 ) -> None:
     async with running(tmp_path, keys=(key(),), routes=(keeping(upstream, CacheRule(ttl_s=1)),)) as bench:
         await ask(bench.port, post(sure()))
-        await asyncio.sleep(1.05)
-        assert "fwd=uri-miss" in (await ask(bench.port, post(sure()))).headers["cache-status"]
-        await bench.publish(keys=(key(),), routes=(keeping(upstream, revision=2),))
         assert bench.gateway is not None
         state = bench.gateway.state
+        (kept,) = list(state.answers._shelf)
+        await bench.until(lambda: time.time() >= kept.until_s)
+        assert "fwd=uri-miss" in (await ask(bench.port, post(sure()))).headers["cache-status"]
+        await bench.publish(keys=(key(),), routes=(keeping(upstream, revision=2),))
         await bench.until(lambda: state.metrics.snapshot_version == 2)
         assert "fwd=uri-miss" in (await ask(bench.port, post(sure()))).headers["cache-status"]
     assert len(upstream.seen) == 3

@@ -13,9 +13,10 @@ from groundplane.domain.response_cache import CacheRule
 from groundplane.domain.routing import RoutePolicy
 from groundplane.errors import NotFound
 from groundplane.identity import Actor
-from groundplane.ports import Clock, GatewayReports, Store, Tx
+from groundplane.ports import Clock, Store, Tx
 from groundplane.services.access import visible_project
 from groundplane.services.audit_trail import Teller
+from groundplane.traffic_ports import GatewayReports
 
 
 class Routes:
