@@ -121,7 +121,12 @@ def _has_tmpfs() -> bool:
         return made.returncode == 0
 
 
+def _has_prometheus() -> bool:
+    return shutil.which("prometheus") is not None and shutil.which("promtool") is not None
+
+
 SERVICES: dict[str, Callable[[], bool]] = {
+    "prometheus": _has_prometheus,
     "postgresql": _has_postgresql,
     "chromium": _has_chromium,
     "redis": _has_redis,

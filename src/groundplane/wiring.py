@@ -65,6 +65,7 @@ from groundplane.services.inference import Inference
 from groundplane.services.logged_models import LoggedModels
 from groundplane.services.models import Models
 from groundplane.services.nodes import Nodes
+from groundplane.services.oci_registry import OciRegistry
 from groundplane.services.outlooks import Outlooks
 from groundplane.services.plans import Plans
 from groundplane.services.policy import Policies
@@ -129,6 +130,7 @@ class App:
     evaluations: Evaluations
     batches: Batches
     hub: Hub
+    oci: OciRegistry
     recon: Recon
     catalog: Catalog
     sizings: Sizings
@@ -415,6 +417,7 @@ async def build(settings: Settings) -> App:
         evaluations=evaluations,
         batches=batches,
         hub=Hub(models=models, blobs=blobs),
+        oci=OciRegistry(store=store, clock=clock, models=models, blobs=blobs, files=FolderModelFiles()),
         sizings=Sizings(catalogue=catalog_book.catalogue, clock=clock),
         recon=recon,
         catalog=Catalog(store=store, clock=clock, book=catalog_book),

@@ -413,6 +413,7 @@ class Workers:
     arguments: tuple[str, ...] = ()
     limits_url: str = ""
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    shared: Path | None = None
 
     @property
     def port(self) -> int:
@@ -425,7 +426,7 @@ class Workers:
         read, write = os.pipe()
         command = [sys.executable, "-m", "groundplane.gateway", "--gateway-id", f"gw-{number}", "--free-min", "0"]
         command += ["--snapshot", str(self.folder / "snapshot.json"), "--wal", str(self.folder / "wal")]
-        command += ["--workers", str(len(self.listeners)), "--shared", str(self.folder / "shared")]
+        command += ["--workers", str(len(self.listeners)), "--shared", str(self.shared or self.folder / "shared")]
         command += ["--fd", str(listener.fileno()), "--report-fd", str(write), *self.arguments]
         process = subprocess.Popen(
             command,
@@ -449,7 +450,9 @@ class Workers:
             listener.close()
 
 
-def start_workers(folder: Path, count: int, *arguments: str, limits_url: str = "") -> Workers:
+def start_workers(
+    folder: Path, count: int, *arguments: str, limits_url: str = "", shared: Path | None = None
+) -> Workers:
     """`count` gateways on a free port."""
     port, listeners = 0, []
     for _ in range(count):
@@ -460,7 +463,7 @@ def start_workers(folder: Path, count: int, *arguments: str, limits_url: str = "
         listener.setblocking(False)
         port = listener.getsockname()[1]
         listeners.append(listener)
-    workers = Workers(folder, listeners, arguments, limits_url)
+    workers = Workers(folder, listeners, arguments, limits_url, shared=shared)
     for number in range(count):
         workers.start(number)
     return workers

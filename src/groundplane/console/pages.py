@@ -33,6 +33,7 @@ from groundplane.console import (
     session,
     sizing,
     tracking,
+    traffic,
 )
 from groundplane.console.web import HOME, PageRoute
 from groundplane.errors import NotFound
@@ -84,6 +85,7 @@ def router() -> APIRouter:
         costs,
         sizing,
         access,
+        traffic,
         audit,
     )
     for part in parts:

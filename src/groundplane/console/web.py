@@ -79,6 +79,14 @@ MENUS: tuple[tuple[str, tuple[tuple[str, str, Permission], ...]], ...] = (
             ("Storage", f"{HOME}/storage", Permission.MODELS_READ),
         ),
     ),
+    (
+        "Gateway",
+        (
+            ("Traffic", f"{HOME}/traffic", Permission.TRAFFIC_READ),
+            ("Live requests", f"{HOME}/traffic/requests", Permission.TRAFFIC_READ),
+            ("Predictions", f"{HOME}/traffic/predictions", Permission.PREDICTIONS_READ),
+        ),
+    ),
     ("Money", (("Costs", f"{HOME}/costs", Permission.COSTS_READ),)),
     (
         "Operate",

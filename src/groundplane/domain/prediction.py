@@ -81,6 +81,7 @@ class Prediction:
     """One kept request. Times are RFC 3339 in UTC and milliseconds; `redactions` counts marks by type.
 
     `messages` and `answer` are lists of `{"role", "content", …}`. `truncated`: the gateway kept only the beginning.
+    `from_cache`: the gateway answered by itself, as it had before.
     """
 
     schema: int = SCHEMA
@@ -119,6 +120,7 @@ class Prediction:
     trace_id: str = ""
     redactions: dict[str, int] = field(default_factory=dict)
     truncated: bool = False
+    from_cache: bool = False
 
     def plain(self) -> dict[str, Any]:
         return asdict(self)

@@ -30,6 +30,7 @@ class Passed:
     status: int
     error: str = ""
     limit: str = ""
+    from_cache: bool = False
     prompt_tokens: int = 0
     completion_tokens: int = 0
     amount_microusd: int = 0
@@ -157,7 +158,7 @@ def merge(figures: Iterable[Mapping[str, Any]]) -> Live:
             seen = int(limit["seen"])
             if limit["id"] not in standings or standings[limit["id"]][0] < seen:
                 values = {name: value for name, value in limit.items() if name != "seen"}
-                standings[limit["id"]] = (seen, LimitStanding(**values))
+                standings[limit["id"]] = (seen, LimitStanding(project="", **values))
         refusals += [LimitRefusal(**refusal) for refusal in one.get("refusals", ())]
     return Live(
         workers=workers,

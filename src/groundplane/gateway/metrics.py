@@ -203,6 +203,7 @@ class Metrics:
         self.refused: dict[tuple[str, str, str, str], int] = {}
         self.refusals: deque[dict[str, Any]] = deque(maxlen=REFUSALS_KEPT)
         self.flow = FlowMetrics()
+        self.standings: list[dict[str, Any]] = []
         self.recorded: dict[str, int] = {}
         """What became of what is told of requests (`what/outcome`), counted off the loop."""
         self.in_flight = 0
@@ -224,6 +225,7 @@ class Metrics:
             "minute": [[*one.name, *one.minute()] for one in self._warm],
             "refused": [[*name, count] for name, count in self.refused.items()],
             "refusals": list(self.refusals),
+            "standings": self.standings,
             "recorded": dict(self.recorded),
             "limited": dict(self.limited),
             "flow": self.flow.plain(),

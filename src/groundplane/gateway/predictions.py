@@ -173,6 +173,7 @@ def record_of(seen: Sighting, salt: bytes) -> Prediction:
         subject=pseudonym(salt, seen.project, seen.subject or asked.subject),
         trace_id=seen.trace_id,
         truncated=seen.truncated,
+        from_cache=seen.cached,
     )
     if content:
         clean(record, redacted=bool(seen.flags & REDACT))

@@ -13,6 +13,7 @@ from groundplane.gateway.approach import Approach
 from groundplane.gateway.cache import Answers, Flight, Result, hit_lines, miss_line
 from groundplane.gateway.errors import upstream_fault
 from groundplane.gateway.http1 import ResponseHead
+from groundplane.gateway.metrics import Times
 from groundplane.gateway.records import settled_members
 from groundplane.gateway.wal import LogUnavailable
 
@@ -122,6 +123,12 @@ class Replay(Approach):
             self._refuse(upstream_fault(503, message, "usage_log_unavailable", b"retry-after: 5\r\n"))
             return
         lane.route.counters.settled(200, NOTHING, 0, took_us)
+        times: Times = (took_us, 0, None, None, took_us)
+        target.counted(key, lane.model, state.metrics).settled(200, NOTHING, 0, times)
+        if self._watch is not None:
+            self._target, self._watch.cached = target, True
+            self._watch.note(kept.body)
+            state.telemetry.settled(self, self._watch, (200, NOTHING, 0), (times, took_us))
         state.metrics.flow.cached(lane.model, "collapsed" if collapsed else Result.HIT)
         self._limit_lines += hit_lines(kept, collapsed=collapsed) + limit_headers(lane, monotonic_ns())
         passed = b"content-type: %b\r\n" % kept.content_type

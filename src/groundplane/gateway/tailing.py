@@ -75,6 +75,7 @@ def _passed(seen: Sighting) -> Passed:
         status=seen.status,
         error=seen.error,
         limit=seen.limit,
+        from_cache=seen.cached,
         prompt_tokens=seen.prompt_tokens,
         completion_tokens=seen.completion_tokens,
         amount_microusd=seen.microusd,

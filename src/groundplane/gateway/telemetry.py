@@ -99,6 +99,7 @@ class Sighting(msgspec.Struct, array_like=True):
     parent_id: str = ""
     span_id: str = ""
     truncated: bool = False
+    cached: bool = False
     request: bytes = b""
     answer: bytes = b""
 
@@ -109,6 +110,7 @@ class Watch:
     __slots__ = (
         "_left_bytes",
         "_pieces",
+        "cached",
         "flags",
         "parent_id",
         "passed",
@@ -123,7 +125,7 @@ class Watch:
         self.passed = head.passed
         self.subject = head.headers.get(b"x-subject", b"")
         self.trace_id = self.parent_id = self.span_id = ""
-        self.truncated = False
+        self.truncated = self.cached = False
         self._pieces: list[bytes] = []
         self._left_bytes = ANSWER_MAX_BYTES if flags & CONTENT else TRACED_MAX_BYTES if flags & (KEEP | TRACE) else 0
 
@@ -235,7 +237,7 @@ class Telemetry:
         seen.prompt_tokens, seen.completion_tokens = usage.prompt_tokens, usage.completion_tokens
         seen.cached_tokens, seen.estimated, seen.microusd = usage.cached_tokens, usage.estimated, microusd
         seen.answer = watch.answer(request._tail)
-        seen.truncated = watch.truncated
+        seen.truncated, seen.cached = watch.truncated, watch.cached
         self._add(seen, None)
 
     def unknown(self, request_id: bytes, project: str, fault: Fault) -> None:

@@ -87,6 +87,8 @@ def attributes_of(seen: Sighting) -> dict[str, Value]:
         found["gen_ai.response.time_to_first_chunk"] = seen.ttft_us / 1_000_000
     if seen.status >= 400:
         found["error.type"] = seen.error or str(seen.status)
+    if seen.cached:
+        found["groundplane.from_cache"] = True
     if seen.limit:
         found["groundplane.limit"] = seen.limit
     host, _, port = seen.address.rpartition(":")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from groundplane.domain.access import Key
-from groundplane.domain.limits import LimitRule
-from groundplane.domain.traffic import Filter, Live, Tail
+from groundplane.domain.limits import PURSES, LimitRule
+from groundplane.domain.traffic import Filter, LimitStanding, Live, Tail
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor
 from groundplane.ports import Store
@@ -54,14 +54,30 @@ class Traffic:
             place = places.get(limit.id) or of_key.get(limit.name) or (limit.name if limit.scope == "project" else "")
             if place and shown(place):
                 limits.append(replace(limit, project=place))
+        for rule in rules:
+            if rule.measure in PURSES and shown(rule.project):
+                limits.append(_of_ledger(rule))
         return Live(
             workers=live.workers,
             in_flight=live.in_flight,
             rates=tuple(one for one in live.rates if shown(one.project)),
-            limits=tuple(limits),
+            limits=tuple(sorted(limits, key=lambda one: (-one.part, one.id))),
             refusals=tuple(one for one in live.refusals if shown(one.project)),
         )
 
     async def close(self) -> None:
         """Stops listening."""
         await self._tail.close()
+
+
+def _of_ledger(rule: LimitRule) -> LimitStanding:
+    """A limit of dollars: what the ledger has of the period that it counts."""
+    return LimitStanding(
+        id=rule.id,
+        project=rule.project,
+        scope=rule.scope,
+        name=rule.name,
+        measure=rule.measure.value,
+        value=rule.value,
+        used=rule.spent_microusd,
+    )
