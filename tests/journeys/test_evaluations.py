@@ -185,8 +185,8 @@ def test_a_batch_that_is_killed_resumes_and_every_row_is_there_once(
     assert (told["rows"], told["done"], told["errors"], told["shards_done"]) == (90, 90, 0, 18)
     assert finished.items() <= {path.name: path.stat().st_mtime_ns for path in shards.glob("*.jsonl")}.items()
     made = ground.data("datasets", "show", told["result"]["output"])
-    content = ground.client._http.get(f"/v1/artifacts/{told['result']['artifact_id']}/files/answers.jsonl").content
-    answers = [json.loads(line) for line in content.splitlines()]
+    ground.client.pull(told["result"]["artifact_id"], tmp_path / "pulled")
+    answers = [json.loads(line) for line in (tmp_path / "pulled" / "answers.jsonl").read_text().splitlines()]
     assert [each["custom_id"] for each in answers] == [f"r{n}" for n in range(90)]
     assert all(each["response"]["status_code"] == 200 and each["error"] is None for each in answers)
     assert (made["id"], made["profile"]["rows"], made["license"]) == ("answers@1", 90, "CC0-1.0")
@@ -210,8 +210,8 @@ def test_a_version_is_evaluated_beside_the_job_and_held_against_the_one_in_produ
     assert {each["value"] for each in found["slices"]} == {"low", "high"}
     (evidence, *_) = [each for each in ground.data("gates", "evidence", "tiny@1") if each["kind"] == "metric"]
     assert (evidence["name"], evidence["source"], len(evidence["values"])) == ("accuracy", "measured", 40)
-    addendum = ground.client._http.get("/v1/models/tiny@1/addenda").json()
-    assert addendum[-1]["facts"]["run"] == found["id"]
+    addendum = ground.data("models", "addenda", "tiny@1")[-1]
+    assert (addendum["kind"], addendum["facts"]["run"]) == ("evaluation", found["id"])
     shown = ground.data("eval", "show", found["id"], "--items", "--limit", "3")
     assert [each["scores"]["accuracy"] for each in shown["items"]] == [0, 0, 0]
     (alarm, *_) = found["alarms"]
