@@ -34,8 +34,8 @@ _bearer = HTTPBearer(auto_error=False, scheme_name="key", description="A key: `A
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 
 
-def ground(request: Request) -> Any:
-    """The wired application that this server answers for."""
+async def ground(request: Request) -> Any:
+    """The wired application that this server answers for. Async: what is not is called in a thread each time."""
     return request.app.state.ground
 
 

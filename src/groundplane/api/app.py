@@ -31,6 +31,7 @@ from groundplane.api import (
     models,
     nodes,
     oci,
+    oci_push,
     plans,
     policy,
     predictions,
@@ -57,6 +58,8 @@ from groundplane.settings import Settings
 from groundplane.wire import ErrorBody
 
 ROUTERS: tuple[APIRouter, ...] = (
+    # Routes are tried in order, and nothing is asked as often as what training scripts log.
+    mlflow.router,
     system.router,
     requests.router,
     plans.router,
@@ -92,7 +95,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     hub.router,
     hub_push.router,
     oci.router,
-    mlflow.router,
+    oci_push.router,
     mlflow.about,
     mlflow_artifacts.router,
     mlflow_models.router,
