@@ -281,3 +281,22 @@ def test_a_stream_of_young_runs_never_starves_a_big_old_one() -> None:
         for run_id in [each for each, at in ends.items() if at <= now and each in scheduler.holding]:
             scheduler.end(run_id)
         assert now < 300.0, "the big run starves"
+
+
+def test_what_is_a_projects_own_is_not_hidden_behind_what_it_would_borrow() -> None:
+    """`large` is older and would borrow; had it spoken for its project, `borrower` would start first each time, and be
+    asked to give way to `own` each time.
+    """
+
+    def a_run(name: str, project: str, queued_at: float, cards: int, nodes: int = 1) -> Waiting:
+        ask = Ask(nodes=nodes, accelerators=cards, cpus_milli=2000, memory_bytes=2**30)
+        return Waiting(id=name, project=project, priority=1000, queued_at=queued_at, ask=ask, expected_s=60.0)
+
+    runs = (a_run("borrower", "a", 2.0, 3), a_run("large", "b", 6.0, 4, nodes=2), a_run("own", "b", 12.0, 2))
+    limits = {"a": 0, "b": 5, "c": 4}
+    quotas = tuple(Quota(project=name, accelerators=limit, runs=1, cohort="all") for name, limit in limits.items())
+    world = World(PoolState(nodes=(a_node(0, "sick"), a_node(1)), waiting=runs, quotas=quotas))
+    world.play()
+    assert world.over == {"borrower", "own"}
+    assert world.preemptions == {}
+    assert world.first_start["own"] < world.first_start["borrower"]

@@ -32,6 +32,9 @@ from groundplane.domain.scheduling.victims import choose_for_nodes, choose_for_q
 Group = tuple[int, str, int, int]
 """Priority, project, number of the ask, magnitude of the expected duration: runs of one group wait in one line."""
 
+Head = tuple[int, float, str, Group]
+"""A line of a project by its first run: whether starting it would borrow, since when it waits, its id, the line."""
+
 Key = tuple[int, int, float, float, str]
 
 
@@ -73,7 +76,8 @@ class Scheduler:
         self._numbers: dict[Ask, int] = {}
         self._totals: list[Amount] = []
         self._lines: dict[Group, list[tuple[float, str]]] = {}
-        self._fronts: dict[tuple[int, str], list[tuple[float, str, Group]]] = {}
+        self._fronts: dict[tuple[int, str], list[Head]] = {}
+        self._ranked: dict[tuple[int, str], int] = {}
         self._shown: dict[Group, tuple[float, str]] = {}
         self._groups: dict[str, Group] = {}
         self._shares: dict[str, float] = {}
@@ -186,7 +190,7 @@ class Scheduler:
 
     def _in_order(self, now: float) -> Iterator[tuple[Group, Waiting]]:
         """The head of each line, best first. A line goes on while its heads start, and is left when one does not."""
-        left: list[tuple[tuple[int, str], tuple[float, str, Group]]] = []
+        left: list[tuple[tuple[int, str], Head]] = []
         try:
             for priority in sorted({priority for priority, _ in self._fronts}, reverse=True):
                 heap = [self._entry(front, now) for front in list(self._fronts) if front[0] == priority]
@@ -201,16 +205,16 @@ class Scheduler:
                     if entry[0] > key:
                         heappush(queue, entry)
                         continue
-                    head = self._fronts[front][0]
-                    run = self.waiting[head[1]]
-                    yield head[2], run
+                    *_, run_id, group = self._fronts[front][0]
+                    run = self.waiting[run_id]
+                    yield group, run
                     if run.id in self.waiting:
                         left.append((front, heappop(self._fronts[front])))
                     if (entry := self._entry(front, now)) is not None:
                         heappush(queue, entry)
         finally:
-            for front, head in left:
-                heappush(self._fronts.setdefault(front, []), head)
+            for front, (_, queued_at, run_id, group) in left:
+                heappush(self._fronts.setdefault(front, []), (self._rank(group), queued_at, run_id, group))
 
     def _backfill(self, now: float, decisions: list[Start | Preempt]) -> None:
         """Starts whatever fits now and delays no plan, in the same order."""
@@ -262,10 +266,17 @@ class Scheduler:
                     self._stuck[group] = run
 
     def _entry(self, front: tuple[int, str], now: float) -> tuple[Key, tuple[int, str]] | None:
-        """A project's place in its class, by its oldest line; None when it has no line left."""
+        """A project's place in its class, by its oldest line within its own quota, else by its oldest; None when it has
+        no line left. By a line that borrows it would come behind other borrowers with what is its own, take that back
+        from them, and come behind them again.
+        """
         heads = self._fronts.get(front, [])
+        if heads and self._ranked.get(front) != self._moves[front[1]]:
+            self._ranked[front] = self._moves[front[1]]
+            heads[:] = [(self._rank(group), queued_at, run_id, group) for _, queued_at, run_id, group in heads]
+            heapify(heads)
         while heads:
-            queued_at, run_id, group = heads[0]
+            _, queued_at, run_id, group = heads[0]
             if self._shown.get(group) != (queued_at, run_id):
                 heappop(heads)
                 continue
@@ -283,7 +294,10 @@ class Scheduler:
         run = self._head(group)
         if run is not None and self._shown.get(group) != (run.queued_at, run.id):
             self._shown[group] = (run.queued_at, run.id)
-            heappush(self._fronts.setdefault(group[:2], []), (run.queued_at, run.id, group))
+            heappush(self._fronts.setdefault(group[:2], []), (self._rank(group), run.queued_at, run.id, group))
+
+    def _rank(self, group: Group) -> int:
+        return int(self.rules.fair and self.quotas.judge(group[1], self._totals[group[2]]).borrows)
 
     def _head(self, group: Group) -> Waiting | None:
         line = self._lines.get(group, [])
