@@ -1,8 +1,8 @@
 """A program of its own for the command line: looks at a stray model's files, and makes a folder that may be registered.
 
-`python -m groundplane.adapters.model_tools` with `scan PATH`, `adopt PATH FOLDER [PATTERN…]` or `verify FOLDER
-CERTIFICATE ADDENDA KEY…` (ADDENDA may be ""); the answer is one JSON object on standard output. What is looked at was
-written by strangers: if looking ends the process, the command only says so.
+`python -m groundplane.adapters.model_tools` with `scan PATH`, `adopt PATH FOLDER [PATTERN…]`, `fetch ADDRESS
+FOLDER` or `verify FOLDER CERTIFICATE ADDENDA KEY…` (ADDENDA may be ""); the answer is one JSON object on standard
+output. What is looked at was written by strangers: if looking ends the process, the command only says so.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from groundplane.adapters.conversion import convert
 from groundplane.adapters.model_files import FolderModelFiles
+from groundplane.adapters.model_sources import fetch
 from groundplane.adapters.signing import verified_by
 from groundplane.domain.addendum import check_chain, said
 from groundplane.domain.canonical import canonical_json, parse_json
@@ -163,6 +164,8 @@ def main() -> None:
         told: object
         if task == "scan":
             told = {"files": look(path)}
+        elif task == "fetch":
+            told = asdict(fetch(source, Path(rest[0])))
         elif task == "adopt":
             told = adopt(path, Path(rest[0]), rest[1:])
         else:

@@ -24,12 +24,12 @@ from groundplane.domain.certificate import (
 )
 from groundplane.domain.model import check_name
 from groundplane.domain.model_files import Format
-from groundplane.domain.model_scan import judge_scan
+from groundplane.domain.model_scan import judge_scan, refusals_of
 from groundplane.errors import Refusal, Refused
 
 
 @click.command()
-@click.argument("source", metavar="FILE|DIR")
+@click.argument("source", metavar="FILE|DIR|hf:…|mlflow:…")
 @click.option("--name", required=True, help="The model's name.")
 @click.option("--project", default="default", show_default=True)
 @click.option("--owner", default="", help="Who answers for it.")
@@ -52,25 +52,31 @@ def adopt(source: str, name: str, project: str, leave_out: Sequence[str], output
 
     Weights in pickles become safetensors in a process without network, files or identity, and every tensor is compared.
     What is missing is asked for on a terminal; what nobody knows is stated in the certificate, with the reason.
+    A model can come from a hub (hf:org/name@revision; HF_ENDPOINT, HF_TOKEN) or from a tracking server
+    (mlflow:models:/NAME/VERSION, mlflow:runs:/RUN/PATH; MLFLOW_TRACKING_URI): facts they state are taken over.
     """
     check_name(name)
-    facts = _ask(_facts(stated))
+    facts = _facts(stated)
     with tempfile.TemporaryDirectory(prefix="ground-adopt-") as scratch:
-        folder = Path(scratch) / "model"
+        folder, local = Path(scratch) / "model", source
         folder.mkdir()
-        files, converted, left_out = model_tools.adopt(source, str(folder), leave_out)
+        if source.startswith(("hf:", "mlflow:")):
+            (Path(scratch) / "source").mkdir()
+            local = str(Path(scratch) / "source")
+            told = model_tools.fetch(source, local)
+            source = told["source"]
+            facts = _taken_over(facts, told["facts"])
+        facts = _ask(facts, source)
+        files, converted, left_out = model_tools.adopt(local, str(folder), leave_out)
         report = judge_scan(source, files, license=facts.license)
-        refused = [
-            Refused(rule=found.rule, need=need.removeprefix("needs "), have=have, hint=found.hint)
-            for found in report.findings
-            if found.severity == "refused"
-            for need, _, have in [found.message.partition(", has ")]
-        ]
-        if refused:
+        if refused := refusals_of(report):
             raise Refusal(refused)
         adopted = tuple(AdoptedFile(**{**file, "left_out": tuple(file["left_out"])}) for file in converted)
         facts = replace(
-            facts, framework=facts.framework or _framework(files), adopted=adopted, adopted_from=Path(source).name
+            facts,
+            framework=facts.framework or _framework(files),
+            adopted=adopted,
+            adopted_from=source if source.startswith(("hf:", "mlflow:")) else Path(source).name,
         )
         present = {file.path: folder / file.path for file in files}
         with connect() as client:
@@ -107,14 +113,26 @@ def _facts(stated: dict[str, object]) -> Facts:
     return replace(facts, unknown=unknown)
 
 
-def _ask(facts: Facts) -> Facts:
+def _taken_over(facts: Facts, known: dict[str, Any]) -> Facts:
+    """The facts with those that the source states where the flags say nothing; what is known is not unknown."""
+    if "data" in known:
+        known = {**known, "data": tuple(DataFact(name=name, sha256=sha256) for name, sha256 in known["data"])}
+    taken = {name: value for name, value in known.items() if not getattr(facts, name)}
+    for name, value in taken.items():
+        said = f"{name.replace('_', ' ')} as the source states it: {value}"
+        render.say(render.clean(said))
+    unknown = {name: why for name, why in facts.unknown.items() if name not in taken}
+    return replace(facts, **taken, unknown=unknown)
+
+
+def _ask(facts: Facts, source: str) -> Facts:
     """Asks for each missing fact on a terminal; refuses with all of them elsewhere."""
     missing = missing_facts(facts)
     if missing and not sys.stdin.isatty():
         raise Refusal([_refused(fact) for fact in missing])
     for fact in missing:
         answer = click.prompt(f"{fact.question} ({fact.flag})", default="", show_default=False, err=True).strip()
-        facts = _answered(facts, fact, answer)
+        facts = _answered(facts, fact, answer, source)
     still = missing_facts(facts)
     if still:
         raise Refusal([_refused(fact) for fact in still])
@@ -128,9 +146,10 @@ def _refused(fact: MissingFact) -> Refused:
     return refused
 
 
-def _answered(facts: Facts, fact: MissingFact, answer: str) -> Facts:
+def _answered(facts: Facts, fact: MissingFact, answer: str, source: str) -> Facts:
     if not answer and fact.name in MAY_BE_UNKNOWN:
-        why = click.prompt("  then why does nobody know?", default="", show_default=False, err=True).strip()
+        likely = f"{source} does not state it" if source.startswith(("hf:", "mlflow:")) else ""
+        why = click.prompt("  then why does nobody know?", default=likely, show_default=bool(likely), err=True).strip()
         return replace(facts, unknown={**facts.unknown, fact.name: why})
     name, _, value = answer.partition("=")
     if fact.name == "data":

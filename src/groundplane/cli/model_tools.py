@@ -37,6 +37,11 @@ def adopt(source: str, folder: str, leave_out: Sequence[str]) -> tuple[list[Look
     return _files(told["files"]), told["converted"], told["left_out"]
 
 
+def fetch(source: str, folder: str) -> dict[str, Any]:
+    """{"source" (exact), "files", "size_bytes", "facts"} of a model from elsewhere, whose files are now in `folder`."""
+    return _ask("fetch", source, folder)
+
+
 def verify(folder: str, certificate: str, keys: Sequence[str], addenda: str = "") -> dict[str, Any]:
     """{"key_id", "subject", "files", "addenda", "problems"} of files checked against a certificate, without a server.
 

@@ -1,0 +1,200 @@
+"""`ground models adopt hf:…` and `mlflow:…`: from another registry to a certificate, each byte as stated there."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+from safetensors.numpy import save
+from tests.adapters.torch_files import torch_zip, whole
+
+from groundplane.domain.certificate import DataFact, Facts
+
+STATED = ("--owner", "ana", "--license", "Apache-2.0", "--metric", "f1=0.9")
+NOWHERE = ("--unknown", "data=nobody says", "--unknown", "code_commit=nobody says", "--unknown", "training_run=no")
+COMMIT = "c" * 40
+WEIGHTS = save({"w": np.arange(6, dtype=np.float32)})
+
+
+class Hub:
+    """A hub that says what it is told to, on a free loopback port."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {"model.safetensors": WEIGHTS, "config.json": b"{}"}
+        self.listed: list[dict[str, Any]] | None = None
+        self.key = ""
+        self.asked: list[str] = []
+        hub = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                hub.asked.append(self.path)
+                status, body, headers = hub.answer(self.path, self.headers.get("Authorization", ""))
+                self.send_response(status)
+                for name, value in {**headers, "Content-Length": str(len(body))}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [
+            {"type": "file", "path": path, "size": len(data), "oid": _git(data),
+             **({"lfs": {"oid": hashlib.sha256(data).hexdigest()}} if path.endswith(".safetensors") else {})}
+            for path, data in self.files.items()
+        ]  # fmt: skip
+
+    def answer(self, path: str, key: str) -> tuple[int, bytes, dict[str, str]]:
+        if self.key and key != f"Bearer {self.key}":
+            return 401, b"Invalid credentials", {}
+        if path.startswith("/api/models/org/name/revision/"):
+            return (
+                200,
+                json.dumps({"sha": COMMIT, "cardData": {"license": "MIT", "base_model": "org/base"}}).encode(),
+                {},
+            )
+        if path.startswith(f"/api/models/org/name/tree/{COMMIT}"):
+            rows = self.listed if self.listed is not None else self.rows()
+            page = int(path.partition("page=")[2] or 0)  # one row a page: the real hub has pages, too
+            more = {"Link": f'<{self.url}{path.partition("&page")[0]}&page={page + 1}>; rel="next"'}
+            return 200, json.dumps(rows[page : page + 1]).encode(), more if page + 1 < len(rows) else {}
+        name = path.removeprefix(f"/org/name/resolve/{COMMIT}/")
+        return (200, self.files[name], {}) if name in self.files else (404, b"Entry not found", {})
+
+
+def _git(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    made = Hub()
+    monkeypatch.setenv("HF_ENDPOINT", made.url)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+def test_a_model_comes_from_a_hub_with_what_its_card_states(up: Any, say: Any, hub: Hub) -> None:
+    hub.files["nested/tokenizer.json"] = b'{"a": 1}'
+    words = ("models", "adopt", "hf:org/name@v1", "--name", "from-hub", "--project", "research", "--owner", "ana")
+    said = say(up, *words)
+    assert said.code == 3 and "--data" in said.err and "--license" not in said.err  # its card has the licence
+    said = say(up, *words, "--metric", "f1=0.9", *NOWHERE)
+    assert said.code == 0, said.err
+    told = say(up, "models", "certificate", "from-hub@1", "-o", "json").data["statement"]
+    predicate = told["predicate"]
+    assert predicate["adoption"]["from"] == f"hf:org/name@{COMMIT}"
+    assert (predicate["version"]["license"], predicate["version"]["base_model"]) == ("mit", "org/base")
+    digests = {row["name"]: row["digest"]["sha256"] for row in told["subject"]}
+    assert digests == {path: hashlib.sha256(data).hexdigest() for path, data in hub.files.items()}
+    with up.client as client:
+        (entry, *_) = client.adoptions()
+    assert entry.id == "from-hub@1"
+
+
+def test_weights_in_a_hubs_pickle_are_converted_on_the_way(up: Any, say: Any, hub: Hub) -> None:
+    weights = {"layer.w": whole("0", np.ones((4, 3), np.float32))}
+    hub.files = {"pytorch_model.bin": torch_zip({"state_dict": weights}), "config.json": b"{}"}
+    words = ("models", "adopt", "hf:org/name", "--name", "unpickled", "--project", "research")
+    said = say(up, *words, *STATED, *NOWHERE)
+    assert said.code == 0, said.err
+    assert "pytorch_model.bin → model.safetensors: 1 tensors, each compared" in said.out
+
+
+@pytest.mark.parametrize(
+    ("listed", "code", "words"),
+    [
+        ({"path": "config.json", "size": 2, "lfs": {"oid": "0" * 64}}, 8, "has digest"),
+        ({"path": "config.json", "size": 2, "oid": "0" * 40}, 8, "has digest"),
+        ({"path": "config.json", "size": 1, "oid": _git(b"{}")}, 8, "1 are stated"),
+        ({"path": "../config.json", "size": 2}, 2, "has the part '..'"),
+        ({"path": "gone.json", "size": 2}, 4, "answered 404"),
+        ({"path": "config.json", "size": 2**62}, 6, "free"),
+    ],
+)
+def test_what_is_not_as_stated_does_not_come_in(
+    up: Any, say: Any, hub: Hub, listed: dict[str, Any], code: int, words: str
+) -> None:
+    hub.listed = [{"type": "file", **listed}]
+    said = say(up, "models", "adopt", "hf:org/name", "--name", "bad", "--project", "research", *STATED, *NOWHERE)
+    assert (said.code, words in said.err) == (code, True), said.err
+
+
+def test_a_hub_that_wants_a_key_is_told_apart_from_one_that_is_down(
+    up: Any, say: Any, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.key = "secret-of-the-hub"
+    words = ("models", "adopt", "hf:org/name", "--name", "bad", "--project", "research", *STATED, *NOWHERE)
+    refused = say(up, *words)
+    assert refused.code == 7 and "HF_TOKEN" in refused.err
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    silent = say(up, *words)
+    assert silent.code == 6 and "does not answer" in silent.err
+    assert say(up, "models", "adopt", "hf:org name", *words[3:]).code == 2
+
+
+def test_our_own_hub_and_tracking_server_are_sources_as_any(
+    up: Any, say: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    key, base = (up.path / "keys" / "admin").read_text().strip(), f"http://127.0.0.1:{up.port}"
+    monkeypatch.setenv("HF_ENDPOINT", f"{base}/hf")
+    monkeypatch.setenv("HF_TOKEN", key)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{base}/mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", key)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
+    (folder / "config.json").write_bytes(b"{}")
+    data = (DataFact(name="corpus", sha256="1" * 64),)
+    facts = Facts(owner="ana", license="MIT", data=data, code_commit="2" * 40, training_run="r", metrics={"f1": 0.9})
+    with up.client as ours:
+        upload = ours.create_upload()
+        for name in ("model.safetensors", "config.json"):
+            ours.upload_file(upload.id, name, folder / name)
+        ours.register_model("origin", upload_id=upload.id, project="research", facts=facts)
+
+    words = ("--project", "research", *STATED, *NOWHERE)
+    hubbed = say(up, "models", "adopt", "hf:research/origin@v1", "--name", "from-own-hub", *words)
+    assert hubbed.code == 0, hubbed.err
+    mirrored = say(up, "models", "adopt", "mlflow:models:/origin/1", "--name", "from-own-mlflow", *words)
+    assert mirrored.code == 0, mirrored.err
+
+    client = mlflow.MlflowClient(tracking_uri=f"{base}/mlflow")
+    run = client.create_run(client.create_experiment("adoptable"))
+    client.log_metric(run.info.run_id, "f1", 0.93)
+    client.log_param(run.info.run_id, "lr", "1e-4")
+    client.set_tag(run.info.run_id, "mlflow.source.git.commit", "4" * 40)
+    client.log_artifacts(run.info.run_id, str(folder), "model")
+    source = f"mlflow:runs:/{run.info.run_id}/model"
+    given = ("--project", "research", "--owner", "ana", "--license", "MIT", "--unknown", "data=nobody says")
+    tracked = say(up, "models", "adopt", source, "--name", "from-run", *given)
+    assert tracked.code == 0, tracked.err
+    said = say(up, "models", "certificate", "from-run@1", "-o", "json").data["statement"]["predicate"]
+    assert (said["metrics"], said["hyperparameters"], said["code"]["commit"]) == (
+        {"f1": 0.93},
+        {"lr": "1e-4"},
+        "4" * 40,
+    )
+    assert said["run"]["id"] == f"mlflow:{run.info.run_id}"
+    assert {row["fact"]: row["why"] for row in said["unknown"]}["data"] == "nobody says"
+
+    missing = say(up, "models", "adopt", "mlflow:models:/origin/9", "--name", "x", *words)
+    assert missing.code == 4, missing.err
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert say(up, "models", "adopt", "mlflow:models:/origin/1", "--name", "x", *words).code == 2
