@@ -1,4 +1,4 @@
-"""The registry for OCI clients (oras, skopeo, container runtimes): pull versions, and their certificates as referrers.
+"""The registry for OCI clients (oras, skopeo, container runtimes): pull versions, and what refers to them.
 
 Routes, headers and errors are the OCI distribution specification's (1.1). The password, or the bearer token, is a key.
 """
@@ -14,9 +14,20 @@ from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from groundplane.api.access import Ground, requires, requires_any_key
+from groundplane.api.oci_uploads import BlobUploads, DigestInvalid, RangeInvalid, UploadUnknown
 from groundplane.api.ranges import file_answer
+from groundplane.api.uploads import Landing
 from groundplane.domain import oci
-from groundplane.errors import Forbidden, GroundError, NotFound, Unauthenticated
+from groundplane.errors import (
+    Conflict,
+    Forbidden,
+    GroundError,
+    InvalidInput,
+    NotFound,
+    Refusal,
+    TooLarge,
+    Unauthenticated,
+)
 from groundplane.identity import Actor, Permission
 
 
@@ -28,12 +39,33 @@ class BlobUnknown(NotFound):
     """No version of the repository has this blob."""
 
 
+class ManifestBlobUnknown(NotFound):
+    """The manifest names a blob that was neither sent nor mounted."""
+
+    http_status = 400
+
+
+class NeverDeleted(InvalidInput):
+    """Versions, their manifests and their blobs stay."""
+
+    http_status = 405
+
+
 _CODES: tuple[tuple[type[GroundError], str], ...] = (
     (ManifestUnknown, "MANIFEST_UNKNOWN"),
     (BlobUnknown, "BLOB_UNKNOWN"),
+    (UploadUnknown, "BLOB_UPLOAD_UNKNOWN"),
+    (ManifestBlobUnknown, "MANIFEST_BLOB_UNKNOWN"),
     (NotFound, "NAME_UNKNOWN"),
     (Unauthenticated, "UNAUTHORIZED"),
     (Forbidden, "DENIED"),
+    (NeverDeleted, "UNSUPPORTED"),
+    (DigestInvalid, "DIGEST_INVALID"),
+    (RangeInvalid, "BLOB_UPLOAD_INVALID"),
+    (TooLarge, "SIZE_INVALID"),
+    (InvalidInput, "MANIFEST_INVALID"),
+    (Refusal, "MANIFEST_INVALID"),
+    (Conflict, "DENIED"),
 )
 
 
@@ -48,12 +80,22 @@ class OciRoute(APIRoute):
                 return await handle(request)
             except GroundError as error:
                 code = next((code for kind, code in _CODES if isinstance(error, kind)), "UNSUPPORTED")
-                said = f"{error.message}; {error.hint}" if error.hint else error.message
                 headers = {"WWW-Authenticate": 'Basic realm="groundplane"'} if error.http_status == 401 else {}
-                body = {"errors": [{"code": code, "message": said}]}
-                return Response(msgspec.json.encode(body), error.http_status, headers, media_type="application/json")
+                if isinstance(error, RangeInvalid):
+                    headers = {"Location": request.url.path, "Range": f"0-{max(0, error.have_bytes - 1)}"}
+                # The specification knows no 422: what can't be understood is a bad request.
+                status = 400 if error.http_status == 422 else error.http_status
+                body = {"errors": [{"code": code, "message": said} for said in _said(error)]}
+                return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
 
         return handled
+
+
+def _said(error: GroundError) -> list[str]:
+    """Every refusal of a push at once, each with its way forward: a client shows them as they are."""
+    if isinstance(error, Refusal):
+        return [f"{refused}; {refused.hint}" if refused.hint else str(refused) for refused in error.refusals]
+    return [f"{error.message}; {error.hint}" if error.hint else error.message]
 
 
 router = APIRouter(prefix="/v2", tags=["oci"], route_class=OciRoute, include_in_schema=False)
@@ -76,8 +118,8 @@ async def list_tags(
     last: str = "",
 ) -> Response:
     """Tags by their bytes; `n` and `last` page through them."""
-    versions = await app.hub.versions(actor, project, name)
-    tags = [tag for tag in oci.tags(versions, await app.hub.aliases(name)) if tag > last]
+    shelf = await app.oci.shelf(actor, project, name)
+    tags = [tag for tag in oci.tags(shelf) if tag > last]
     headers = {}
     if n and len(tags) > n:
         headers["Link"] = f'</v2/{project}/{name}/tags/list?n={n}&last={tags[n - 1]}>; rel="next"'
@@ -90,18 +132,25 @@ async def get_manifest(
     project: str, name: str, reference: str, request: Request, app: Ground, actor: Reader
 ) -> Response:
     """A manifest by tag or digest."""
-    versions = await app.hub.versions(actor, project, name)
-    found = oci.find_manifest(versions, reference, await app.hub.aliases(name))
+    shelf = await app.oci.shelf(actor, project, name)
+    found = oci.find_manifest(shelf, reference)
     if found is None:
-        raise ManifestUnknown(f"{project}/{name} has no manifest {reference}", f"try v{versions[0].number} or latest")
+        hint = f"try v{shelf.versions[0].number} or latest" if shelf.versions else "it has no version yet"
+        raise ManifestUnknown(f"{project}/{name} has no manifest {reference}", hint)
     return _document(request, found)
 
 
 @router.api_route("/{project}/{name}/blobs/{digest}", methods=["GET", "HEAD"])
-async def get_blob(project: str, name: str, digest: str, request: Request, app: Ground, actor: Reader) -> Response:
-    """A file of a version, whole or one range, or a small document of it."""
-    versions = await app.hub.versions(actor, project, name)
-    found = oci.find_blob(versions, digest)
+async def get_blob(
+    project: str, name: str, digest: str, request: Request, app: Ground, landing: Landing, actor: Reader
+) -> Response:
+    """A file of a version, whole or one range, or a small document of it. Who pushes learns what need not be sent."""
+    if request.method == "HEAD":
+        landed = await BlobUploads(landing, actor, project, name).landed(digest)
+        if landed is not None:
+            headers = {"Docker-Content-Digest": digest, "Content-Length": str(landed.stat().st_size)}
+            return Response(headers=headers, media_type="application/octet-stream")
+    found = oci.find_blob(await app.oci.shelf(actor, project, name), digest)
     if found is None:
         raise BlobUnknown(f"no version of {project}/{name} has the blob {digest}")
     if found.file is None:
@@ -118,10 +167,10 @@ async def get_referrers(
     actor: Reader,
     artifact_type: Annotated[str, Query(alias="artifactType")] = "",
 ) -> Response:
-    """What refers to a manifest: its birth certificate."""
-    versions = await app.hub.versions(actor, project, name)
+    """What refers to a manifest: its birth certificate, and what was pushed with it as the subject."""
+    shelf = await app.oci.shelf(actor, project, name)
     headers = {"OCI-Filters-Applied": "artifactType"} if artifact_type else {}
-    return Response(oci.referrers(versions, digest, artifact_type), headers=headers, media_type=oci.INDEX)
+    return Response(oci.referrers(shelf, digest, artifact_type), headers=headers, media_type=oci.INDEX)
 
 
 def _document(request: Request, blob: oci.Blob) -> Response:

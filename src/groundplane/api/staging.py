@@ -104,6 +104,18 @@ class Staging:
         """
         return await asyncio.to_thread(self._compose, self._place(upload_id, owner), layout, beside)
 
+    async def room(self, upload_id: str, owner: str, coming_bytes: int) -> None:
+        """TooLarge or Unavailable when an upload can't grow by so much, half blobs counted."""
+        used_bytes, _ = await asyncio.to_thread(_usage, self._place(upload_id, owner))
+        self._check(used_bytes + coming_bytes, coming_bytes)
+
+    async def drop(self, upload_id: str, owner: str, tree: Path, names: Iterable[str]) -> None:
+        """Lets go of a composed tree and of the files it was made of; the rest of the upload stays."""
+        place = self._place(upload_id, owner)
+        await asyncio.to_thread(shutil.rmtree, tree)
+        for name in names:
+            (place / _FILES / name).unlink(missing_ok=True)
+
     async def discard(self, upload_id: str, owner: str) -> None:
         """Lets go of an upload and its files."""
         await asyncio.to_thread(shutil.rmtree, self._place(upload_id, owner))

@@ -1,21 +1,23 @@
 """Model versions as OCI artifacts: a manifest per version, and its birth certificate as a referrer.
 
-Manifests are computed from the version alone, the same bytes every time, so their digests may be pinned. Layers are the
-version's own files. Sources: OCI image and distribution specifications 1.1; CNCF ModelPack model-spec (media types,
-`org.cncf.model.filepath`).
+Manifests are computed from the version alone, the same bytes every time, so their digests may be pinned; a version that
+was pushed keeps the manifest of its push as well. Layers are the version's own files. Sources: OCI image and
+distribution specifications 1.1; CNCF ModelPack model-spec (media types, `org.cncf.model.filepath`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from groundplane.domain.canonical import canonical_json
 from groundplane.domain.model import ManifestFile, ModelVersion
+from groundplane.domain.oci_push import MANIFEST as MANIFEST
+from groundplane.domain.oci_push import OURS, PushedManifest, PushedTag, numbered
 
-MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 INDEX = "application/vnd.oci.image.index.v1+json"
 MODEL = "application/vnd.cncf.model.manifest.v1+json"
 MODEL_CONFIG = "application/vnd.cncf.model.config.v1+json"
@@ -70,9 +72,8 @@ def manifest(version: ModelVersion) -> Blob:
     return _small(canonical_json(document), MANIFEST)
 
 
-def certificate_manifest(version: ModelVersion) -> Blob:
-    """The manifest whose one layer is the signed envelope and whose subject is the version's manifest."""
-    subject = manifest(version)
+def certificate_manifest(version: ModelVersion, subject: Blob | None = None) -> Blob:
+    """The manifest whose one layer is the signed envelope and whose subject is the version's manifest, or `subject`."""
     document: Document = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
@@ -84,53 +85,101 @@ def certificate_manifest(version: ModelVersion) -> Blob:
                 "annotations": {"org.opencontainers.image.title": "birth-certificate.json"},
             }
         ],
-        "subject": _descriptor(subject),
+        "subject": _descriptor(subject or manifest(version)),
         "annotations": {"org.opencontainers.image.created": version.created_at.isoformat()},
     }
     return _small(canonical_json(document), MANIFEST)
 
 
-def referrers(versions: Sequence[ModelVersion], digest: str, artifact_type: str) -> bytes:
-    """The index of what refers to a manifest: its certificate, or nothing."""
-    found: list[object] = []
-    for version in versions:
-        if manifest(version).digest == digest and artifact_type in ("", CERTIFICATE):
-            found.append({**_descriptor(certificate_manifest(version)), "artifactType": CERTIFICATE})
-    return canonical_json({"schemaVersion": 2, "mediaType": INDEX, "manifests": found})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shelf:
+    """What a repository holds: versions, newest first, their aliases, and what was pushed, oldest first."""
+
+    versions: Sequence[ModelVersion]
+    aliases: Mapping[str, int]
+    pushed: Sequence[PushedManifest] = ()
+    tags: Sequence[PushedTag] = ()
+
+    def manifests(self, version: ModelVersion) -> list[Blob]:
+        """All that stand for a version; the first is the one that its tags give: the push's own, where one made it."""
+        own = [_as_pushed(row) for row in self.pushed if row.version_id == version.id]
+        return [*own, manifest(version)]
 
 
-def find_manifest(versions: Sequence[ModelVersion], reference: str, aliases: Mapping[str, int]) -> Blob | None:
-    """By tag (`v3`, `3`, `latest`, an alias) or by digest; None where nothing is meant."""
+def referrers(shelf: Shelf, digest: str, artifact_type: str) -> bytes:
+    """The index of what refers to a manifest: its certificate, and what was pushed with it as the subject."""
+    found: list[Document] = []
+    for version in shelf.versions:
+        subject = next((blob for blob in shelf.manifests(version) if blob.digest == digest), None)
+        if subject is not None:
+            found.append({**_descriptor(certificate_manifest(version, subject)), "artifactType": CERTIFICATE})
+    for row in shelf.pushed:
+        if row.subject == digest:
+            annotations = {**pushed_annotations(row), f"{OURS}pushed-by": row.pushed_by}
+            described = {**_descriptor(_as_pushed(row)), "artifactType": row.artifact_type}
+            found.append({**described, "annotations": annotations})
+    chosen = [each for each in found if artifact_type in ("", each["artifactType"])]
+    return canonical_json({"schemaVersion": 2, "mediaType": INDEX, "manifests": chosen})
+
+
+def find_manifest(shelf: Shelf, reference: str) -> Blob | None:
+    """By tag (`v3`, `3`, `latest`, a pushed one, an alias) or by digest; None where nothing is meant."""
     if reference.startswith("sha256:"):
-        known = (make(version) for version in versions for make in (manifest, certificate_manifest))
-        return next((blob for blob in known if blob.digest == reference), None)
-    number = aliases.get(reference)
+        return next((blob for blob in _all_manifests(shelf) if blob.digest == reference), None)
+    own = next((tag for tag in shelf.tags if tag.tag == reference), None)
+    if own is not None:
+        return find_manifest(shelf, own.digest)
+    number = shelf.aliases.get(reference)
     if reference == LATEST:
-        number = max((version.number for version in versions), default=None)
-    elif number is None and reference.removeprefix("v").isdecimal() and reference.isascii():
-        number = int(reference.removeprefix("v"))
-    return next((manifest(version) for version in versions if version.number == number), None)
+        number = max((version.number for version in shelf.versions), default=None)
+    elif number is None:
+        number = numbered(reference)
+    return next((shelf.manifests(version)[0] for version in shelf.versions if version.number == number), None)
 
 
-def find_blob(versions: Sequence[ModelVersion], digest: str) -> Blob | None:
-    """A file, a config or an envelope of one of these versions. Nothing else is reachable by its digest."""
+def find_blob(shelf: Shelf, digest: str) -> Blob | None:
+    """A file, a config or an envelope of one of these manifests. Nothing else is reachable by its digest."""
     hexadecimal = digest.removeprefix("sha256:")
-    for version in versions:
-        for file in version.files:
+    for holder in (*shelf.versions, *shelf.pushed):
+        for file in holder.files:
             if file.sha256 == hexadecimal:
                 return Blob(digest=digest, size_bytes=file.size_bytes, media_type=_kind(file.path), file=file)
+    for version in shelf.versions:
         for small in (_config(version), _certificate(version)):
             if small.digest == digest:
                 return small
+    for row in shelf.pushed:
+        if row.config_digest == digest:
+            return _small(row.config.encode(), "application/octet-stream")
     empty = _small(EMPTY_BYTES, EMPTY)
-    return empty if empty.digest == digest and versions else None
+    return empty if empty.digest == digest and shelf.versions else None
 
 
-def tags(versions: Sequence[ModelVersion], aliases: Mapping[str, int]) -> list[str]:
+def tags(shelf: Shelf) -> list[str]:
     """Every tag, as the specification orders them: by their bytes."""
-    numbers = {version.number for version in versions}
-    named = [alias for alias, number in aliases.items() if number in numbers]
-    return sorted({*(f"v{number}" for number in numbers), *named, *([LATEST] if numbers else [])})
+    numbers = {version.number for version in shelf.versions}
+    named = [alias for alias, number in shelf.aliases.items() if number in numbers]
+    pushed = [tag.tag for tag in shelf.tags]
+    return sorted({*(f"v{number}" for number in numbers), *named, *pushed, *([LATEST] if numbers else [])})
+
+
+def pushed_annotations(row: PushedManifest) -> dict[str, str]:
+    """What the manifest's maker wrote into it."""
+    said = json.loads(row.content).get("annotations") or {}
+    return {str(key): str(value) for key, value in said.items()}
+
+
+def _all_manifests(shelf: Shelf) -> Iterator[Blob]:
+    for version in shelf.versions:
+        for blob in shelf.manifests(version):
+            yield blob
+            yield certificate_manifest(version, blob)
+    for row in shelf.pushed:
+        yield _as_pushed(row)
+
+
+def _as_pushed(row: PushedManifest) -> Blob:
+    return _small(row.content.encode(), MANIFEST)
 
 
 def _config(version: ModelVersion) -> Blob:

@@ -26,7 +26,8 @@ LAYERS_MAX = 10_000
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _TAG = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9._-]{0,127}")
 _NUMBERED = re.compile(r"v?([1-9][0-9]{0,8})")
-_PACKED = re.compile(r"[.+](tar|gzip|zip|zstd|tgz)\b")
+_PACKED = re.compile(r"\+(gzip|zstd)$|cncf\.model\.[a-z.]+\.v1\.tar$")
+"""Clients call a plain file a tar too, so only what says that it is compressed, or a ModelPack tar, is one."""
 _TITLES = ("org.cncf.model.filepath", "org.opencontainers.image.title")
 _CREATED = "org.opencontainers.image.created"
 OURS = "dev.groundplane."
@@ -102,6 +103,8 @@ class Packed:
     annotations: Mapping[str, str]
     content_sha256: str
     """SHA-256 over all of it but the time that clients write into it: equal when the same was pushed before."""
+    config: str = ""
+    """The config blob's text, once it is there."""
 
 
 def manifest_row_id(project: str, name: str, digest: str) -> str:

@@ -26,6 +26,7 @@ from groundplane.domain.artifact import (
 )
 from groundplane.domain.dataset import DatasetVersion
 from groundplane.domain.model import ManifestFile, ModelVersion, check_name, manifest, manifest_sha256, path_refusals
+from groundplane.domain.oci_push import PushedManifest
 from groundplane.domain.run import Checkpoint, CopyState
 from groundplane.domain.tracking import LoggedFile
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused, Unavailable
@@ -33,8 +34,8 @@ from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import BlobStore, Clock, Ids, Store, Tx
 from groundplane.units import format_bytes
 
-Holder = Artifact | ModelVersion | Checkpoint | DatasetVersion | LoggedFile
-HOLDERS: tuple[type[Holder], ...] = (Artifact, ModelVersion, Checkpoint, DatasetVersion, LoggedFile)
+Holder = Artifact | ModelVersion | Checkpoint | DatasetVersion | LoggedFile | PushedManifest
+HOLDERS: tuple[type[Holder], ...] = (Artifact, ModelVersion, Checkpoint, DatasetVersion, LoggedFile, PushedManifest)
 """Every kind of row whose `files` are in the store. What is missing here, a collection takes for nobody's."""
 
 GRACE_MIN_S = 60.0
