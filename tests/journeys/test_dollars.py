@@ -1,0 +1,119 @@
+"""A key's dollars per day, from the command to the refused call and back into the ledger."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from openai import OpenAI, RateLimitError
+
+COST = 50 * 2 + 10 * 10
+"""Micro-dollars of each answer: 50 prompt and 10 completion tokens at $2 and $10 per million."""
+
+
+class _Answers(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        message = {"role": "assistant", "content": "yes"}
+        answer = {
+            "id": "c",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "m",
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 50, "completion_tokens": 10, "total_tokens": 60},
+        }
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def provider_url() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Answers)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+    server.shutdown()
+    server.server_close()
+    thread.join(10)
+
+
+def test_a_key_spends_its_day_and_no_more(installation: Any, provider_url: str, wait: Callable[..., Any]) -> None:
+    ground = installation.ground
+    ground("projects", "create", "shop", "--owner", "ana", "--cost-center", "c1", "--budget", "$50")
+    ground(
+        *("providers", "add", "hosted", "--project", "shop", "--kind", "openai-compatible", "--url", provider_url),
+        *("--private", "--key-file", "-"),
+        text="sk-of-the-provider",
+    )
+    target = "provider:hosted/m,prompt=2,completion=10,max_output=900"
+    route = installation.data("routes", "set", "big", "--project", "shop", "--target", target)
+    assert route["targets"][0]["max_output_tokens"] == 900
+    keys = [
+        installation.data("keys", "create", "--name", name, "--project", "shop", "--owner", "ana")
+        for name in ("app", "other")
+    ]
+    key_id = keys[0]["key"]["id"] if "key" in keys[0] else keys[0]["id"]
+    wrong = ground(*("limits", "set", "--project", "shop", "--key", key_id, "--dollars-per-day", "some"), expect=2)
+    assert wrong.stderr.startswith("error: 'some' is no sum of dollars")
+    limited = ("limits", "set", "--project", "shop", "--key", key_id, "--dollars-per-month", "1", "--dollars-per-day")
+    rules = installation.data(*limited, "0.01", "--reason", "tried")
+    assert {rule["when_down"] for rule in rules} == {"fail-closed"}
+    clients = [OpenAI(base_url=f"{installation.gateway_url}/v1", api_key=one["secret"], max_retries=0) for one in keys]
+
+    def say(client: OpenAI, **more: Any) -> None:
+        client.chat.completions.create(model="big", messages=[{"role": "user", "content": "may I?"}], **more)
+
+    # Without max_tokens 900 tokens are reserved, nine thousand micro-dollars of ten; and one more fits no more.
+    wait(lambda: "big" in {one.id for one in clients[0].models.list()}, "the route at the gateway", 30)
+    wait(lambda: _is_limited(clients[0]), "the limit at the gateway", 30)
+    served = 0
+    with pytest.raises(RateLimitError) as refused:
+        while True:
+            say(clients[0], max_tokens=20)
+            served += 1
+    assert refused.value.code == "insufficient_quota" and "dollars per day" in refused.value.message
+    assert 10_000 - 500 - COST < served * COST <= 10_000
+    say(clients[1])
+    assert _is_limited(clients[0])
+
+    def spent() -> dict[str, int]:
+        return {one["measure"]: one["spent_microusd"] for one in installation.data("limits", "list")}
+
+    wait(lambda: spent()["dollars per day"] == served * COST, "the ledger's word")
+    assert spent()["dollars per month"] == served * COST
+    assert f"{key_id}:dollars per day" in ground("limits", "list").stdout
+    installation.data(*limited, "0.02")
+    wait(lambda: not _refused(clients[0]), "the new limit at the gateway", 30)
+    ground("limits", "lift", f"key:{key_id}:dollars per day", "--reason", "done")
+    events = [event["action"] for event in installation.data("audit", "log")]
+    assert events.count("limit.set") == 4 and events.count("limit.lift") == 1
+
+
+def _is_limited(client: OpenAI) -> bool:
+    """Whether two hundred times the day's dollars are refused."""
+    return _refused(client, max_tokens=200_000)
+
+
+def _refused(client: OpenAI, max_tokens: int = 20) -> bool:
+    try:
+        client.chat.completions.create(
+            model="big", messages=[{"role": "user", "content": "may I?"}], max_tokens=max_tokens
+        )
+    except RateLimitError:
+        return True
+    return False
