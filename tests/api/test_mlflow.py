@@ -166,8 +166,8 @@ def test_deleted_things_are_hidden_and_come_back(name: str, client: MlflowClient
 
 
 def test_datasets_that_were_read_stay_with_the_run(name: str, client: MlflowClient) -> None:
-    from mlflow.data.meta_dataset import MetaDataset
     from mlflow.data.http_dataset_source import HTTPDatasetSource
+    from mlflow.data.meta_dataset import MetaDataset
 
     mlflow.set_experiment(name)
     dataset = MetaDataset(HTTPDatasetSource("https://example.com/corpus.txt"), name="corpus", digest="a" * 36)
@@ -260,9 +260,7 @@ def test_weights_in_a_pickle_are_refused(name: str, client: MlflowClient, tmp_pa
         mlflow.register_model(f"mlflow-artifacts:/runs/{run_id}/model", name)
 
 
-def test_a_logged_model_keeps_its_files_parameters_and_metrics(
-    name: str, client: MlflowClient, tmp_path: Path
-) -> None:
+def test_a_logged_model_keeps_its_files_parameters_and_metrics(name: str, client: MlflowClient, tmp_path: Path) -> None:
     mlflow.set_experiment(name)
     with mlflow.start_run() as run:
         model = mlflow.initialize_logged_model(name="net", params={"lr": "0.1"}, tags={"a": "b"}, model_type="toy")
@@ -323,3 +321,19 @@ def test_what_is_not_served_says_so(served: Any) -> None:
     assert (bad.status_code, bad.json()["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
     climbing = served.raw("PUT", "/mlflow/api/2.0/mlflow-artifacts/artifacts/runs/x/%2e%2e/y", content=b"a")
     assert climbing.status_code in (400, 404)
+
+
+def test_autologging_of_scikit_learn_works(name: str, client: MlflowClient) -> None:
+    from sklearn.linear_model import Ridge
+
+    mlflow.set_experiment(name)
+    mlflow.sklearn.autolog(log_models=False, log_datasets=True, silent=True)
+    try:
+        with mlflow.start_run() as run:
+            Ridge(alpha=0.5).fit([[0.0], [1.0], [2.0]], [0.0, 1.0, 2.0])
+    finally:
+        mlflow.sklearn.autolog(disable=True)
+    found = client.get_run(run.info.run_id)
+    assert found.data.params["alpha"] == "0.5"
+    assert found.data.metrics["training_r2_score"] > 0.9
+    assert found.data.tags["estimator_name"] == "Ridge"
