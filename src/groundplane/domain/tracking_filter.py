@@ -297,15 +297,34 @@ def _holds(condition: Condition, have: object) -> bool:
 
 def _like(flags: int) -> Callable[[object, object], bool]:
     def compare(have: object, want: object) -> bool:
-        return bool(_pattern(str(want), flags).fullmatch(str(have)))
+        return _is_like(str(have), _pieces(str(want), flags))
 
     return compare
 
 
+def _is_like(text: str, pieces: tuple[re.Pattern[str], ...]) -> bool:
+    """Piece after piece, each at its first place: one pattern with many `%` in it could be tried for hours."""
+    if len(pieces) == 1:
+        return pieces[0].fullmatch(text) is not None
+    found = pieces[0].match(text)
+    for piece in pieces[1:-1]:
+        found = piece.search(text, found.end()) if found else None
+    if found is None:
+        return False
+    # What `_` and letters stand for is one character each, so the last piece has a length of its own.
+    start = len(text) - _length(pieces[-1])
+    return start >= found.end() and pieces[-1].match(text, start) is not None
+
+
+def _length(piece: re.Pattern[str]) -> int:
+    return len(re.sub(r"\\(.)", r"\1", piece.pattern, flags=re.DOTALL))
+
+
 @functools.lru_cache(maxsize=256)
-def _pattern(text: str, flags: int) -> re.Pattern[str]:
-    parts = {"%": ".*", "_": "."}
-    return re.compile("".join(parts.get(each) or re.escape(each) for each in text), flags | re.DOTALL)
+def _pieces(text: str, flags: int) -> tuple[re.Pattern[str], ...]:
+    """What stands between the `%` signs; `_` stands for any one character."""
+    parts = ("".join("." if each == "_" else re.escape(each) for each in piece) for piece in text.split("%"))
+    return tuple(re.compile(part, flags | re.DOTALL) for part in parts)
 
 
 def _less(have: object, want: object) -> bool:
