@@ -41,6 +41,38 @@ def test_what_is_no_provider_or_route_is_refused(served: Any) -> None:
         assert served.raw("PUT", "/v1/routes", json=ROUTE | change).status_code == 422, change
 
 
+def test_how_requests_wait_and_which_answers_are_kept_is_set_with_the_route(served: Any) -> None:
+    queue = {"size": 50, "wait_ms": 20000, "priority": "low", "keys": [], "weight": 3, "concurrency_max": 8}
+    assert served.raw("PUT", "/v1/providers", json=PROVIDER).status_code == 200
+    made = served.raw("PUT", "/v1/routes", json=ROUTE | {"queue": queue, "cache": {"ttl_s": 600}})
+    assert made.status_code == 200, made.text
+    assert made.json()["queue"] == queue and made.json()["cache"] == {"ttl_s": 600, "sampled": False}
+    (event, *_) = served.raw("GET", "/v1/audit/events").json()
+    assert event["after"]["queue"]["wait_ms"] == 20000 and event["after"]["cache"]["ttl_s"] == 600
+    for change, told in (
+        ({"queue": queue | {"wait_ms": 700000}}, "700000 ms"),
+        ({"queue": queue | {"weight": 0}}, "weight of 0"),
+        ({"queue": queue | {"priority": "urgent"}}, "priority"),
+        ({"queue": queue | {"sizes": 1}}, "sizes"),
+        ({"cache": {"ttl_s": 0}}, "0 s"),
+        ({"cache": {}}, "ttl_s"),
+    ):
+        refused = served.raw("PUT", "/v1/routes", json=ROUTE | change)
+        assert refused.status_code == 422 and told in refused.text, (change, refused.text)
+    unknown = queue | {"keys": [{"key_id": "key-nobody", "priority": "high"}]}
+    assert served.raw("PUT", "/v1/routes", json=ROUTE | {"queue": unknown}).status_code == 404
+    assert served.raw("DELETE", "/v1/routes", params={"project": "default", "model": "big"}).status_code == 200
+    assert served.raw("DELETE", "/v1/providers/default/hosted").status_code == 200
+
+
+def test_where_no_gateway_tells_nothing_waits(served: Any) -> None:
+    standing = served.raw("GET", "/v1/routes/queue").json()
+    assert standing == {"workers": 0, "queues": [], "replicas": [], "storms": []}
+    assert served.raw("GET", "/v1/routes/lint").json() == []
+    for path in ("queue", "lint"):
+        assert served.raw("GET", f"/v1/routes/{path}", key=served.key(Role.CALLER)).status_code == 403
+
+
 def test_who_may_not_make_keys_sets_no_routes(served: Any) -> None:
     viewer = served.key(Role.VIEWER)
     assert served.raw("PUT", "/v1/providers", key=viewer, json=PROVIDER).status_code == 403

@@ -1,0 +1,159 @@
+"""Queues, kept answers and the order of prompts, from the command to the provider and back into the bill."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import httpx
+import pytest
+from openai import OpenAI, RateLimitError
+
+RULES = "".join(f"Rule {number}: be kind, be brief, and never promise what can't be kept.\n" for number in range(90))
+
+
+class Provider(ThreadingHTTPServer):
+    """Answers like OpenAI; a gate lets it answer, and requests are counted."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.open = threading.Event()
+        self.open.set()
+        self.asked: list[dict[str, Any]] = []
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class _Answers(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Provider
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with self.server.lock:
+            self.server.asked.append(body)
+        self.server.open.wait(60)
+        used = {"prompt_tokens": 2000, "completion_tokens": 10, "total_tokens": 2010}
+        used |= {"prompt_tokens_details": {"cached_tokens": 1024}}
+        message = {"role": "assistant", "content": f"answer {body.get('user')}"}
+        answer = {
+            "id": "c",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "m",
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": used,
+        }
+        data = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def provider() -> Iterator[Provider]:
+    made = Provider()
+    thread = threading.Thread(target=made.serve_forever, daemon=True)
+    thread.start()
+    yield made
+    made.open.set()
+    made.shutdown()
+    made.server_close()
+    thread.join(10)
+
+
+def test_queues_caches_and_lint_from_the_command_to_the_bill(
+    installation: Any, provider: Provider, wait: Callable[..., Any]
+) -> None:
+    installation.quick = True
+    ground = installation.ground
+    ground("projects", "create", "shop", "--owner", "ana", "--cost-center", "c1", "--budget", "$50")
+    ground(
+        *("providers", "add", "hosted", "--project", "shop", "--kind", "openai-compatible", "--url", provider.url),
+        *("--private", "--key-file", "-"),
+        text="sk-of-the-provider",
+    )
+    made = installation.data("keys", "create", "--name", "app", "--project", "shop", "--owner", "ana", "--rpm", "6000")
+    key_id = made["key"]["id"] if "key" in made else made["id"]
+    target = "provider:hosted/m,prompt=2,completion=10,cached=0.5"
+    refused = ground(
+        *("routes", "set", "big", "--project", "shop", "--target", target, "--queue-key", "key-nobody=high"), expect=4
+    )
+    assert "no key 'key-nobody'" in refused.stderr
+    wrong = ground(*("routes", "set", "big", "--project", "shop", "--target", target, "--queue-wait", "2h"), expect=2)
+    assert "7200000 ms is not between 0 and 600000" in wrong.stderr
+    rule = installation.data(
+        *("routes", "set", "big", "--project", "shop", "--target", target, "--queue-size", "3", "--queue-wait", "40s"),
+        *("--queue-key", f"{key_id}=high", "--concurrency-max", "1", "--cache", "10m", "--reason", "tried"),
+    )
+    assert rule["queue"]["concurrency_max"] == 1 and rule["cache"]["ttl_s"] == 600
+    base = installation.gateway_url
+    headers = {"authorization": f"Bearer {made['secret']}"}
+    wait(lambda: "big" in httpx.get(f"{base}/v1/models", headers=headers).text, "the route at the gateway", 30)
+    client = OpenAI(base_url=f"{base}/v1", api_key=made["secret"], max_retries=0, timeout=60)
+
+    def say(number: int, temperature: float = 1) -> str:
+        system = f"It is {number} seconds past noon.\n{RULES}"
+        messages: Any = [{"role": "system", "content": system}, {"role": "user", "content": f"question {number}"}]
+        done = client.chat.completions.create(
+            model="big", messages=messages, temperature=temperature, user=str(number), max_tokens=20
+        )
+        return str(done.choices[0].message.content)
+
+    # One at once: the second and third wait, and the operator sees them.
+    provider.open.clear()
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(say, number) for number in range(4)]
+        wait(lambda: _waiting(installation) == 3, "three in the queue")
+        (queue,) = installation.data("routes", "queue")["queues"]
+        assert (queue["project"], queue["model"], queue["by_priority"]["high"]) == ("shop", "big", 3)
+        with pytest.raises(RateLimitError, match="3 requests wait already"):
+            say(99)
+        assert len(provider.asked) == 1
+        text = httpx.get(f"{base}/metrics").text
+        assert 'groundplane_gateway_shed_total{model="big",reason="queue full"} 1' in text
+        provider.open.set()
+        assert sorted(one.result() for one in asked) == [f"answer {number}" for number in range(4)]
+
+    # What has one answer is asked once.
+    before = len(provider.asked)
+    assert [say(7, temperature=0) for _ in range(5)] == ["answer 7"] * 5
+    assert len(provider.asked) == before + 1
+
+    # The order of the prompts is told.
+    for number in range(100, 380):
+        say(number)
+    (finding,) = wait(lambda: installation.data("routes", "lint"), "a finding", 40)
+    assert (finding["model"], finding["key_id"]) == ("big", key_id)
+    assert finding["place"] == "messages[0] (system) line 1" and finding["saved_microusd_per_1000_requests"] > 0
+    assert "SAVES/1000 REQ" in ground("routes", "lint").stdout
+
+    def row() -> dict[str, Any]:
+        (found,) = installation.data("cost", "--by", "key")
+        return dict(found)
+
+    wait(lambda: row()["requests"] >= 289, "every request in the ledger", 40)
+    billed = row()
+    each = (2000 - 1024) * 2 + 1024 // 2 + 10 * 10
+    assert billed["tokens_microusd"] == 285 * each and billed["cache_hits"] == 4
+    assert billed["saved_microusd"] == 285 * 1024 * 3 // 2 + 4 * each
+    (event, *_) = [one for one in installation.data("audit", "log") if one["action"] == "route.set"]
+    assert event["after"]["priorities"] == {key_id: "high"} and event["after"]["cache"]["ttl_s"] == 600
+
+
+def _waiting(installation: Any) -> int:
+    return sum(one["waiting"] for one in installation.data("routes", "queue")["queues"])
