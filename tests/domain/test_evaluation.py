@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from groundplane.domain import batch, evaluation, judging
 from groundplane.domain.evaluation import Evaluation, Item, Past
 from groundplane.domain.gate import MEASURED, Case, Evidence, Gate, Kind, Requirement, Status, judge
-from groundplane.domain.spec.inference import Asking, EvaluationNeed, JudgeNeed
+from groundplane.domain.spec.inference import Asking, BatchNeed, EvaluationNeed, JudgeNeed
 from groundplane.domain.statistics import interval, paired_difference, wilson
 from groundplane.errors import InvalidInput
 
@@ -309,6 +309,18 @@ def test_every_row_is_in_exactly_one_shard_in_order(rows: int, shard_rows: int) 
 def test_a_bad_line_of_a_batch_is_told_with_its_number(row: dict[str, object], wrong: str) -> None:
     with pytest.raises(InvalidInput, match=f"line 7: {wrong}"):
         batch.openai_request(row, 7)
+
+
+def test_a_batch_is_taken_up_again_only_by_the_same_work() -> None:
+    first = BatchNeed(dataset="d@1", asking=Asking(endpoint="m"), output="o")
+    again = replace(first, asking=replace(first.asking, at_once=16), bad_rows=9, resume="run-1", output="p")
+    assert again.same_work(first)
+    for other in (
+        replace(again, shard_rows=7),
+        replace(again, dataset="d@2"),
+        replace(again, asking=Asking(endpoint="n")),
+    ):
+        assert not other.same_work(first)
 
 
 def test_cost_for_a_thousand_is_rounded_up() -> None:

@@ -205,6 +205,13 @@ def test_rows_in_error_stay_rows_and_too_many_fail_the_job_with_the_number(tmp_p
     ]
     said = work(tmp_path, model, data, expect=3, batch=batch(format="table", asking=asking, bad_rows=1))
     assert "error: 2 rows are in error; spec.bad_rows allows 1" in said
+    next_run, asked = tmp_path / "next", model.seen.total()
+    next_run.mkdir()
+    before = str(tmp_path / "output" / "shards")
+    said = work(next_run, model, data, batch=table, shards_before=before)
+    assert "1 shards of" in said
+    assert model.seen.total() == asked
+    assert lines(next_run / "output" / "answers.jsonl") == answers
 
 
 def test_bad_lines_and_doubled_ids_of_a_batch_file_become_lines_with_an_error(tmp_path: Path, model: Model) -> None:

@@ -302,5 +302,12 @@ def test_what_nobody_can_ask_is_refused_when_planned(ground: Any, tmp_path: Path
         refused = ground.ground("eval", "run", "-f", path, expect=None)
         assert refused.returncode in (2, 3, 4), refused.stderr
         assert said in refused.stderr
+    resumed = "  model: tiny@1\n  dataset: requests@1\n  output: answers\n  resume: run-nobody\n"
+    refused = ground.ground("batch", "run", "-f", spec(tmp_path, "Batch", "again", resumed), expect=4)
+    assert "has no batch run-nobody" in refused.stderr
+    (done,) = ground.data("batch", "list")
+    other = resumed.replace("run-nobody", done["id"]) + "  shard_rows: 7\n"
+    refused = ground.ground("batch", "run", "-f", spec(tmp_path, "Batch", "again", other), expect=2)
+    assert "was other work" in refused.stderr
     job = spec(tmp_path, "Evaluation", "wrong-kind", "  model: tiny@1\n" + EVALUATION)
     assert "not one document of kind: Batch" in ground.ground("batch", "run", "-f", job, expect=2).stderr

@@ -11,7 +11,7 @@ import msgspec
 
 from groundplane.domain.spec.inference import BatchNeed, EvaluationNeed
 from groundplane.errors import GroundError
-from groundplane.jobs.batch import answer_rows
+from groundplane.jobs.batch import SHARDS, answer_rows, take_shards
 from groundplane.jobs.calls import Asker
 from groundplane.jobs.evaluate import evaluate
 from groundplane.jobs.files import put_json, say
@@ -45,6 +45,8 @@ def _work(order: ProgramOrder, output: Path) -> int:
             evaluate(order.evaluation, path, order.target, target, gateway, output)
             return 0
         assert order.batch is not None
+        if order.shards_before:
+            say(f"{take_shards(Path(order.shards_before), output / SHARDS):,} shards of {order.batch.resume} are taken")
         found = answer_rows(order.batch, path, order.target, target, output)
         say(json.dumps(found))
         if found["errors"] > order.batch.bad_rows:

@@ -22,6 +22,7 @@ from groundplane.jobs.files import put_bytes, put_json, rows, say
 ANSWERS = "answers.jsonl"
 SUMMARY = "batch.json"
 PROGRESS = "progress.json"
+SHARDS = "shards"
 Row = tuple[int, dict[str, object] | str]
 
 
@@ -29,7 +30,7 @@ def answer_rows(need: BatchNeed, path: Path, model: str, target: Asker, output: 
     """Answers every row that no earlier attempt has answered; stops early when too many are in error."""
     total, doubled = _look_over(need, path)
     plan = batch.shards(total, need.shard_rows)
-    folder = output / "shards"
+    folder = output / SHARDS
     folder.mkdir(parents=True, exist_ok=True)
     sums = {"rows": 0, "errors": 0, "prompt_tokens": 0, "completion_tokens": 0, "asked": 0}
     shards_done, source = 0, rows(path)
@@ -51,6 +52,20 @@ def answer_rows(need: BatchNeed, path: Path, model: str, target: Asker, output: 
     summary = {**sums, "total": total, "shards": len(plan), "shards_done": shards_done, "sha256": answers}
     put_json(output / SUMMARY, summary)
     return summary
+
+
+def take_shards(source: Path, folder: Path) -> int:
+    """Copies finished shards of an earlier run that are not here yet; how many. Twice is the same as once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    taken = 0
+    for rows_path in sorted(source.glob("*.jsonl")):
+        target = folder / rows_path.name
+        if target.exists() or _done(source, int(rows_path.stem)) is None:
+            continue
+        put_bytes(target.with_suffix(".json"), rows_path.with_suffix(".json").read_bytes())
+        put_bytes(target, rows_path.read_bytes())
+        taken += 1
+    return taken
 
 
 def _look_over(need: BatchNeed, path: Path) -> tuple[int, frozenset[str]]:

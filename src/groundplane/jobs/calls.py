@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from groundplane.errors import Refusal, Refused, Unavailable
 
 TRIES = 6
-GONE_PATIENCE_S = 120.0
+GONE_PATIENCE_S = 600.0
 """How long a server that can't be reached at all may take to come back."""
 NEW_KEY_PATIENCE_S = 60.0
 NO_MONEY_PATIENCE_S = 60.0

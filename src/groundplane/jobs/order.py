@@ -19,7 +19,8 @@ SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramOrder:
     """Exactly one of `evaluation` and `batch` is set. `serve` is the argv of a server to start, with `{port}`; empty
-    asks the gateway. `path` is where the data lies, empty when it was staged; `files` are its files' SHA-256."""
+    asks the gateway. `path` is where the data lies, empty when it was staged; `files` are its files' SHA-256.
+    `shards_before` is the folder of the run that a batch takes up again."""
 
     target: str
     gateway_url: str
@@ -29,6 +30,7 @@ class ProgramOrder:
     serve: tuple[str, ...] = ()
     evaluation: EvaluationNeed | None = None
     batch: BatchNeed | None = None
+    shards_before: str = ""
 
 
 def data_file(order: ProgramOrder, environment: Mapping[str, str]) -> Path:

@@ -21,8 +21,9 @@ from groundplane.domain.order import Order
 from groundplane.domain.provider import RouteRule
 from groundplane.domain.run import Attempt, Run
 from groundplane.domain.spec.inference import BatchNeed, EvaluationNeed
-from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Unavailable
+from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Unavailable
 from groundplane.identity import SYSTEM, Role
+from groundplane.jobs.batch import SHARDS
 from groundplane.jobs.order import ORDER_FILE, PROBLEM_FILE, ProgramOrder
 from groundplane.ports import AtLeast, Clock, ModelServer, RunFiles, Store, Tx
 from groundplane.services.access import Access
@@ -82,7 +83,7 @@ class Inference:
             return order
         try:
             told = await self._told(run, need)
-        except (NotFound, IntegrityFailure, InvalidInput) as error:
+        except (NotFound, IntegrityFailure, InvalidInput, Conflict) as error:
             raise Unavailable(error.message, error.hint) from error
         # Our own program on registered rows: it needs our libraries and the gateway, as a replica's server does.
         return replace(
@@ -137,7 +138,18 @@ class Inference:
             serve=await self._serve(run, asking.model, asking.engine) if asking.model else (),
             evaluation=run.spec.evaluation,
             batch=run.spec.batch,
+            shards_before=await self._shards_before(run),
         )
+
+    async def _shards_before(self, run: Run) -> str:
+        """Where the run lies that a batch takes up again. InvalidInput unless it was the same work and is over."""
+        need = run.spec.batch
+        if need is None or not need.resume:
+            return ""
+        async with self._store.transaction() as tx:
+            before = await tx.get(Run, need.resume)
+        refuse_other_work(before, run.project, need, run.spec.data[0].sha256)
+        return str(self._files.output_path(need.resume, SHARDS))
 
     async def _key(self, run: Run, models: tuple[str, ...]) -> str:
         until = min(run.end_date, self._clock.now() + timedelta(seconds=run.spec.max_duration_s + KEY_SLACK_S))
@@ -167,6 +179,17 @@ class Inference:
             threads=max(1, int(run.spec.resources.cpus)),
             cache_dir=self._files.engine_cache(),
         )
+
+
+def refuse_other_work(before: Run | None, project: str, need: BatchNeed, data_sha256: str) -> None:
+    """Raises NotFound for no batch of the project, Conflict while it runs, InvalidInput for other work."""
+    if before is None or before.project != project or before.spec.batch is None:
+        raise NotFound(f"project {project} has no batch {need.resume}", "ground ps --status failed lists what failed")
+    if not before.status.is_over:
+        raise Conflict(f"{before.id} is {before.status}", f"ground stop {before.id}, or wait until it is over")
+    if not before.spec.batch.same_work(need) or before.spec.data[0].sha256 != data_sha256:
+        hint = "leave out resume, or keep dataset, model, prompt, format and shard_rows as they were"
+        raise InvalidInput(f"{before.id} was other work: its shards are none of this batch's", hint)
 
 
 async def _keys(tx: Tx, run: Run) -> list[Key]:

@@ -9,10 +9,12 @@ from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.model import ModelVersion, parse_ref
 from groundplane.domain.provider import RouteRule
 from groundplane.domain.registry import ModelAlias
+from groundplane.domain.run import Run
 from groundplane.domain.spec import DataSource, EndpointSpec, JobSpec
 from groundplane.errors import NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import Tx
+from groundplane.services.inference import refuse_other_work
 
 
 async def pinned(tx: Tx, actor: Actor, spec: JobSpec | EndpointSpec) -> JobSpec | EndpointSpec:
@@ -55,7 +57,10 @@ async def _asking(tx: Tx, actor: Actor, spec: JobSpec) -> JobSpec:
     if spec.evaluation is not None:
         return replace(spec, evaluation=replace(spec.evaluation, asking=asking, dataset=spec.data[0].dataset))
     assert spec.batch is not None
-    return replace(spec, batch=replace(spec.batch, asking=asking, dataset=spec.data[0].dataset))
+    fixed = replace(spec.batch, asking=asking, dataset=spec.data[0].dataset)
+    if fixed.resume:
+        refuse_other_work(await tx.get(Run, fixed.resume), project, fixed, spec.data[0].sha256)
+    return replace(spec, batch=fixed)
 
 
 async def _source(tx: Tx, actor: Actor, source: DataSource) -> DataSource:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 JUDGES = ("exact", "numeric", "regex", "contains", "choice", "embedding", "llm")
 """How an answer is judged. `docs/guides/evaluation.md` says what each needs."""
@@ -83,7 +83,7 @@ class BatchNeed:
     """Rows to be answered. `openai` rows are requests as OpenAI's Batch API takes them; of a `table`, `prompt` is made.
 
     Shards of `shard_rows` are written whole. With more than `bad_rows` rows in error the run fails. The answers become
-    the next version of dataset `output`.
+    the next version of dataset `output`. `resume` is a run of the same work that failed: its finished shards are taken.
     """
 
     dataset: str
@@ -93,6 +93,16 @@ class BatchNeed:
     format: str = "openai"
     shard_rows: int = 100
     bad_rows: int = 0
+    resume: str = ""
+
+    def same_work(self, other: BatchNeed) -> bool:
+        """Whether shards of one are shards of the other: the same rows, asked alike, cut alike."""
+
+        def work(need: BatchNeed) -> BatchNeed:
+            asking = replace(need.asking, at_once=1, timeout_s=1)
+            return replace(need, asking=asking, bad_rows=0, resume="", output="")
+
+        return work(self) == work(other)
 
 
 def faults(need: EvaluationNeed | BatchNeed, pool: str, nodes: int) -> list[tuple[str, str, str]]:

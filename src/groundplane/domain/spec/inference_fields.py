@@ -177,6 +177,11 @@ def _batch() -> Iterable[Field]:
         path="spec.bad_rows", kinds=_BATCH, read=v.integer(0, 1_000_000_000), takes="whole number ≥ 0", default="0",
         meaning="How many rows may end in an error; with more the run fails, and what was answered is kept.",
     )  # fmt: skip
+    yield Field(
+        path="spec.resume", kinds=_BATCH, read=v.text(r"run-[a-z0-9]{1,40}", "a run's id", example="run-01jd3k9x7q2m"),
+        takes="a run's id", default="none",
+        meaning="A batch of the same rows, asked and cut alike, that failed: its finished shards are not asked again.",
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- building, and back
