@@ -48,6 +48,18 @@ def _switch(text: str) -> bool:
         raise ValueError("neither on nor off") from None
 
 
+def _receiver(text: str) -> str:
+    if not re.fullmatch(r"https?://\S+|/.+", text):
+        raise ValueError("write http://…, https://… or the absolute path of a file")
+    return text
+
+
+def _namespace(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}", text):
+        raise ValueError("1 to 100 letters, digits, dots, dashes, underscores and colons")
+    return text
+
+
 def _isolation(text: str) -> str:
     return Isolation(text).value
 
@@ -321,6 +333,18 @@ class Settings:
         parse_bytes,
     )
 
+    lineage_url: str = _setting(
+        "GROUND_LINEAGE_URL",
+        "",
+        "Who is told of our lineage as OpenLineage events: an http(s) address, or a file of JSON lines; empty: nobody.",
+        _receiver,
+    )
+    lineage_secret: str = _setting(
+        "GROUND_LINEAGE_SECRET", "", "PROJECT/NAME of the secret whose text is the receiver's key; empty sends none."
+    )
+    lineage_namespace: str = _setting(
+        "GROUND_LINEAGE_NAMESPACE", "groundplane", "Name of this installation in OpenLineage events.", _namespace
+    )
     request_llm_url: str = _setting(
         "GROUND_REQUEST_LLM_URL",
         "",

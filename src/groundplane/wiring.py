@@ -23,6 +23,7 @@ from groundplane.adapters.gap_filler import ChatGapFiller
 from groundplane.adapters.gateway_reports import FileReports
 from groundplane.adapters.gateway_traffic import FileFigures, SocketTail
 from groundplane.adapters.jargon import Vocabulary
+from groundplane.adapters.lineage import FileLineage, HttpLineage
 from groundplane.adapters.job_tokens import FileJobTokens
 from groundplane.adapters.machine import ThisMachine
 from groundplane.adapters.model_files import FolderModelFiles
@@ -62,6 +63,7 @@ from groundplane.services.gateway_config import GatewayConfig
 from groundplane.services.gateway_limits import GatewayLimits
 from groundplane.services.hub import Hub
 from groundplane.services.inference import Inference
+from groundplane.services.lineage import LineageSink, OpenLineage
 from groundplane.services.logged_models import LoggedModels
 from groundplane.services.models import Models
 from groundplane.services.nodes import Nodes
@@ -131,6 +133,7 @@ class App:
     batches: Batches
     hub: Hub
     oci: OciRegistry
+    lineage: OpenLineage
     recon: Recon
     catalog: Catalog
     sizings: Sizings
@@ -418,6 +421,9 @@ async def build(settings: Settings) -> App:
         batches=batches,
         hub=Hub(models=models, blobs=blobs),
         oci=OciRegistry(store=store, clock=clock, models=models, blobs=blobs, files=FolderModelFiles()),
+        lineage=OpenLineage(
+            store=store, clock=clock, sink=_lineage_sink(settings, secrets), namespace=settings.lineage_namespace
+        ),
         sizings=Sizings(catalogue=catalog_book.catalogue, clock=clock),
         recon=recon,
         catalog=Catalog(store=store, clock=clock, book=catalog_book),
@@ -489,6 +495,19 @@ def _tracking_urls(settings: Settings) -> dict[str, str]:
     every = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound)
     host = "127.0.0.1" if settings.host in (*every, *LOOPBACK_HOSTS) else settings.host
     return {"local": f"http://{host}:{settings.port}/mlflow", "": settings.tracking_url}
+
+
+def _lineage_sink(settings: Settings, secrets: FolderSecrets) -> LineageSink | None:
+    if not settings.lineage_url:
+        return None
+    if settings.lineage_url.startswith("/"):
+        return FileLineage(Path(settings.lineage_url))
+    project, _, name = settings.lineage_secret.partition("/")
+
+    async def key() -> str:
+        return await secrets.read(project, name) if settings.lineage_secret else ""
+
+    return HttpLineage(settings.lineage_url, key)
 
 
 def _secrets_dir(settings: Settings) -> Path:

@@ -93,6 +93,7 @@ async def plane_metrics(app: Any, actor: Actor) -> bytes:
     await _inference_metrics(app, actor, registry)
     await _tracking_metrics(app, actor, registry)
     await _storage_metrics(app, actor, registry)
+    await _lineage_metrics(app, actor, registry)
     machines = Gauge("ground_nodes", "Nodes by how they are.", ("pool", "health"), registry=registry)
     for (pool, health), number in (await app.nodes.tally(actor)).items():
         machines.labels(pool, health).set(number)
@@ -186,6 +187,22 @@ def _watch_metrics(app: Any, registry: CollectorRegistry) -> None:
     staged.labels("cache").set(app.staging.cached_bytes)
     attached = Gauge("ground_dev_attached", "Connections to dev environments that are open.", registry=registry)
     attached.set(app.dev.attached)
+
+
+async def _lineage_metrics(app: Any, actor: Actor, registry: CollectorRegistry) -> None:
+    standing = await app.lineage.standing()
+    events = Gauge("ground_lineage_events", "What the lineage receiver was told.", ("outcome",), registry=registry)
+    events.labels("told").set(standing.told)
+    events.labels("refused").set(standing.refused)
+    behind = Gauge("ground_lineage_behind", "Events of the trail that it was not told of yet.", registry=registry)
+    behind.set(standing.behind)
+    heard = Gauge("ground_lineage_heard", "Events that jobs outside told.", ("project",), registry=registry)
+    for project, number in (await app.lineage.counts()).items():
+        if actor.sees(project):
+            heard.labels(project).set(number)
+    pushes = Gauge("ground_oci_pushes", "Manifests pushed over OCI since the start.", ("outcome",), registry=registry)
+    for outcome, number in app.oci.outcomes.items():
+        pushes.labels(outcome).set(number)
 
 
 async def _storage_metrics(app: Any, actor: Actor, registry: CollectorRegistry) -> None:

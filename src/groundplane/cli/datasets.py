@@ -127,7 +127,9 @@ def lineage(ref: str, output: str) -> None:
         found = client.lineage(ref)
     table = Table(("FROM", "MADE"), found.edges, empty="nothing was made from it here")
     said = f"{found.id}: {len(found.runs)} runs, {len(found.models)} model versions"
-    render.show(found, output, lambda: [said, table])
+    rows = [(each.parent, each.child, each.job, each.reported_by) for each in found.outside]
+    outside = Table(("FROM", "MADE", "JOB", "SAID BY"), rows, title="from outside, unverified")
+    render.show(found, output, lambda: [said, table, *([outside] if rows else [])])
 
 
 @datasets.command()

@@ -50,6 +50,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "stop": ("runs", "Stop runs and endpoints."),
     "artifacts": ("artifacts", "Push, pull and list files; see what the store holds, collect and scrub it."),
     "datasets": ("datasets", "Register, compare, verify, follow and erase datasets."),
+    "lineage": ("lineage", "Follow versions to what they were made from and into, here and outside."),
     "models": ("models", "List, show, search, register, verify and promote models."),
     "gates": ("gates", "Requirements on evidence before an alias moves: define, check, measure, approve, waive."),
     "eval": ("evaluations", "Evaluate models on a dataset's rows: run, list, show, compare."),

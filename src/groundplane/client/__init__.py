@@ -24,6 +24,7 @@ from groundplane.client.datasets import DatasetCalls
 from groundplane.client.dev import DevCalls
 from groundplane.client.evaluations import EvaluationCalls
 from groundplane.client.limits import LimitCalls
+from groundplane.client.lineage import LineageCalls
 from groundplane.client.models import ModelCalls
 from groundplane.client.money import MoneyCalls
 from groundplane.client.nodes import NodeCalls
@@ -57,6 +58,7 @@ class Client(
     DatasetCalls,
     EvaluationCalls,
     LimitCalls,
+    LineageCalls,
     ModelCalls,
     MoneyCalls,
     NodeCalls,

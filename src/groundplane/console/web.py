@@ -74,6 +74,7 @@ MENUS: tuple[tuple[str, tuple[tuple[str, str, Permission], ...]], ...] = (
             ("Batches", f"{HOME}/batches", Permission.MODELS_READ),
             ("Scans", f"{HOME}/scans", Permission.MODELS_READ),
             ("Datasets", f"{HOME}/datasets", Permission.MODELS_READ),
+            ("Lineage", f"{HOME}/lineage", Permission.MODELS_READ),
             ("Endpoints", f"{HOME}/endpoints", Permission.ENDPOINTS_READ),
             ("Routes", f"{HOME}/routes", Permission.KEYS_READ),
             ("Storage", f"{HOME}/storage", Permission.MODELS_READ),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 
+from groundplane.domain.lineage import OutsideEdge
 from groundplane.domain.model import ManifestFile, check_name, manifest_sha256
 from groundplane.domain.spec import CLASSIFICATIONS, DataSource
 from groundplane.errors import InvalidInput, Problem, Refused
@@ -148,12 +149,16 @@ class DatasetCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lineage:
-    """What came of a dataset: the runs that read it, the models made from it, and those made from these."""
+    """What came of a dataset: the runs that read it, the models made from it, and those made from these.
+
+    `outside` is what jobs outside were said to have made from it: nobody here verified that.
+    """
 
     id: str
     runs: tuple[str, ...]
     models: tuple[str, ...]
     edges: tuple[tuple[str, str], ...]
+    outside: tuple[OutsideEdge, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

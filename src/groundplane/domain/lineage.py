@@ -55,3 +55,36 @@ class OutsideEdge:
     reported_by: str
     at: datetime
     version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineageStanding:
+    """How far the receiver was told. `behind` counts events of the trail that were not looked at yet."""
+
+    receiver: str
+    event_id: int
+    behind: int
+    told: int
+    refused: int
+    failures: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LineageView:
+    """One node with what it was made from and what was made from it; `outside` is what others say, unverified."""
+
+    node: str
+    edges: tuple[tuple[str, str], ...]
+    outside: tuple[OutsideEdge, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """What became of an event from outside: which of ours it speaks of, and which names were nobody's here."""
+
+    id: str
+    new: bool
+    matched: tuple[str, ...]
+    unmatched: tuple[str, ...]
+    edges: int

@@ -140,7 +140,8 @@ def find_manifest(shelf: Shelf, reference: str) -> Blob | None:
 def find_blob(shelf: Shelf, digest: str) -> Blob | None:
     """A file, a config or an envelope of one of these manifests. Nothing else is reachable by its digest."""
     hexadecimal = digest.removeprefix("sha256:")
-    for holder in (*shelf.versions, *shelf.pushed):
+    holders: list[ModelVersion | PushedManifest] = [*shelf.versions, *shelf.pushed]
+    for holder in holders:
         for file in holder.files:
             if file.sha256 == hexadecimal:
                 return Blob(digest=digest, size_bytes=file.size_bytes, media_type=_kind(file.path), file=file)

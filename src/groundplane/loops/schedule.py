@@ -17,6 +17,7 @@
 | watch     | 5 s    | counts silent nodes for the storm brake, tells owners of what idles    |
 | alarms    | 5 s    | tells people what evaluations have raised                             |
 | proofs    | 0.5 s  | takes resume proofs a step further                                    |
+| lineage   | 1 s    | tells the OpenLineage receiver what happened since                    |
 | predictions | 60 s | removes what is past its retention, converts hours that are over |
 | storage   | 60 s   | re-reads a part of the artifact store, moves cold packs, collects    |
 """
@@ -134,6 +135,9 @@ def _upkeep(app: App) -> tuple[Loop, ...]:
     async def proofs() -> bool:
         return await app.proofs.step()
 
+    async def lineage() -> bool:
+        return await app.lineage.step()
+
     async def checkpoints() -> bool:
         return await app.checkpoints.step()
 
@@ -150,6 +154,7 @@ def _upkeep(app: App) -> tuple[Loop, ...]:
         Loop(name="watch", period_s=5.0, step=watch),
         Loop(name="alarms", period_s=5.0, step=alarms),
         Loop(name="proofs", period_s=0.5, step=proofs),
+        Loop(name="lineage", period_s=1.0, step=lineage),
         Loop(name="checkpoints", period_s=1.0, step=checkpoints),
         Loop(name="predictions", period_s=60.0, step=predictions),
         Loop(name="storage", period_s=60.0, step=storage),

@@ -28,6 +28,7 @@ from groundplane.domain.dataset import (
     missing_facts,
     pointer_of,
 )
+from groundplane.domain.lineage import OutsideEdge
 from groundplane.domain.model import ManifestFile, ModelVersion, check_name, check_sha256, manifest, path_refusals
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
 from groundplane.identity import Actor
@@ -318,11 +319,14 @@ async def _lineage(tx: Tx, actor: Actor, found: DatasetVersion) -> Lineage:
         front = tuple({edge.child for edge in new})
     seen = [edge for edge in descendants(roots, edges.values()) if actor.sees(edge.project)]
     children = list(dict.fromkeys(edge.child for edge in seen))
+    named = tuple({f"dataset:{found.id}", *children})
+    outside = await tx.find(OutsideEdge, {"parent": named}, order="at")
     return Lineage(
         id=found.id,
         runs=tuple(child.removeprefix("run:") for child in children if child.startswith("run:")),
         models=tuple(child.removeprefix("model:") for child in children if child.startswith("model:")),
         edges=tuple((edge.parent, edge.child) for edge in seen),
+        outside=tuple(edge for edge in outside if actor.sees(edge.project)),
     )
 
 
