@@ -252,7 +252,7 @@ async def build(settings: Settings) -> App:
     )
     await policies.start()
     cordons, secrets = Cordons(store=store, clock=clock), FolderSecrets(_secrets_dir(settings))
-    isolation = _isolation_policy(settings)
+    isolation = _isolation_policy(settings, pool_book.isolation)
     staging = Staging(
         store=store,
         clock=clock,
@@ -514,7 +514,7 @@ def _secrets_dir(settings: Settings) -> Path:
     return Path(settings.secrets_dir).expanduser() if settings.secrets_dir else settings.home / "secrets"
 
 
-def _isolation_policy(settings: Settings) -> IsolationPolicy:
+def _isolation_policy(settings: Settings, pools: Mapping[str, Isolation]) -> IsolationPolicy:
     first, _, last = settings.job_uids.partition("-")
     return IsolationPolicy(
         default=Isolation(settings.isolation),
@@ -522,6 +522,7 @@ def _isolation_policy(settings: Settings) -> IsolationPolicy:
         first_uid=int(first),
         uids=int(last) - int(first) + 1,
         pids_limit=settings.job_pids_limit,
+        pools=pools,
     )
 
 

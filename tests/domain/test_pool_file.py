@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from groundplane.domain.isolation import Isolation, IsolationPolicy, effective
 from groundplane.domain.pool_file import GONE_LIMIT_DEFAULT_S, parse_pools
 from groundplane.errors import InvalidInput
 
@@ -87,3 +89,17 @@ def test_no_text_ends_in_anything_but_pools_or_problems(text: str) -> None:
             parse_pools(candidate)
         except InvalidInput:
             continue
+
+
+def test_a_pool_may_ask_for_walls_that_its_specs_can_only_strengthen() -> None:
+    (pool,) = parse_pools(GOOD.replace("    user:", "    isolation: bubblewrap\n    user:"))
+    assert pool.isolation is Isolation.BUBBLEWRAP
+    ours = IsolationPolicy(default=Isolation.NONE, minimum=Isolation.USER, pools={"lab": Isolation.BUBBLEWRAP})
+    there, here = ours.in_pool("lab"), ours.in_pool("local")
+    assert (there.default, there.minimum) == (Isolation.BUBBLEWRAP, Isolation.BUBBLEWRAP)
+    assert effective("", there) is Isolation.BUBBLEWRAP
+    assert here == ours
+    weak = replace(ours, pools={"lab": Isolation.NONE}).in_pool("lab")
+    assert effective("", weak) is Isolation.USER, "the installation's minimum holds everywhere"
+    with pytest.raises(InvalidInput, match=r"isolation.*is not one of: none, user, bubblewrap, podman"):
+        parse_pools(GOOD.replace("    user:", "    isolation: vm\n    user:"))

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.faults import pool_file
 from tests.hosts import Hosts
-from tests.journeys.conftest import Installation, bring_up, free_ports, shut_down
+from tests.journeys.conftest import Installation, bring_up, free_ports, shut_down, wait_for
 
 MAKES_A_MODEL = textwrap.dedent("""
     import json, os, struct
@@ -47,9 +47,19 @@ def lab(session_hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Itera
     installation = Installation(tmp_path_factory.mktemp("lab") / "ground", *free_ports(2), quick=True)
     installation.home.mkdir()
     (installation.home / "pools.yaml").write_text(json.dumps(pool_file(session_hosts)))
-    yield bring_up(installation)
+    yield wait_until_ready(bring_up(installation))
     shut_down(installation)
     session_hosts.clear()
+
+
+def wait_until_ready(lab: Any) -> Any:
+    """All four machines have answered: they are connected to beside the start, and a busy machine takes a while."""
+
+    def ready() -> bool:
+        return {pool["name"]: pool["ready"] for pool in lab.data("pools")}["lab"] == 4
+
+    wait_for(ready, "all nodes to answer", 60)
+    return lab
 
 
 @pytest.mark.needs("sshd")
@@ -124,6 +134,28 @@ def test_the_pool_file_is_read_anew_and_never_leaves_what_runs_behind(
 
 
 @pytest.mark.needs("sshd")
+@pytest.mark.needs("root")
+def test_a_pool_that_asks_for_walls_gives_them_to_jobs_that_ask_for_none(lab: Any) -> None:
+    path = lab.home / "pools.yaml"
+    before = path.read_text()
+    file = json.loads(before)
+    file["pools"]["lab"]["isolation"] = "user"
+    path.write_text(json.dumps(file))
+    assert "lab" in lab.data("pools", "reload")["changed"]
+    small = {"cpus": 0.5, "memory": "64MiB"}
+    weaker = lab.job("weaker", ["id", "-u"], pool="lab", max_cost="$1", isolation="none", resources=small)
+    refused = lab.ground("plan", "-f", str(weaker), expect=3)
+    assert "isolation-minimum: needs isolation user or stronger, has none" in refused.stdout + refused.stderr
+    silent = lab.submit(lab.job("silent", ["id", "-u"], pool="lab", max_cost="$1", resources=small))
+    detail = lab.wait_run(silent, "succeeded", "failed")
+    assert detail.run.status == "succeeded", detail.run.message
+    assert int(lab.log(silent)) >= 710_000
+    lab.ground("plan", "-f", str(lab.job("here", ["id", "-u"], isolation="none")))  # the local pool asks for nothing
+    path.write_text(before)
+    lab.ground("pools", "reload")
+
+
+@pytest.mark.needs("sshd")
 def test_a_pool_file_with_a_fault_keeps_the_control_plane_down_and_says_where(
     new_installation: Callable[..., Installation], session_hosts: Hosts
 ) -> None:
@@ -147,7 +179,7 @@ def test_a_gang_starts_whole_or_not_at_all_and_a_pipeline_reads_what_was_made_th
     file = pool_file(hosts)
     file["pools"]["lab"]["shared_dir"] = str(tmp_path / "shared")  # type: ignore[index]
     (lab.home / "pools.yaml").write_text(json.dumps(file))
-    bring_up(lab)
+    wait_until_ready(bring_up(lab))
     lab.ground("nodes", "cordon", "n1", "--pool", "lab", "--reason", "Xid 79")
     small = {"cpus": 0.5, "memory": "64MiB"}
     gang = lab.submit(lab.job("gang", ["true"], pool="lab", max_cost="$1", resources={**small, "nodes": 4}))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 
@@ -37,13 +38,24 @@ class JobIsolation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IsolationPolicy:
-    """The installation's: what a spec that says nothing gets, and the least that a spec may ask for."""
+    """The installation's: what a spec that says nothing gets, and the least that a spec may ask for.
+
+    `pools` are ways that pools ask for by themselves: specs there get that, and may only ask for more.
+    """
 
     default: Isolation = Isolation.NONE
     minimum: Isolation = Isolation.NONE
     first_uid: int = 710_000
     uids: int = 1_000
     pids_limit: int = 16_384
+    pools: Mapping[str, Isolation] = field(default_factory=dict)
+
+    def in_pool(self, pool: str) -> IsolationPolicy:
+        """What holds for the runs of one pool. The installation's minimum holds everywhere."""
+        own = self.pools.get(pool)
+        if own is None:
+            return self
+        return replace(self, default=own, minimum=max(own, self.minimum, key=lambda mode: STRENGTH[mode]))
 
 
 def effective(asked: str, policy: IsolationPolicy) -> Isolation:

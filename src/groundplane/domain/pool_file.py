@@ -14,6 +14,7 @@ from typing import Any
 
 from yaml.nodes import MappingNode, Node, SequenceNode
 
+from groundplane.domain.isolation import Isolation
 from groundplane.domain.spec import values as v
 from groundplane.domain.spec.values import Fault, Reader, Unreadable, entries, kind_of, shown
 from groundplane.domain.spec.yaml_nodes import compose_documents, line_of
@@ -50,7 +51,8 @@ class NodeDefinition:
 class PoolDefinition:
     """A pool of the `ssh` executor. `shared_dir` is empty when runs keep their files on their node.
 
-    `control_plane_gone_limit_s` is the dead-man timer of jobs that set none; None: they have none.
+    `control_plane_gone_limit_s` is the dead-man timer of jobs that set none; None: they have none. `isolation` is what
+    jobs get here that ask for nothing, and the least that they may ask for; None leaves that to the installation.
     """
 
     name: str
@@ -61,6 +63,7 @@ class PoolDefinition:
     shared_dir: str
     nodes: tuple[NodeDefinition, ...]
     control_plane_gone_limit_s: int | None
+    isolation: Isolation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +141,7 @@ _POOL: dict[str, Reader] = {
     "python": v.text(r"[A-Za-z0-9._/-]{1,256}", "a program", example="python3"),
     "root": v.text(r"[A-Za-z0-9._/~-]{1,1024}", "a folder without blanks", example="~/.groundplane-node"),
     "control_plane_gone_limit": _duration_or_never,
+    "isolation": v.choice(*Isolation),
     "shared_dir": v.text(r"/[A-Za-z0-9._/-]{1,1024}", "an absolute folder", example="/mnt/shared"),
 }
 _NODE: dict[str, Reader] = {
@@ -207,6 +211,7 @@ def _pool(name: str, node: Node, reading: _Reading) -> PoolDefinition | None:
         shared_dir=values.get("shared_dir", "").rstrip("/"),
         nodes=nodes,
         control_plane_gone_limit_s=values.get("control_plane_gone_limit", GONE_LIMIT_DEFAULT_S),
+        isolation=Isolation(values["isolation"]) if "isolation" in values else None,
     )
 
 

@@ -230,7 +230,7 @@ class Plans:
             model=model,
             known_versions=versions,
             exposure=exposure,
-            isolation=self._isolation,
+            isolation=self._isolation.in_pool(spec.pool),
             secrets=await self._secret_names(spec),
             resume_proof=await self._resume_proof(tx, spec),
         )

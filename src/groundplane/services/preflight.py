@@ -81,7 +81,7 @@ class Preflight:
         return replace(furnished, avoid=(*order.avoid, *sorted(cordoned)))
 
     async def _walled(self, order: Order, spec: JobSpec, *, is_job: bool) -> Order:
-        policy = self.policy
+        policy = self.policy.in_pool(spec.pool)
         mode = walls.effective(spec.isolation, policy) if is_job else Isolation.NONE
         share = spec.checkpoint_dir.rstrip("/")
         return replace(

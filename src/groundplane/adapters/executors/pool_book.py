@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from groundplane.adapters.executors.ssh import SshExecutor, read_pool_file
+from groundplane.domain.isolation import Isolation
 from groundplane.domain.pool_file import PoolChanges, PoolDefinition, compare, moved
 from groundplane.errors import Conflict
 
@@ -24,6 +25,8 @@ class PoolBook:
         self._path, self._open_pool, self._take, self._drop = path, open_pool, take, drop
         self._pools: dict[str, PoolDefinition] = {}
         self._executors: dict[str, SshExecutor] = {}
+        self.isolation: dict[str, Isolation] = {}
+        """What pools ask for by themselves, as of the file in force."""
 
     def open(self) -> None:
         """Raises InvalidInput with every fault of the file."""
@@ -50,11 +53,13 @@ class PoolBook:
             if name not in wanted:
                 self._drop(name)
                 del self._pools[name]
+                self.isolation.pop(name, None)
                 await self._executors.pop(name).close()
             elif name not in self._pools:
                 self._add(wanted[name])
             else:
                 self._pools[name] = wanted[name]
+                self._note_isolation(wanted[name])
                 await self._executors[name].redefine(wanted[name])
         return PoolChanges(
             added=tuple(each for changes in found for each in changes.added),
@@ -65,3 +70,9 @@ class PoolBook:
     def _add(self, pool: PoolDefinition) -> None:
         self._pools[pool.name], self._executors[pool.name] = pool, self._open_pool(pool)
         self._take(pool.name, self._executors[pool.name])
+        self._note_isolation(pool)
+
+    def _note_isolation(self, pool: PoolDefinition) -> None:
+        self.isolation.pop(pool.name, None)
+        if pool.isolation is not None:
+            self.isolation[pool.name] = pool.isolation
