@@ -191,6 +191,13 @@ class Executor(Protocol):
         """Every node of the pool, also those that do not answer, which say so. Asking changes nothing."""
         ...
 
+    async def spot_blind(self) -> Mapping[str, str]:
+        """Nodes on which the notice of a cloud that takes its machine back would not be seen, each with why.
+
+        Nodes that do not answer are left out. Asking changes nothing.
+        """
+        ...
+
     async def preflight(self, order: Order, node: str) -> Sequence[CheckResult]:
         """Carries out an order's checks on one node and starts nothing; twice measures twice. Raises Unavailable."""
         ...

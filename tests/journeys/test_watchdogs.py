@@ -100,6 +100,9 @@ def test_spot_is_for_jobs_that_were_seen_to_resume(night: Any, wait: Callable[..
     attempts = night.data("explain", proof["run_id"])
     assert "test-kill" in json.dumps(attempts)
 
+    again = night.data("prove-resume", run_id)
+    assert (again["status"], again["run_id"] != proof["run_id"]) == ("proved", True)
+
     forgetful = night.job("forgetful", ["python3", "-c", FORGETFUL, "400", "0", "0", "0.3"], spot=True)
     said = night.ground("prove-resume", "-f", str(forgetful), expect=3)
     assert "again" in said.stdout + said.stderr

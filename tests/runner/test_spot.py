@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -163,3 +165,18 @@ async def test_a_job_that_may_not_run_on_spot_asks_nobody(
     await node.start("sleep 0.5")
     await node.ended()
     assert service.asked == []
+
+
+async def test_a_node_says_beforehand_whether_it_would_see_a_notice(
+    node_with: Callable[..., Any], metadata: Callable[[str], Metadata], tmp_path: Path
+) -> None:
+    service = metadata("aws")
+    assert await node_with(tmp_path / "cloud", spot_metadata_url=service.url).executor.spot_blind() == {}
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens here
+        deaf = node_with(tmp_path / "cellar", spot_metadata_url=f"http://127.0.0.1:{closed.getsockname()[1]}")
+        ((where, why),) = (await deaf.executor.spot_blind()).items()
+    assert where
+    assert "Connection refused" in why
+    simulated = node_with(tmp_path / "played", spot_metadata_url=f"simulated:{tmp_path}/notice")
+    assert await simulated.executor.spot_blind() == {}

@@ -257,3 +257,12 @@ async def test_a_plan_that_became_a_run_says_so(plane: Plane) -> None:
     run = await plane.runs.submit(ADMIN, plan.id)
     told = await standing(plane).explain_plan(replace(plan, status=PlanStatus.APPLIED, applied_to=run.id))
     assert told.sentence == f"{plan.id} was applied: it became {run.id}."
+
+
+async def test_a_spot_plan_says_where_a_notice_would_not_be_seen(plane: Plane) -> None:
+    plane.executor.spot_trouble = {"local-1": "no metadata service answers", "local-0": "aws: refused"}
+    (plan,) = await plane.plans.plan(ADMIN, job("brave", "spot: true"))
+    (said,) = [verdict.warning for verdict in plan.verdicts if verdict.rule == "spot-seen"]
+    assert "spot notices can't be seen on 2 nodes of pool local; local-0: aws: refused" in said
+    (plan,) = await plane.plans.plan(ADMIN, job("plain"))
+    assert [verdict for verdict in plan.verdicts if verdict.rule == "spot-seen" and verdict.warning] == []

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 RUNNER_ENV = ("PATH", "HOME", "LANG", "TZ", "TMPDIR", "LD_LIBRARY_PATH")
 START_PATIENCE_S = 60.0
-FACTS_AGE_S = 60.0
+FACTS_AGE_S, SPOT_AGE_S = 60.0, 600.0
 ENDED_KEPT = 10_000
 CHUNK_LIMIT_BYTES = 4 * 2**20
 
@@ -55,6 +55,7 @@ class Desk:
         self._nvml_library = nvml_library
         self._ended: dict[str, Document] = {}
         self._facts: tuple[float, Document] | None = None
+        self._spot: tuple[str, float, str] | None = None
         self._operations: dict[str, Callable[..., Document]] = {
             each.__name__: each
             for each in (
@@ -70,7 +71,7 @@ class Desk:
                     self.samples,
                 ),
                 *(self.attempts, self.release, self.withdraw, self.beat, self.free_port, self.files, self.read),
-                *(self.run, self.preflight, self.circumstances),
+                *(self.spot, self.run, self.preflight, self.circumstances),
                 *CheckpointDesk(self._run_folder, self._folder).operations,
                 *DataDesk(self._root, self._folder).operations,
             )
@@ -278,6 +279,16 @@ class Desk:
         with os.fdopen(file, "rb") as opened:
             opened.seek(offset)
             return {"data": base64.b64encode(opened.read(CHUNK_LIMIT_BYTES)).decode()}
+
+    def spot(self, url: str) -> Document:
+        """Why no cloud's notice would be seen here; "" when one would. Kept for ten minutes: machines rarely move."""
+        if self._spot is None or self._spot[0] != url or time.monotonic() - self._spot[1] > SPOT_AGE_S:
+            from groundplane.runner.spot import SpotWatch  # noqa: PLC0415 (only spot jobs pay for it)
+
+            watch = SpotWatch(url)
+            watch.ask()
+            self._spot = (url, time.monotonic(), watch.trouble)
+        return {"trouble": self._spot[2]}
 
     def run(self, arguments: Sequence[str], patience_s: float = START_PATIENCE_S) -> Document:
         """What the runner program prints for these arguments, such as a preflight's."""

@@ -6,8 +6,9 @@ What a plan costs is nothing; what it says no to costs nothing either.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from groundplane.audit import EventDraft
@@ -36,11 +37,15 @@ MAX_LISTED = 1_000
 
 @dataclass(frozen=True, slots=True)
 class _Market:
-    """What the pools offer right now: priced offers, offers without a price, and pools that did not answer."""
+    """What the pools offer right now: priced offers, offers without a price, and pools that did not answer.
+
+    `blind`: pool → nodes that would not see a cloud take them back, with why; of pools that spot jobs ask for.
+    """
 
     offers: tuple[Offer, ...]
     unpriced: tuple[RejectedOffer, ...]
     silent: dict[str, str]
+    blind: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 class Plans:
@@ -97,6 +102,7 @@ class Plans:
                 await self._project(tx, actor, spec.metadata.project)
             specs = tuple([await pinned(tx, actor, spec) for spec in specs])
         market = await self._market()
+        market = replace(market, blind=await self._blind(specs, market))
         considered = [await self._consider(spec, market) for spec in specs]
         outlooks = [await self._outlook(found) for found in considered]
         plans: list[Plan] = []
@@ -233,6 +239,7 @@ class Plans:
             isolation=self._isolation.in_pool(spec.pool),
             secrets=await self._secret_names(spec),
             resume_proof=await self._resume_proof(tx, spec),
+            spot_blind=market.blind.get(spec.pool, {}),
         )
 
     async def _resume_proof(self, tx: Tx, spec: JobSpec | EndpointSpec) -> str:
@@ -271,6 +278,15 @@ class Plans:
                     reason = Refused(rule="price", need="a price", have="none", hint=error.hint)
                     unpriced.append(RejectedOffer(pool=offer.pool, node_type=offer.node_type, reasons=(reason,)))
         return _Market(tuple(offers), tuple(unpriced), silent)
+
+    async def _blind(self, specs: Sequence[JobSpec | EndpointSpec], market: _Market) -> dict[str, Mapping[str, str]]:
+        asked = {spec.pool for spec in specs if isinstance(spec, JobSpec) and spec.spot}
+        pools = sorted(asked & set(self._executors) - set(market.silent))
+        found: dict[str, Mapping[str, str]] = {}
+        for pool in pools:
+            with suppress(Unavailable):  # that it does not answer is told by a rule of its own
+                found[pool] = await self._executors[pool].spot_blind()
+        return found
 
     async def _offers(self, pool: str) -> tuple[Offer, ...] | Unavailable:
         """A pool that does not answer must not keep the others' plans from being made."""

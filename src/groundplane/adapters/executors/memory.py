@@ -5,7 +5,7 @@ Its offers are `simulated`, and everything it reports follows from the script, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -83,7 +83,7 @@ class MemoryExecutor(NoFiles, NoData, NoTerminals):
     a node's preflight.
 
     `reachable = False` makes it a pool behind a cut cable: orders raise Unavailable, observations are unknown. Nodes in
-    `silent` are behind one by themselves.
+    `silent` are behind one by themselves; those in `spot_trouble` would not see a cloud take them back.
     """
 
     def __init__(
@@ -104,12 +104,17 @@ class MemoryExecutor(NoFiles, NoData, NoTerminals):
         self._called_off: dict[str, EndReason] = {}
         self.reachable = True
         self.silent: dict[str, datetime] = {}
+        self.spot_trouble: dict[str, str] = {}
         self.beats = 0
 
     # ---- Executor
 
     async def offers(self) -> Sequence[Offer]:
         return self._offers
+
+    async def spot_blind(self) -> Mapping[str, str]:
+        self._reach()
+        return self.spot_trouble
 
     async def nodes(self) -> Sequence[Node]:
         """As many as the first offer has: memory-0 and on."""

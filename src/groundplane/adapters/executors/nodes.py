@@ -42,6 +42,7 @@ from groundplane.ports import Clock, LogChunk, Order, Sample, Unplaced
 START_PATIENCE_S = 75.0
 LOOK_PATIENCE_S = 2.0
 LOOK_BATCH = 200
+SPOT_PATIENCE_S = 15.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +101,17 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
         with contextlib.suppress(Unavailable):
             await self._ask_all("facts", self._keep_facts)
         return [node_of(self._pool, link) for link in self._links.values()]
+
+    async def spot_blind(self) -> Mapping[str, str]:
+        async def ask(link: Link) -> tuple[str, str]:
+            try:
+                said = await self._ask(link, "spot", SPOT_PATIENCE_S, url=self._options.spot_metadata_url)
+            except Unavailable:  # whether it answers is told elsewhere
+                return link.name, ""
+            return link.name, str(said["trouble"])
+
+        answers = await asyncio.gather(*(ask(link) for link in self._links.values() if link.failure is None))
+        return {node: trouble for node, trouble in answers if trouble}
 
     async def preflight(self, order: Order, node: str) -> Sequence[CheckResult]:
         """On the cards that are free, else on the first ones: a check disturbs nobody for long."""

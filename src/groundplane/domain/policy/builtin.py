@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from groundplane.domain.access import Exposure
@@ -41,6 +41,7 @@ class Subject:
     isolation: IsolationPolicy = IsolationPolicy()
     secrets: frozenset[str] = frozenset()
     resume_proof: str = ""
+    spot_blind: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +238,17 @@ def _resume_proven(subject: Subject) -> Finding | None:
         return None
     have = {"": "none was made", "running": "one is under way"}.get(subject.resume_proof, subject.resume_proof)
     return Finding(need="a resume seen after a test kill, of this very command", have=have)
+
+
+def _spot_seen(subject: Subject) -> Finding | None:
+    spec, blind = subject.spec, subject.spot_blind
+    if isinstance(spec, EndpointSpec) or not spec.spot or not blind:
+        return None
+    node, why = min(blind.items())
+    return Finding(
+        need="a metadata service that tells when a machine is taken back",
+        have=f"spot notices can't be seen on {len(blind)} nodes of pool {spec.pool}; {node}: {why}",
+    )
 
 
 def _spot_watched(subject: Subject) -> Finding | None:
@@ -470,6 +482,15 @@ RULES: tuple[Rule, ...] = (
         why="A machine that may be taken away any minute is for jobs that were seen to go on from their checkpoint.",
         hint="ground prove-resume -f FILE kills a short run once and looks; or leave spec.spot out",
         check=_resume_proven,
+        live=True,
+    ),
+    Rule(
+        id="spot-seen",
+        why="Without a notice a job has no time to save: it goes on from the last checkpoint that it wrote by itself.",
+        hint="write checkpoints often; on machines that no cloud takes back, leave spec.spot out",
+        check=_spot_seen,
+        warns=True,
+        at_apply=False,
         live=True,
     ),
     Rule(
