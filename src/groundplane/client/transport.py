@@ -145,7 +145,7 @@ def error_of(info: ErrorInfo) -> GroundError:
     return kind(info.message, info.hint)
 
 
-def made(kind: type[Answer], **values: Any) -> Answer:
+def made(kind: type[Answer], /, **values: Any) -> Answer:
     """A request; what its bounds refuse is refused here as the control plane would."""
     try:
         return kind(**values)
