@@ -313,7 +313,7 @@ class _Pieces:
         self._whole: Answered | None = None
 
     def take(self, event: dict[str, Any]) -> None:
-        kind = event.get("type")
+        kind = _text(event.get("type"))
         if kind in {"response.completed", "response.incomplete", "response.failed"}:
             self._whole = _whole(event["response"]) if isinstance(event.get("response"), dict) else None
         elif kind == "message_start" and isinstance(event.get("message"), dict):
@@ -329,7 +329,7 @@ class _Pieces:
             self._said.id = self._said.id or _text(event.get("id"))
             for choice in _objects(event["choices"]):
                 self._take_choice(choice)
-        elif isinstance(kind, str) and kind.endswith("output_text.delta"):
+        elif kind.endswith("output_text.delta"):
             self._texts.setdefault(0, []).append(_text(event.get("delta")))
 
     @staticmethod

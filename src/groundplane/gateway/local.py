@@ -59,6 +59,7 @@ def _health(state: GatewayState) -> bytes:
             "snapshot_version": None if tables is None else tables.version,
             "snapshot_trouble": state.snapshot_trouble,
             "usage_log_trouble": state.log.trouble,
+            "telemetry_trouble": state.telemetry.trouble,
         }
     )
 
