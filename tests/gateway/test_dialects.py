@@ -380,3 +380,14 @@ def test_a_form_two_servers_could_read_differently_is_refused(body: bytes, conte
 )
 def test_usage_is_read_in_every_dialect(said: dict[str, object], expected: Usage | None) -> None:
     assert find_usage(json.dumps({"usage": said}).encode()) == expected
+
+
+async def test_an_image_is_edited_by_form_or_by_json(tmp_path: Path, upstream: MockUpstream) -> None:
+    body = {"model": "tiny", "prompt": "add a hat", "images": [{"image_url": "https://example.com/a.png"}]}
+    async with running(tmp_path, keys=(key(),), routes=(route("tiny", upstream.base_url),)) as bench:
+        json_line = "Content-Type: application/json; charset=utf-8\r\n"
+        told = await ask(bench.port, post(body, path="/v1/images/edits", headers=json_line))
+        refused = await ask(bench.port, post(body, path="/v1/audio/translations", headers=json_line))
+    assert told.status == 200 and json.loads(upstream.seen[0].body) == body
+    assert upstream.seen[0].headers["content-type"] == "application/json"
+    assert (refused.status, refused.error["code"]) == (415, "unsupported_media_type")

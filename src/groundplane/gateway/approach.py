@@ -14,7 +14,7 @@ from groundplane.domain.limits import Binding
 from groundplane.domain.usage import BYTES_PER_TOKEN, rate
 from groundplane.gateway.admission import find_route, limit_headers, no_budget, refusal
 from groundplane.gateway.cache import Flight
-from groundplane.gateway.doors import Door
+from groundplane.gateway.doors import JSON_DOORS, Door
 from groundplane.gateway.errors import Fault, upstream_fault
 from groundplane.gateway.form_body import read_form
 from groundplane.gateway.hedging import Hedge
@@ -63,6 +63,8 @@ class Approach(Patience):
         """Reads the request. Raises Fault when it can't be one of this key's."""
         size_bytes = len(body)
         self._content_type = JSON
+        if door.form and head.headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == JSON:
+            door = JSON_DOORS.get(door.path, door)
         if door.form:
             self._content_type = head.headers.get(b"content-type", b"")
             form = read_form(body, self._content_type)

@@ -70,6 +70,8 @@ class Door:
         return body
 
 
+JSON_DOORS = {b"/v1/images/edits": Door(b"/v1/images/edits")}
+"""Paths of forms that take a JSON body too. Source: OpenAI's OpenAPI description 2.3.0, createImageEdit."""
 DOORS: dict[bytes, Door] = {
     door.path: door
     for door in (
