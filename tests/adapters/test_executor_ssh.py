@@ -291,6 +291,41 @@ async def test_a_node_without_python_and_one_without_room_say_so(lab: Lab) -> No
     assert "set root" in error.hint or "python" in error.hint
 
 
+@pytest.mark.parametrize("chatter", ["echo welcome; printf 'no newline'", "for i in $(seq 2000); do echo $i; done"])
+async def test_what_an_accounts_login_prints_is_passed_over(lab: Lab, chatter: str) -> None:
+    host = lab.hosts.hosts[0]
+    (host.home / ".bashrc").write_text(f"{chatter}\n")
+    try:
+        assert await lab.open(1).offers()
+        shutil.rmtree(host.root / "runner")
+        assert await lab.open(1, home="again").offers(), "the runner is copied past it as well"
+    finally:
+        (host.home / ".bashrc").unlink()
+
+
+@pytest.mark.parametrize(
+    ("login", "says"),
+    [
+        ("yes", "prints over 1048576 bytes"),
+        ("head -c 100000000 /dev/zero", "prints over"),
+        ("exit 7", "ended the connection (status 7)"),
+        ("echo this account is closed >&2; exit 1", "this account is closed"),
+        ("printf 'GROUND have\\n[1, 2]\\n'; cat >/dev/null", "is not our desk"),
+        ('printf \'GROUND have\\n{"id": 1, "done": 7}\\n\'; cat >/dev/null', ""),
+        ('printf \'GROUND have\\n{"id": [], "done": {}}\\n\'; cat >/dev/null', ""),
+        ("sleep 60", "does not answer"),
+    ],
+)
+async def test_a_login_that_is_no_desk_of_ours_is_told_and_breaks_nothing(lab: Lab, login: str, says: str) -> None:
+    host = lab.hosts.hosts[0]
+    (host.home / ".bashrc").write_text(f"{login}\n")
+    try:
+        error = await _failure(lab.open(1))
+        assert says in error.message
+    finally:
+        (host.home / ".bashrc").unlink()
+
+
 async def test_the_runner_is_copied_once_and_again_when_damaged(lab: Lab) -> None:
     host = lab.hosts.hosts[0]
     await lab.open(1).offers()

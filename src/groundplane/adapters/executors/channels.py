@@ -28,6 +28,8 @@ from groundplane.runner.desk import Desk, No
 Document = dict[str, Any]
 RUNNER = Path(__file__).resolve().parents[2] / "runner"
 LINE_LIMIT_BYTES = 64 * 2**20
+CHATTER_MAX_BYTES = 2**20
+NEED, HAVE = b"GROUND need\n", b"GROUND have\n"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,17 +183,23 @@ class SshChannel:
     async def _listen(self, process: asyncio.subprocess.Process, noise: asyncio.Task[bytes]) -> None:
         """Hands answers to whoever waits, until the connection ends."""
         assert process.stdout is not None
-        with contextlib.suppress(OSError, ValueError):
+        strange = b""
+        try:
             while line := await process.stdout.readline():
                 reply = json.loads(line)
                 waiting = self._pending.get(reply["id"])
+                if not isinstance(reply.get("no", reply.get("done")), dict):
+                    raise TypeError
                 if waiting is not None and not waiting.done():
                     waiting.set_result(reply)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            if not isinstance(error, OSError):
+                strange = b"ground: what speaks there is not our desk: does the account's login print or ask something?"
         if self._process is process:
             self._process = None
         _kill(process)
         status = await process.wait()
-        message, hint, _ = explain(self._name, (await noise).decode(errors="replace"), status)
+        message, hint, _ = explain(self._name, (strange or await noise).decode(errors="replace"), status)
         for waiting in self._pending.values():
             if not waiting.done():
                 waiting.set_exception(Unanswered(f"{message}; it may have done what it was asked", hint))
@@ -247,21 +255,21 @@ class SshChannel:
         noise = asyncio.get_running_loop().create_task(_last_words(process.stderr))
         try:
             async with asyncio.timeout(2 * self._patience.connect_s):
-                while (line := await process.stdout.readline()) != b"GROUND have\n":
-                    if not line:
-                        raise EOFError
-                    if line == b"GROUND need\n":
-                        process.stdin.write(files)
-                        await process.stdin.drain()
+                if await _greeting(process.stdout) == NEED:
+                    process.stdin.write(files)
+                    await process.stdin.drain()
+                    await _greeting(process.stdout)
         except asyncio.CancelledError:
             _kill(process)
             await asyncio.wait([noise])
             await process.wait()
             raise
-        except (EOFError, TimeoutError, OSError) as error:
+        except (EOFError, TimeoutError, OSError, ValueError) as error:
             _kill(process)
             status = await process.wait()
             said = (await noise).decode(errors="replace")
+            if isinstance(error, ValueError):
+                said = f"ground: {error}"
             if isinstance(error, TimeoutError):
                 said, status = said or "Connection timed out", 255
             raise self._give_up(self._unsent(*explain(self._name, said, status))) from None
@@ -287,6 +295,25 @@ class SshChannel:
         error = Unsent(message, hint)
         error.refused = refused
         return error
+
+
+async def _greeting(stream: asyncio.StreamReader) -> bytes:
+    """NEED or HAVE, after whatever the account's login prints, with a newline behind it or without.
+
+    EOFError when it ends, ValueError when it prints without end.
+    """
+    chatter = 0
+    while chatter <= CHATTER_MAX_BYTES:
+        try:
+            line = await stream.readline()
+        except ValueError:  # a line without an end
+            break
+        if not line:
+            raise EOFError
+        if line.endswith((NEED, HAVE)):
+            return NEED if line.endswith(NEED) else HAVE
+        chatter += len(line)
+    raise ValueError(f"its login prints over {CHATTER_MAX_BYTES} bytes: print nothing where ssh runs a command")
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
