@@ -43,7 +43,8 @@ EVALUATION = """
   slices: [topic]
   max_tokens: 8
   at_once: 8
-  judges: [{kind: exact, name: accuracy, alarm_below: 0.5}]
+  judges:
+    - {kind: exact, name: accuracy, alarm_below: 0.5}
 """
 GATE = """
 apiVersion: groundplane/v1
@@ -129,7 +130,7 @@ class Hosted:
                             {
                                 "index": 0,
                                 "finish_reason": "stop",
-                                "message": {"role": "assistant", "content": said if hosted.another else said.upper()},
+                                "message": {"role": "assistant", "content": hosted.says(said, body["model"])},
                             }
                         ],
                         "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
@@ -147,6 +148,11 @@ class Hosted:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def says(self, prompt: str, model: str) -> str:
+        if model == "wise":
+            return json.dumps({"verdict": "right", "reason": "it is short"})
+        return prompt if self.another else prompt.upper()
 
 
 @pytest.fixture
@@ -234,15 +240,18 @@ def test_a_hosted_model_that_changes_behind_its_name_is_seen_at_night(
 ) -> None:
     add = ("providers", "add", "hosted", "--project", "research", "--kind", "openai-compatible", "--url", hosted.url)
     ground.ground(*add, "--private", "--key-file", "-", text="sk-1")
-    target = "provider:hosted/big,prompt=1,completion=2"
-    ground.ground("routes", "set", "big", "--project", "research", "--target", target)
-    body = "  endpoint: big\n" + EVALUATION
+    for name, model in (("big", "big"), ("judge", "wise")):
+        target = f"provider:hosted/{model},prompt=1,completion=2"
+        ground.ground("routes", "set", name, "--project", "research", "--target", target)
+    body = "  endpoint: big\n" + EVALUATION + "    - {kind: llm, name: tone, model: judge, votes: 1, rubric: Short.}\n"
     first = ground.data("eval", "run", "-f", spec(tmp_path, "Evaluation", "canary", body), "--wait")
-    assert (first["scores"][0]["mean"], first["model_version"], first["alarms"]) == (1.0, "", [])
-    # 40 requests of 10 prompt and 5 completion tokens, at $1 and $2 a million: 20 micro-dollars each.
+    assert [(each["metric"], each["mean"]) for each in first["scores"]] == [("accuracy", 1.0), ("tone", 1.0)]
+    assert (first["model_version"], first["alarms"]) == ("", [])
+    # 40 requests of 10 prompt and 5 completion tokens, at $1 and $2 a million: 20 micro-dollars each;
+    # what the judge cost is no price of the model.
     assert (first["cost_source"], first["cost_microusd"], first["cost_microusd_per_1000"]) == ("ledger", 800, 20_000)
     (key,) = [each for each in ground.data("keys", "list") if each["name"] == first["id"]]
-    assert key["models"] == ["big"]
+    assert key["models"] == ["big", "judge"]
     assert key["expires_at"]
     assert key["revoked_at"]
 
@@ -265,7 +274,7 @@ def test_a_hosted_model_that_changes_behind_its_name_is_seen_at_night(
     assert "40 of 40 answers differ" in alarms["changed"]["have"]
     assert "pinned alternatives: big-2026-05-01" in alarms["changed"]["hint"]
     compared = ground.data("eval", "compare", first["id"], night["id"])
-    (difference,) = compared["metrics"]
+    difference, _ = compared["metrics"]
     assert (difference["paired"], difference["before"], difference["after"]) == (True, 1.0, 0.0)
     assert len(compared["worse"]) == 40
     log = ground.home / "log" / "control-plane.log"
@@ -282,6 +291,7 @@ def test_a_hosted_model_that_changes_behind_its_name_is_seen_at_night(
         assert "40 of 40 differ" in beside
         assert "worse" in beside
         assert "canary" in browser.get("/console/evaluations").text
+        assert "canary: big answers as another model does" in browser.get("/console").text
         assert "answers@1" in browser.get("/console/batches").text
     metrics = httpx.get(
         f"http://127.0.0.1:{ground.port}/metrics", headers={"authorization": f"Bearer {ground.admin_key}"}

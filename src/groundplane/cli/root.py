@@ -54,7 +54,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("models", "List, show, search, register, verify and promote models."),
     "gates": ("gates", "Requirements on evidence before an alias moves: define, check, measure, approve, waive."),
     "eval": ("evaluations", "Evaluate models on a dataset's rows: run, list, show, compare."),
-    "batch": ("evaluations", "Answer a dataset's rows with a model, in shards that survive a kill."),
+    "batch": ("evaluations", "Answer a dataset's rows with a model, in shards that survive a kill: run, list, status."),
     "endpoints": ("endpoints", "List and show endpoints."),
     "limits": ("limits", "Limit what goes through the gateway."),
     "routes": ("routes", "Say which endpoints and providers a model name leads to, and how one of them is chosen."),

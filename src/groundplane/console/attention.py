@@ -10,6 +10,7 @@ from groundplane.domain.access import Exposure
 from groundplane.domain.approval import Approval
 from groundplane.domain.budget import Budget
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
+from groundplane.domain.evaluation import Evaluation
 from groundplane.domain.run import Run, RunStatus
 from groundplane.units import format_duration, format_usd
 
@@ -34,6 +35,7 @@ def notices(
     budgets: Sequence[Budget],
     exposures: Sequence[Exposure],
     approvals: Sequence[Approval] = (),
+    evaluations: Sequence[Evaluation] = (),
     policy_problem: str = "",
     now: datetime,
 ) -> list[Notice]:
@@ -41,6 +43,7 @@ def notices(
     found = [
         *_policy(policy_problem),
         *_failures(runs, endpoints, now),
+        *_quality(evaluations),
         *_waiting(approvals, now),
         *_money(budgets),
         *_endings(runs, endpoints, exposures, now),
@@ -64,6 +67,13 @@ def _failures(runs: Sequence[Run], endpoints: Sequence[Endpoint], now: datetime)
         if endpoint.status is EndpointStatus.FAILED
     ]
     return failed + down
+
+
+def _quality(evaluations: Sequence[Evaluation]) -> list[Notice]:
+    """What the newest evaluation of each name has raised."""
+    return [
+        Notice("bad", alarm.title, f"/console/evaluations/{each.id}") for each in evaluations for alarm in each.alarms
+    ]
 
 
 def _waiting(approvals: Sequence[Approval], now: datetime) -> list[Notice]:

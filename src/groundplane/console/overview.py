@@ -50,6 +50,7 @@ def routes() -> APIRouter:
                 budgets=budgets,
                 exposures=exposures,
                 approvals=approvals,
+                evaluations=await ground.evaluations.newest(actor),
                 policy_problem=ground.policies.problem,
                 now=ground.clock.now(),
             ),

@@ -31,6 +31,7 @@ from groundplane.services.inference import asked_version, data_age, read_json, s
 from groundplane.services.models import Models
 
 MAX_LISTED = 1_000
+NEWEST_DAYS = 7
 _PIECE_BYTES = 4 * 2**20
 _ALTERNATIVES_MAX = 3
 
@@ -238,10 +239,14 @@ class Evaluations:
         return judged.compare(first, second, await self.items_of(first), await self.items_of(second), second.confidence)
 
     async def newest(self, actor: Actor) -> list[Evaluation]:
-        """The newest of each name, for metrics and the overview."""
+        """The newest of each name within a week, for metrics and the overview: what is older tells of the past."""
+        where = {"at": AtLeast(self._clock.now() - timedelta(days=NEWEST_DAYS))}
+        async with self._store.transaction() as tx:
+            found = await tx.find(Evaluation, where, order="-at", limit=MAX_LISTED)
         seen: dict[tuple[str, str], Evaluation] = {}
-        for each in await self.evaluations(actor, limit=MAX_LISTED):
-            seen.setdefault((each.project, each.name), each)
+        for each in found:
+            if actor.sees(each.project):
+                seen.setdefault((each.project, each.name), each)
         return list(seen.values())
 
     async def items_of(self, found: Evaluation) -> list[Item]:
