@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib.util
 import itertools
 import os
 import pwd
@@ -121,12 +122,17 @@ def _has_tmpfs() -> bool:
         return made.returncode == 0
 
 
+def _has_transformers() -> bool:
+    return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
+
+
 def _has_prometheus() -> bool:
     return shutil.which("prometheus") is not None and shutil.which("promtool") is not None
 
 
 SERVICES: dict[str, Callable[[], bool]] = {
     "prometheus": _has_prometheus,
+    "transformers": _has_transformers,
     "postgresql": _has_postgresql,
     "chromium": _has_chromium,
     "redis": _has_redis,

@@ -91,9 +91,8 @@ async def test_nobody_looks_unless_it_is_asked_for(node: Any) -> None:
     assert await node.executor.circumstances("never-was") == []
 
 
+@pytest.mark.needs("root")
 async def test_a_checkout_of_another_user_is_read_with_the_jobs_own_rights(node: Any, checkout: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("another user for the job needs root rights")
     os.chown(checkout, 4321, 4321)
     for place in (checkout, *checkout.parents):
         place.chmod(place.stat().st_mode | 0o055)
@@ -114,6 +113,7 @@ def _isolation(mode: str) -> Any:
     return JobIsolation(mode=Isolation(mode))
 
 
+@pytest.mark.needs("compiler")
 async def test_the_chain_of_drivers_goes_from_the_kernel_to_cuda(node_with: Any, tmp_path: Path) -> None:
     node = node_with(nvml_library=driver(tmp_path))
     await node.start("sleep 1", accelerators=2, observe=True)
@@ -126,6 +126,7 @@ async def test_the_chain_of_drivers_goes_from_the_kernel_to_cuda(node_with: Any,
     assert ended.energy_j is not None and ended.energy_j > 0
 
 
+@pytest.mark.needs("compiler")
 async def test_cards_without_a_counter_are_summed_from_samples_of_their_power(node_with: Any, tmp_path: Path) -> None:
     node = node_with(nvml_library=driver(tmp_path, "return 3"))
     await node.start("sleep 2", accelerators=1)
