@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import datetime
 from typing import Any, Protocol
 
-from groundplane.domain.prediction import Form, Holdings, RewrittenFile, Wanted
+from groundplane.domain.prediction import Form, Holdings, PredictionRule, RewrittenFile, Wanted
 from groundplane.domain.prompt_lint import PromptFinding
 from groundplane.domain.queueing import QueueStanding
 from groundplane.domain.traffic import Live, Passed
@@ -51,9 +52,9 @@ class PredictionLog(Protocol):
         Dies halfway: each file is the old or the new one, and the next call goes on."""
         ...
 
-    async def upkeep(self, project: str, before: date, form: Form, now_hour: str) -> int:
-        """Removes days before `before` and turns hours before `now_hour` (`2026-11-21/18`) into their form; how many
-        files were removed."""
+    async def upkeep(self, project: str, rules: Sequence[PredictionRule], now: datetime) -> int:
+        """Removes days that are past the retention of the rule they are under, and turns hours that are over into
+        that rule's form; how many files were removed. Again, or after dying halfway: goes on."""
         ...
 
     def can_write(self, form: Form) -> bool:

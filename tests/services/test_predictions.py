@@ -18,7 +18,7 @@ from groundplane.domain.prediction import Form, Keeping, Wanted
 from groundplane.domain.snapshot import compile_snapshot, decode, encode
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.gateway.predictions import PredictionWriter
-from groundplane.gateway.telemetry import CONTENT, KEEP, REDACT, Sighting
+from groundplane.gateway.telemetry import CONTENT, KEEP, OWN, REDACT, Sighting
 from groundplane.identity import Actor, Role
 from groundplane.services.access import Access
 from groundplane.services.predictions import Predictions
@@ -180,6 +180,21 @@ async def test_days_past_their_retention_are_removed_and_the_trail_told(
     await predictions.upkeep()
     assert files(tmp_path) == []
     assert [after["files"] for action, after in await actions(store) if action == "predictions.expire"] == [1, 2]
+
+
+async def test_a_model_with_a_rule_of_its_own_is_kept_as_long_as_that_says(
+    predictions: Predictions, tmp_path: Path
+) -> None:
+    old = NOW - timedelta(days=10)
+    own = seen(1, old)
+    own.flags |= OWN
+    write(tmp_path, [own, seen(2, old, model="other")])
+    assert len(files(tmp_path)) == 2
+    await predictions.set_rule(ADMIN, project="vision", changes={"retention_days": 30})
+    await predictions.set_rule(ADMIN, project="vision", model="tiny", changes={"retention_days": 7})
+    await predictions.upkeep()
+    page = await predictions.page(ADMIN, "vision", Wanted(), 10)
+    assert [one["model"] for one in page.records] == ["other"]
 
 
 async def test_writers_lose_nothing_while_files_are_rewritten(predictions: Predictions, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import gzip
 import hashlib
 import io
 import os
-from collections.abc import Iterator
-from datetime import date
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,16 @@ import msgspec
 
 from groundplane.adapters.atomic_file import write_atomically
 from groundplane.client import parquet
-from groundplane.domain.prediction import Form, Holdings, RewrittenFile, Wanted, parse_file_name, pseudonym
+from groundplane.domain.prediction import (
+    Form,
+    Holdings,
+    PredictionRule,
+    RewrittenFile,
+    Wanted,
+    parse_file_name,
+    pseudonym,
+    rule_of,
+)
 from groundplane.errors import Unavailable
 from groundplane.traffic_ports import Erased, Page
 
@@ -53,8 +62,8 @@ class FolderPredictions:
     async def erase(self, project: str, subject: str) -> Erased:
         return await asyncio.to_thread(self._erase, project, subject)
 
-    async def upkeep(self, project: str, before: date, form: Form, now_hour: str) -> int:
-        return await asyncio.to_thread(self._upkeep, project, before, form, now_hour)
+    async def upkeep(self, project: str, rules: Sequence[PredictionRule], now: datetime) -> int:
+        return await asyncio.to_thread(self._upkeep, project, rules, now)
 
     # ------------------------------------------------------------ reading
 
@@ -160,18 +169,20 @@ class FolderPredictions:
             left += sum(one["subject"] == name_there for one in self._records(project, name))
         return Erased(name_there, removed, looked_at, left, tuple(files))
 
-    def _upkeep(self, project: str, before: date, form: Form, now_hour: str) -> int:
+    def _upkeep(self, project: str, rules: Sequence[PredictionRule], now: datetime) -> int:
         removed = 0
         for name in self._files(project):
             path = self._folder / project / name
-            if name[:10] < before.isoformat():
+            day, hour, writer, ending = _parsed(name)
+            rule = rule_of(writer, rules)
+            if day < (now - timedelta(days=rule.retention_days)).date().isoformat():
                 with _locked(path) as held:
                     if held is not None:
                         held.unlink()
                         removed += 1
                 _remove_if_empty(path.parent)
-            elif name.endswith(".jsonl") and name[:13] < now_hour and self.can_write(form):
-                self._convert(project, name, form)
+            elif ending == "jsonl" and f"{day}/{hour}" < now.strftime("%Y-%m-%d/%H") and self.can_write(rule.form):
+                self._convert(project, name, rule.form)
         return removed
 
     def _convert(self, project: str, name: str, form: Form) -> None:
@@ -189,8 +200,14 @@ class FolderPredictions:
 
 def _hour(name: str) -> str:
     """`2026-11-21/18-gw-0`: the same before and after conversion."""
-    day, _, rest = name.partition("/")
-    return f"{day}/{rest.partition('.')[0]}"
+    day, hour, writer, _ = _parsed(name)
+    return f"{day}/{hour}-{writer}"
+
+
+def _parsed(name: str) -> tuple[str, str, str, str]:
+    parsed = parse_file_name(name)
+    assert parsed is not None, "the name was parsed when it was listed"
+    return parsed
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -34,7 +34,8 @@ _DIALECTS = {
     "/v1/messages/count_tokens": "anthropic.count_tokens",
 }
 _ASKED = frozenset({"model", "messages", "prompt", "input", "system", "instructions", "stream", "user", "metadata"})
-_FILE = re.compile(r"(\d{4}-\d\d-\d\d)/(\d\d)-([a-z0-9][a-z0-9_.-]{0,40})\.(jsonl|jsonl\.gz|parquet)")
+_MARK = re.compile(r"_m([0-9a-f]{12})$")
+_FILE = re.compile(r"(\d{4}-\d\d-\d\d)/(\d\d)-([a-z0-9][a-z0-9_.-]{0,55}?)\.(jsonl|jsonl\.gz|parquet)")
 
 
 class Form(StrEnum):
@@ -204,8 +205,28 @@ def pseudonym(salt: bytes, project: str, subject: str) -> str:
 
 
 def file_name(day: str, hour: str, writer: str, ending: str) -> str:
-    """Below the project's folder: a folder a day, a file an hour and writer."""
+    """Below the project's folder: a folder a day, a file an hour and writer. Models with a rule of their own have
+    files of their own (`writer_of`), which are kept as long as that says."""
     return f"{day}/{hour}-{writer}.{ending}"
+
+
+def writer_of(gateway_id: str, model: str) -> str:
+    """The writer's part of a file's name; `model` is empty where the project's rule counts."""
+    return f"{gateway_id}_m{_model_mark(model)}" if model else gateway_id
+
+
+def _model_mark(model: str) -> str:
+    return hashlib.sha256(model.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+
+
+def rule_of(writer: str, rules: Sequence[PredictionRule]) -> PredictionRule:
+    """Which of a project's rules a file is under. Where the project itself has none, the longest of its models'."""
+    marked = _MARK.search(writer)
+    for rule in rules:
+        if rule.model and marked is not None and marked[1] == _model_mark(rule.model):
+            return rule
+    general = next((rule for rule in rules if not rule.model), None)
+    return general or max(rules, key=lambda rule: rule.retention_days)
 
 
 def parse_file_name(name: str) -> tuple[str, str, str, str] | None:

@@ -14,8 +14,17 @@ from time import monotonic
 
 import msgspec
 
-from groundplane.domain.prediction import Prediction, clean, dialect_of, file_name, pseudonym, read_answer, read_request
-from groundplane.gateway.telemetry import CONTENT, REDACT, Sighting
+from groundplane.domain.prediction import (
+    Prediction,
+    clean,
+    dialect_of,
+    file_name,
+    pseudonym,
+    read_answer,
+    read_request,
+    writer_of,
+)
+from groundplane.gateway.telemetry import CONTENT, OWN, REDACT, Sighting
 
 SALT_FILE = ".salt"
 _SALT_BYTES = 32
@@ -47,7 +56,8 @@ class PredictionWriter:
                 return
         record = record_of(seen, self._salt)
         at = datetime.fromtimestamp(seen.at_s, UTC)
-        name = file_name(at.strftime("%Y-%m-%d"), at.strftime("%H"), self._gateway_id, "jsonl")
+        writer = writer_of(self._gateway_id, seen.model if seen.flags & OWN else "")
+        name = file_name(at.strftime("%Y-%m-%d"), at.strftime("%H"), writer, "jsonl")
         self._lines.setdefault(self._folder / seen.project / name, []).append(self._encode(record) + b"\n")
         self._waiting += 1
         if self._waiting >= _BATCH_MAX:

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from groundplane.gateway.http1 import RequestHead
     from groundplane.gateway.lanes import Lane
 
-KEEP, TRACE, TAIL, CONTENT, REDACT = 1, 2, 4, 8, 16
+KEEP, TRACE, TAIL, CONTENT, REDACT, OWN = 1, 2, 4, 8, 16, 32
+"""What a request is told for; whether with its texts, redacted, and by a rule of its model's own."""
 ANSWER_MAX_BYTES = 2**20
 TRACED_MAX_BYTES = 65_536
 LENGTH = struct.Struct("<I")
@@ -208,6 +209,7 @@ class Telemetry:
             rule = self._rules.get((key.project, lane.model)) or self._rules.get((key.project, ""))
             if rule is not None and _drawn(rule.sample_percent / 100):
                 flags |= KEEP | (CONTENT if rule.content else 0) | (REDACT if rule.redact else 0)
+                flags |= OWN if rule.model else 0
         if not self._tracing:
             return Watch(flags, head) if flags else None
         parent = _PARENT.fullmatch(head.headers.get(b"traceparent", b""))

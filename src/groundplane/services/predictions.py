@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
 from typing import Any
 
 from groundplane.domain.prediction import Erasure, Holdings, PredictionRule, Wanted, check_rule
@@ -143,28 +142,17 @@ class Predictions:
     async def upkeep(self) -> None:
         """Removes what is past its retention, and turns hours that are over into the form they are kept in.
 
-        Days are kept as long as the longest rule of the project says; a rule that is off keeps what was written.
+        A rule that is off keeps what was written for as long as it says.
         """
-        now = self._clock.now()
-        longest: dict[str, PredictionRule] = {}
-        for rule in await self.rules(SYSTEM):
-            known = longest.get(rule.project)
-            if known is None or rule.retention_days > known.retention_days:
-                longest[rule.project] = rule
-        for project, rule in longest.items():
-            gone = await self._log.upkeep(
-                project, (now - timedelta(days=rule.retention_days)).date(), rule.form, _hour(now)
-            )
+        rules = await self.rules(SYSTEM)
+        for project in sorted({rule.project for rule in rules}):
+            its_rules = [rule for rule in rules if rule.project == project]
+            gone = await self._log.upkeep(project, its_rules, self._clock.now())
             if gone:
                 self.counts["expired"] += gone
                 async with self._store.transaction() as tx:
-                    after: dict[str, object] = {"files": gone, "retention_days": rule.retention_days}
-                    await self._tell(tx, SYSTEM, "predictions.expire", project, project, after)
+                    await self._tell(tx, SYSTEM, "predictions.expire", project, project, {"files": gone})
 
     async def _visible(self, actor: Actor, project: str) -> None:
         async with self._store.transaction() as tx:
             await visible_project(tx, actor, project)
-
-
-def _hour(now: datetime) -> str:
-    return now.strftime("%Y-%m-%d/%H")
