@@ -300,10 +300,10 @@ def _point(row: Sequence[object]) -> Point:
 def merged(latest: str, measured: Iterable[Measured]) -> str:
     """The latest values after these have come too. Raises InvalidInput for more metrics than a run may have."""
     rows: dict[str, list[object]] = json.loads(latest)
-    for each in measured:
-        known = rows.get(each.key)
-        if known is None or _rank(each.point) >= _rank(_point(known)):
-            rows[each.key] = _bare(each.point)
+    for key, points in grouped(measured).items():
+        newest, known = max(points, key=_rank), rows.get(key)
+        if known is None or _rank(newest) >= _rank(_point(known)):
+            rows[key] = _bare(newest)
     if len(rows) > METRICS_MAX:
         raise InvalidInput(f"the run would have {len(rows)} metrics; {METRICS_MAX} is the most", "log fewer names")
     return json.dumps(rows, separators=(",", ":"))
@@ -362,11 +362,12 @@ def check_experiment_name(name: str) -> str:
 
 
 def check_measured(measured: Sequence[Measured]) -> None:
+    for key in {each.key for each in measured}:
+        check_key(key, "metric")
     for each in measured:
-        check_key(each.key, "metric")
-        for what, number in (("step", each.point.step), ("timestamp", each.point.timestamp_ms)):
-            if not -_INT64_MAX <= number <= _INT64_MAX:
-                raise InvalidInput(f"the {what} of metric {each.key} is beyond 64 bits")
+        point = each.point
+        if not (-_INT64_MAX <= point.step <= _INT64_MAX and -_INT64_MAX <= point.timestamp_ms <= _INT64_MAX):
+            raise InvalidInput(f"the step or the timestamp of metric {each.key} is beyond 64 bits")
 
 
 def check_batch(metrics: int, params: int, tags: int) -> None:
