@@ -333,6 +333,12 @@ class Settings:
         parse_bytes,
     )
 
+    retention_notice_s: int = _setting(
+        "GROUND_RETENTION_NOTICE",
+        0,
+        "How long after its retention a dataset's copy here is erased by itself; 0 marks it and tells people only.",
+        parse_duration_s,
+    )
     lineage_url: str = _setting(
         "GROUND_LINEAGE_URL",
         "",

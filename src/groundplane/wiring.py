@@ -23,8 +23,8 @@ from groundplane.adapters.gap_filler import ChatGapFiller
 from groundplane.adapters.gateway_reports import FileReports
 from groundplane.adapters.gateway_traffic import FileFigures, SocketTail
 from groundplane.adapters.jargon import Vocabulary
-from groundplane.adapters.lineage import FileLineage, HttpLineage
 from groundplane.adapters.job_tokens import FileJobTokens
+from groundplane.adapters.lineage import FileLineage, HttpLineage
 from groundplane.adapters.machine import ThisMachine
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.model_servers.embedded import EmbeddedModelServer
@@ -83,6 +83,7 @@ from groundplane.services.reconcile import Reconcile
 from groundplane.services.registry import Registry
 from groundplane.services.requests import Requests
 from groundplane.services.required_facts import FactRules
+from groundplane.services.retention import Retention
 from groundplane.services.routes import Routes
 from groundplane.services.runs import Runs
 from groundplane.services.scans import Scans
@@ -129,6 +130,7 @@ class App:
     gates: Gates
     scans: Scans
     datasets: Datasets
+    retention: Retention
     evaluations: Evaluations
     batches: Batches
     hub: Hub
@@ -417,6 +419,9 @@ async def build(settings: Settings) -> App:
             scratch=home / "scratch",
         ),
         datasets=datasets,
+        retention=Retention(
+            store=store, clock=clock, datasets=datasets, notify=notifier, notice_s=settings.retention_notice_s
+        ),
         evaluations=evaluations,
         batches=batches,
         hub=Hub(models=models, blobs=blobs),

@@ -218,6 +218,9 @@ async def _storage_metrics(app: Any, actor: Actor, registry: CollectorRegistry) 
     Gauge("ground_store_sharing_ratio", "Bytes of files per stored byte.", registry=registry).set(usage.sharing)
     damage = Gauge("ground_store_damage", "Damaged places and lost files that scrubs found.", registry=registry)
     damage.set(app.artifacts.damaged_spots)
+    over = Gauge("ground_dataset_retentions", "Retentions that ended since the start.", ("outcome",), registry=registry)
+    for outcome, number in app.retention.outcomes.items():
+        over.labels(outcome).set(number)
     freed = Gauge("ground_store_freed_bytes", "Bytes collections freed since the start.", registry=registry)
     freed.set(app.artifacts.freed_bytes)
     kept = Gauge(

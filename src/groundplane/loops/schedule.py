@@ -19,7 +19,7 @@
 | proofs    | 0.5 s  | takes resume proofs a step further                                    |
 | lineage   | 1 s    | tells the OpenLineage receiver what happened since                    |
 | predictions | 60 s | removes what is past its retention, converts hours that are over |
-| storage   | 60 s   | re-reads a part of the artifact store, moves cold packs, collects    |
+| storage   | 60 s   | re-reads a part of the artifact store, moves cold packs, collects; retentions |
 """
 
 from __future__ import annotations
@@ -146,6 +146,7 @@ def _upkeep(app: App) -> tuple[Loop, ...]:
         return False
 
     async def storage() -> bool:
+        await app.retention.sweep()
         await keep_storage(app)
         return False
 
