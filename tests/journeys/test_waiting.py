@@ -121,6 +121,8 @@ def test_queues_caches_and_lint_from_the_command_to_the_bill(
         wait(lambda: _waiting(installation) == 3, "three in the queue")
         (queue,) = installation.data("routes", "queue")["queues"]
         assert (queue["project"], queue["model"], queue["by_priority"]["high"]) == ("shop", "big", 3)
+        page = console(installation)
+        assert "Waiting at the gateway" in page and "high 3" in page and "1 in flight" in page
         with pytest.raises(RateLimitError, match="3 requests wait already"):
             say(99)
         assert len(provider.asked) == 1
@@ -141,6 +143,7 @@ def test_queues_caches_and_lint_from_the_command_to_the_bill(
     assert (finding["model"], finding["key_id"]) == ("big", key_id)
     assert finding["place"] == "messages[0] (system) line 1" and finding["saved_microusd_per_1000_requests"] > 0
     assert "SAVES/1000 REQ" in ground("routes", "lint").stdout
+    assert "messages[0] (system) line 1 changes before" in console(installation)
 
     def row() -> dict[str, Any]:
         (found,) = installation.data("cost", "--by", "key")
@@ -151,8 +154,17 @@ def test_queues_caches_and_lint_from_the_command_to_the_bill(
     each = (2000 - 1024) * 2 + 1024 // 2 + 10 * 10
     assert billed["tokens_microusd"] == 285 * each and billed["cache_hits"] == 4
     assert billed["saved_microusd"] == 285 * 1024 * 3 // 2 + 4 * each
+    client.close()
     (event, *_) = [one for one in installation.data("audit", "log") if one["action"] == "route.set"]
     assert event["after"]["priorities"] == {key_id: "high"} and event["after"]["cache"]["ttl_s"] == 600
+
+
+def console(installation: Any) -> str:
+    """The page of routes."""
+    url = f"http://127.0.0.1:{installation.port}"
+    with httpx.Client(base_url=url, headers={"Origin": url}, timeout=30) as visitor:
+        visitor.post("/console/login", data={"key": installation.admin_key, "next": "/console/routes"})
+        return visitor.get("/console/routes").text
 
 
 def _waiting(installation: Any) -> int:

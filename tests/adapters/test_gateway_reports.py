@@ -1,0 +1,80 @@
+"""What several gateways tell becomes one picture; the dead and the damaged tell nothing."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from groundplane.adapters.gateway_reports import FileReports
+
+QUEUE = {"project": "vision", "model": "big", "size": 100}
+REPLICA = {"project": "vision", "model": "big", "target": "tiny", "most": 8}
+STORM = {"project": "vision", "key_id": "key-1"}
+
+
+def finding(samples: int, saved: int, key_id: str = "key-1") -> dict[str, object]:
+    numbers = {"changing_tokens": 9, "prefix_tokens": 0, "static_tokens": 1800, "common_percent": 100}
+    names = {"project": "vision", "model": "big", "key_id": key_id, "place": "system line 1", "samples": samples}
+    return {**names, **numbers, "saved_tokens_per_1000_requests": saved, "saved_microusd_per_1000_requests": 5}
+
+
+REPORTS: dict[str, dict[str, object]] = {
+    "gw-0": {
+        "queues": [{**QUEUE, "waiting": 3, "by_priority": {"high": 1, "normal": 2}, "longest_wait_ms": 900}],
+        "replicas": [{**REPLICA, "in_flight": 4, "limit": 5}],
+        "storms": [{**STORM, "early": 3, "repeated": 4}],
+        "findings": [finding(64, 10), finding(20, 90, "key-2")],
+    },
+    "gw-1": {
+        "queues": [{**QUEUE, "waiting": 1, "by_priority": {"normal": 1, "low": 0}, "longest_wait_ms": 1200}],
+        "replicas": [{**REPLICA, "in_flight": 1, "limit": 2}],
+        "storms": [{**STORM, "early": 1, "repeated": 6}],
+        "findings": [finding(10, 80)],
+    },
+    "gw-dead": {"queues": [{**QUEUE, "waiting": 50, "by_priority": {}, "longest_wait_ms": 1}]},
+}
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Iterator[FileReports]:
+    told, alive = tmp_path / "reports", tmp_path / "metrics"
+    told.mkdir()
+    alive.mkdir()
+    locks = []
+    for name, report in REPORTS.items():
+        (told / f"{name}.json").write_text(json.dumps(report))
+        fd = os.open(alive / f"{name}.alive", os.O_RDWR | os.O_CREAT)
+        locks.append(fd)
+        if name != "gw-dead":
+            fcntl.flock(fd, fcntl.LOCK_EX)
+    (told / "gw-1.json.draft").write_text("{")
+    yield FileReports(told, alive)
+    for fd in locks:
+        os.close(fd)
+
+
+async def test_living_gateways_are_added_up(reports: FileReports) -> None:
+    standing = await reports.standing()
+    (queue,), (replica,), (storm,) = standing.queues, standing.replicas, standing.storms
+    assert standing.workers == 2
+    assert (queue.waiting, queue.longest_wait_ms, queue.size) == (4, 1200, 100)
+    assert queue.by_priority == {"high": 1, "normal": 3}
+    assert (replica.in_flight, replica.limit, replica.most) == (5, 7, 16)
+    assert (storm.early, storm.repeated) == (4, 10)
+
+
+async def test_of_two_findings_the_one_with_more_samples_counts_and_the_dearest_is_first(reports: FileReports) -> None:
+    found = await reports.findings()
+    assert [(one.key_id, one.samples) for one in found] == [("key-2", 20), ("key-1", 64)]
+
+
+async def test_a_damaged_report_and_a_missing_folder_tell_nothing(reports: FileReports, tmp_path: Path) -> None:
+    (tmp_path / "reports" / "gw-0.json").write_text('{"queues": [{"project": 1}]}')
+    assert (await reports.standing()).workers == 1
+    nobody = await FileReports(tmp_path / "nowhere", tmp_path).standing()
+    assert (nobody.workers, nobody.queues) == (0, ())
