@@ -230,10 +230,7 @@ class Executor(Protocol):
         ...
 
     async def circumstances(self, attempt_id: str) -> list[dict[str, object]]:
-        """What each member's runner saw before the command started, by rank; empty unless the order said `observe`.
-
-        Raises Unavailable when a node does not answer. Asking changes nothing.
-        """
+        """What each member's runner saw before its command, by rank; none without `observe`. Raises Unavailable."""
         ...
 
     async def attempts(self) -> list[str]:
@@ -306,9 +303,6 @@ class RunFiles(Protocol):
     def free_port(self) -> int:
         """A loopback port nobody listens on now. Another process may take it first: then the attempt retries."""
         ...
-
-
-# ---------------------------------------------------------------- policy
 
 
 class PolicyFiles(Protocol):

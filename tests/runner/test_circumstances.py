@@ -140,10 +140,10 @@ async def test_cards_without_a_counter_are_summed_from_samples_of_their_power(no
 @pytest.mark.parametrize(
     ("command", "found"),
     [
-        (["python3", "-m", "x"], "/opt/bin/python3"),
-        (["env", "A=1", "python3", "x.py"], "/opt/bin/python3"),
-        (["sh", "-c", "cd /tmp && A=1 python3 train.py | tee log"], "/opt/bin/python3"),
-        (["bash", "-lc", "exec torchrun --nproc 2 train.py"], "/opt/bin/python3"),
+        (["python3", "-m", "x"], "python3"),
+        (["env", "A=1", "python3", "x.py"], "python3"),
+        (["sh", "-c", "cd /tmp && A=1 python3 train.py | tee log"], "python3"),
+        (["bash", "-lc", "exec torchrun --nproc 2 train.py"], "python3"),
         (["bash", "-c", "echo 'unfinished"], ""),
         (["./venv/bin/python", "x.py"], ""),
         (["true"], ""),
@@ -153,5 +153,4 @@ def test_the_python_that_a_command_starts_is_found(tmp_path: Path, command: list
     for name, text in (("python3", "#!/bin/sh\n"), ("torchrun", f"#!{tmp_path}/python3\n")):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
-    expected = found.replace("/opt/bin", str(tmp_path))
-    assert python_of(command, str(tmp_path), str(tmp_path)) == expected
+    assert python_of(command, str(tmp_path), str(tmp_path)) == (str(tmp_path / found) if found else "")
