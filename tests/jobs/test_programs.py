@@ -214,6 +214,24 @@ def test_rows_in_error_stay_rows_and_too_many_fail_the_job_with_the_number(tmp_p
     assert lines(next_run / "output" / "answers.jsonl") == answers
 
 
+def test_a_row_that_is_never_answered_in_time_is_a_row_in_error_and_holds_up_no_other(
+    tmp_path: Path, model: Model
+) -> None:
+    data = requests_file(tmp_path, 3)
+
+    def says(prompt: str) -> str:
+        if prompt == "p1":
+            model.go.wait(60)
+        return prompt
+
+    model.says = says
+    work(tmp_path, model, data, batch=batch(bad_rows=1, asking=Asking(endpoint="m", timeout_s=1)))
+    found = lines(tmp_path / "output" / "answers.jsonl")
+    assert [each["error"] is None for each in found] == [True, False, True]
+    assert "timed out" in found[1]["error"]["message"]
+    assert model.seen["p1"] == 6
+
+
 def test_bad_lines_and_doubled_ids_of_a_batch_file_become_lines_with_an_error(tmp_path: Path, model: Model) -> None:
     data = tmp_path / "requests.jsonl"
     row = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x"}}

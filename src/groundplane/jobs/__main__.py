@@ -18,6 +18,9 @@ from groundplane.jobs.files import put_json, say
 from groundplane.jobs.order import ORDER_FILE, PROBLEM_FILE, ProgramOrder, data_file
 from groundplane.jobs.served import served
 
+BESIDE_PATIENCE_S = 30.0
+"""A server of our own that is gone does not come back: nobody starts it again."""
+
 
 def main() -> int:
     """Reads its order, works, and says in `problem.json` why not when it can't."""
@@ -40,7 +43,8 @@ def _work(order: ProgramOrder, output: Path) -> int:
     fresh = order.evaluation is not None
     gateway = Asker(order.gateway_url, order.key, timeout_s=need.asking.timeout_s, fresh=fresh)
     with served(order) as base_url:
-        target = Asker(base_url, "", timeout_s=need.asking.timeout_s) if base_url else gateway
+        beside = Asker(base_url, "", timeout_s=need.asking.timeout_s, patience_s=BESIDE_PATIENCE_S)
+        target = beside if base_url else gateway
         if order.evaluation is not None:
             evaluate(order.evaluation, path, order.target, target, gateway, output)
             return 0

@@ -23,6 +23,8 @@ NEW_KEY_PATIENCE_S = 60.0
 NO_MONEY_PATIENCE_S = 60.0
 """The gateway is given money slice by slice: a slice that is spent is no budget that is spent."""
 PAUSE_MAX_S = 300.0
+BUSY_PATIENCE_S = 1800.0
+"""How long a row may be refused with 429: one that no limit ever lets through must not hold up the others for good."""
 _AGAIN = frozenset({408, 425, 500, 502, 503, 504})
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -61,8 +63,10 @@ class Answer:
 class Asker:
     """A server that is asked. Threads share it; each keeps a connection of its own."""
 
-    def __init__(self, base_url: str, key: str, *, timeout_s: float, fresh: bool = False) -> None:
-        """`fresh` asks for answers of the model itself, not of a cache."""
+    def __init__(
+        self, base_url: str, key: str, *, timeout_s: float, fresh: bool = False, patience_s: float = GONE_PATIENCE_S
+    ) -> None:
+        """`fresh` asks for answers of the model itself, not of a cache; `patience_s` is for a server that is gone."""
         parts = urlsplit(base_url)
         self._host, self._port, self._tls = parts.hostname or "", parts.port, parts.scheme == "https"
         self._headers = {"Content-Type": "application/json"}
@@ -70,19 +74,19 @@ class Asker:
             self._headers["Authorization"] = f"Bearer {key}"
         if fresh:
             self._headers["Cache-Control"] = "no-cache, no-store"
-        self._timeout_s = timeout_s
+        self._timeout_s, self._patience_s = timeout_s, patience_s
         self._local = threading.local()
         self._lock = threading.Lock()
         self._not_before = 0.0
         self._answered = False
         self._broke_since: float | None = None
         self._began = time.monotonic()
-        self.paused_s = 0.0
 
     def ask(self, path: str, body: dict[str, object]) -> Answer:
         """One answer, good or bad. Raises Refusal when the money is spent, Unavailable when the server stays away."""
         content = json.dumps(body).encode()
         tries, gone_since, answer = 0, None, Answer(0, None)
+        began = time.monotonic()
         while tries < TRIES:
             self._wait_turn()
             started = time.monotonic()
@@ -90,13 +94,14 @@ class Asker:
                 status, headers, said = self._once(path, content)
             except (OSError, http.client.HTTPException) as error:
                 self._drop()
-                gone_since = gone_since or started
-                if isinstance(error, TimeoutError):
-                    tries += 1
                 answer = Answer(0, None, error=f"{type(error).__name__}: {error}")
-                if time.monotonic() - gone_since > GONE_PATIENCE_S:
+                if isinstance(error, TimeoutError):
+                    tries, gone_since = tries + 1, None  # it is there, and slow with this row
+                    continue
+                gone_since = gone_since or started
+                if time.monotonic() - gone_since > self._patience_s:
                     where = f"{self._host}:{self._port}"
-                    raise Unavailable(f"{where} has not answered for {GONE_PATIENCE_S:.0f} s: {error}") from None
+                    raise Unavailable(f"{where} has not answered for {self._patience_s:.0f} s: {error}") from None
                 time.sleep(min(2.0, 0.2 * 2**tries))
                 continue
             gone_since = None
@@ -105,7 +110,7 @@ class Asker:
             if status == 200:
                 self._answered, self._broke_since = True, None
                 return answer
-            if status == 429:
+            if status == 429 and time.monotonic() - began < BUSY_PATIENCE_S:
                 self._refused_for_now(answer, headers)
                 continue
             if status in (401, 404) and not self._answered and time.monotonic() - self._began < NEW_KEY_PATIENCE_S:
@@ -131,8 +136,6 @@ class Asker:
 
     def _wait_turn(self) -> None:
         while (left := self._not_before - time.monotonic()) > 0:
-            with self._lock:
-                self.paused_s += min(left, 0.5)
             time.sleep(min(left, 0.5))
 
     def _once(self, path: str, content: bytes) -> tuple[int, dict[str, str], bytes]:

@@ -127,13 +127,11 @@ class Evaluations:
         async with self._store.transaction() as tx:
             rule = await tx.get(RouteRule, f"{made.project}:{made.target}")
             asked = {target.model for target in rule.targets} if rule is not None else set()
-            others = await tx.find(
-                Evaluation, {"project": made.project, "model_version": AtLeast("!")}, order="-at", limit=MAX_LISTED
-            )
+            others = await tx.find(Evaluation, {"project": made.project}, order="-at", limit=MAX_LISTED)
         own = [
             f"{each.model_version} ({', '.join(f'{score.metric} {score.mean:.3f}' for score in each.scores)})"
             for each in others
-            if each.items_sha256 == made.items_sha256 and each.model_version != made.model_version
+            if each.items_sha256 == made.items_sha256 and each.model_version not in ("", made.model_version)
         ]
         return list(dict.fromkeys([*(name for name in dated if name not in asked), *own]))[:_ALTERNATIVES_MAX]
 
