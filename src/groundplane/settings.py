@@ -141,6 +141,9 @@ class Settings:
     gateway_workers: int = _setting(
         "GROUND_GATEWAY_WORKERS", 0, "Gateway processes on this machine; 0 is one per core, at most 8.", _workers
     )
+    gateway_cache_bytes: int = _setting(
+        "GROUND_GATEWAY_CACHE", 64 * 2**20, "Bytes of answers that each gateway process keeps at most.", parse_bytes
+    )
     predictions: str = _setting(
         "GROUND_PREDICTIONS",
         "",

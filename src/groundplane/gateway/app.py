@@ -49,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--gateway-id", default="gateway", help="names this gateway's usage records (%(default)s)")
     parser.add_argument("--body-max", type=parse_bytes, default=Options().body_max_bytes, help="largest request body")
     parser.add_argument(
+        "--cache-max", type=parse_bytes, default=Options().cache_max_bytes, help="answers kept at most (%(default)s)"
+    )
+    parser.add_argument(
         "--free-min", type=parse_bytes, default=FREE_MIN_BYTES, help="refuse requests when the disk has less free"
     )
     parser.add_argument("--fd", type=int, help="a socket that listens already, in place of --host and --port")
@@ -73,7 +76,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    options = Options(body_max_bytes=arguments.body_max, drain_s=arguments.drain, workers=arguments.workers)
+    options = Options(
+        body_max_bytes=arguments.body_max,
+        drain_s=arguments.drain,
+        workers=arguments.workers,
+        cache_max_bytes=arguments.cache_max,
+    )
     log = WriteAheadLog(arguments.wal, arguments.gateway_id, free_min_bytes=arguments.free_min)
     counters: Counters | None = None
     if arguments.limits_url:

@@ -100,6 +100,7 @@ class Approach(Patience):
         self._asked_only = False
         self._gate: Lane | None = None
         self._full: Binding | None = None
+        self._bound: Binding | None = None
         self._fault: Fault | None = None
         self._loaded: TargetState | None = None
         self._hedge: Hedge | None = None

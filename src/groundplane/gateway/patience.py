@@ -35,8 +35,8 @@ class Patience(ABC):
     """The part of a request that knows how to wait."""
 
     __slots__ = (
-        "_admitted", "_asked_only", "_began_ns", "_digest", "_full", "_headers", "_lane", "_limit_lines", "_over",
-        "_request", "_selection", "_sent", "_state", "_ticket", "ask", "key",
+        "_admitted", "_asked_only", "_began_ns", "_bound", "_digest", "_full", "_headers", "_lane", "_limit_lines",
+        "_over", "_request", "_selection", "_sent", "_state", "_ticket", "ask", "key",
     )  # fmt: skip
 
     _state: GatewayState
@@ -50,6 +50,7 @@ class Patience(ABC):
     _selection: Selection | None
     _asked_only: bool
     _full: Binding | None
+    _bound: Binding | None
     _admitted: bool
     _over: bool
     _sent: bool
@@ -82,12 +83,23 @@ class Patience(ABC):
         if line is None:
             return False
         told = f"others wait for {_name(line)}"
-        self._no_room(Need(line, None), Fault(429, told, "rate_limit_exceeded", type="requests"))
+        self._no_room(Need(line, None), Fault(429, told, "rate_limit_exceeded", type="requests"), self._binding(line))
         return True
+
+    def _binding(self, line: str) -> Binding | None:
+        """What there is to say of the limit that a line stands before, if it is one."""
+        lane = self._lane
+        for share in (*lane.ones, *lane.slots, *lane.tokens):
+            limit = share.limit
+            if limit.id == line:
+                needs = self.ask[0] if share in lane.tokens else 1
+                return Binding(limit, share.standing(monotonic_ns())[0], needs, 0)
+        return None
 
     def _no_room(self, need: Need | None, fault: Fault, binding: Binding | None = None) -> None:
         """Waits for what is needed, or answers why not. `binding`: the limit that the fault tells of, if it is one."""
         rule, room = self._lane.route.queue, self._state.room
+        self._bound = binding
         if need is None or rule is None:
             self._answer_full(fault, None if binding is None else binding.retry_after_ns)
             return
@@ -153,10 +165,8 @@ class Patience(ABC):
         """Called by the room, which it has left."""
         ticket, self._ticket = self._ticket, None
         line = "what it needs" if ticket is None else _name(ticket.queue.name)
-        fault = Fault(
-            429, f"no room within the time that it may wait for {line}", "rate_limit_exceeded", type="requests"
-        )
-        self._answer_no_place(NoPlace(reason, wait_ns, self._state.room.count), fault, None)
+        fault = Fault(429, f"there was no room at {line}", "rate_limit_exceeded", type="requests")
+        self._answer_no_place(NoPlace(reason, wait_ns, self._state.room.count), fault, self._bound)
 
     def _waited(self) -> None:
         """It has what it waited for."""
