@@ -146,7 +146,12 @@ def _litellm(program: Path, folder: Path, port: int, upstream: int) -> Command:
     conf.write_text(_LITELLM_CONF.format(upstream=upstream))
     words = [str(program), "--config", str(conf), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"]
     # Without a key or a database: as little as it can do. Its price map is the one it ships.
-    return Command(words, environment=(("LITELLM_LOCAL_MODEL_COST_MAP", "True"), ("LITELLM_LOG", "ERROR")))
+    environment = {
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_LOG": "ERROR",
+        "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",  # it listens on loopback only
+    }
+    return Command(words, environment=tuple(environment.items()))
 
 
 def _find_portkey() -> Path | None:

@@ -226,8 +226,7 @@ def process(
         yield psutil.Process(child.pid)
     finally:
         family = child.children(True) if child.is_running() else []
-        child.terminate()
-        for one in family:
+        for one in (child, *family):
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired, psutil.TimeoutExpired):
