@@ -312,6 +312,16 @@ def test_what_nobody_can_ask_is_refused_when_planned(ground: Any, tmp_path: Path
         refused = ground.ground("eval", "run", "-f", path, expect=None)
         assert refused.returncode in (2, 3, 4), refused.stderr
         assert said in refused.stderr
+    add = ("providers", "add", "outside", "--project", "research", "--kind", "openai", "--key-file", "-")
+    ground.ground(*add, text="sk-1")
+    target = "provider:outside/gpt,prompt=1,completion=2"
+    ground.ground("routes", "set", "outside", "--project", "research", "--target", target)
+    secret = tmp_path / "secret.jsonl"
+    secret.write_text('{"question": "q", "answer": "a", "id": "1", "topic": "t"}\n')
+    ground.ground("datasets", "register", str(secret), "--name", "secret", *FACTS[:-1], "confidential")
+    body = "  endpoint: outside\n" + EVALUATION.replace("qa@1", "secret@1")
+    refused = ground.ground("eval", "run", "-f", spec(tmp_path, "Evaluation", "leak", body), expect=3)
+    assert "needs rows that may leave the private network, has secret@1, confidential" in refused.stderr
     resumed = "  model: tiny@1\n  dataset: requests@1\n  output: answers\n  resume: run-nobody\n"
     refused = ground.ground("batch", "run", "-f", spec(tmp_path, "Batch", "again", resumed), expect=4)
     assert "has no batch run-nobody" in refused.stderr

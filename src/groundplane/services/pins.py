@@ -7,7 +7,7 @@ from dataclasses import replace
 from groundplane.domain.dataset import DatasetVersion, Pointer, parse_dataset_ref
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.model import ModelVersion, parse_ref
-from groundplane.domain.provider import RouteRule
+from groundplane.domain.provider import Provider, RouteRule
 from groundplane.domain.registry import ModelAlias
 from groundplane.domain.run import Run
 from groundplane.domain.spec import DataSource, EndpointSpec, JobSpec
@@ -15,6 +15,9 @@ from groundplane.errors import NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import Tx
 from groundplane.services.inference import refuse_other_work
+
+INSIDE_ONLY = ("confidential", "restricted")
+"""Rows of these classes are sent to no provider outside the private network."""
 
 
 async def pinned(tx: Tx, actor: Actor, spec: JobSpec | EndpointSpec) -> JobSpec | EndpointSpec:
@@ -54,6 +57,7 @@ async def _asking(tx: Tx, actor: Actor, spec: JobSpec) -> JobSpec:
         served = endpoint is not None and endpoint.project == project
         if name and not served and await tx.get(RouteRule, f"{project}:{name}") is None:
             raise NotFound(f"project {project} has no endpoint or route {name}", "ground endpoints; ground routes list")
+        await _keep_inside(tx, project, name, spec.data[0])
     if spec.evaluation is not None:
         return replace(spec, evaluation=replace(spec.evaluation, asking=asking, dataset=spec.data[0].dataset))
     assert spec.batch is not None
@@ -61,6 +65,20 @@ async def _asking(tx: Tx, actor: Actor, spec: JobSpec) -> JobSpec:
     if fixed.resume:
         refuse_other_work(await tx.get(Run, fixed.resume), project, fixed, spec.data[0].sha256)
     return replace(spec, batch=fixed)
+
+
+async def _keep_inside(tx: Tx, project: str, name: str, source: DataSource) -> None:
+    """Raises Refusal where rows that are confidential would be sent to a provider outside the private network."""
+    rule = await tx.get(RouteRule, f"{project}:{name}") if name else None
+    if rule is None or source.classification not in INSIDE_ONLY:
+        return
+    for target in rule.targets:
+        provider = await tx.get(Provider, f"{project}:{target.provider}") if target.provider else None
+        if provider is not None and not provider.private:
+            have = f"{source.dataset}, {source.classification}, and {name}, which leads to provider {provider.name}"
+            hint = "ask an endpoint of your own, a private provider, or a version: spec.model"
+            need = "rows that may leave the private network"
+            raise Refusal([Refused(rule="hosted-data", need=need, have=have, hint=hint)])
 
 
 async def _source(tx: Tx, actor: Actor, source: DataSource) -> DataSource:
