@@ -105,13 +105,6 @@ class LimitRule:
     spent_microusd: int = 0
     version: int = 0
 
-    def covers(self, project: str, model: str, endpoint: str, key_id: str) -> bool:
-        """Whether a request of this key to this endpoint under this model's name counts here."""
-        if self.scope == "key":
-            return self.name == key_id
-        names = {"project": project, "model": f"{project}/{model}", "endpoint": endpoint}
-        return self.project == project and self.name == names[self.scope]
-
     def with_spending(self, microusd: int, began_at: datetime) -> LimitRule:
         """After a request that began then. A new period begins at 0; what belongs to an earlier one is over."""
         period = period_of(self.measure, began_at)
@@ -124,6 +117,11 @@ class LimitRule:
         """Micro-dollars left of the period that `now` is in."""
         spent = self.spent_microusd if self.period >= period_of(self.measure, now) else 0
         return max(0, self.value - spent)
+
+
+def scopes_of(project: str, model: str, endpoint: str, key_id: str) -> tuple[tuple[str, str], ...]:
+    """Whose limits a request counts in, as `Limit.scope` and `Limit.name`."""
+    return ("project", project), ("model", f"{project}/{model}"), ("endpoint", endpoint), ("key", key_id)
 
 
 def period_of(measure: Measure, moment: datetime) -> str:

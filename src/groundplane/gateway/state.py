@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from groundplane.domain.limits import PURSES, Limit, Measure, Moment, Share, Spending
+from groundplane.domain.limits import PURSES, Limit, Measure, Moment, Share, Spending, scopes_of
 from groundplane.domain.prompt_lint import PromptFinding, Samples
 from groundplane.domain.provider import check_key
 from groundplane.domain.queueing import Concurrency
@@ -167,12 +167,7 @@ class GatewayState:
         for spent in settled:
             if spent.microusd:
                 self._earlier_seq = spent.seq
-                for scope in (
-                    ("project", spent.project),
-                    ("key", spent.key_id),
-                    ("model", f"{spent.project}/{spent.model}"),
-                    ("endpoint", spent.endpoint),
-                ):
+                for scope in scopes_of(spent.project, spent.model, spent.endpoint, spent.key_id):
                     earlier.setdefault(scope, []).append(spent)
 
     def lane(self, key: KeyState, route: RouteState) -> Lane:

@@ -18,6 +18,7 @@ from groundplane.domain.limits import (
     WhenDown,
     period_of,
     period_start,
+    scopes_of,
 )
 from groundplane.domain.provider import Provider
 from groundplane.errors import InvalidInput, NotFound
@@ -123,24 +124,21 @@ def compiled(rules: Sequence[LimitRule], now: datetime) -> list[Limit]:
 
 async def charge_limits(tx: Tx, records: Sequence[UsageRecord]) -> None:
     """Counts requests that are new to the ledger in every limit of dollars that they concern."""
-    spent = [record for record in records if record.amount_microusd]
-    projects = tuple({record.project for record in spent})
-    measures = (Measure.DOLLARS_DAY, Measure.DOLLARS_MONTH)
-    for name in sorted(projects):
+    spent: dict[str, list[UsageRecord]] = {}
+    for record in records:
+        if record.amount_microusd:
+            for scope in scopes_of(record.project, record.model, record.endpoint, record.key_id):
+                for measure in (Measure.DOLLARS_DAY, Measure.DOLLARS_MONTH):
+                    spent.setdefault(f"{scope[0]}:{scope[1]}:{measure.value}", []).append(record)
+    for name in sorted({record.project for record in records}):
         await tx.get(Project, name, lock=True)
-    found = await tx.find(LimitRule, {"project": projects, "measure": measures}) if spent else []
-    for seen in found:
-        if any(_concerns(seen, record) for record in spent):
-            rule = await tx.get(LimitRule, seen.id, lock=True)
-            if rule is not None:
-                for record in spent:
-                    if _concerns(rule, record):
-                        rule = rule.with_spending(record.amount_microusd, record.started_at)
-                await tx.update(rule)
-
-
-def _concerns(rule: LimitRule, record: UsageRecord) -> bool:
-    return rule.covers(record.project, record.model, record.endpoint, record.key_id)
+    for seen in await tx.find(LimitRule, {"id": tuple(sorted(spent))}) if spent else []:
+        rule = await tx.get(LimitRule, seen.id, lock=True)
+        if rule is not None:
+            for record in spent[rule.id]:
+                if record.project == rule.project:
+                    rule = rule.with_spending(record.amount_microusd, record.started_at)
+            await tx.update(rule)
 
 
 async def _with_ledger(tx: Tx, rule: LimitRule, now: datetime) -> LimitRule:
