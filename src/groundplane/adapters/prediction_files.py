@@ -37,6 +37,7 @@ from groundplane.traffic_ports import Erased, Page
 
 _SALT_FILE = ".salt"
 _ENDINGS = {Form.JSONL: "jsonl.gz", Form.PARQUET: "parquet"}
+_PLACE = "~"
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
 Record = dict[str, Any]
 
@@ -82,27 +83,24 @@ class FolderPredictions:
         return [found[place] for place in sorted(found)]
 
     def _read(self, project: str, wanted: Wanted, how: tuple[int, str, bool]) -> Page:
+        """By hours, and within one by time over all writers; a place is a record's time and id."""
         limit, after, newest = how
-        skip_to, _, line_text = after.partition(":")
-        skip = int(line_text) if line_text.isdigit() else 0
-        records: list[Record] = []
-        for name in reversed(self._files(project)) if newest else self._files(project):
-            place = _hour(name)
-            if skip_to and (place > skip_to if newest else place < skip_to):
-                continue
+        beyond = tuple(after.split(_PLACE, 1)) if _PLACE in after else None
+        first = max(_hour_at(wanted.since), "" if beyond is None or newest else _hour_at(beyond[0]))
+        last = min(_hour_at(wanted.until) or "~", "~" if beyond is None or not newest else _hour_at(beyond[0]))
+        hours: dict[str, list[str]] = {}
+        for name in self._files(project):
             # A record is filed under the hour its request began in.
-            if (wanted.until and place[:13] > wanted.until[:13].replace("T", "/")) or (
-                wanted.since and place[:13] < wanted.since[:13].replace("T", "/")
-            ):
-                continue
-            lines = list(self._records(project, name))
-            for number, record in enumerate(reversed(lines) if newest else lines, 1):
-                if place == skip_to and number <= skip:
-                    continue
-                if wanted.holds(record):
-                    records.append(record)
+            if first <= name[:13] <= last:
+                hours.setdefault(name[:13], []).append(name)
+        records: list[Record] = []
+        for hour in sorted(hours, reverse=newest):
+            found = [one for name in hours[hour] for one in self._records(project, name) if wanted.holds(one)]
+            for one in sorted(found, key=_place, reverse=newest):
+                if beyond is None or (_place(one) < beyond if newest else _place(one) > beyond):
+                    records.append(one)
                     if len(records) == limit:
-                        return Page(records, f"{place}:{number}")
+                        return Page(records, _PLACE.join(_place(one)))
         return Page(records, "")
 
     def _records(self, project: str, name: str) -> Iterator[Record]:
@@ -198,10 +196,13 @@ class FolderPredictions:
             path.unlink()
 
 
-def _hour(name: str) -> str:
-    """`2026-11-21/18-gw-0`: the same before and after conversion."""
-    day, hour, writer, _ = _parsed(name)
-    return f"{day}/{hour}-{writer}"
+def _hour_at(moment: str) -> str:
+    """`2026-11-21T18:04:00.000Z` as names have it: `2026-11-21/18`."""
+    return moment[:13].replace("T", "/")
+
+
+def _place(record: Record) -> tuple[str, str]:
+    return record["at"], record["id"]
 
 
 def _parsed(name: str) -> tuple[str, str, str, str]:

@@ -26,10 +26,11 @@ _WAIT_S = 20.0
 @click.option("--for", "for_s", default="", help="End after so long; without it, with Ctrl-C.")
 @output_option
 def tail(project: str, model: str, key_id: str, status: str, output: str, **more: str) -> None:
-    """Follow requests through the gateways as they end, of every worker of this machine.
+    """Follow requests through the gateways as they end.
 
-    No gateway waits for readers: when there are more requests than can be told, some are missed, and it is said how
-    many. Prompts and answers are not shown; with -o json a line is one request.
+    Those of every worker of the control plane's machine. No gateway waits for readers: when there are more requests
+    than can be told, some are missed, and it is said how many. Prompts and answers are not shown; with -o json a line
+    is one request.
     """
     slow_ms = _milliseconds(more["slow"]) if more["slow"] else 0.0
     wanted = Filter(project=project, model=model, key_id=key_id, status=status, slow_ms=slow_ms)
