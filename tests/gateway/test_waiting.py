@@ -319,3 +319,73 @@ async def test_a_burst_over_a_token_limit_spills_waits_and_is_served(tmp_path: P
     assert sum(one.prompt_tokens + one.completion_tokens for one in records) >= 200_000
     assert any("x-queue-time" in one.headers for one in answers)
     await spill.stop()
+
+
+async def test_a_replica_is_sent_no_more_than_it_can_answer_in_time(tmp_path: Path, upstream: MockUpstream) -> None:
+    at_once, most, turn = 0, 0, asyncio.Semaphore(1)
+
+    async def one_by_one(exchange: Exchange) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        async with turn:
+            await asyncio.sleep(0.02)  # what an answer takes
+        at_once -= 1
+        await exchange.json(completion())
+
+    upstream.behave = one_by_one
+    rule = QueueRule(size=1000, wait_ms=60_000, concurrency_max=12)
+    async with running(tmp_path, keys=(key(),), routes=(waiting(upstream, rule),)) as bench:
+        assert bench.gateway is not None
+        (standing,) = bench.gateway.state._standings.values()
+        assert standing.concurrency is not None
+        for _ in range(8):  # alone, it answers at once: that is the best there is
+            assert (await ask(bench.port, post(chat()))).status == 200
+        answers = await asyncio.gather(*(ask(bench.port, post(chat())) for _ in range(200)))
+        assert {one.status for one in answers} == {200}
+        assert most <= 12 and 1 <= standing.concurrency.limit < 8
+        assert standing.concurrency.in_flight == standing.in_flight_tokens == depth(bench) == 0
+
+
+async def test_hedged_failed_and_left_requests_give_their_place_at_a_replica_back(
+    tmp_path: Path, upstream: MockUpstream
+) -> None:
+    async def behave(exchange: Exchange) -> None:
+        kind = json.loads(exchange.seen.body)["user"]
+        if kind == "cut":
+            exchange.cut()
+        elif kind == "slow" and exchange.seen is upstream.seen[-1]:
+            await asyncio.sleep(0.05)  # longer than it takes to hedge
+            await exchange.json(completion())
+        else:
+            await well_behaved(exchange)
+
+    upstream.behave = behave
+    spare = MockUpstream(behave)
+    await spare.start()
+    targets = tuple(
+        Target(endpoint=name, revision=1, base_url=one.base_url, upstream_model="tiny", price=PRICE)
+        for name, one in (("main", upstream), ("spare", spare))
+    )
+    one = Route(
+        model="tiny", project="vision", targets=targets, hedge_ms=20, queue=QueueRule(size=500, concurrency_max=4)
+    )
+    limits = (Limit("endpoint", "main", Measure.REQUESTS, 600),)
+    async with running(tmp_path, keys=(key(),), routes=(one,), limits=limits) as bench:
+        assert bench.gateway is not None
+        kinds = ["slow", "cut", "good", "good"] * 15
+        tasks = [asyncio.create_task(ask(bench.port, post(chat(user=kind)))) for kind in kinds]
+        gone = [await RawClient.open(bench.port) for _ in range(10)]
+        for client in gone:
+            await client.send(post(chat(user="slow")))
+        for client in gone:
+            await client.close()
+        answers = await asyncio.gather(*tasks)
+        assert {answer.status for answer, kind in zip(answers, kinds, strict=True) if kind == "good"} <= {200, 503}
+        state = bench.gateway.state
+        await bench.until(lambda: state.metrics.in_flight == 0)
+        for standing in state._standings.values():
+            assert standing.concurrency is not None
+            assert (standing.concurrency.in_flight, standing.in_flight_tokens) == (0, 0)
+        assert depth(bench) == 0 and not state.room._queues
+    await spare.stop()
