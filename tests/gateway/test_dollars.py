@@ -147,6 +147,40 @@ async def test_workers_keep_dollars_together_and_a_killed_one_gives_back_its_sli
     assert 5_000 - 2 * 330 < now_spent <= 60_000 - spent + 5_000
 
 
+async def test_while_the_ledger_reads_along_nothing_is_counted_twice_or_not_at_all(
+    tmp_path: Path, upstream: MockUpstream, fleets: list[Workers]
+) -> None:
+    """What is left is published again and again while two workers spend it, and one of them is killed."""
+    upstream.behave = eighty
+    values = {"keys": (key(),), "routes": (route("tiny", upstream.base_url),)}
+    await write_snapshot(tmp_path, 1, **values, limits=(dollars("key", "key-1", 100_000),))
+    workers = await asyncio.to_thread(start_workers, tmp_path, 2)
+    fleets.append(workers)
+    log, seen, version = FolderUsageLog(tmp_path / "wal"), 0, 1
+
+    async def ledger() -> None:
+        nonlocal seen, version
+        records = await log.read(1_000)
+        await log.acknowledge(len(records))
+        seen, version = seen + sum(record.amount_microusd for record in records), version + 1
+        left = (dollars("key", "key-1", 100_000 - seen),)
+        await write_snapshot(tmp_path, version, **values, limits=left, ingested=await log.ingested())
+
+    answers: list[Answer] = []
+    for turn in range(400):
+        last = await burst(workers.port, 20)
+        answers += last
+        await ledger()
+        if turn == 10:
+            workers.processes[1].kill()
+            await asyncio.to_thread(workers.processes[1].wait)
+            await asyncio.to_thread(workers.start, 1)
+        if turn > 10 and not served(last) and seen == COST * len(upstream.seen):
+            break
+    assert COST * served(answers) == COST * len(upstream.seen) == seen <= 100_000
+    assert seen > 100_000 - 2 * 330
+
+
 @pytest.mark.needs("redis")
 async def test_two_machines_keep_dollars_together_in_redis(
     tmp_path: Path, upstream: MockUpstream, fleets: list[Workers], redis_socket: tuple[str, int]
