@@ -17,7 +17,9 @@ import pytest
 from tests.adapters.artifact_files import digest, safetensors, tensors, write
 
 from groundplane.adapters.artifacts import PackStore, bucket_store, folder_store, memory_store
-from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Unavailable
+from groundplane.adapters.artifacts.bucket import BucketObjects
+from groundplane.client.sending import pieces_of, put_at
+from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, TooLarge, Unavailable
 
 MIB = 2**20
 Make = Callable[[int], PackStore]
@@ -85,6 +87,23 @@ async def test_what_was_put_can_be_read_fetched_and_verified(make: Make, tmp_pat
     assert (tmp_path / "b").read_bytes() == data
     assert await store.read(sha256, 1, 10) == data[1:11]
     assert await store.read(sha256, size_bytes + 5, 10) == b""
+
+
+async def test_pieces_are_told_of_only_where_a_named_file_has_them(make: Make, tmp_path: Path) -> None:
+    store, data = make(0), random.Random(7).randbytes(2 * MIB + 3)
+    source = write(tmp_path / "a", data)
+    sha256, _ = await store.put_file(source)
+    other, _ = await store.put_file(write(tmp_path / "b", b"other"))
+    found_sha256, pieces = pieces_of(source)
+    names = frozenset(piece.digest.hex() for piece in pieces)
+    assert (found_sha256, len(names)) == (sha256, 3), "a client cuts as the store does"
+    asked = names | {"0" * 64}
+    assert await store.shared(asked, frozenset({sha256, other})) == names
+    assert await store.shared(asked, frozenset({other, "1" * 64})) == frozenset()
+    last = pieces[-1]
+    assert await store.piece(last.digest.hex(), last.length) == data[-3:]
+    with pytest.raises(IntegrityFailure):
+        await store.piece("0" * 64, 1)
 
 
 async def test_putting_twice_is_the_same_as_once(make: Make, tmp_path: Path) -> None:
@@ -362,6 +381,22 @@ async def test_a_bucket_is_read_by_a_signed_url_and_by_the_next_process(bucket: 
     first = (await store.pieces(sha256))[0]
     with urllib.request.urlopen(await store.address(first.pack)) as answer:
         assert answer.read()[first.offset : first.offset + first.size_bytes] == content[: first.size_bytes]
+
+
+async def test_a_bundle_put_at_a_signed_address_is_taken_once(bucket: str) -> None:
+    store = bucket_store(bucket)
+    address = await store.landing("upl-1/a")
+    assert put_at(address, b"bytes that pass us by")
+    assert await store.take_landing("upl-1/a", 100) == b"bytes that pass us by"
+    with pytest.raises(NotFound):
+        await store.take_landing("upl-1/a", 100)
+    assert put_at(await store.landing("upl-1/b"), b"x" * 101)
+    with pytest.raises(TooLarge):
+        await store.take_landing("upl-1/b", 100)
+    assert put_at(await store.landing("upl-1/c"), b"left behind")
+    objects = BucketObjects(bucket)
+    assert (objects.sweep_landing(3600), objects.sweep_landing(-1), objects.sweep_landing(-1)) == (0, 1, 0)
+    assert not put_at("http://127.0.0.1:9/nobody", b"x")
 
 
 async def test_a_bucket_that_is_not_there_is_named(bucket: str, tmp_path: Path) -> None:

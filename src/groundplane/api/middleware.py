@@ -16,7 +16,13 @@ from groundplane.units import format_bytes
 
 log = logging.getLogger("groundplane.api")
 
-UPLOAD_PREFIXES = ("/v1/uploads/", "/hf/lfs/", "/mlflow/api/2.0/mlflow-artifacts/artifacts/", "/v2/")
+UPLOAD_PREFIXES = (
+    "/v1/uploads/",
+    "/hf/lfs/",
+    "/mlflow/api/2.0/mlflow-artifacts/artifacts/",
+    "/v2/",
+    "/v1/piece-uploads/",
+)
 _DRAIN_LIMIT_BYTES = 256 * 2**20
 _DRAIN_LIMIT_S = 5.0
 _GIVEN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")

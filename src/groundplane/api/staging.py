@@ -15,10 +15,14 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from groundplane.domain.model import path_fault
+from blake3 import blake3
+
+from groundplane.domain.model import ManifestFile, path_fault
+from groundplane.domain.packs import Piece
+from groundplane.domain.pieces import PIECE_BYTES_MAX
 from groundplane.errors import InvalidInput, NotFound, TooLarge, Unavailable
 from groundplane.units import format_bytes
 from groundplane.wire.artifacts import UploadedFile
@@ -27,8 +31,9 @@ KEEP_S = 24 * 3600
 FILES_MAX = 10_000
 _ID = re.compile(r"upl-[0-9a-f]{32}")
 _DISK_RESERVE_BYTES = 256 * 2**20
-_FILES, _PARTIAL = "files", "partial"
+_FILES, _PARTIAL, _PIECES = "files", "partial", "pieces"
 SOURCES = "sources.json"
+StoredPieces = Callable[[str, int], Awaitable[bytes]]
 
 
 class Staging:
@@ -116,6 +121,39 @@ class Staging:
         for name in names:
             (place / _FILES / name).unlink(missing_ok=True)
 
+    async def landed_pieces(self, upload_id: str, owner: str, names: Iterable[str]) -> frozenset[str]:
+        """Those pieces (BLAKE3 hex) that have arrived."""
+        folder = self._place(upload_id, owner) / _PIECES
+        return await asyncio.to_thread(lambda: frozenset(name for name in names if (folder / name).is_file()))
+
+    async def land_pieces(self, upload_id: str, owner: str, bundle: bytes) -> int:
+        """Keeps each piece of a bundle under the BLAKE3 of its bytes; how many there were. InvalidInput, TooLarge."""
+        await self.room(upload_id, owner, len(bundle))
+        return await asyncio.to_thread(_land, self._place(upload_id, owner) / _PIECES, bundle)
+
+    async def assemble(
+        self, upload_id: str, owner: str, file: ManifestFile, pieces: Sequence[Piece], stored: StoredPieces
+    ) -> UploadedFile:
+        """A file from pieces that have arrived and pieces that `stored` gives; whole, verified, or not at all.
+
+        Raises InvalidInput for a bad path, for a missing piece and when the whole has another SHA-256 than was said.
+        """
+        place = self._place(upload_id, owner)
+
+        async def contents() -> AsyncIterator[bytes]:
+            for piece in pieces:
+                landed = place / _PIECES / piece.digest.hex()
+                yield landed.read_bytes() if landed.is_file() else await stored(piece.digest.hex(), piece.length)
+
+        arrived = await self.receive(upload_id, owner, file.path, contents(), file.size_bytes)
+        if (arrived.sha256, arrived.size_bytes) != (file.sha256, file.size_bytes):
+            (place / _FILES / file.path).unlink(missing_ok=True)
+            raise InvalidInput(
+                f"{file.path} came together as {arrived.sha256} ({arrived.size_bytes:,} bytes), not {file.sha256}",
+                "it changed while it was sent: push again",
+            )
+        return arrived
+
     async def discard(self, upload_id: str, owner: str) -> None:
         """Lets go of an upload and its files."""
         await asyncio.to_thread(shutil.rmtree, self._place(upload_id, owner))
@@ -194,6 +232,21 @@ class Staging:
                 shutil.rmtree(place)
                 swept += 1
         return swept
+
+
+def _land(folder: Path, bundle: bytes) -> int:
+    folder.mkdir(exist_ok=True, mode=0o700)
+    view, count = memoryview(bundle), 0
+    while view:
+        length = int.from_bytes(view[:4], "big")
+        piece = view[4 : 4 + length]
+        if not 0 < length <= PIECE_BYTES_MAX or len(piece) != length:
+            raise InvalidInput(f"piece {count} of the bundle says {length:,} bytes", "send 4 bytes of length, then it")
+        part = folder / f".{secrets.token_hex(8)}"
+        part.write_bytes(piece)
+        part.replace(folder / blake3(piece).hexdigest())
+        view, count = view[4 + length :], count + 1
+    return count
 
 
 def _usage(folder: Path) -> tuple[int, int]:

@@ -13,15 +13,19 @@ from urllib.parse import quote
 
 from groundplane.client.node_cache import NodeCache
 from groundplane.client.pulling import part_of, pull_file
+from groundplane.client.sending import BY_PIECES_FROM_BYTES, bundles, pieces_of, put_at
 from groundplane.client.transport import Transport, part
 from groundplane.domain.artifact import Artifact, ArtifactCheck, Collected, ProjectStorage, ScrubReport
 from groundplane.domain.model import ManifestFile, path_refusals
+from groundplane.domain.packs import pack_pieces
 from groundplane.errors import InvalidInput, NotFound, Refusal
 from groundplane.wire.artifacts import (
+    Bundle,
     CollectRequest,
     FilePieces,
     Known,
     KnownRequest,
+    MissingPieces,
     PushRequest,
     QuotaRequest,
     ScrubRequest,
@@ -95,11 +99,30 @@ class ArtifactCalls(Transport):
 
     def _send_all(self, upload_id: str, files: Mapping[str, Path], progress: Progress) -> None:
         def send(item: tuple[str, Path]) -> None:
-            progress(self.upload_file(upload_id, item[0], item[1]).size_bytes)
+            if item[1].stat().st_size >= BY_PIECES_FROM_BYTES:
+                self._send_pieces(upload_id, item[0], item[1], progress)
+            else:
+                progress(self.upload_file(upload_id, item[0], item[1]).size_bytes)
 
         with ThreadPoolExecutor(PARALLEL) as pool:
             for _ in pool.map(send, files.items()):
                 pass
+
+    def _send_pieces(self, upload_id: str, path: str, source: Path, progress: Progress) -> None:
+        """A large file: only the pieces that neither arrived before nor lie in something the caller sees."""
+        sha256, pieces = pieces_of(source)
+        listed, size_bytes = pack_pieces(pieces), sum(piece.length for piece in pieces)
+        base = f"/v1/piece-uploads/{part(upload_id)}"
+        answer = self._call("POST", f"{base}/missing", MissingPieces, content=iter([listed]), timeout_s=600)
+        progress(size_bytes - sum(pieces[number].length for number in answer.missing))
+        for bundle, sent_bytes in bundles(source, pieces, answer.missing):
+            begun = self._call("POST", f"{base}/bundles", Bundle)
+            put = begun.address.startswith("http") and put_at(begun.address, bundle)
+            sent = iter([b"" if put else bundle])
+            self._send("PUT", f"{base}/bundles/{begun.name}", content=sent, timeout_s=600)
+            progress(sent_bytes)
+        params = {"path": path, "sha256": sha256, "size_bytes": size_bytes}
+        self._call("POST", f"{base}/files", UploadedFile, content=iter([listed]), params=params, timeout_s=_PATIENCE_S)
 
     def create_upload(self) -> Upload:
         return self._call("POST", "/v1/uploads", Upload)

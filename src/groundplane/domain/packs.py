@@ -23,6 +23,7 @@ _MAGIC = b"GPPACK01"
 _FOOTER = struct.Struct("<8sQ32s")
 _PIECE = struct.Struct("<32sI")
 _COUNTS = struct.Struct("<II")
+PIECE_ENTRY_BYTES = _PIECE.size
 _RECIPE = struct.Struct("<32s32sQI")
 
 

@@ -56,6 +56,22 @@ class ArtifactStore(BlobStore, Protocol):
         """Where a client reads a pack without us: an absolute path or a signed URL that ends; empty when nowhere."""
         ...
 
+    async def shared(self, pieces: frozenset[str], among: frozenset[str]) -> frozenset[str]:
+        """Those of the pieces (BLAKE3 hex) that lie here and belong to one of the files `among` (SHA-256 hex)."""
+        ...
+
+    async def piece(self, blake3: str, size_bytes: int) -> bytes:
+        """One piece, verified. IntegrityFailure when no good copy of it is here."""
+        ...
+
+    async def landing(self, name: str) -> str:
+        """Where a client puts bytes that are on their way here, without us: a signed URL that ends; empty: nowhere."""
+        ...
+
+    async def take_landing(self, name: str, limit_bytes: int) -> bytes:
+        """What was put there; it is gone from there then. NotFound, TooLarge."""
+        ...
+
     async def usage(self) -> StoreUsage:
         """What the store holds."""
         ...
@@ -155,6 +171,24 @@ class Artifacts:
         async with self._store.transaction() as tx:
             seen = {file.sha256 for _, file in await _held(tx, actor)}
         return tuple(sorted(await self._blobs.whole(asked & seen)))
+
+    async def known_pieces(self, actor: Actor, pieces: frozenset[str]) -> frozenset[str]:
+        """Those pieces that the actor need not send: something they see has them. Guessing one gives nothing else."""
+        async with self._store.transaction() as tx:
+            seen = frozenset(file.sha256 for _, file in await _held(tx, actor))
+        return await self._blobs.shared(pieces, seen)
+
+    async def piece(self, blake3: str, size_bytes: int) -> bytes:
+        """One piece of the store, verified; the caller has asked `known_pieces` whether it may be had."""
+        return await self._blobs.piece(blake3, size_bytes)
+
+    async def landing(self, name: str) -> str:
+        """Where a client puts a bundle of pieces without us; empty where the store has no such place."""
+        return await self._blobs.landing(name)
+
+    async def take_landing(self, name: str, limit_bytes: int) -> bytes:
+        """What a client put there. NotFound, TooLarge."""
+        return await self._blobs.take_landing(name, limit_bytes)
 
     async def artifacts(self, actor: Actor, *, project: str | None = None, limit: int = 100) -> list[Artifact]:
         """Newest first; only those the actor sees."""

@@ -72,6 +72,21 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MissingPieces:
+    """Which pieces of a file have to be sent, by their place in it."""
+
+    missing: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """A bundle of pieces that is to come: its name, and where to put it without the control plane, if anywhere."""
+
+    name: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FilePieces:
     """A file's pieces in order, and for packs that can be read without the control plane, where."""
 

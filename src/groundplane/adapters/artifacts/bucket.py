@@ -6,17 +6,18 @@ import importlib.util
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from groundplane.adapters.artifacts.objects import UNLIMITED_BYTES, Found
-from groundplane.errors import InvalidInput, Unavailable
+from groundplane.errors import InvalidInput, TooLarge, Unavailable
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 _BLOCK_BYTES = 8 << 20
 _ADDRESS_FOR = timedelta(minutes=15)
+_LANDED_FOR_S = 24 * 3600.0
 
 
 class BucketObjects:
@@ -72,8 +73,40 @@ class BucketObjects:
 
     def address(self, name: str) -> str:
         """A URL that reads one pack for 15 minutes; empty for a service that signs none."""
+        return self._signed("GET", f"packs/{name}")
+
+    def landing(self, name: str) -> str:
+        """A URL that writes one object under `landing/` for 15 minutes; empty for a service that signs none."""
+        return self._signed("PUT", f"landing/{name}")
+
+    def take(self, name: str, limit_bytes: int) -> bytes:
+        path = f"landing/{name}"
+        with self._answering():
+            size_bytes = self._api.head(self._store, path)["size"]
+            try:
+                if size_bytes > limit_bytes:
+                    raise TooLarge(f"{path} has {size_bytes:,} bytes; {limit_bytes:,} is the most", "put less at once")
+                return bytes(self._api.get(self._store, path).bytes())
+            finally:
+                self._api.delete(self._store, path)
+
+    def sweep_landing(self, older_s: float) -> int:
+        """Removes what was put and never taken for so long; how many."""
+        with self._answering():
+            now = datetime.now(UTC)
+            old = [
+                item["path"]
+                for batch in self._api.list(self._store, prefix="landing/")
+                for item in batch
+                if (now - item["last_modified"]).total_seconds() > older_s
+            ]
+            for path in old:
+                self._api.delete(self._store, path)
+        return len(old)
+
+    def _signed(self, method: str, path: str) -> str:
         try:
-            return self._api.sign(self._store, "GET", f"packs/{name}", _ADDRESS_FOR)  # type: ignore[call-overload,no-any-return]
+            return self._api.sign(self._store, method, path, _ADDRESS_FOR)  # type: ignore[call-overload,no-any-return]
         except (TypeError, ValueError, self._api.exceptions.BaseError):
             return ""
 
@@ -84,7 +117,8 @@ class BucketObjects:
         return True
 
     def cool(self, unread_s: float) -> int:
-        """Buckets have lifecycle rules of their own for this."""
+        """Buckets have lifecycle rules of their own for this; what nobody came to take is cleared away."""
+        self.sweep_landing(_LANDED_FOR_S)
         return 0
 
     def close(self) -> None:

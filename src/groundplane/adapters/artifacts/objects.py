@@ -80,6 +80,14 @@ class Objects(Protocol):
         """Where a client reads it without us: an absolute path, a signed URL, or nothing."""
         ...
 
+    def landing(self, name: str) -> str:
+        """Where a client puts bytes that are no object yet: a signed URL, or nothing."""
+        ...
+
+    def take(self, name: str, limit_bytes: int) -> bytes:
+        """What was put under that name, which is gone then. FileNotFoundError; TooLarge for more than the limit."""
+        ...
+
     def free_bytes(self) -> int:
         """What the medium could still take."""
         ...
@@ -150,6 +158,12 @@ class FolderObjects:
 
     def address(self, name: str) -> str:
         return str(self._path(name))
+
+    def landing(self, name: str) -> str:
+        return ""
+
+    def take(self, name: str, limit_bytes: int) -> bytes:
+        raise FileNotFoundError(name)
 
     def cool(self, unread_s: float) -> int:
         if len(self._tiers) == 1:
@@ -288,6 +302,12 @@ class MemoryObjects:
 
     def address(self, name: str) -> str:
         return ""
+
+    def landing(self, name: str) -> str:
+        return ""
+
+    def take(self, name: str, limit_bytes: int) -> bytes:
+        raise FileNotFoundError(name)
 
     def free_bytes(self) -> int:
         return UNLIMITED_BYTES

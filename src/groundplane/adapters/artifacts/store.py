@@ -92,6 +92,18 @@ class PackStore:
     async def address(self, pack: str) -> str:
         return await asyncio.to_thread(self._objects.address, pack)
 
+    async def shared(self, pieces: frozenset[str], among: frozenset[str]) -> frozenset[str]:
+        return await asyncio.to_thread(self._shared, pieces, among)
+
+    async def piece(self, blake3: str, size_bytes: int) -> bytes:
+        return await asyncio.to_thread(self._piece, Piece(bytes.fromhex(check_sha256(blake3)), size_bytes))
+
+    async def landing(self, name: str) -> str:
+        return await asyncio.to_thread(self._objects.landing, name)
+
+    async def take_landing(self, name: str, limit_bytes: int) -> bytes:
+        return await asyncio.to_thread(self._take_landing, name, limit_bytes)
+
     async def whole(self, sha256s: frozenset[str]) -> frozenset[str]:
         return await asyncio.to_thread(self._whole, sha256s)
 
@@ -318,6 +330,26 @@ class PackStore:
                 )
             )
         return found
+
+    def _shared(self, pieces: frozenset[str], among: frozenset[str]) -> frozenset[str]:
+        self._index.refresh()
+        asked = {digest for piece in pieces if self._index.has(digest := bytes.fromhex(piece))}
+        found = set[bytes]()
+        for sha256 in among:
+            recipe = self._index.recipe(bytes.fromhex(sha256))
+            if recipe is not None and len(found) < len(asked):
+                found |= asked.intersection(piece.digest for piece in recipe.pieces)
+        return frozenset(digest.hex() for digest in found)
+
+    def _piece(self, piece: Piece) -> bytes:
+        with PieceReader(self._index, self._objects) as reader:
+            return bytes(reader.read(piece))
+
+    def _take_landing(self, name: str, limit_bytes: int) -> bytes:
+        try:
+            return self._objects.take(name, limit_bytes)
+        except FileNotFoundError:
+            raise NotFound(f"nothing was put under {name}", "put the bytes there first") from None
 
     # ------------------------------------------------------------ upkeep
 
