@@ -39,6 +39,7 @@ from groundplane.services.access import new_secret
 from groundplane.settings import LOOPBACK_HOSTS, Settings
 from groundplane.wiring import App, build
 
+_SWEEP_PERIOD_S = 3600.0
 log = logging.getLogger("groundplane.server")
 
 HEAD_LIMIT_BYTES = 64 * 1024
@@ -121,6 +122,7 @@ async def _run(app: App, listener: socket.socket, addresses: list[Bound], report
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="http")
     looping = asyncio.create_task(run_forever(app, stop), name="loops")
     guarding = asyncio.create_task(_guard(app, addresses), name="exposures")
+    sweeping = asyncio.create_task(_sweep_uploads(settings), name="uploads")
     stopping = asyncio.create_task(stop.wait(), name="stop")
     try:
         # Whichever ends first ends the process: a part that is gone must not leave the others looking healthy.
@@ -130,6 +132,7 @@ async def _run(app: App, listener: socket.socket, addresses: list[Bound], report
         server.should_exit = True
         guarding_error = guarding.exception() if guarding.done() else None
         guarding.cancel()
+        sweeping.cancel()
         _, late = await asyncio.wait({serving, looping}, timeout=settings.drain_s + 2)
         for task in late:
             log.warning("%s did not finish within %s s and is cut off", task.get_name(), settings.drain_s)
@@ -229,6 +232,16 @@ async def _check_exposures(app: App, addresses: list[Bound]) -> None:
     refused = exposure_refusals(addresses, await app.access.exposures(SYSTEM), app.clock.now())
     if refused:
         raise Refusal(refused)
+
+
+async def _sweep_uploads(settings: Settings) -> None:
+    """Half uploads of days ago go away in a server that runs for months, too. Trouble with one disk ends nobody."""
+    while True:
+        await asyncio.sleep(_SWEEP_PERIOD_S)
+        try:
+            await Staging(settings.home / "uploads", settings.upload_limit_bytes).sweep()
+        except OSError:
+            log.exception("uploads could not be swept")
 
 
 async def _guard(app: App, addresses: list[Bound]) -> None:

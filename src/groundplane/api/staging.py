@@ -190,8 +190,13 @@ class Staging:
         return tree
 
     def _find(self, owner: str) -> str | None:
-        owned = [place for place in self._root.glob("upl-*") if (place / "owner").read_text() == owner]
-        return max(owned, key=lambda place: place.stat().st_mtime_ns).name if owned else None
+        owned: list[tuple[int, str]] = []
+        for place in self._root.glob("upl-*"):
+            # One may be swept or let go of meanwhile.
+            with contextlib.suppress(FileNotFoundError):
+                if (place / "owner").read_text() == owner:
+                    owned.append((place.stat().st_mtime_ns, place.name))
+        return max(owned)[1] if owned else None
 
     def _place(self, upload_id: str, owner: str) -> Path:
         place = self._root / upload_id
@@ -227,10 +232,12 @@ class Staging:
         swept, now = 0, time.time()
         for place in self._root.glob("upl-*"):
             # Wall time against file times: a clock set back keeps files longer, which harms nobody.
-            newest = max(path.stat().st_mtime for path in (place, *place.rglob("*")))
-            if now - newest > KEEP_S:
-                shutil.rmtree(place)
-                swept += 1
+            # What comes and goes while it is looked at is in use.
+            with contextlib.suppress(FileNotFoundError):
+                newest = max(path.stat().st_mtime for path in (place, *place.rglob("*")))
+                if now - newest > KEEP_S:
+                    shutil.rmtree(place)
+                    swept += 1
         return swept
 
 
