@@ -79,9 +79,9 @@ def test_only_the_object_that_was_asked_for_is_a_verdict(said: str, verdict: boo
 
 
 def test_one_vote_that_cannot_be_read_settles_nothing() -> None:
-    assert judging.settled([True, None, True])[0].score is None
-    settled, agreement = judging.settled([True, False, True])
-    assert (settled.score, agreement) == (1.0, 2 / 3)
+    assert judging.settled([True, None, True]).score is None
+    settled = judging.settled([True, False, True])
+    assert (settled.score, settled.agreement) == (1.0, 2 / 3)
 
 
 def test_an_answer_cannot_end_its_part_of_the_judges_prompt() -> None:
@@ -149,6 +149,12 @@ def item(name: str, score: float | None, **fields: object) -> Item:
 def test_an_item_without_an_answer_counts_as_wrong() -> None:
     scores, _ = evaluation.summarise(NEED, [item("1", 1.0), item("2", None, scores={}, error="HTTP 500")])
     assert (scores[0].mean, scores[0].count) == (0.5, 2)
+
+
+def test_how_far_an_llm_judge_agrees_with_itself_is_told() -> None:
+    items = [item("1", 1.0, agreement={"accuracy": 1.0}), item("2", 1.0, agreement={"accuracy": 0.6})]
+    (score,), _ = evaluation.summarise(NEED, items)
+    assert score.agreement == pytest.approx(0.8)
 
 
 def test_scores_are_told_by_slice() -> None:

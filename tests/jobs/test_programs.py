@@ -313,7 +313,7 @@ def test_a_model_judges_by_a_rubric_and_its_majority_counts(tmp_path: Path, mode
     work(tmp_path, model, data, evaluation=evaluation(LLM))
     items = lines(tmp_path / "output" / "items.jsonl")
     assert [each["scores"]["tone"] for each in items] == [1.0, 0.0]
-    assert items[0]["why"]["tone"] == "3 of 3 say right, 100% agree"
+    assert (items[0]["why"], items[0]["agreement"]) == ({"tone": "3 of 3 say right"}, {"tone": 1.0})
 
 
 def test_a_judge_that_cannot_be_read_fails_the_evaluation(tmp_path: Path, model: Model) -> None:

@@ -146,7 +146,8 @@ def evaluation_views(found: Evaluation) -> list[View]:
 
 
 def _score_row(score: Score) -> tuple[str, str, str, str, str]:
-    return score.metric, score.judge, f"{score.count:,}", f"{score.mean:.4f}", f"{score.low:.4f} to {score.high:.4f}"
+    judge = score.judge if score.agreement is None else f"{score.judge}, {score.agreement:.0%} of votes agree"
+    return score.metric, judge, f"{score.count:,}", f"{score.mean:.4f}", f"{score.low:.4f} to {score.high:.4f}"
 
 
 def _score(score: Score) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from groundplane.domain.spec.inference import EvaluationNeed
@@ -102,7 +102,10 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One row, asked and judged. `scores` by metric, None where a judge could not say. `error` is why nothing came."""
+    """One row, asked and judged. `scores` by metric, None where a judge could not say. `error` is why nothing came.
+
+    `agreement` is, for each llm judge, the share of its votes that agreed with their majority.
+    """
 
     id: str
     question: str
@@ -114,6 +117,7 @@ class Item:
     latency_s: float | None = None
     logprob: float | None = None
     error: str = ""
+    agreement: dict[str, float] = field(default_factory=dict)
 
     @property
     def worst(self) -> float:
@@ -186,10 +190,17 @@ def _score(metric: str, judge: str, items: Sequence[Item], confidence: float) ->
     known = [value for value in values if value is not None]
     low, high = interval(known, confidence) if len(known) > 1 or known in ([0.0], [1.0]) else (-1.0, 1.0)
     mean = math.fsum(known) / len(known) if known else 0.0
+    agreed = [item.agreement[metric] for item in items if metric in item.agreement]
     return Score(
-        metric=metric, judge=judge, count=len(known), mean=mean, low=max(min(low, mean), -1.0), high=min(max(high, mean), 1.0),
+        metric=metric,
+        judge=judge,
+        count=len(known),
+        mean=mean,
+        low=max(min(low, mean), -1.0),  # rounding may put a bound a hair beyond the mean itself
+        high=min(max(high, mean), 1.0),
         unjudged=len(values) - len(known),
-    )  # fmt: skip
+        agreement=math.fsum(agreed) / len(agreed) if agreed else None,
+    )
 
 
 def latencies(items: Sequence[Item]) -> tuple[float | None, float | None]:

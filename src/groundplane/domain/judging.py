@@ -18,10 +18,14 @@ _PATTERN_ANSWER_MAX = 100_000
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A score of 0 to 1 (a cosine: -1 to 1) and why. `score` None: the judge could not say, which is never right."""
+    """A score of 0 to 1 and why. `score` None: the judge could not say, which is never right.
+
+    `agreement` is the share of votes that agreed with their majority, of a judge that was asked for votes.
+    """
 
     score: float | None
     why: str = ""
+    agreement: float | None = None
 
 
 def filled(template: str, row: Mapping[str, object]) -> str:
@@ -135,16 +139,16 @@ def read_verdict(text: str) -> bool | None:
     return {"right": True, "wrong": False}.get(verdict) if isinstance(verdict, str) else None
 
 
-def settled(votes: Sequence[bool | None]) -> tuple[Judgement, float]:
-    """The majority of an odd number of votes, and the share that agrees with it. One unreadable vote settles nothing:
+def settled(votes: Sequence[bool | None]) -> Judgement:
+    """The majority of an odd number of votes, with the share that agrees with it. One unreadable vote settles nothing:
     a judge that can't be read is not counted as right."""
     if not votes or any(vote is None for vote in votes):
         unread = sum(vote is None for vote in votes)
-        return Judgement(None, f"{unread} of {len(votes)} verdicts can't be read"), 0.0
+        return Judgement(None, f"{unread} of {len(votes)} verdicts can't be read")
     right = sum(bool(vote) for vote in votes)
     won = right * 2 > len(votes)
     share = max(right, len(votes) - right) / len(votes)
-    return Judgement(float(won), f"{right} of {len(votes)} say right"), share
+    return Judgement(float(won), f"{right} of {len(votes)} say right", share)
 
 
 def cosine(one: Sequence[float], other: Sequence[float]) -> float:

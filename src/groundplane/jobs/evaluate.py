@@ -231,6 +231,7 @@ def _judged(need: EvaluationNeed, question: Question, said: Said, gateway: Asker
         latency_s=None if said.error else said.latency_s,
         logprob=said.logprob,
         error=said.error,
+        agreement={name: each.agreement for name, each in found.items() if each.agreement is not None},
     )
 
 
@@ -258,8 +259,7 @@ def _verdict(judge: JudgeNeed, question: Question, text: str, gateway: Asker) ->
         if not answer.ok:
             return Judgement(None, f"judge {judge.model}: {answer.why_not}")
         votes.append(judging.read_verdict(batch.answer_of(answer.body) or ""))
-    settled, share = judging.settled(votes)
-    return Judgement(settled.score, f"{settled.why}, {share:.0%} agree" if settled.score is not None else settled.why)
+    return judging.settled(votes)
 
 
 def _closeness(judge: JudgeNeed, question: Question, text: str, gateway: Asker) -> Judgement:
