@@ -190,8 +190,9 @@ def peer(program: str, folder: Path, database: str) -> Iterator[Server]:
             time.sleep(0.5)
         yield Server(f"http://127.0.0.1:{port}", {})
     finally:
-        os.killpg(process.pid, 15)
-        process.wait(30)
+        if process.poll() is None:
+            os.killpg(process.pid, 15)
+            process.wait(30)
 
 
 def _answers(port: int) -> bool:
