@@ -271,6 +271,27 @@ async def test_what_an_upstream_refuses_waits_as_long_as_it_says(tmp_path: Path,
         assert (first.status, second.status, second.amount_microusd) == (200, 429, 0)
 
 
+async def test_an_upstream_that_asks_to_wait_is_not_asked_meanwhile(tmp_path: Path, upstream: MockUpstream) -> None:
+    async def behave(exchange: Exchange) -> None:
+        if len(upstream.seen) == 1:
+            head = b"HTTP/1.1 429 X\r\ncontent-type: application/json\r\nretry-after: 1\r\ncontent-length: 2\r\n\r\n{}"
+            await exchange.send(head)
+        else:
+            await well_behaved(exchange)
+
+    upstream.behave = behave
+    async with running(tmp_path, keys=(key(),), routes=(waiting(upstream),)) as bench:
+        began = time.monotonic()
+        first = asyncio.create_task(ask(bench.port, post(chat())))
+        await bench.until(lambda: depth(bench) == 1)
+        others = [asyncio.create_task(ask(bench.port, post(chat()))) for _ in range(20)]
+        await bench.until(lambda: depth(bench) == 21 or time.monotonic() - began > 0.9)
+        asked_before = len(upstream.seen) if time.monotonic() - began < 0.9 else 1
+        answers = await asyncio.gather(first, *others)
+    assert asked_before == 1 and len(upstream.seen) == 22
+    assert {one.status for one in answers} == {200}
+
+
 async def test_retry_storms_are_told_to_the_caller_and_to_the_operator(tmp_path: Path, upstream: MockUpstream) -> None:
     keys = (key(requests_per_minute=1),)
     async with running(tmp_path, keys=keys, routes=(route("tiny", upstream.base_url),)) as bench:

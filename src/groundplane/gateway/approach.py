@@ -289,7 +289,12 @@ class Approach(Patience):
         selection = self._selection
         if selection is None:
             only = self._lane.route.only
-            if only is not None and not only.upstream.circuit.failures and not self._asked_only:
+            if (
+                only is not None
+                and not only.upstream.circuit.failures
+                and not self._asked_only
+                and (only.standing.rests_until_ns <= self._began_ns or self._lane.route.queue is None)
+            ):
                 self._asked_only = True
                 return only
             session = self._headers.get(b"x-session-id", b"")
