@@ -1,11 +1,12 @@
 """The artifact store against its floors, interleaved: medians, and the ratio to the floor; and what variants add.
 
-    python bench/artifacts.py [--size-mib 512] [--rounds 3] [--files 20000] [--folder DIR] [--dvc PROGRAM] [--json]
+    python bench/artifacts.py [--size-mib 512] [--rounds 3] [--files 20000] [--folder DIR] [--peer NAME[=PROGRAM]]
 
 A seeded safetensors file of 32 tensors. Floors: `cp`, `cp` and flush, the whole file's SHA-256 by OpenSSL in one
 thread, and its BLAKE3 from memory-mapped pages on all cores. A push hashes twice, copies, flushes and renames; a pull
 verifies, writes and flushes. Variants are pushed onto the base: two tensors of 32 changed, 5 % in one run, 5 % in 64
-runs, a metadata edit, every tensor changed. `--dvc` pushes the same files with a DVC found there, for comparison.
+runs, a metadata edit, every tensor changed. `--peer` takes a peer into the same rounds: xet and mlflow by the Python of
+an environment that has them, oras and dvc by their program; what is absent is said and left out.
 `--size-mib 2048` is the figure that documents name; `--folder /dev/shm` leaves the disk out.
 """
 
@@ -20,13 +21,15 @@ import random
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
 
 from blake3 import blake3
 
+import _artifact_peers
 from groundplane.adapters.artifacts import PackStore, folder_store
 
 MIB = 2**20
@@ -126,7 +129,7 @@ def steps(store: PackStore, source: Path, sha256: str) -> list[Step]:
     ]
 
 
-async def measure(folder: Path, size_mib: int, rounds: int) -> dict[str, float]:
+async def measure(folder: Path, size_mib: int, rounds: int, peers: Sequence[_artifact_peers.Found]) -> dict[str, float]:
     source, times = folder / "base.safetensors", dict[str, list[float]]()
     write_base(source, size_mib)
     with source.open("rb") as file:
@@ -140,13 +143,17 @@ async def measure(folder: Path, size_mib: int, rounds: int) -> dict[str, float]:
             # What the step before wrote is on disk before the next one begins: each pays for its own bytes.
             await asyncio.to_thread(os.sync)
             times.setdefault(name, []).append(await timed(work))
+        for each in peers:
+            await asyncio.to_thread(os.sync)
+            seconds = await asyncio.to_thread(each.store, source, folder / "peer")
+            times.setdefault(each.peer.name, []).append(seconds)
         store.close()
         shutil.rmtree(root)
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-async def differences(folder: Path, size_mib: int, dvc: str | None) -> dict[str, dict[str, float]]:
-    """Variant → {"new_percent", "seconds"}, pushed onto the base; with DVC's beside them."""
+async def differences(folder: Path, size_mib: int) -> dict[str, dict[str, float]]:
+    """Variant → {"new_percent", "seconds"}, pushed onto the base. Peers that store whole files store 100 %."""
     base, target = folder / "base.safetensors", folder / "variant.safetensors"
     tensor_bytes = write_base(base, size_mib)
     store = folder_store(folder / "store")
@@ -157,21 +164,8 @@ async def differences(folder: Path, size_mib: int, dvc: str | None) -> dict[str,
         seconds = await timed(lambda path=path: store.put_file(path))  # type: ignore[misc]
         new = (await store.usage()).stored_bytes - before
         found[name] = {"new_percent": 100 * new / path.stat().st_size, "seconds": seconds}
-        if dvc is not None:
-            found[name]["dvc_seconds"] = dvc_add(dvc, folder / "dvc", path)
     store.close()
     return found
-
-
-def dvc_add(program: str, folder: Path, path: Path) -> float:
-    """Seconds of `dvc add`, which stores whole files by MD5."""
-    if not folder.exists():
-        folder.mkdir()
-        subprocess.run([program, "init", "--no-scm", "-q"], cwd=folder, check=True)
-    shutil.copyfile(path, folder / path.name)
-    start = time.perf_counter()
-    subprocess.run([program, "add", "-q", path.name], cwd=folder, check=True)
-    return time.perf_counter() - start
 
 
 async def many(folder: Path, count: int) -> dict[str, float]:
@@ -202,13 +196,14 @@ def report(
         floor, goal = GOALS.get(name, ("", 0.0))
         ratio = seconds / times[floor] if floor else 0.0
         verdict = f"{ratio:.2f} x {floor} (goal {goal}: {'met' if ratio <= goal else 'NOT met'})" if floor else ""
+        if name in _artifact_peers.PEERS:
+            verdict = f"{seconds / times['push, cold']:.2f} x our push; it {_artifact_peers.PEERS[name].does}"
         print(f"{name:<18}{seconds:>9.3f}{options.size_mib / seconds:>9,.0f}  {verdict}")
     print(f"\n{'pushed onto base':<18}{'new %':>9}{'s':>9}")
     for name, figures in new.items():
         goal = NEW_BYTES_GOALS_PERCENT.get(name)
         verdict = "" if goal is None else f"  (goal {goal} %: {'met' if figures['new_percent'] <= goal else 'NOT met'})"
-        peer = f"  dvc add {figures['dvc_seconds']:.2f} s, 100 % new" if "dvc_seconds" in figures else ""
-        print(f"{name:<18}{figures['new_percent']:>9.2f}{figures['seconds']:>9.3f}{verdict}{peer}")
+        print(f"{name:<18}{figures['new_percent']:>9.2f}{figures['seconds']:>9.3f}{verdict}")
     rate, packs = options.files / small["push_s"], int(small["packs"])
     print(
         f"\n{options.files} small files: push {small['push_s']:.2f} s ({rate:,.0f} files/s, {packs} packs), "
@@ -223,13 +218,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--files", type=int, default=20_000)
     parser.add_argument("--folder", type=Path, default=None, help="where to work; /dev/shm leaves the disk out")
-    parser.add_argument("--dvc", default=None, help="a dvc program to compare with")
+    parser.add_argument("--peer", action="append", default=[], metavar="NAME[=PROGRAM]", help="xet, mlflow, oras, dvc")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    peers, absent = _artifact_peers.find(options.peer)
+    for sentence in absent:
+        print(sentence, file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        times = asyncio.run(measure(folder, options.size_mib, options.rounds))
-        new = asyncio.run(differences(folder, options.size_mib, options.dvc))
+        times = asyncio.run(measure(folder, options.size_mib, options.rounds, peers))
+        new = asyncio.run(differences(folder, options.size_mib))
         small = asyncio.run(many(folder, options.files))
     if options.json:
         print(json.dumps({"seconds": times, "variants": new, "small": small}))

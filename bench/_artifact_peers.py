@@ -1,0 +1,112 @@
+"""Peers of the artifact store, each in an environment of its own: what stores or cuts the same file, and how long.
+
+A peer that is a Python package is called by the Python of its environment and tells its own seconds, without the start
+of the interpreter; a peer that is a program is timed from outside. What is absent says so, and is left out.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_XET = """
+import sys, time
+import hf_xet
+start = time.perf_counter()
+hf_xet.hash_files([sys.argv[1]])
+print(time.perf_counter() - start)
+"""
+_MLFLOW = """
+import sys, time, pathlib
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+target = pathlib.Path(sys.argv[2])
+target.mkdir(parents=True, exist_ok=True)
+start = time.perf_counter()
+LocalArtifactRepository(str(target)).log_artifact(sys.argv[1])
+print(time.perf_counter() - start)
+"""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """`script` is run by a Python; without one `words` are given to a program, {source} and {target} filled in."""
+
+    name: str
+    does: str
+    script: str = ""
+    module: str = ""
+    first: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+
+
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer(name="xet", does="cuts and hashes only: it stores nothing on this machine", script=_XET, module="hf_xet"),
+        Peer(name="mlflow", does="copies, without a digest or a flush", script=_MLFLOW, module="mlflow"),
+        Peer(name="oras", does="hashes and copies into an OCI layout", words=("push", "--oci-layout", "{target}:x",
+             "--disable-path-validation", "{source}")),
+        Peer(name="dvc", does="hashes by MD5 and copies into its cache", first=("init", "--no-scm", "-q"),
+             words=("add", "-q", "{copy}")),
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """A peer that is here, and the Python or the program that calls it."""
+
+    peer: Peer
+    program: str
+
+    def store(self, source: Path, target: Path) -> float:
+        """Seconds for one file into a fresh folder, which goes away again."""
+        target.mkdir()
+        try:
+            if self.peer.script:
+                command = [self.program, "-c", self.peer.script, str(source), str(target)]
+                return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            copy = target / source.name
+            if any("{copy}" in word for word in self.peer.words):
+                shutil.copyfile(source, copy)
+            if self.peer.first:
+                subprocess.run([self.program, *self.peer.first], cwd=target, check=True, capture_output=True)
+            words = [word.format(source=source, target=target, copy=copy.name) for word in self.peer.words]
+            start = time.perf_counter()
+            subprocess.run([self.program, *words], cwd=target, check=True, capture_output=True)
+            return time.perf_counter() - start
+        finally:
+            shutil.rmtree(target)
+
+
+def find(asked: Sequence[str]) -> tuple[list[Found], list[str]]:
+    """(peers that are here, a sentence for each that is not). `asked` are NAME or NAME=PROGRAM."""
+    found, absent = [], []
+    for each in asked:
+        name, _, program = each.partition("=")
+        peer = PEERS.get(name)
+        if peer is None:
+            absent.append(f"{name} is no peer; known are {', '.join(PEERS)}")
+            continue
+        program = program or (sys.executable if peer.script else shutil.which(name) or "")
+        why = _missing(peer, program)
+        if why:
+            absent.append(f"{name} is left out: {why}")
+        else:
+            found.append(Found(peer, program))
+    return found, absent
+
+
+def _missing(peer: Peer, program: str) -> str:
+    if not program or shutil.which(program) is None:
+        return f"there is no program {program or peer.name}; name it with --peer {peer.name}=PROGRAM"
+    if peer.script:
+        tried = subprocess.run([program, "-c", f"import {peer.module}"], capture_output=True, check=False)
+        if tried.returncode != 0:
+            return f"{program} can't import {peer.module}; make an environment that can, and name its Python"
+    return ""
