@@ -128,6 +128,8 @@ IMPORTED_AS = {
     "cel-expr-python": "cel_expr_python",
     "cyclonedx-python-lib": "cyclonedx",
     "huggingface-hub": "huggingface_hub",
+    "opentelemetry-proto": "opentelemetry",
+    "opentelemetry-semantic-conventions": "opentelemetry",
     "prometheus-client": "prometheus_client",
     "pyyaml": "yaml",
 }

@@ -6,7 +6,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
+
+import msgspec
 
 from groundplane.domain.usage import Usage
 from groundplane.gateway.flow_metrics import WAIT_BUCKETS_S, FlowMetrics
@@ -20,9 +23,11 @@ OTHER = "other"
 REFUSALS_KEPT = 100
 WINDOW_S = 60
 _MODELS_MAX = 200
-_TARGETS_MAX = 300
-_SERIES_MAX = 2000
+_TARGETS_MAX = 200
+_SERIES_MAX = 1000
 _REFUSED_MAX = 1000
+_SAID_MAX = 100
+_encode = msgspec.json.Encoder().encode
 
 Times = tuple[int, int, int | None, int | None, int | None]
 """Microseconds: queue, connect, first byte, relay, and the first three together (TTFT)."""
@@ -123,14 +128,20 @@ SeriesName = tuple[str, str, str, str, str]
 class Series:
     """What is counted per key on a target. `window` has a second's requests and tokens, of the last minute."""
 
-    __slots__ = ("_new", "_warm", "cached", "completion", "microusd", "name", "prompt", "requests", "target", "window")
+    __slots__ = (
+        "_new", "_warm", "cached", "completion", "encoded", "microusd", "minute_requests", "minute_tokens", "name",
+        "prompt", "requests", "target", "window",
+    )  # fmt: skip
 
     def __init__(self, name: SeriesName, target: TargetCounters, warm: list[Series]) -> None:
         self.name = name
         self.target = target
+        self.encoded = msgspec.Raw(b"null")
+        """As JSON, as of the last time it was put in words."""
         self.requests: dict[int, int] = {}
         self.prompt = self.completion = self.cached = self.microusd = 0
         self.window: deque[tuple[int, int, int]] = deque()
+        self.minute_requests = self.minute_tokens = 0
         self._new = [0, 0]
         self._warm = warm
 
@@ -162,16 +173,17 @@ class Series:
 
     def turn(self, second: int) -> bool:
         """The second is over. Whether anything happened in the last minute."""
-        if self._new[0]:
-            self.window.append((second, *self._new))
-            self._new = [0, 0]
+        requests, tokens = self._new
+        if requests:
+            self.window.append((second, requests, tokens))
+            self.minute_requests += requests
+            self.minute_tokens += tokens
+            self._new[0] = self._new[1] = 0
         while self.window and self.window[0][0] <= second - WINDOW_S:
-            self.window.popleft()
+            _, requests, tokens = self.window.popleft()
+            self.minute_requests -= requests
+            self.minute_tokens -= tokens
         return bool(self.window)
-
-    def minute(self) -> tuple[int, int]:
-        """Requests and tokens of the last minute."""
-        return sum(one[1] for one in self.window), sum(one[2] for one in self.window)
 
     def plain(self) -> list[Any]:
         requests = {str(status): count for status, count in self.requests.items()}
@@ -199,6 +211,7 @@ class Metrics:
         self._series: dict[SeriesName, Series] = {}
         self._new: list[Series] = []
         self._warm: set[Series] = set()
+        self._unsaid: deque[Series] = deque()
         self.limited: dict[str, int] = defaultdict(int)
         self.refused: dict[tuple[str, str, str, str], int] = {}
         self.refusals: deque[dict[str, Any]] = deque(maxlen=REFUSALS_KEPT)
@@ -216,13 +229,13 @@ class Metrics:
         self.log_trouble = 0
         self.workers = 1
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON can say it."""
+    def plain(self, *, encoded: bool = False) -> dict[str, Any]:
+        """As JSON can say it; `encoded` says what `say_some` has put in words by now."""
         return {
             "models": {"": self.no_model.plain(), **{name: one.plain() for name, one in self._models.items()}},
             "targets": [[*name, one.plain()] for name, one in self._targets.items()],
-            "series": [one.plain() for one in self._series.values()],
-            "minute": [[*one.name, *one.minute()] for one in self._warm],
+            "series": [one.encoded if encoded else one.plain() for one in self._series.values()],
+            "minute": [[*one.name, one.minute_requests, one.minute_tokens] for one in self._warm],
             "refused": [[*name, count] for name, count in self.refused.items()],
             "refusals": list(self.refusals),
             "standings": self.standings,
@@ -241,7 +254,10 @@ class Metrics:
         for *name, counters in plain.get("targets", ()):
             self.target(*name).add(counters)
         for one in plain.get("series", ()):
-            self.series(*one[:5]).add(one)
+            if one is not None:
+                series = self.series(*one[:5])
+                series.add(one)
+                self._unsaid.append(series)
         for *name, count in plain.get("refused", ()):
             self._refuse(tuple(name), count)  # type: ignore[arg-type]
         for what, count in plain.get("recorded", {}).items():
@@ -263,14 +279,14 @@ class Metrics:
         return self._models.setdefault(name, ModelCounters())
 
     def target(self, project: str, model: str, target: str, revision: str) -> TargetCounters:
-        """Those of a project's model on a target's revision; of `other` beyond 300 of them."""
+        """Those of a project's model on a target's revision; of `other` beyond 200 of them."""
         name = (project, model, target, revision)
         if name not in self._targets and len(self._targets) >= _TARGETS_MAX:
             name = (OTHER,) * 4
         return self._targets.setdefault(name, TargetCounters())
 
     def series(self, project: str, key: str, model: str, target: str, revision: str) -> Series:
-        """A key's counts on a target; keys beyond 2,000 such series count as `other`, then everything does."""
+        """A key's counts on a target; keys beyond 1,000 such series count as `other`, then everything does."""
         name = (project, key, model, target, revision)
         if name not in self._series and len(self._series) >= _SERIES_MAX:
             name = (OTHER,) * 5 if len(self._series) >= 2 * _SERIES_MAX else (project, OTHER, model, target, revision)
@@ -293,8 +309,15 @@ class Metrics:
     def turn(self, second: int) -> None:
         """Called every second: moves the minute on."""
         self._warm.update(self._new)
+        self._unsaid.extend(self._new)
         self._new.clear()
         self._warm = {one for one in self._warm if one.turn(second)}
+
+    def say_some(self, most: int = _SAID_MAX) -> None:
+        """Puts some of what has changed in words. Called every tick: all at once would hold the loop up."""
+        for _ in range(min(most, len(self._unsaid))):
+            one = self._unsaid.popleft()
+            one.encoded = msgspec.Raw(_encode(one.plain()))
 
     # ------------------------------------------------------------ text
 
@@ -364,27 +387,18 @@ class Metrics:
         )  # fmt: skip
 
     def _render_series(self, lines: list[str]) -> None:
-        named = [(dict(zip(_SERIES_LABELS, one.name, strict=True)), one) for one in self._series.values()]
-        _family(
-            lines, "gateway_key_requests_total", "counter", "Requests answered, by key and where they went.",
-            (
-                ({**labels, "status": str(status)}, count)
-                for labels, one in named
-                for status, count in one.requests.items()
-            ),
-        )  # fmt: skip
-        _family(
-            lines, "gateway_key_tokens_total", "counter", "Tokens metered, by key and where they went.",
-            (
-                ({**labels, "kind": kind}, getattr(one, kind))
-                for labels, one in named
-                for kind in ("prompt", "completion", "cached")
-            ),
-        )  # fmt: skip
-        _family(
-            lines, "gateway_key_charged_microusd_total", "counter", "Micro-dollars charged, by key and what served.",
-            ((labels, one.microusd) for labels, one in named),
-        )  # fmt: skip
+        named = [(_series_labels(one.name), one) for one in self._series.values()]
+        name = _head(lines, "gateway_key_requests_total", "counter", "Requests answered, by key and where they went.")
+        for inside, one in named:
+            lines += [f'{name}{{{inside},status="{status}"}} {count}' for status, count in one.requests.items()]
+        name = _head(lines, "gateway_key_tokens_total", "counter", "Tokens metered, by key and where they went.")
+        for inside, one in named:
+            lines.append(f'{name}{{{inside},kind="prompt"}} {one.prompt}')
+            lines.append(f'{name}{{{inside},kind="completion"}} {one.completion}')
+            lines.append(f'{name}{{{inside},kind="cached"}} {one.cached}')
+        text = "Micro-dollars charged, by key and what served."
+        name = _head(lines, "gateway_key_charged_microusd_total", "counter", text)
+        lines += [f"{name}{{{inside}}} {one.microusd}" for inside, one in named]
 
     def _render_histograms(self, lines: list[str]) -> None:
         text = "Time that requests waited for what was full, of those that were admitted."
@@ -416,11 +430,17 @@ _PART_TEXTS = {
 }
 
 
+def _head(lines: list[str], name: str, kind: str, text: str) -> str:
+    """Begins a family; its whole name."""
+    lines += [f"# HELP groundplane_{name} {text}", f"# TYPE groundplane_{name} {kind}"]
+    return f"groundplane_{name}"
+
+
 def _family(
     lines: list[str], name: str, kind: str, text: str, samples: Iterable[tuple[Mapping[str, str], int]]
 ) -> None:
-    lines += [f"# HELP groundplane_{name} {text}", f"# TYPE groundplane_{name} {kind}"]
-    lines += [f"groundplane_{name}{_labels(labels)} {value}" for labels, value in samples]
+    name = _head(lines, name, kind, text)
+    lines += [f"{name}{_labels(labels)} {value}" for labels, value in samples]
 
 
 def _histogram(
@@ -431,21 +451,30 @@ def _histogram(
     histograms: Iterable[tuple[Mapping[str, str], Histogram]],
     scale: int = 1_000_000,
 ) -> None:
-    name = f"groundplane_{name}"
-    lines += [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
+    name = _head(lines, name, "histogram", text)
+    words = [str(bound) for bound in (*bounds, "+Inf")]
     for labels, one in histograms:
+        inside = _inside(labels)
         total = 0
-        for bound, count in zip((*bounds, "+Inf"), one.counts, strict=True):
+        for bound, count in zip(words, one.counts, strict=True):
             total += count
-            lines.append(f"{name}_bucket{_labels({**labels, 'le': str(bound)})} {total}")
-        lines.append(f"{name}_sum{_labels(labels)} {one.total / scale:.6f}")
-        lines.append(f"{name}_count{_labels(labels)} {total}")
+            lines.append(f'{name}_bucket{{{inside},le="{bound}"}} {total}')
+        lines.append(f"{name}_sum{{{inside}}} {one.total / scale:.6f}")
+        lines.append(f"{name}_count{{{inside}}} {total}")
+
+
+@lru_cache(2 * _SERIES_MAX)
+def _series_labels(name: SeriesName) -> str:
+    """Put in words once: there may be many, and they are asked for every few seconds."""
+    return _inside(dict(zip(_SERIES_LABELS, name, strict=True)))
 
 
 def _labels(labels: Mapping[str, str]) -> str:
-    if not labels:
-        return ""
+    return "{" + _inside(labels) + "}" if labels else ""
+
+
+def _inside(labels: Mapping[str, str]) -> str:
     escaped = (
         (name, value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")) for name, value in labels.items()
     )
-    return "{" + ",".join(f'{name}="{value}"' for name, value in escaped) + "}"
+    return ",".join(f'{name}="{value}"' for name, value in escaped)

@@ -42,7 +42,7 @@ class MetricsFiles:
         """Leaves the figures for the others; a disk that does not take them costs only their freshness."""
         if self._folder is None:
             return
-        data = msgspec.json.encode(metrics.plain())
+        data = msgspec.json.encode(metrics.plain(encoded=True))
         if data == self._written:
             return
         draft = self._folder / f".{self._name}.draft"

@@ -91,6 +91,7 @@ class Gateway:
         state.now_s = loop.time()
         self._sync_log()
         state.flush_shares()
+        state.metrics.say_some()
         if self._ticks % _SWEEP_TICKS == 0:
             state.telemetry.tick()
             state.poll_snapshot()

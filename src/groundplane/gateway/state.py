@@ -39,6 +39,7 @@ from groundplane.gateway.wal import Spent, WriteAheadLog
 if TYPE_CHECKING:
     from groundplane.gateway.client_side import ClientConnection
 
+_EVERYTHING = 1_000_000
 _STANDINGS_MAX = 500
 """Limits whose standing is shown; the sum over more of them would take too long for the loop."""
 _ANSWERS_KEPT = 50_000
@@ -134,6 +135,7 @@ class GatewayState:
         """Called by the coarse clock: leaves this worker's figures for the others."""
         self._note_log()
         self.metrics.turn(int(self.now_s))
+        self.metrics.say_some(*((_EVERYTHING,) if self.draining else ()))
         self.metrics.standings = self._limit_standings()
         self._reports.publish(self)
         self._metrics_files.publish(self.metrics)
