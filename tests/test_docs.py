@@ -128,6 +128,7 @@ IMPORTED_AS = {
     "cel-expr-python": "cel_expr_python",
     "cyclonedx-python-lib": "cyclonedx",
     "huggingface-hub": "huggingface_hub",
+    "openlineage-python": "openlineage",
     "opentelemetry-proto": "opentelemetry",
     "opentelemetry-semantic-conventions": "opentelemetry",
     "prometheus-client": "prometheus_client",
