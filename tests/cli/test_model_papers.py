@@ -64,6 +64,68 @@ def test_a_stranger_checks_a_folder_offline_and_a_changed_byte_is_named(
     assert (more.code, "more.txt: is not in the certificate" in more.err) == (8, True)
 
 
+def test_later_facts_are_papers_too_and_checked_along(up: Any, say: Any, folder: Path, tmp_path: Path) -> None:
+    certificate, addenda, key = tmp_path / "c.json", tmp_path / "addenda.json", tmp_path / "key.pem"
+    say(up, "models", "register", str(folder), "--name", "later", "--project", "research", *FACTS,
+        "--param", "lr=1e-4", "--sla", "p95 below 200 ms", "--code-clean")  # fmt: skip
+    given = say(up, "models", "add", "later@1", "--evaluation", "nightly", "--metric", "f1=0.93", "--dataset", "eval@3")
+    assert given.code == 0, given.err
+    assert say(up, "models", "add", "later@1", "--sla", "best effort").code == 0
+    assert "nightly: f1 0.93 on eval@3 (stated by admin)" in say(up, "models", "addenda", "later@1").out
+    assert say(up, "models", "add", "later@1", "--sla", "a", "--rollback-target", "later@1").code == 2
+    assert say(up, "models", "add", "later@1", "--evaluation", "x", "--metric", "f1=high").code == 2
+    assert say(up, "models", "add", "later@9", "--sla", "x").code == 4
+
+    bom = say(up, "models", "bom", "later@1")
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(bom.out) is None
+    model = bom.data["metadata"]["component"]
+    assert {"type": "f1", "value": "0.93", "slice": "eval@3"} in model["modelCard"]["quantitativeAnalysis"][
+        "performanceMetrics"
+    ]
+    named = {row["name"]: row["value"] for row in model["properties"]}
+    assert named["groundplane:hyperparameter:lr"] == "1e-4" and named["groundplane:sla"] == "p95 below 200 ms"
+    assert bom.data["version"] == 3
+
+    certificate.write_text(say(up, "models", "certificate", "later@1", "--envelope").out)
+    addenda.write_text(say(up, "models", "addenda", "later@1", "--envelopes").out)
+    key.write_text(say(up, "models", "public-key").out)
+    words = ("models", "verify", "--offline", str(folder), "--key", str(key), "--certificate", str(certificate),
+             "--addenda", str(addenda))  # fmt: skip
+    good = say(up, *words)
+    assert good.code == 0, good.err
+    assert "2 addenda are chained to it" in good.out and "2 sla: best effort" in good.out
+    first, second = json.loads(addenda.read_text())
+    for wrong in ([second], [second, first], [first, {**second, "payload": first["payload"]}]):
+        addenda.write_text(json.dumps(wrong))
+        assert say(up, *words).code == 8
+    addenda.write_text("{}")
+    assert "is no list of envelopes" in say(up, *words).err
+
+
+def test_a_project_requires_facts_and_says_which_are_missing(up: Any, say: Any, folder: Path) -> None:
+    if say(up, "projects", "list", "-o", "json").out.find('"strict"') < 0:
+        up.ground("projects", "create", "strict", "--owner", "ana", "--cost-center", "r1")
+    ruled = say(
+        up, "models", "require", "strict", "licence, hyperparameters", "not dirty", "evaluations", "--reason", "x"
+    )
+    assert ruled.code == 0, ruled.err
+    assert "licence, hyperparameters, not dirty, evaluations>=1" in ruled.out
+    words = ("models", "register", str(folder), "--name", "strict", "--project", "strict", *FACTS)
+    refused = say(up, *words)
+    assert refused.code == 3
+    assert "hyperparameters" in refused.err and "--param NAME=VALUE" in refused.err and "not dirty" in refused.err
+    assert say(up, *words, "--param", "lr=1", "--code-clean").code == 0
+    (missing,) = say(up, "models", "missing", "strict@1", "-o", "json").data
+    assert (missing["fact"], missing["have"]) == ("evaluations>=1", "0 evaluations")
+    assert say(up, "models", "missing", "strict@1", "--stage", "register", "-o", "json").data == []
+    assert say(up, "models", "require", "strict", "colour", "--reason", "x").code == 2
+    assert say(up, "models", "require", "strict", "licence").code == 2  # without a reason
+    assert say(up, "models", "require", "strict", "--none", "--reason", "x").code == 0
+    assert say(up, "models", "require", "strict", "-o", "json").data == []
+    (scan,) = say(up, "models", "scans", "strict@1", "-o", "json").data
+    assert scan["name"] == "clean"
+
+
 def test_a_foreign_key_vouches_for_nothing(up: Any, say: Any, folder: Path, tmp_path: Path) -> None:
 
     certificate, key = tmp_path / "c.json", tmp_path / "key.pem"

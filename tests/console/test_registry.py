@@ -85,3 +85,28 @@ def test_gates_and_datasets_have_pages(paged: Plane) -> None:
     assert "/data/rows" in page
     assert '<a href="/console/models/paged@1">paged@1</a>' in page
     assert browser.get("/console/datasets/none@1").status_code == 404
+
+
+def test_later_facts_scans_and_required_facts_are_pages_with_forms(paged: Plane) -> None:
+    browser = paged.browser()
+    page = browser.get("/console/models/paged@1").text
+    assert "What became known later" in page
+    told = browser.post("/console/models/paged@1/addenda", data={"kind": "sla", "text": HOSTILE})
+    assert told.is_success, told.text
+    assert [str(each.kind) for each in paged.client.addenda("paged@1") if each.kind == "sla"] == ["sla"]
+    page = browser.get("/console/models/paged@1").text
+    assert HOSTILE not in page and "sla" in page
+    assert browser.post("/console/models/paged@1/addenda", data={"kind": "waiver", "text": "x"}).status_code == 422
+    scans = browser.get("/console/scans").text
+    assert "paged@1" in scans and "clean" in scans
+    assert browser.post("/console/models/paged@1/scan").is_success
+    assert len(paged.client.scans("paged@1")) == 2
+
+    rule = {"project": "vision", "facts": "licence, energy", "reason": "audit"}
+    assert browser.post("/console/gates/required-facts", data=rule).is_success
+    assert "licence, energy" in browser.get("/console/gates").text
+    assert "Its project requires more" in browser.get("/console/models/paged@1").text
+    viewer = paged.browser(paged.key_for(Role.VIEWER, "vision"))
+    assert viewer.post("/console/gates/required-facts", data=rule).status_code == 403
+    assert browser.post("/console/gates/required-facts", data={**rule, "facts": ""}).is_success
+    assert paged.client.required_facts() == []
