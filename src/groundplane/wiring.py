@@ -283,6 +283,7 @@ async def build(settings: Settings) -> App:
         gateway_addresses=(settings.gateway_host,),
         isolation=isolation,
         secrets=secrets,
+        kept=staging.need,
     )
     preflight = Preflight(
         store=store,

@@ -450,3 +450,16 @@ def test_an_alias_bomb_and_a_list_that_holds_itself_are_answered_at_once():
 def test_thousands_of_faults_are_reported_as_the_first_hundred():
     wrong = "".join(f"  x{number}: 1\n" for number in range(3_000))
     assert len(said(GOOD + wrong)) == 100
+
+
+@pytest.mark.parametrize("written", ['env: {A: "b\\0c"}', 'command: [echo, "a\\0b"]', 'workdir: "/srv/a\\0b"'])
+def test_a_nul_is_refused_where_it_is_written(written: str) -> None:
+    """No program can be started with one, and no database keeps it."""
+    head = ["apiVersion: groundplane/v1", "kind: Job", "metadata: {name: nul, project: p, owner: ana, cost_center: r1}"]
+    spec = ["resources: {cpus: 1, memory: 1GiB}", "end_date: 2d", "max_cost: $1", written]
+    spec[:0] = [] if written.startswith("command") else ["command: [echo, x]"]
+    lines = "\n".join([*head, "spec:", *(f"  {line}" for line in spec)])
+    with pytest.raises(InvalidInput) as error:
+        parse(lines, now=datetime(2026, 3, 2, tzinfo=UTC))
+    (problem,) = [each for each in error.value.problems if "NUL" in each.message]
+    assert problem.line == len(lines.splitlines())

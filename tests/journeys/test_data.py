@@ -157,6 +157,10 @@ def test_an_artifact_comes_to_the_job_by_its_name(shared: Any, tmp_path: Path) -
     shared.wait_run(run_id, "succeeded")
     lines = [line.split() for line in shared.log(run_id).splitlines()]
     assert lines == [[sha256(big), "./deep/big.bin"], [sha256(small), "./small.txt"]]
+    for source in ("artifact:nowhere", "artifact:../../etc/passwd", "model:nothing@1"):
+        absent = shared.job("absent", ["true"], data=[{"name": "x", "from": source}])
+        said = shared.ground("plan", "-f", str(absent), expect=4).stderr
+        assert f"project research has no {source.partition(':')[0]} {source.partition(':')[2]}" in said
 
 
 @pytest.mark.parametrize(

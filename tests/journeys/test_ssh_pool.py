@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import textwrap
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -85,6 +87,38 @@ def test_a_model_trained_on_another_machine_is_registered_here(lab: Any) -> None
     assert f"made on {detail.attempts[0].node}" in lab.log(detail.run.id)
     lab.ground("nodes", "uncordon", "n0")
     assert {node["cordoned"] for node in lab.data("nodes")} == {""}
+
+
+@pytest.mark.needs("sshd")
+def test_a_registered_model_and_an_artifact_are_staged_to_every_node_of_a_gang(lab: Any, tmp_path: Path) -> None:
+    made = lab.job(
+        "base",
+        ["python3", "-c", MAKES_A_MODEL],
+        pool="lab",
+        max_cost="$1",
+        outputs={"models": [{"name": "base-model", "path": "model", "license": "MIT", "framework": "none"}]},
+    )
+    detail = lab.wait_run(lab.submit(made), "succeeded", "failed")
+    assert detail.run.status == "succeeded", detail.run.message
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    (pairs / "pairs.bin").write_bytes(body := os.urandom(3 * 2**20))
+    lab.ground("artifacts", "push", str(pairs), "--name", "pairs", "--project", "research")
+    look = 'cd "$GROUND_DATA_DIR" && find . -name "*.bin" -o -name "*.safetensors" | sort | xargs sha256sum'
+    data = [{"name": "base", "from": "model:base-model@1"}, {"name": "pairs", "from": "artifact:pairs"}]
+    small = {"cpus": 0.5, "memory": "64MiB", "nodes": 2}
+    gang = lab.submit(lab.job("tuned", look, pool="lab", max_cost="$1", data=data, resources=small))
+    detail = lab.wait_run(gang, "succeeded", "failed")
+    assert detail.run.status == "succeeded", detail.run.message
+    files = {file.path: file.sha256 for file in lab.client.model_version("base-model", 1).files}
+    wanted = f"{files['model.safetensors']}  ./base/model.safetensors\n"
+    wanted += f"{hashlib.sha256(body).hexdigest()}  ./pairs/pairs.bin\n"
+    for rank in (0, 1):
+        assert lab.ground("logs", gang, "--rank", str(rank)).stdout == wanted
+    assert len(set(detail.attempts[0].node.split(","))) == 2
+    data = [{"name": "base", "from": "model:base-model@9"}]
+    absent = lab.job("absent", ["true"], pool="lab", max_cost="$1", data=data)
+    assert "has no model base-model@9" in lab.ground("plan", "-f", str(absent), expect=4).stderr
 
 
 @pytest.mark.needs("sshd")

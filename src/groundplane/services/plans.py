@@ -6,7 +6,7 @@ What a plan costs is nothing; what it says no to costs nothing either.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -51,7 +51,7 @@ class _Market:
 class Plans:
     """Makes, keeps and rechecks plans. `gateway_addresses` are what an exposure of a public endpoint may name.
 
-    `hardware` gives the catalogue as it stands. Without `outlooks` plans show verdicts and pools' offers alone.
+    `hardware` gives the catalogue as it stands; `kept` raises NotFound for a job whose data our own store lacks. Without `outlooks` plans show verdicts and pools' offers alone.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Plans:
         price_stale_days: int = 30,
         isolation: IsolationPolicy | None = None,
         secrets: SecretStore | None = None,
+        kept: Callable[[JobSpec], Awaitable[object]] | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -84,6 +85,7 @@ class Plans:
         self._price_stale_days = price_stale_days
         self._isolation = isolation or IsolationPolicy()
         self._secrets = secrets
+        self._kept = kept
 
     async def plan(self, actor: Actor, text: str) -> list[Plan]:
         """One plan per document, refused ones too; all are written down, or none.
@@ -101,6 +103,10 @@ class Plans:
             for spec in specs:
                 await self._project(tx, actor, spec.metadata.project)
             specs = tuple([await pinned(tx, actor, spec) for spec in specs])
+        for spec in specs:
+            # What comes before it may make what it stages; else nobody will, and it would wait until its end date.
+            if self._kept is not None and isinstance(spec, JobSpec) and spec.data and not spec.needs:
+                await self._kept(spec)
         market = await self._market()
         market = replace(market, blind=await self._blind(specs, market))
         considered = [await self._consider(spec, market) for spec in specs]

@@ -337,6 +337,10 @@ def _string(node: Node) -> str:
         )
     if len(node.value) > MAX_TEXT:
         raise _bad(node, f"has {len(node.value)} characters; the limit is {MAX_TEXT}")
+    if "\0" in node.value:
+        raise _bad(
+            node, f"{shown(str(node.value))} holds a NUL, which no program and no file can be given", "remove it"
+        )
     return str(node.value)
 
 
