@@ -63,6 +63,7 @@ SCRIPTS = {
             for step in (10, 20)
         ),
         ends_after_s=None,
+        seen=({"environment": {"packages": []}, "hardware": {"drivers": [{"name": "linux kernel"}]}, "unknown": []},),
     ),
 }
 
@@ -317,6 +318,15 @@ async def test_samples_are_the_newest_oldest_first(pool: Pool) -> None:
     assert 0 < len(await pool.executor.samples(pool.one, 1)) <= 1
     assert [each.at for each in samples] == sorted(each.at for each in samples)
     assert samples[0].memory_bytes > 0
+
+
+async def test_what_is_around_a_job_is_seen_before_it_starts_when_it_is_asked_for(pool: Pool) -> None:
+    await pool.start("saves", observe=True)
+    await pool.until(lambda seen: seen.started_at)
+    (seen,) = await pool.executor.circumstances(pool.one)
+    assert seen["hardware"]["drivers"][0]["name"] == "linux kernel"  # type: ignore[index]
+    assert isinstance(seen["environment"]["packages"], list)  # type: ignore[index]
+    assert await pool.executor.circumstances(pool.never) == []
 
 
 async def test_checkpoints_are_reported_while_it_runs(pool: Pool) -> None:
