@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from datetime import date
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from groundplane.domain.isolation import Isolation
 from groundplane.errors import InvalidInput
@@ -68,6 +69,13 @@ def _uid_range(text: str) -> str:
     first, _, last = text.partition("-")
     if not 0 < int(first) <= int(last) < 2**32 - 1:
         raise ValueError("write it like 710000-710999, above 0")
+    return text
+
+
+def _http_address(text: str) -> str:
+    url = urlsplit(text)
+    if url.scheme not in {"http", "https"} or not url.hostname or url.port == 0:
+        raise ValueError("no http or https address")
     return text
 
 
@@ -153,6 +161,7 @@ class Settings:
         "GROUND_GATEWAY_TRACES_URL",
         "",
         "Where the gateway sends spans as OTLP over HTTP, like http://collector:4318/v1/traces; empty sends none.",
+        _http_address,
     )
     traces_percent: int = _setting(
         "GROUND_GATEWAY_TRACES_PERCENT",

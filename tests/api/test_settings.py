@@ -44,7 +44,8 @@ def test_an_empty_variable_is_the_default() -> None:
     ("variable", "value"),
     [("GROUND_PORT", "many"), ("GROUND_PORT", "0"), ("GROUND_PORT", "70000"), ("GROUND_LEASE", "soon"),
      ("GROUND_LOCAL_PRICE", "-1"), ("GROUND_STORE_QUOTA", "2 buckets"), ("GROUND_APPROVAL_FOUR_EYES", "maybe"),
-     ("GROUND_APPROVAL_EXPIRY", "0s")],
+     ("GROUND_APPROVAL_EXPIRY", "0s"), ("GROUND_GATEWAY_TRACES_URL", "collector:4318"),
+     ("GROUND_GATEWAY_TRACES_PERCENT", "0")],
 )  # fmt: skip
 def test_a_value_that_cannot_be_read_names_its_variable(variable: str, value: str) -> None:
     with pytest.raises(InvalidInput, match=variable):

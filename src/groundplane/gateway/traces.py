@@ -327,7 +327,8 @@ class TraceExporter:
             connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
         headers = {"content-type": "application/x-protobuf", "content-encoding": "gzip", **self._headers}
         try:
-            connection.request("POST", url.path or "/v1/traces", body, headers)
+            path = (url.path or "/v1/traces") + (f"?{url.query}" if url.query else "")
+            connection.request("POST", path, body, headers)
             answer = connection.getresponse()
             answer.read(65_536)
             said: Any = answer.headers.get("retry-after", "0")
