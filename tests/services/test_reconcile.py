@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -24,7 +25,10 @@ from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds
 from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.domain.budget import Budget, Hold, HoldStatus
+from groundplane.domain.circumstances import AttemptCircumstances
+from groundplane.domain.envelope import open_envelope
 from groundplane.domain.ledger import LedgerEntry
+from groundplane.domain.model import ModelVersion
 from groundplane.domain.run import Attempt, EndReason, FoundCheckpoint, Run, RunStatus
 from groundplane.errors import Conflict, Refusal
 from groundplane.identity import Actor, Role
@@ -325,6 +329,29 @@ async def test_a_declared_output_that_may_not_enter_fails_the_run_and_says_why(t
     assert (run.status, run.end_reason) == (RunStatus.FAILED, EndReason.OUTPUT_REFUSED)
     assert "pickle" in run.message
     await plane.balances()
+
+
+async def test_what_a_runner_saw_before_the_start_is_what_the_certificate_states(tmp_path: Path) -> None:
+    code = {"commit": "c" * 40, "dirty": False, "repository": ""}
+    drivers = [{"name": "linux kernel", "version": "6"}]
+    seen = {"observed_at": "now", "code": code, "hardware": {"cpu": "x", "drivers": drivers}, "unknown": [["x", "y"]]}
+    plane = await a_plane(tmp_path, lambda _: Script(ends_after_s=5.0, seen=(seen,)))
+    run_id = await plane.submit(JOB + "  outputs: {models: [{name: m, path: ., license: MIT, sla: best effort}]}\n")
+    output = tmp_path / "runs" / run_id / "output"
+    output.mkdir(parents=True)
+    (output / "config.json").write_text("{}")
+    (output / "params.json").write_text('{"lr": 0.1}')
+    run = await plane.run_to_end(run_id)
+    assert run.status is RunStatus.SUCCEEDED and plane.sent[f"{run_id}-1"].observe
+    async with plane.store.transaction() as tx:
+        (kept,) = await tx.find(AttemptCircumstances)
+        (version,) = await tx.find(ModelVersion)
+    assert kept.id == f"{run_id}-1" and kept.members == (seen,)
+    said: Any = open_envelope(version.certificate).statement["predicate"]
+    assert (said["code"], said["hardware"]["drivers"]) == (code, drivers)
+    assert said["observed"] == "before the command of attempt 1 started, now"
+    assert (said["hyperparameters"], said["sla"]) == ({"lr": "0.1"}, "best effort")
+    assert {"fact": "x", "why": "y"} in said["unknown"]
 
 
 async def test_attempts_run_out(tmp_path: Path) -> None:
