@@ -3,7 +3,7 @@
     python bench/tracking.py [--mlflow PROGRAM] [--rounds 60] [--ours URL --theirs URL] [--json]
 
 `--mlflow` names the `mlflow` program of another environment (`pip install mlflow`): its server is the peer, with one
-worker and the default SQLite database, as ours. `--ours` and `--theirs` put both on another database, each its own.
+worker and the default SQLite database, as ours. `--ours` and `--theirs` put both on another database, each its own and empty.
 Requests are made by one HTTP client that keeps its connections, so the figures are the servers' and not a client's:
 one metric, a batch of 1,000 points of 10 metrics, a batch of 1,000 metrics, a batch of 100 parameters, a history of
 1,000 points, a search among 200 runs. Goals: one metric in 5 ms at the median; batches of 1,000 points 5 times as fast.

@@ -319,6 +319,8 @@ def test_what_is_not_served_says_so(served: Any) -> None:
     assert served.raw("GET", "/mlflow/api/3.0/mlflow/server-info").json()["multipart_uploads_enabled"] is False
     bad = served.raw("POST", "/mlflow/api/2.0/mlflow/runs/log-metric", content=b"{")
     assert (bad.status_code, bad.json()["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
+    page = served.raw("GET", "/mlflow/")
+    assert (page.status_code, page.headers["location"]) == (303, "/console/experiments")
     climbing = served.raw("PUT", "/mlflow/api/2.0/mlflow-artifacts/artifacts/runs/x/%2e%2e/y", content=b"a")
     assert climbing.status_code in (400, 404)
 

@@ -24,6 +24,7 @@ OPEN_ROUTES = {
     "/readyz": "says only whether the database answers; load balancers have no key",
     "/openapi.json": "the shapes are public; they hold no data",
     "/": "leads to the console",
+    "/mlflow/": "leads to the console, as the links do that MLflow clients print",
     "/hf/lfs/{upload_id}/{oid}": "the link is the proof: it can't be guessed, ends, and takes only the bytes it names",
     "/console/login": "where a person without a session shows a key",
     "/console/logout": "ends a session; needs none to do so",

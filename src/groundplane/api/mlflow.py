@@ -10,7 +10,7 @@ from typing import Annotated
 
 import msgspec
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from groundplane.api.access import Ground, requires, requires_any_key
 from groundplane.api.mlflow_wire import PREFIX, MlflowRoute, Number, Pair, answer, mapping, needed, number, pairs, read
@@ -67,6 +67,12 @@ async def server_info(actor: Annotated[Actor, requires_any_key()]) -> Response:
             "multipart_downloads_enabled": False,
         }
     )
+
+
+@about.get("/")
+async def links() -> Response:
+    """Where the links that clients print lead: to the console's pages."""
+    return RedirectResponse("/console/experiments", status_code=303)
 
 
 @about.get("/version")
