@@ -23,7 +23,7 @@ from groundplane.adapters.executors.ssh import SshExecutor
 from groundplane.domain.node import NodeHealth, Placement
 from groundplane.domain.pool_file import GONE_LIMIT_DEFAULT_S, PoolDefinition, moved, parse_pools
 from groundplane.domain.run import EndReason, Observation
-from groundplane.errors import Unavailable
+from groundplane.errors import InvalidInput, Unavailable
 from groundplane.ports import Order
 
 pytestmark = pytest.mark.needs("sshd")
@@ -502,3 +502,13 @@ async def test_outputs_come_from_the_node_once_and_whole(lab: Lab) -> None:
     await executor.bring_outputs("att-1", "run-1", target)
     assert (target / "m" / "w").stat().st_ino == inode
     assert not list(target.rglob("*.part"))
+
+
+async def test_outputs_that_our_disk_never_holds_are_refused_before_the_first_byte(lab: Lab) -> None:
+    executor = lab.open()
+    await executor.start(lab.order("truncate -s 9P $GROUND_OUTPUT_DIR/x || truncate -s 8T $GROUND_OUTPUT_DIR/x"))
+    await lab.ended(executor)
+    target = lab.place / "output"
+    with pytest.raises(InvalidInput, match=r"the run's outputs have .*; the whole disk here has"):
+        await executor.bring_outputs("att-1", "run-1", target)
+    assert not target.exists()

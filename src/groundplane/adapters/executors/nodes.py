@@ -10,6 +10,7 @@ import asyncio
 import base64
 import contextlib
 import os
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -38,11 +39,13 @@ from groundplane.domain.preflight import CheckResult, results_of
 from groundplane.domain.run import EndReason, Observation
 from groundplane.errors import Conflict, GroundError, InvalidInput, Unavailable
 from groundplane.ports import Clock, LogChunk, Order, Sample, Unplaced
+from groundplane.units import format_bytes
 
 START_PATIENCE_S = 75.0
 LOOK_PATIENCE_S = 2.0
 LOOK_BATCH = 200
 SPOT_PATIENCE_S = 15.0
+OUTPUTS_PART = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +239,9 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
             return
         link = where[0]
         root = f"{self._shared_dir}/runs/{run_id}/output" if self._shared_dir else ""
-        for file in (await self._ask(link, "files", run_id=run_id, root=root))["files"]:
+        files = (await self._ask(link, "files", run_id=run_id, root=root))["files"]
+        await asyncio.to_thread(_demand_room, target, files)
+        for file in files:
             await self._bring(link, run_id, root, file, target)
 
     # ---- starting
@@ -550,3 +555,17 @@ def _retrieved(task: asyncio.Task[Document]) -> None:
     """An answer that came too late to be waited for is no unheard failure."""
     if not task.cancelled():
         task.exception()
+
+
+def _demand_room(target: Path, files: Sequence[Document]) -> None:
+    """Unavailable while the outputs don't fit on our disk, InvalidInput when they never will: no job may fill it."""
+    missing = [file for file in files if not (target / file["path"]).exists()]
+    wanted = sum(file["bytes"] for file in missing)
+    place = next(folder for folder in (target, *target.parents) if folder.exists())
+    disk = shutil.disk_usage(place)
+    if wanted > disk.total:
+        words = f"the run's outputs have {format_bytes(wanted)}; the whole disk here has {format_bytes(disk.total)}"
+        raise InvalidInput(words, "write large results to a shared folder or a bucket")
+    if wanted > disk.free * OUTPUTS_PART:
+        words = f"the run's outputs have {format_bytes(wanted)}; {format_bytes(disk.free)} are free here"
+        raise Unavailable(words, f"free some space under {place}")
