@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Iterator
@@ -48,12 +49,18 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    home = tmp_path_factory.mktemp("api") / "ground"
+    with control_plane(tmp_path_factory.mktemp("api") / "ground") as plane:
+        yield plane
+
+
+@contextlib.contextmanager
+def control_plane(home: Path, **more: Any) -> Iterator[Served]:
+    """One that answers until the block ends; `more` are settings beside its home, its port and its small limits."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     settings = Settings(
-        home=home, port=port, request_limit_bytes=REQUEST_LIMIT_BYTES, upload_limit_bytes=UPLOAD_LIMIT_BYTES
+        home=home, port=port, request_limit_bytes=REQUEST_LIMIT_BYTES, upload_limit_bytes=UPLOAD_LIMIT_BYTES, **more
     )
     make_home(home)
     secrets: list[str] = []

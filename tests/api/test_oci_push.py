@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
 import shutil
 import socket
 import struct
 import subprocess
 import threading
+import time
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,11 @@ import oras.client
 import oras.oci
 import pytest
 
+from groundplane.api.oci_uploads import BlobUploads, UploadUnknown
+from groundplane.api.staging import KEEP_S, Staging
 from groundplane.domain import oci
-from groundplane.identity import Role
+from groundplane.errors import TooLarge
+from groundplane.identity import Actor, Role
 
 ANNOTATIONS = {
     "org.opencontainers.image.licenses": "Apache-2.0",
@@ -310,3 +316,27 @@ def test_nothing_is_deleted_and_who_may_not_write_pushes_nothing(served: Any, pu
         answer = served.raw(method, f"/v2/default/kept/{path}", key=viewer)
         assert (answer.status_code, answer.json()["errors"][0]["code"]) == (403, "DENIED")
     assert served.raw("POST", "/v2/nowhere/kept/blobs/uploads/").status_code == 404
+
+
+async def test_half_uploads_and_blobs_that_no_manifest_took_are_swept_after_a_day(tmp_path: Path) -> None:
+    landing = Staging(tmp_path, 10**6)
+    uploads = BlobUploads(landing, Actor(name="ana", role=Role.MEMBER, key_id="k"), "default", "m")
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"half"
+
+    half, whole = await uploads.begin(), await uploads.begin()
+    await uploads.append(half, pieces(), None, 4)
+    await uploads.append(whole, pieces(), 0, 4)
+    await uploads.finish(whole, digest_of(b"half"))
+    assert await landing.sweep() == 0
+    assert (await uploads.size(half), await uploads.landed(digest_of(b"half")) is not None) == (4, True)
+    old = time.time() - KEEP_S - 1
+    for path in (*tmp_path.rglob("*"), *tmp_path.glob("upl-*")):
+        os.utime(path, (old, old))
+    assert await landing.sweep() == 1
+    assert await uploads.landed(digest_of(b"half")) is None
+    with pytest.raises(UploadUnknown):
+        await uploads.size(half)
+    with pytest.raises(TooLarge):
+        await uploads.append(await uploads.begin(), pieces(), 0, 10**7)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 from blake3 import blake3
-from tests.api.conftest import Served
+from moto.server import ThreadedMotoServer
+from tests.api.conftest import Served, control_plane
 
+from groundplane.adapters.artifacts.bucket import BucketObjects
 from groundplane.client import artifacts as sdk
 from groundplane.client.sending import pieces_of
 from groundplane.domain.packs import Piece, pack_pieces
@@ -119,3 +123,51 @@ def test_bytes_that_are_not_what_they_are_called_become_no_file(served: Served) 
     assert served.raw("POST", f"{base}/missing", content=pack_pieces([Piece(bytes(32), 2**30)])).status_code == 422
     viewer = served.key(Role.VIEWER)
     assert served.raw("POST", f"{base}/missing", content=listed, key=viewer).status_code == 403
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket of a real S3 server on loopback, and the environment that reaches it."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    client = boto3.client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], region_name="us-east-1")
+    client.create_bucket(Bucket="landed")
+    client.close()
+    yield "s3://landed/here"
+    server.stop()
+
+
+def test_with_a_bucket_the_bytes_pass_the_control_plane_by(
+    bucket: str, tmp_path: Path, sent: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put: list[bool] = []
+    put_at = sdk.put_at
+
+    def noting(address: str, bundle: bytes) -> bool:
+        put.append(put_at(address, bundle))
+        return put[-1]
+
+    monkeypatch.setattr(sdk, "put_at", noting)
+    source = weights(tmp_path / "w.bin", tmp_path)
+    with control_plane(tmp_path / "ground", store_url=bucket) as plane:
+        artifact = plane.client.push(source, name="landed", project="default")
+        assert (put, sum(sent)) == ([True], source.stat().st_size)
+        assert plane.client.pieces(artifact.id, "w.bin").addresses, "it can be read from the bucket, too"
+        plane.client.pull(artifact.id, tmp_path / "out")
+        assert (tmp_path / "out" / "w.bin").read_bytes() == source.read_bytes()
+        # A client that can't reach the bucket sends through the API.
+        monkeypatch.setattr(sdk, "put_at", lambda address, bundle: False)
+        other = weights(tmp_path / "v.bin", "other")
+        made = plane.client.push(other, name="landed", project="default")
+        assert plane.client.verify_artifact(made.id).ok
+    assert BucketObjects(bucket).sweep_landing(-1) == 0, "nothing is left where bundles land"
