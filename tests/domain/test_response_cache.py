@@ -93,3 +93,12 @@ def test_a_caller_may_want_a_younger_answer() -> None:
 def test_a_time_to_keep_that_is_none_is_refused(ttl_s: int) -> None:
     with pytest.raises(InvalidInput, match=str(ttl_s)):
         check_cache(CacheRule(ttl_s=ttl_s))
+
+
+def test_a_large_answer_does_not_push_itself_out() -> None:
+    shelf = Shelf(8_000)
+    shelf.put(b"1", kept("a", 2_500))
+    shelf.put(b"2", kept("b", 2_500))
+    large = kept("c", 3_000)
+    shelf.put(b"3", large)
+    assert shelf.find("c", b"3", 1) is large and len(shelf) == 2

@@ -141,7 +141,9 @@ class Shelf:
         self._projects.setdefault(kept.project, OrderedDict())[name] = kept
         self._bytes[kept.project] = self._bytes.get(kept.project, 0) + kept.size_bytes
         while self.size_bytes > self._most_bytes:
-            largest = max(self._bytes, key=lambda project: self._bytes[project])
+            # What came last stays: where it is all that its project has, it is the turn of the next largest one.
+            others = [one for one, answers in self._projects.items() if one != kept.project or len(answers) > 1]
+            largest = max(others, key=lambda project: self._bytes[project])
             self.drop(largest, next(iter(self._projects[largest])))
         return True
 
