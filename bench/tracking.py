@@ -3,7 +3,7 @@
     python bench/tracking.py [--mlflow PROGRAM] [--rounds 60] [--ours URL --theirs URL] [--json]
 
 `--mlflow` names the `mlflow` program of another environment (`pip install mlflow`): its server is the peer, with one
-worker and the default SQLite database, as ours. `--ours` and `--theirs` put both on another database, each its own and empty.
+worker and the default SQLite database, as ours. `--ours` and `--theirs` put each on an empty database of its own.
 Requests are made by one HTTP client that keeps its connections, so the figures are the servers' and not a client's:
 one metric, a batch of 1,000 points of 10 metrics, a batch of 1,000 metrics, a batch of 100 parameters, a history of
 1,000 points, a search among 200 runs. Goals: one metric in 5 ms at the median; batches of 1,000 points 5 times as fast.
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -191,8 +192,12 @@ def peer(program: str, folder: Path, database: str) -> Iterator[Server]:
         yield Server(f"http://127.0.0.1:{port}", {})
     finally:
         if process.poll() is None:
-            os.killpg(process.pid, 15)
-            process.wait(30)
+            os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait(30)
 
 
 def _answers(port: int) -> bool:

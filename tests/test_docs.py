@@ -129,10 +129,12 @@ IMPORTED_AS = {
     "cyclonedx-python-lib": "cyclonedx",
     "huggingface-hub": "huggingface_hub",
     "openlineage-python": "openlineage",
+    "mlflow-skinny": "mlflow",
     "opentelemetry-proto": "opentelemetry",
     "opentelemetry-semantic-conventions": "opentelemetry",
     "prometheus-client": "prometheus_client",
     "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
 }
 USED_THROUGH = {
     "asyncpg": "SQLAlchemy's PostgreSQL URLs",
@@ -143,6 +145,7 @@ USED_THROUGH = {
     "import-linter": "make check",
     "moto": "started by tests/adapters/test_clouds.py",
     "mypy": "make check",
+    "pandas": "MLflow's autologging",
     "pytest-asyncio": "pytest",
     "pytest-xdist": "pytest",
     "python-multipart": "FastAPI's forms",
