@@ -55,6 +55,12 @@ def _receiver(text: str) -> str:
     return text
 
 
+def _tracking_url(text: str) -> str:
+    if text and text != "off" and not re.fullmatch(r"https?://[^\s/]+(/\S*)?/mlflow", text):
+        raise ValueError("write https://HOST/mlflow as jobs reach it, or off")
+    return text
+
+
 def _namespace(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,99}", text):
         raise ValueError("1 to 100 letters, digits, dots, dashes, underscores and colons")
@@ -132,6 +138,7 @@ class Settings:
         "GROUND_TRACKING_URL",
         "",
         "Where jobs of other machines reach tracking, as https://ground.example/mlflow; `off`: no job is told of it.",
+        _tracking_url,
     )
     gateway_host: str = _setting(
         "GROUND_GATEWAY_HOST", "127.0.0.1", "Address of the gateway. Beyond loopback needs an exposure."

@@ -95,7 +95,7 @@ from groundplane.services.tracked_models import TrackedModels
 from groundplane.services.tracking import JobTracking, Tracking
 from groundplane.services.traffic import Traffic
 from groundplane.services.watchdogs import Watchdogs
-from groundplane.settings import LOOPBACK_HOSTS, Settings
+from groundplane.settings import Settings
 
 
 class PoolExecutor(CheckpointExecutor, DataExecutor, DevExecutor, Protocol):
@@ -498,9 +498,7 @@ def _tracking_urls(settings: Settings) -> dict[str, str]:
     """Where jobs reach tracking: those of this machine by themselves, those of others where the operator says."""
     if settings.tracking_url == "off":
         return {}
-    every = ("0.0.0.0", "::")  # noqa: S104  (compared with, not bound)
-    host = "127.0.0.1" if settings.host in (*every, *LOOPBACK_HOSTS) else settings.host
-    return {"local": f"http://{host}:{settings.port}/mlflow", "": settings.tracking_url}
+    return {"local": f"{settings.base_url}/mlflow", "": settings.tracking_url}
 
 
 def _lineage_sink(settings: Settings, secrets: FolderSecrets) -> LineageSink | None:
