@@ -289,6 +289,11 @@ def test_what_refers_to_a_version_is_kept_and_listed_beside_its_certificate(serv
     assert served.raw("GET", f"/v2/default/referred/manifests/{digest_of(content)}").content == content
     assert served.raw("GET", f"/v2/default/referred/blobs/{digest_of(bill)}").content == bill
     assert numbers(served, "referred") == [1]
+    rows = served.client.packages("default", "referred")
+    (pushed,) = [row for row in rows if row.tags]
+    assert (pushed.digest, pushed.tags, pushed.version_id) == (digest, ("latest", "v1"), "referred@1")
+    kinds = [row.artifact_type for row in rows if row.subject == digest]
+    assert sorted(kinds) == sorted([oci.CERTIFICATE, "application/spdx+json"])
     served.client.collect(grace_s=60)
     assert served.raw("GET", f"/v2/default/referred/blobs/{digest_of(bill)}").content == bill
 

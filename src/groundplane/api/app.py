@@ -98,6 +98,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     hub.router,
     hub_push.router,
     oci.router,
+    oci.about,
     oci_push.router,
     lineage.router,
     lineage.outside,

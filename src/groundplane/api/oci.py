@@ -99,7 +99,14 @@ def _said(error: GroundError) -> list[str]:
 
 
 router = APIRouter(prefix="/v2", tags=["oci"], route_class=OciRoute, include_in_schema=False)
+about = APIRouter(prefix="/v1/packages", tags=["oci"])
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
+
+
+@about.get("/{project}/{name}")
+async def list_packages(project: str, name: str, app: Ground, actor: Reader) -> list[oci.Package]:
+    """Every manifest that OCI clients see in a repository, with its tags and what it refers to, newest first."""
+    return oci.packages(await app.oci.shelf(actor, project, name))
 
 
 @router.get("/")

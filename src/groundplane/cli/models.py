@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from groundplane.cli import adopt, certificates, model_checks, registry, render
+from groundplane.cli import adopt, certificates, model_checks, packages, registry, render
 from groundplane.cli.model_facts import facts_of, further_facts
 from groundplane.cli.options import Money, connect, output_option
 from groundplane.cli.render import Table
@@ -150,7 +150,7 @@ def register(path: Path, name: str, project: str, output: str, **stated: object)
     render.show(version, output, lambda: [f"registered {version.id}", *_version_lines(version)])
 
 
-for command in (*registry.COMMANDS, *model_checks.COMMANDS, *certificates.COMMANDS, adopt.adopt):
+for command in (*registry.COMMANDS, *model_checks.COMMANDS, *certificates.COMMANDS, adopt.adopt, packages.packages):
     models.add_command(command)
 
 

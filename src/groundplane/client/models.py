@@ -9,6 +9,7 @@ from groundplane.domain.certificate import Facts
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.model_scan import ScanReport
+from groundplane.domain.oci import Package
 from groundplane.wire import ReasonRequest
 from groundplane.wire.models import Certificate, ModelCheck, ModelSignature, PublicKeys, RegisterRequest, ScanRequest
 
@@ -23,6 +24,10 @@ class ModelCalls(Transport):
     def model(self, name: str) -> list[ModelVersion]:
         """One model's versions, newest first."""
         return self._get(f"/v1/models/{part(name)}", list[ModelVersion])
+
+    def packages(self, project: str, name: str) -> list[Package]:
+        """A model's OCI manifests with their tags, newest first."""
+        return self._get(f"/v1/packages/{part(project)}/{part(name)}", list[Package])
 
     def model_version(self, name: str, number: int | str) -> ModelVersion:
         """By number, by alias, or `latest`."""

@@ -11,6 +11,7 @@ from groundplane.console.certificate import read
 from groundplane.console.registry import standing
 from groundplane.console.web import PageRoute, page
 from groundplane.domain.model import ModelVersion
+from groundplane.domain.oci import packages_of
 from groundplane.identity import Actor, Permission
 
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
@@ -53,5 +54,6 @@ async def _page(request: Request, ref: str, actor: Actor, ground: Any, *, verifi
         certificate=read(version.certificate),
         serving=serving,
         verification=verification,
+        packages=packages_of(await ground.oci.shelf(actor, version.project, version.name), version.id),
         **await standing(ground, actor, version.id),
     )

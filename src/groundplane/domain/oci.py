@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import PurePosixPath
 
 from groundplane.domain.canonical import canonical_json
@@ -104,6 +105,58 @@ class Shelf:
         """All that stand for a version; the first is the one that its tags give: the push's own, where one made it."""
         own = [_as_pushed(row) for row in self.pushed if row.version_id == version.id]
         return [*own, manifest(version)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Package:
+    """A manifest of a repository, as people look at it. `made_by` is empty for those that this registry computes."""
+
+    digest: str
+    artifact_type: str
+    version_id: str
+    subject: str
+    tags: tuple[str, ...]
+    made_by: str
+    at: datetime
+
+
+def packages(shelf: Shelf) -> list[Package]:
+    """Every manifest with its tags, newest first: of each version, pushed and computed, and what refers to them."""
+    named: dict[str, list[str]] = {}
+    for tag in tags(shelf):
+        found = find_manifest(shelf, tag)
+        if found is not None:
+            named.setdefault(found.digest, []).append(tag)
+    rows = [
+        Package(
+            digest=row.digest,
+            artifact_type=row.artifact_type,
+            version_id=row.version_id,
+            subject=row.subject,
+            tags=tuple(named.get(row.digest, ())),
+            made_by=row.pushed_by,
+            at=row.at,
+        )
+        for row in shelf.pushed
+    ]
+    for version in shelf.versions:
+        own = manifest(version)
+        shown = {"version_id": version.id, "made_by": "", "at": version.created_at}
+        labels = tuple(named.get(own.digest, ()))
+        rows.append(Package(digest=own.digest, artifact_type=MODEL, subject="", tags=labels, **shown))  # type: ignore[arg-type]
+        for subject in shelf.manifests(version):
+            made = certificate_manifest(version, subject)
+            rows.append(
+                Package(digest=made.digest, artifact_type=CERTIFICATE, subject=subject.digest, tags=(), **shown)  # type: ignore[arg-type]
+            )
+    return sorted(rows, key=lambda row: (row.at, row.digest), reverse=True)
+
+
+def packages_of(shelf: Shelf, version_id: str) -> list[Package]:
+    """Those of one version, and what refers to them."""
+    found = packages(shelf)
+    own = {row.digest for row in found if row.version_id == version_id}
+    return [row for row in found if row.digest in own or row.subject in own]
 
 
 def referrers(shelf: Shelf, digest: str, artifact_type: str) -> bytes:

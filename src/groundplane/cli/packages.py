@@ -1,0 +1,34 @@
+"""`ground models packages`: a model as OCI clients see it."""
+
+from __future__ import annotations
+
+import click
+
+from groundplane.cli import render
+from groundplane.cli.options import connect, output_option
+from groundplane.cli.render import Table
+from groundplane.cli.words import moment
+
+
+@click.command()
+@click.argument("name")
+@click.option("--project", default="default", show_default=True)
+@output_option
+def packages(name: str, project: str, output: str) -> None:
+    """List a model's OCI manifests: their tags, who pushed them, and what refers to what."""
+    with connect() as client:
+        found = client.packages(project, name)
+    rows = [
+        (
+            each.digest[:19],
+            ", ".join(each.tags) or "-",
+            each.artifact_type or "-",
+            each.version_id or "-",
+            each.subject[:19] or "-",
+            each.made_by or "this registry",
+            moment(each.at),
+        )
+        for each in found
+    ]
+    columns = ("DIGEST", "TAGS", "TYPE", "VERSION", "REFERS TO", "BY", "AT")
+    render.show(found, output, lambda: [Table(columns, rows)])
