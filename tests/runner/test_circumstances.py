@@ -94,13 +94,31 @@ async def test_nobody_looks_unless_it_is_asked_for(node: Any) -> None:
 @pytest.mark.needs("root")
 async def test_a_checkout_of_another_user_is_read_with_the_jobs_own_rights(node: Any, checkout: Path) -> None:
     os.chown(checkout, 4321, 4321)
-    for place in (checkout, *checkout.parents):
-        place.chmod(place.stat().st_mode | 0o055)
-        if place.name.startswith("pytest-of-"):
-            break
+    open_to_all(checkout)
     await node.start("true", workdir=str(checkout), observe=True, isolation=_isolation("user"))
     await node.ended()
     assert seen(node)["code"]["commit"] == git_as_owner(checkout)
+
+
+@pytest.mark.needs("bubblewrap")
+async def test_behind_a_sandbox_the_same_is_seen_from_inside(node: Any, checkout: Path) -> None:
+    open_to_all(checkout)
+    (checkout / "python3").write_text(
+        """#!/bin/sh\ntest -w /usr || echo '["CPython 3.99", "Linux", ["inside==1"]]'\n"""
+    )
+    (checkout / "python3").chmod(0o755)
+    await node.start(["./python3", "x.py"], workdir=str(checkout), observe=True, isolation=_isolation("bubblewrap"))
+    assert (await node.ended()).exit_code == 0, node.log()
+    told = seen(node)
+    assert told["code"]["dirty"] is True, told["unknown"]
+    assert told["environment"]["packages"] == ["inside==1"], told["unknown"]
+
+
+def open_to_all(folder: Path) -> None:
+    for place in (folder, *folder.parents):
+        place.chmod(place.stat().st_mode | 0o055)
+        if place.name.startswith("pytest-of-"):
+            break
 
 
 def git_as_owner(folder: Path) -> str:

@@ -194,6 +194,8 @@ def image() -> Iterator[str]:
     shutil.copy(busybox, root / "bin" / "busybox")
     for applet in ("sh", "echo", "cat", "id", "sleep", "env", "ls", "grep", "true"):
         (root / "bin" / applet).symlink_to("busybox")
+    (root / "bin" / "python3").write_text("""#!/bin/sh\necho '["CPython 3.99", "Linux", ["inside==1"]]'\n""")
+    (root / "bin" / "python3").chmod(0o755)
     tar = root.with_suffix(".tar")
     subprocess.run(["tar", "-C", str(root), "-cf", str(tar), "."], check=True, timeout=60)
     imported = subprocess.run(
@@ -215,6 +217,16 @@ async def test_a_container_job_runs_in_its_image_and_writes_its_own_folders(node
     assert (node.home / "runs/run-1/output/o").read_text() == "out\n"
     assert node.log().endswith(b"hunter2")
     assert b"home" not in node.log()
+
+
+@pytest.mark.needs("podman")
+async def test_the_image_and_its_own_packages_are_seen_before_the_job_starts(node: Any, image: str) -> None:
+    await node.start("python3 x.py", isolation=JobIsolation(mode="podman", image=image), observe=True)
+    await node.ended()
+    (seen,) = await node.executor.circumstances("att-1")
+    assert (seen["container"]["used"], seen["container"]["image"]) == (True, image)
+    assert seen["container"]["digest"].startswith("sha256:") and len(seen["container"]["digest"]) == 71
+    assert seen["environment"]["packages"] == ["inside==1"], seen["unknown"]
 
 
 @pytest.mark.needs("podman")

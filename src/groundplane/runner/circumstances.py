@@ -253,7 +253,7 @@ def environment(
 ) -> Document | None:
     """The packages that the job's interpreter has installed, and the lock files beside its code."""
     locks = lock_files(workdir)
-    interpreter = python_of([str(word) for word in order["command"]], workdir, env.get("PATH", ""))
+    interpreter = python_of([str(word) for word in order["command"]], workdir, env.get("PATH", ""), sandbox.wraps)
     if not interpreter:
         unknown.append(["environment", f"the command starts no Python that was found: {order['command'][0]}"])
         return None
@@ -285,10 +285,11 @@ def lock_files(workdir: str) -> list[Document]:
     return found
 
 
-def python_of(command: list[str], workdir: str, path: str) -> str:
+def python_of(command: list[str], workdir: str, path: str, inside: bool = False) -> str:
     """The first Python that a command starts, as a path: through shells, `env`, and programs whose first line names it.
 
-    "" when there is none, such as for a binary. Not resolved: a virtual environment's python is a link.
+    "" when there is none, such as for a binary. Not resolved: a virtual environment's python is a link. What is
+    `inside` walls or an image can't be looked up from here: its name has to do.
     """
     words = list(command)
     for _ in range(3):
@@ -300,12 +301,14 @@ def python_of(command: list[str], workdir: str, path: str) -> str:
             except ValueError:
                 return ""
             starts = [0, *(at + 1 for at, word in enumerate(words) if re.fullmatch(r"[;&|()]+", word))]
-            pieces = [found for at in starts if (found := python_of(words[at:], workdir, path))]
-            return pieces[0] if pieces else ""
+            pieces = (python_of(words[at:], workdir, path, inside) for at in starts)
+            return next((found for found in pieces if found), "")
         while words and (Path(words[0]).name in _BEFORE or re.fullmatch(r"(\w+=.*|-.*)", words[0])):
             words = words[1:]
         if not words or Path(words[0]).name not in _SHELLS:
             break
+    if inside and words and _PYTHON.fullmatch(Path(words[0]).name):
+        return words[0]
     return _interpreter(words[0], workdir, path) if words else ""
 
 
