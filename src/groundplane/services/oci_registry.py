@@ -126,6 +126,7 @@ class OciRegistry:
             # Somebody may have pushed these very bytes, or this tag, meanwhile: what stands now decides.
             if not await self._known(actor, arrived):
                 raise
+            return
         self.outcomes["registered"] += 1
 
     async def _known(self, actor: Actor, arrived: Arrived) -> bool:
