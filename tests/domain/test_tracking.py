@@ -149,9 +149,20 @@ def test_points_come_back_as_they_went_in_once_each(rows: list[tuple[float, int,
     text = tracking.encode_points(points)
     back = tracking.decode_points(text)
     assert [repr(each) for each in back] == [repr(each) for each in points]
-    twice = tracking.history([text, text])
+    twice = tracking.history([("loss", text), ("loss", text)], "loss")
     assert len(twice) == len({repr(each) for each in points})
     assert [each.step for each in twice] == sorted(each.step for each in twice)
+
+
+def test_many_metrics_of_one_call_lie_in_few_rows_and_are_found_by_name() -> None:
+    points = {f"m{n}": [Point(value=float(n), timestamp_ms=n, step=0)] for n in range(1_000)}
+    parts = tracking.parts_of(points)
+    assert len(parts) == tracking.BUCKETS
+    for key in ("m0", "m517", "m999"):
+        held = [(part, text) for part, text in parts.items() if part in (key, tracking.bucket_of(key))]
+        assert tracking.history(held, key) == points[key]
+    few = {key: points[key] for key in ("m0", "m1")}
+    assert set(tracking.parts_of(few)) == {"m0", "m1"}
 
 
 def test_the_latest_value_is_of_the_last_step_whatever_came_last() -> None:

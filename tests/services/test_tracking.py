@@ -51,6 +51,8 @@ async def test_what_comes_side_by_side_is_all_kept(tracking: Tracking) -> None:
     assert told.points == 25 and told.latest["loss"].step == 24 and len(told.run.params) == 10
     assert [point.step for point in await tracking.history(ANA, run_id, "loss")] == list(range(25))
     assert await tracking.history(ANA, run_id, "unheard") == []
+    await tracking.log(ANA, run_id, metrics=[at(n, 1, f"m{n}") for n in range(500)])
+    assert [point.value for point in await tracking.history(ANA, run_id, "m499")] == [499]
 
 
 async def test_a_call_that_is_refused_leaves_nothing(tracking: Tracking) -> None:

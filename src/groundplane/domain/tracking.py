@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -29,6 +30,8 @@ PARAMS_MAX = 2_000
 METRICS_MAX = 5_000
 BATCH_METRICS_MAX, BATCH_OTHERS_MAX, BATCH_MAX = 1_000, 100, 1_000
 INPUTS_MAX = 1_000
+BUCKETS = 32
+"""A call with more metrics than this is stored by buckets of them."""
 _KEY = re.compile(r"[/\w.\- :]+")
 _INT64_MAX = 2**63 - 1
 
@@ -147,7 +150,10 @@ class RunMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricPart:
-    """Points of one metric that came in one call. id = `<run>#<batch>#<n>`; `points` is `encode_points`'s text."""
+    """Points of one metric, or of a bucket of metrics, that came in one call. id = `<run>#<batch>#<n>`.
+
+    `points` is what `parts_of` wrote for `key`.
+    """
 
     id: str
     run_id: str
@@ -317,11 +323,33 @@ def grouped(measured: Iterable[Measured]) -> dict[str, list[Point]]:
     return found
 
 
-def history(parts: Iterable[str]) -> list[Point]:
-    """Every point in the order of steps and times. A call that a client sent twice counts once."""
+def bucket_of(key: str) -> str:
+    """Where a metric's points lie when one call brought many metrics. No name begins like it."""
+    return f"#{zlib.crc32(key.encode()) % BUCKETS:02}"
+
+
+def parts_of(points: Mapping[str, Sequence[Point]]) -> dict[str, str]:
+    """What is stored of one call: a row a metric, or, of many metrics, a row a bucket: a thousand rows take long."""
+    if len(points) <= BUCKETS:
+        return {key: encode_points(each) for key, each in points.items()}
+    buckets: dict[str, dict[str, list[list[object]]]] = {}
+    for key, each in points.items():
+        buckets.setdefault(bucket_of(key), {})[key] = [_bare(point) for point in each]
+    return {bucket: json.dumps(rows, separators=(",", ":")) for bucket, rows in buckets.items()}
+
+
+def _of_part(part: str, text: str, key: str) -> list[Point]:
+    return decode_points(text) if part == key else [_point(row) for row in json.loads(text).get(key, ())]
+
+
+def history(parts: Iterable[tuple[str, str]], key: str) -> list[Point]:
+    """Every point of a metric in the order of steps and times, given (key, text) of the parts that hold it.
+
+    A call that a client sent twice counts once.
+    """
     seen: dict[tuple[int, int, str], Point] = {}
-    for part in parts:
-        for point in decode_points(part):
+    for part, text in parts:
+        for point in _of_part(part, text, key):
             seen.setdefault((point.step, point.timestamp_ms, number_text(point.value)), point)
     return sorted(seen.values(), key=_rank)
 

@@ -356,8 +356,8 @@ class Tracking:
         """Every point of a metric, by step and time. Empty for a metric that the run has not."""
         async with self._store.transaction() as tx:
             await self._run(tx, actor, run_id)
-            parts = await tx.find(MetricPart, {"run_id": run_id, "key": key})
-        return domain.history(part.points for part in parts)
+            parts = await tx.find(MetricPart, {"run_id": run_id, "key": (key, domain.bucket_of(key))})
+        return domain.history(((part.key, part.points) for part in parts), key)
 
     async def histories(
         self, actor: Actor, run_ids: Sequence[str], keys: Sequence[str], most: int
@@ -380,8 +380,8 @@ class Tracking:
         if row is None:
             raise NotFound(f"run {run.id} was not begun through tracking", _HINT)
         parts = [
-            MetricPart(id=f"{run.id}#{row.batches:09}#{n:04}", run_id=run.id, key=key, points=domain.encode_points(all))
-            for n, (key, all) in enumerate(domain.grouped(metrics).items())
+            MetricPart(id=f"{run.id}#{row.batches:09}#{n:04}", run_id=run.id, key=key, points=points)
+            for n, (key, points) in enumerate(domain.parts_of(domain.grouped(metrics)).items())
         ]
         await tx.insert_many_once(parts)
         latest = domain.merged(row.latest, metrics)
