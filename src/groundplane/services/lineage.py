@@ -299,7 +299,7 @@ class OpenLineage:
         """All that a version was made from and all that was made from it. NotFound, InvalidInput."""
         kind, _, ref = node.partition(":")
         kinds: dict[str, type[DatasetVersion] | type[ModelVersion]] = {"dataset": DatasetVersion, "model": ModelVersion}
-        if kind not in kinds or not ref:
+        if kind not in kinds or "@" not in ref:
             raise InvalidInput(f"{node[:80]!r} names no version", "write model:tiny-lm@3 or dataset:corpus@1")
         async with self._store.transaction() as tx:
             row = await tx.get(kinds[kind], ref)
