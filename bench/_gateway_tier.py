@@ -18,7 +18,7 @@ from pathlib import Path
 
 import uvloop
 
-from groundplane.gateway.broker import BrokerCounters
+from groundplane.gateway.counting.broker import BrokerCounters
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.server import Gateway
 from groundplane.gateway.state import GatewayState, Options

@@ -31,7 +31,7 @@ from tests.gateway.harness import (
     well_behaved,
 )
 
-from groundplane.gateway.doors import DOORS
+from groundplane.gateway.protocol.doors import DOORS
 from groundplane.gateway.state import Options
 
 _FORM = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\ntiny\r\n--b--\r\n'

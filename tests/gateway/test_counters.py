@@ -17,9 +17,9 @@ import pytest
 from tests.gateway.harness import poll
 
 from groundplane.domain.limits import Binding, Limit, Measure, Moment, Share, WhenDown
-from groundplane.gateway.broker import BrokerCounters
-from groundplane.gateway.counters import Counters, MemoryCounters
-from groundplane.gateway.redis_counters import RedisCounters
+from groundplane.gateway.counting.broker import BrokerCounters
+from groundplane.gateway.counting.counters import Counters, MemoryCounters
+from groundplane.gateway.counting.redis_counters import RedisCounters
 
 _NAMES = itertools.count()
 

@@ -25,8 +25,8 @@ from tests.gateway.harness import (
 )
 
 from groundplane.domain.usage import Usage, find_usage
-from groundplane.gateway.errors import Fault
-from groundplane.gateway.form_body import read_form
+from groundplane.gateway.protocol.errors import Fault
+from groundplane.gateway.protocol.form_body import read_form
 
 MESSAGE_USAGE = {
     "input_tokens": 7,

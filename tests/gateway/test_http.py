@@ -12,8 +12,8 @@ import httptools
 import pytest
 from tests.gateway.harness import SECRET, MockUpstream, RawClient, ask, chat, get, key, post, purse, route, running
 
-from groundplane.gateway.errors import Fault
-from groundplane.gateway.http1 import ChunkDecoder, Malformed, parse_request_head
+from groundplane.gateway.protocol.errors import Fault
+from groundplane.gateway.protocol.http1 import ChunkDecoder, Malformed, parse_request_head
 from groundplane.gateway.state import Options
 
 AUTH = f"authorization: Bearer {SECRET}\r\n".encode()

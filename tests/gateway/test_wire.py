@@ -9,7 +9,7 @@ import openai
 import pytest
 from tests.gateway.harness import Exchange, MockUpstream, ask, chat, completion, get, key, post, route, running
 
-from groundplane.gateway.http1 import parse_request_head
+from groundplane.gateway.protocol.http1 import parse_request_head
 
 
 async def test_the_caller_s_request_id_is_everybody_s_but_what_is_charged_goes_by_ours(

@@ -313,7 +313,9 @@ spec: {command: [wc, data], resources: {cpus: 1, memory: 256MiB}, end_date: 2d, 
 
 async def test_small_work_has_its_choices_told_in_one_line(world: World) -> None:
     small = await world.plan(SMALL)
-    assert small.status is PlanStatus.READY and small.outlook is not None, [str(v.refused) for v in small.verdicts if v.refused]
+    assert small.status is PlanStatus.READY and small.outlook is not None, [
+        str(v.refused) for v in small.verdicts if v.refused
+    ]
     others = [each for each in small.outlook.choices if each.fits and not each.chosen]
     line = elsewhere(small)
     assert line.startswith(f"{len(others) + small.outlook.choices_left_out} more ways to buy it, the cheapest $")

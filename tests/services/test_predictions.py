@@ -17,8 +17,8 @@ from groundplane.adapters.system import RandomIds
 from groundplane.domain.prediction import Form, Keeping, Wanted
 from groundplane.domain.snapshot import compile_snapshot, decode, encode
 from groundplane.errors import InvalidInput, NotFound
-from groundplane.gateway.predictions import PredictionWriter
-from groundplane.gateway.telemetry import CONTENT, KEEP, OWN, REDACT, Sighting
+from groundplane.gateway.telemetry.predictions import PredictionWriter
+from groundplane.gateway.telemetry.watch import CONTENT, KEEP, OWN, REDACT, Sighting
 from groundplane.identity import Actor, Role
 from groundplane.services.access import Access
 from groundplane.services.predictions import Predictions

@@ -17,7 +17,7 @@ from groundplane.domain.queueing import QueueStanding, QueueView, ReplicaView, S
 
 
 class _Report(msgspec.Struct):
-    """As `gateway/reports.py` writes it."""
+    """As `gateway/telemetry/reports.py` writes it."""
 
     queues: list[QueueView] = []
     replicas: list[ReplicaView] = []

@@ -28,7 +28,7 @@ class LimitCalls(Transport):
         when_down: WhenDown | None = None,
         reason: str = "",
     ) -> LimitRule:
-        """`name` is the key's, model's or endpoint's; of a project's limit, the project's. Dollars are in millionths."""
+        """`name` is the key's, model's or endpoint's; of a project's limit, the project's. Dollars are millionths."""
         body = LimitRequest(
             project=project,
             scope=scope,

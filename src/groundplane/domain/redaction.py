@@ -173,6 +173,10 @@ _RULES: tuple[tuple[str, re.Pattern[str], Callable[[str], int]], ...] = (
     ("national-id", re.compile(_EDGE + r"\d{2} ?\d{3} ?\d{3} ?\d{3}" + _END), _if(_is_german_tax_id)),
     ("national-id", re.compile(_EDGE + r"\d{3} \d{3} \d{4}" + _END), _if(_is_nhs)),
     ("phone", re.compile(r"(?<![\w.+-])(?<!\d )(?:\+|00)[1-9](?:[ ./-]?\(?\d\)?){6,14}" + _END), _if(_is_phone)),
-    ("phone", re.compile(r"(?<![\w.(-])(?<!\d )\(?0?\d{2,5}\)?[ /-]\d{3,4}(?:[ -]\d{2,4}){1,3}" + _END), _if(_is_phone)),
+    (
+        "phone",
+        re.compile(r"(?<![\w.(-])(?<!\d )\(?0?\d{2,5}\)?[ /-]\d{3,4}(?:[ -]\d{2,4}){1,3}" + _END),
+        _if(_is_phone),
+    ),
 )  # fmt: skip
 """In this order: an IBAN holds what looks like a card, a card what looks like a telephone number."""

@@ -165,9 +165,7 @@ def read_usage_words(words: dict[str, object]) -> Usage | None:
         return None if total is None else Usage(total, 0)
     read, written = _count(words, "cache_read_input_tokens"), _count(words, "cache_creation_input_tokens")
     if read is not None or written is not None:
-        return Usage(
-            prompt + (read or 0) + (written or 0), completion or 0, read or 0, written_tokens=written or 0
-        )
+        return Usage(prompt + (read or 0) + (written or 0), completion or 0, read or 0, written_tokens=written or 0)
     cached = _count(details, "cached_tokens") if isinstance(details, dict) else None
     return Usage(prompt, completion or 0, min(cached or 0, prompt))
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from groundplane.domain.limits import PURSES, UNITS, Binding, Measure, Share
-from groundplane.gateway.errors import Fault
 from groundplane.gateway.lanes import Lane
+from groundplane.gateway.protocol.errors import Fault
 from groundplane.gateway.tables import KeyState, RouteState
 from groundplane.units import format_usd
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import uvloop
 
 from groundplane.errors import Conflict, GroundError, InvalidInput
-from groundplane.gateway.broker import BrokerCounters
-from groundplane.gateway.counters import Counters
-from groundplane.gateway.redis_counters import RedisCounters
+from groundplane.gateway.counting.broker import BrokerCounters
+from groundplane.gateway.counting.counters import Counters
+from groundplane.gateway.counting.redis_counters import RedisCounters
 from groundplane.gateway.server import Gateway
 from groundplane.gateway.state import Options
-from groundplane.gateway.telemetry import TelemetryOptions
+from groundplane.gateway.telemetry.watch import TelemetryOptions
 from groundplane.gateway.wal import FREE_MIN_BYTES, WriteAheadLog, adopt_abandoned
 from groundplane.units import parse_bytes
 

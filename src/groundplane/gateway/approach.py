@@ -14,22 +14,22 @@ from groundplane.domain.limits import Binding
 from groundplane.domain.usage import BYTES_PER_TOKEN, rate
 from groundplane.gateway.admission import find_route, limit_headers, no_budget, refusal
 from groundplane.gateway.cache import Flight
-from groundplane.gateway.doors import JSON_DOORS, Door
-from groundplane.gateway.errors import Fault, upstream_fault
-from groundplane.gateway.form_body import read_form
 from groundplane.gateway.hedging import Hedge
-from groundplane.gateway.http1 import RequestHead, ResponseHead
-from groundplane.gateway.json_body import Fields, read_fields
 from groundplane.gateway.lanes import Lane
-from groundplane.gateway.metrics import Histogram
 from groundplane.gateway.patience import Patience
-from groundplane.gateway.prompts import SAMPLE_EVERY, sample
+from groundplane.gateway.protocol.doors import JSON_DOORS, Door
+from groundplane.gateway.protocol.errors import Fault, upstream_fault
+from groundplane.gateway.protocol.form_body import read_form
+from groundplane.gateway.protocol.http1 import RequestHead, ResponseHead
+from groundplane.gateway.protocol.json_body import Fields, read_fields
+from groundplane.gateway.protocol.sse import EventStream
 from groundplane.gateway.records import decimal_s, reserved_members
 from groundplane.gateway.selection import Selection
-from groundplane.gateway.sse import EventStream
 from groundplane.gateway.state import GatewayState
 from groundplane.gateway.tables import JSON, KeyState, TargetState
-from groundplane.gateway.telemetry import Watch
+from groundplane.gateway.telemetry.metrics import Histogram
+from groundplane.gateway.telemetry.prompts import SAMPLE_EVERY, sample
+from groundplane.gateway.telemetry.watch import Watch
 from groundplane.gateway.upstream import UpstreamConnection
 from groundplane.gateway.waiting import Need, Ticket, need_of
 from groundplane.gateway.wal import LogUnavailable

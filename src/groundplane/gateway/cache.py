@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from groundplane.domain.response_cache import CacheRule, Kept, Shelf, Wish, answer_name
-from groundplane.gateway.doors import Door
-from groundplane.gateway.flow_metrics import FlowMetrics
+from groundplane.gateway.protocol.doors import Door
+from groundplane.gateway.telemetry.flow_metrics import FlowMetrics
 
 if TYPE_CHECKING:
     from groundplane.gateway.tables import RouteState

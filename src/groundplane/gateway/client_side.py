@@ -14,20 +14,20 @@ import time
 from enum import Enum, auto
 from typing import cast
 
-from groundplane.gateway.doors import DOORS, Door
-from groundplane.gateway.errors import Fault, bad_request
 from groundplane.gateway.exchange import Exchange
-from groundplane.gateway.http1 import (
+from groundplane.gateway.local import LOCAL_PATHS, answer_locally, needs_key
+from groundplane.gateway.protocol.doors import DOORS, Door
+from groundplane.gateway.protocol.errors import Fault, bad_request
+from groundplane.gateway.protocol.http1 import (
     ChunkDecoder,
     Malformed,
     RequestHead,
     parse_request_head,
     refuse_early,
 )
-from groundplane.gateway.local import LOCAL_PATHS, answer_locally, needs_key
 from groundplane.gateway.state import GatewayState
 from groundplane.gateway.tables import KeyState
-from groundplane.gateway.telemetry import refusal_of
+from groundplane.gateway.telemetry.watch import refusal_of
 
 _PIPELINE_MAX_BYTES = 65_536
 _DISCARD_MAX_BYTES = 65_536

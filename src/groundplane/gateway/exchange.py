@@ -11,17 +11,17 @@ from time import monotonic_ns
 
 from groundplane.domain.snapshot import Target
 from groundplane.domain.usage import NOTHING, Usage, estimated_tokens, find_usage, rate, saved
-from groundplane.gateway.errors import REASONS, Fault, error_event, upstream_fault
 from groundplane.gateway.hedging import Hedge
-from groundplane.gateway.http1 import ResponseHead
-from groundplane.gateway.json_body import read_usage, splice
 from groundplane.gateway.lanes import Lane
-from groundplane.gateway.metrics import Times
+from groundplane.gateway.protocol.errors import REASONS, Fault, error_event, upstream_fault
+from groundplane.gateway.protocol.http1 import ResponseHead
+from groundplane.gateway.protocol.json_body import read_usage, splice
+from groundplane.gateway.protocol.sse import EventStream, FrameTooLarge
 from groundplane.gateway.records import settled_members
 from groundplane.gateway.replay import Replay
 from groundplane.gateway.selection import Selection
-from groundplane.gateway.sse import EventStream, FrameTooLarge
 from groundplane.gateway.tables import TargetState
+from groundplane.gateway.telemetry.metrics import Times
 from groundplane.gateway.upstream import AnswerReader, UpstreamConnection
 from groundplane.gateway.wal import LogUnavailable
 

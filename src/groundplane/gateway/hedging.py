@@ -9,8 +9,8 @@ from __future__ import annotations
 from time import monotonic_ns
 from typing import TYPE_CHECKING
 
-from groundplane.gateway.http1 import ResponseHead
 from groundplane.gateway.lanes import Lane
+from groundplane.gateway.protocol.http1 import ResponseHead
 from groundplane.gateway.tables import TargetState
 from groundplane.gateway.upstream import UpstreamConnection
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from groundplane.domain.limits import PURSES, Binding, Measure, Moment, Share
 from groundplane.domain.prompt_lint import Samples
 from groundplane.domain.usage import AnswerLength, estimated_tokens, worst_case
-from groundplane.gateway.counters import Counters
-from groundplane.gateway.json_body import Fields
+from groundplane.gateway.counting.counters import Counters
+from groundplane.gateway.protocol.json_body import Fields
 
 if TYPE_CHECKING:
     from groundplane.gateway.tables import KeyState, RouteState

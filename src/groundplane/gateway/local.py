@@ -9,8 +9,8 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from groundplane.gateway.admission import find_route
-from groundplane.gateway.errors import Fault, answer
-from groundplane.gateway.http1 import RequestHead
+from groundplane.gateway.protocol.errors import Fault, answer
+from groundplane.gateway.protocol.http1 import RequestHead
 from groundplane.gateway.state import GatewayState
 from groundplane.gateway.tables import KeyState, RouteState
 

@@ -13,8 +13,8 @@ from time import monotonic_ns
 from groundplane.domain.limits import Binding
 from groundplane.domain.queueing import Priority, QueueRule, Storm, priority_of, read_timeout_ns
 from groundplane.gateway.admission import limit_headers, refusal
-from groundplane.gateway.errors import Fault, bad_request
 from groundplane.gateway.lanes import Lane
+from groundplane.gateway.protocol.errors import Fault, bad_request
 from groundplane.gateway.selection import Selection
 from groundplane.gateway.state import GatewayState
 from groundplane.gateway.tables import KeyState

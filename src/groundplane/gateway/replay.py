@@ -11,10 +11,10 @@ from groundplane.domain.usage import NOTHING
 from groundplane.gateway.admission import limit_headers, refusal
 from groundplane.gateway.approach import Approach
 from groundplane.gateway.cache import Answers, Flight, Result, hit_lines, miss_line
-from groundplane.gateway.errors import upstream_fault
-from groundplane.gateway.http1 import ResponseHead
-from groundplane.gateway.metrics import Times
+from groundplane.gateway.protocol.errors import upstream_fault
+from groundplane.gateway.protocol.http1 import ResponseHead
 from groundplane.gateway.records import settled_members
+from groundplane.gateway.telemetry.metrics import Times
 from groundplane.gateway.wal import LogUnavailable
 
 

@@ -6,9 +6,9 @@ import hashlib
 import random
 
 from groundplane.domain.routing import FAR_RETRY_S, Candidate, RoutePolicy, Wish, choose
-from groundplane.gateway.doors import Door
-from groundplane.gateway.errors import Fault, upstream_fault
-from groundplane.gateway.json_body import top_level_values
+from groundplane.gateway.protocol.doors import Door
+from groundplane.gateway.protocol.errors import Fault, upstream_fault
+from groundplane.gateway.protocol.json_body import top_level_values
 from groundplane.gateway.tables import RouteState, TargetState
 
 _HEAD_FIELDS = ("system", "instructions", "tools", "messages", "input", "prompt")

@@ -8,9 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from groundplane.gateway.client_side import ClientConnection
-from groundplane.gateway.counters import Counters
+from groundplane.gateway.counting.counters import Counters
 from groundplane.gateway.state import GatewayState, Options
-from groundplane.gateway.telemetry import TelemetryOptions
+from groundplane.gateway.telemetry.watch import TelemetryOptions
 from groundplane.gateway.wal import WriteAheadLog
 
 _TICK_S = 0.05

@@ -24,14 +24,14 @@ from groundplane.domain.snapshot import Snapshot, Target, index
 from groundplane.domain.usage import AnswerLength
 from groundplane.errors import IntegrityFailure, InvalidInput
 from groundplane.gateway.cache import Answers
-from groundplane.gateway.counters import Counters, MemoryCounters
-from groundplane.gateway.http1 import HeadMemo, parse_request_head
+from groundplane.gateway.counting.counters import Counters, MemoryCounters
 from groundplane.gateway.lanes import Lane
-from groundplane.gateway.metrics import Metrics
-from groundplane.gateway.metrics_files import MetricsFiles
-from groundplane.gateway.reports import Reports
+from groundplane.gateway.protocol.http1 import HeadMemo, parse_request_head
 from groundplane.gateway.tables import KeyState, RouteState, Tables, TargetState, dated, let_wait
-from groundplane.gateway.telemetry import Telemetry, TelemetryOptions
+from groundplane.gateway.telemetry.metrics import Metrics
+from groundplane.gateway.telemetry.metrics_files import MetricsFiles
+from groundplane.gateway.telemetry.reports import Reports
+from groundplane.gateway.telemetry.watch import Telemetry, TelemetryOptions
 from groundplane.gateway.upstream import Upstream
 from groundplane.gateway.waiting import WaitingRoom
 from groundplane.gateway.wal import Spent, WriteAheadLog

@@ -13,10 +13,10 @@ from groundplane.domain.queueing import Priority, QueueRule
 from groundplane.domain.response_cache import CacheRule
 from groundplane.domain.routing import RoutePolicy, Standing
 from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, read_key
-from groundplane.gateway.doors import Door
 from groundplane.gateway.lanes import Lane
-from groundplane.gateway.metrics import Metrics, ModelCounters, Series
+from groundplane.gateway.protocol.doors import Door
 from groundplane.gateway.records import constant_members
+from groundplane.gateway.telemetry.metrics import Metrics, ModelCounters, Series
 from groundplane.gateway.upstream import Upstream
 from groundplane.identity import ROLE_PERMISSIONS, Permission, Role
 

@@ -14,7 +14,7 @@ from urllib.parse import SplitResult
 
 from groundplane.domain.provider import address_fault
 from groundplane.domain.routing import Circuit
-from groundplane.gateway.http1 import (
+from groundplane.gateway.protocol.http1 import (
     HEAD_MAX_BYTES,
     ChunkDecoder,
     HeadMemo,

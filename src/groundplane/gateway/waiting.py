@@ -16,7 +16,7 @@ from typing import Protocol
 
 from groundplane.domain.limits import MINUTE_NS, Binding, Measure
 from groundplane.domain.queueing import Line, Place, Priority, QueueRule, RetryWatch
-from groundplane.gateway.flow_metrics import FlowMetrics
+from groundplane.gateway.telemetry.flow_metrics import FlowMetrics
 
 _POLL_NS = 1_000_000_000
 """How long a head waits for news of what comes back by itself, before it asks again all the same."""

@@ -51,7 +51,8 @@ class _Market:
 class Plans:
     """Makes, keeps and rechecks plans. `gateway_addresses` are what an exposure of a public endpoint may name.
 
-    `hardware` gives the catalogue as it stands; `kept` raises NotFound for a job whose data our own store lacks. Without `outlooks` plans show verdicts and pools' offers alone.
+    `hardware` gives the catalogue as it stands; `kept` raises NotFound for a job whose data our own store lacks.
+    Without `outlooks` plans show verdicts and pools' offers alone.
     """
 
     def __init__(

@@ -28,8 +28,8 @@ from groundplane.domain.limits import (
     WhenDown,
     worse,
 )
-from groundplane.gateway.counters import Want
-from groundplane.gateway.resp import RespConnection, RespError, call, connect
+from groundplane.gateway.counting.counters import Want
+from groundplane.gateway.counting.resp import RespConnection, RespError, call, connect
 
 _DEADLINE_S = 0.010
 _READ_S = 0.001
@@ -69,7 +69,7 @@ class RedisCounters:
         self._url = url
         self._holder = holder.encode()
         self._holders = max(1, holders)
-        self._script = files("groundplane.gateway").joinpath("limits.lua").read_bytes()
+        self._script = files("groundplane.gateway.counting").joinpath("limits.lua").read_bytes()
         self._sha = b""
         self._connection: RespConnection | None = None
         self._stated: set[str] = set()

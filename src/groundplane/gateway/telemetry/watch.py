@@ -28,13 +28,13 @@ import msgspec
 from groundplane.domain.limits import Binding
 from groundplane.domain.prediction import Keeping
 from groundplane.domain.usage import Usage
-from groundplane.gateway.metrics import Metrics, Times
+from groundplane.gateway.telemetry.metrics import Metrics, Times
 
 if TYPE_CHECKING:
     from groundplane.gateway.approach import Approach
-    from groundplane.gateway.errors import Fault
-    from groundplane.gateway.http1 import RequestHead
     from groundplane.gateway.lanes import Lane
+    from groundplane.gateway.protocol.errors import Fault
+    from groundplane.gateway.protocol.http1 import RequestHead
 
 KEEP, TRACE, TAIL, CONTENT, REDACT, OWN = 1, 2, 4, 8, 16, 32
 """What a request is told for; whether with its texts, redacted, and by a rule of its model's own."""
@@ -411,7 +411,7 @@ class _Pipe:
             "traces_url": options.traces_url,
             "traces_headers": options.traces_headers,
         }
-        command = [sys.executable, "-P", "-m", "groundplane.gateway.recorder", "--fd", str(theirs.fileno())]
+        command = [sys.executable, "-P", "-m", "groundplane.gateway.telemetry.recorder", "--fd", str(theirs.fileno())]
         try:
             self._child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=(theirs.fileno(),)

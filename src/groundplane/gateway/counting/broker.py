@@ -22,7 +22,7 @@ from pathlib import Path
 
 from groundplane.domain.limits import DAY_S, PURSES, SCALES, Account, Binding, Limit, Measure, Moment, Share, transact
 from groundplane.errors import Unavailable
-from groundplane.gateway.counters import Want
+from groundplane.gateway.counting.counters import Want
 
 ROWS = 1 << 17
 _MAGIC = b"gplimit1"

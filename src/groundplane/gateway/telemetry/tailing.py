@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from groundplane.domain.traffic import DATAGRAM_MAX_BYTES, Passed
-from groundplane.gateway.telemetry import Sighting
+from groundplane.gateway.telemetry.watch import Sighting
 
 _PATIENCE_S = 0.02
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from groundplane.gateway.metrics import Metrics
+from groundplane.gateway.telemetry.metrics import Metrics
 
 
 class MetricsFiles:

@@ -17,10 +17,10 @@ from typing import Any
 
 import msgspec
 
-from groundplane.gateway.predictions import PredictionWriter
-from groundplane.gateway.tailing import TailSender
-from groundplane.gateway.telemetry import KEEP, LENGTH, TAIL, TRACE, Sighting
-from groundplane.gateway.traces import TraceExporter
+from groundplane.gateway.telemetry.predictions import PredictionWriter
+from groundplane.gateway.telemetry.tailing import TailSender
+from groundplane.gateway.telemetry.traces import TraceExporter
+from groundplane.gateway.telemetry.watch import KEEP, LENGTH, TAIL, TRACE, Sighting
 
 _LOOK_S = 0.25
 _READ_BYTES = 2**20
@@ -57,7 +57,7 @@ class _Frames:
 
 def main(argv: list[str]) -> int:
     """Serves until the socket ends."""
-    parser = argparse.ArgumentParser(prog="python -m groundplane.gateway.recorder")
+    parser = argparse.ArgumentParser(prog="python -m groundplane.gateway.telemetry.recorder")
     parser.add_argument("--fd", type=int, required=True)
     source = socket.socket(fileno=parser.parse_args(argv).fd)
     # Ctrl-C in a terminal is for the gateway: it ends us when it has passed everything on.

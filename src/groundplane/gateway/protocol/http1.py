@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from groundplane.gateway.errors import Fault, bad_request
+from groundplane.gateway.protocol.errors import Fault, bad_request
 
 HEAD_MAX_BYTES = 16_384
 HEADERS_MAX = 100

@@ -14,7 +14,7 @@ import msgspec
 
 from groundplane.domain.prompt_lint import SEGMENTS_MAX, Segment
 from groundplane.domain.usage import estimated_tokens
-from groundplane.gateway.doors import Door
+from groundplane.gateway.protocol.doors import Door
 
 SAMPLE_MAX_BYTES = 262_144
 SAMPLE_EVERY = 32

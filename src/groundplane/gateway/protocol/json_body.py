@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from groundplane.domain.usage import Usage, read_usage_words
-from groundplane.gateway.errors import Fault, bad_request
+from groundplane.gateway.protocol.errors import Fault, bad_request
 
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _TOKENS = re.compile(_STRING + rb"|[{}\[\]]", re.DOTALL)

@@ -7,7 +7,7 @@ import re
 import msgspec
 
 from groundplane.domain.usage import Usage, find_usage_words, read_usage_words
-from groundplane.gateway.doors import CHUNKS, StreamRules
+from groundplane.gateway.protocol.doors import CHUNKS, StreamRules
 
 FRAME_MAX_BYTES = 16 * 2**20
 _USAGE = re.compile(rb'"usage"[ \t]*:[ \t]*\{')

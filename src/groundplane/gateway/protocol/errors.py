@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from groundplane.domain.limits import Binding
-from groundplane.gateway.doors import CHUNKS, Door
+from groundplane.gateway.protocol.doors import CHUNKS, Door
 
 REASONS: dict[int, bytes] = {one.value: one.phrase.encode() for one in http.HTTPStatus}
 _ENCODER = msgspec.json.Encoder()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from groundplane.gateway.errors import Fault, bad_request
+from groundplane.gateway.protocol.errors import Fault, bad_request
 
 FILE_BYTES_PER_TOKEN = 64
 """Recorded speech at 6 kbit/s has 75 bytes for each of the ten tokens a second that speech models count."""
