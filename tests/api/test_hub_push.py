@@ -115,7 +115,7 @@ def test_a_pickle_is_refused(hub: hf.HfApi, tmp_path: Path) -> None:
         ("metrics: {loss: low}", "groundplane.metrics: is no mapping of names to numbers"),
         ("cost_usd: lots", "groundplane.cost_usd: is no number"),
         ("code_dirty: maybe", "groundplane.code_dirty: is neither"),
-        ("sla: gold", "groundplane.sla: is no field"),
+        ("colour: gold", "groundplane.colour: is no field"),
     ],
 )
 def test_a_faulty_card_is_refused_before_anything_is_sent(

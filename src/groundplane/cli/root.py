@@ -61,7 +61,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tail": ("tail", "Follow requests through the gateways as they end."),
     "predictions": ("predictions", "Keep prompts and answers of a project: show, export, erase, and what is kept."),
     "providers": ("routes", "Ask hosted providers for models, with a key that stays in the gateway's hands."),
-    "experiments": ("experiments", "Show experiments, their runs and what was measured in them; runs side by side."),
+    "experiments": ("experiments", "Show experiments, their runs and what was measured in them."),
     "keys": ("access", "Create, list, rotate and revoke keys."),
     "projects": ("access", "Create and list projects."),
     "exposures": ("access", "What may be reachable beyond loopback: owned, reasoned, ending."),

@@ -75,14 +75,14 @@ MENUS: tuple[tuple[str, tuple[tuple[str, str, Permission], ...]], ...] = (
             ("Scans", f"{HOME}/scans", Permission.MODELS_READ),
             ("Datasets", f"{HOME}/datasets", Permission.MODELS_READ),
             ("Lineage", f"{HOME}/lineage", Permission.MODELS_READ),
-            ("Endpoints", f"{HOME}/endpoints", Permission.ENDPOINTS_READ),
-            ("Routes", f"{HOME}/routes", Permission.KEYS_READ),
             ("Storage", f"{HOME}/storage", Permission.MODELS_READ),
         ),
     ),
     (
-        "Gateway",
+        "Serve",
         (
+            ("Endpoints", f"{HOME}/endpoints", Permission.ENDPOINTS_READ),
+            ("Routes", f"{HOME}/routes", Permission.KEYS_READ),
             ("Traffic", f"{HOME}/traffic", Permission.TRAFFIC_READ),
             ("Live requests", f"{HOME}/traffic/requests", Permission.TRAFFIC_READ),
             ("Predictions", f"{HOME}/traffic/predictions", Permission.PREDICTIONS_READ),
