@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -135,6 +136,40 @@ async def test_a_revoked_key_opens_nothing(office: Office) -> None:
     assert await office.access.revoke_key(ADMIN, key.id, "again") == revoked
     (event,) = await AuditTrail(store=office.store).events(ADMIN, limit=1)
     assert (event.action, event.object_id, event.reason, event.actor) == ("key.revoke", key.id, "laptop stolen", "ops")
+
+
+async def test_a_key_in_use_ends_at_once_here_and_within_a_second_elsewhere(office: Office) -> None:
+    await office.project()
+    elsewhere = Access(store=office.store, clock=office.clock, ids=RandomIds(office.clock))
+    (key, secret), (other, replaced) = await office.key(), await office.key(name="other")
+    for known in (secret, replaced):
+        await office.access.authenticate(known)
+        await elsewhere.authenticate(known)
+    await office.access.revoke_key(ADMIN, key.id)
+    await office.access.rotate_key(ADMIN, other.id, grace_s=0)
+    revoked_at = time.monotonic()
+    for ended in (secret, replaced):
+        with pytest.raises(Unauthenticated):
+            await office.access.authenticate(ended)
+        with pytest.raises(Unauthenticated):
+            while True:
+                asked_s = time.monotonic() - revoked_at
+                await elsewhere.authenticate(ended)
+                assert asked_s < 1, "it opened a second after it was ended"
+                await asyncio.sleep(0.01)
+
+
+async def test_a_key_revoked_while_it_is_looked_up_is_not_remembered(office: Office) -> None:
+    await office.project()
+    key, secret = await office.key()
+    await asyncio.gather(
+        *(office.access.authenticate(secret) for _ in range(8)),
+        office.access.revoke_key(ADMIN, key.id),
+        *(office.access.authenticate(secret) for _ in range(8)),
+        return_exceptions=True,
+    )
+    with pytest.raises(Unauthenticated, match="revoked"):
+        await office.access.authenticate(secret)
 
 
 async def test_the_last_admin_key_cant_be_revoked(office: Office) -> None:

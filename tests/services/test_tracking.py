@@ -55,6 +55,32 @@ async def test_what_comes_side_by_side_is_all_kept(tracking: Tracking) -> None:
     assert [point.value for point in await tracking.history(ANA, run_id, "m499")] == [499]
 
 
+async def test_what_is_wrong_with_one_call_is_told_to_no_other(tracking: Tracking) -> None:
+    runs = [await begun(tracking, name) for name in ("a", "b", "c")]
+    await tracking.set_run_stage(ANA, runs[1], Stage.DELETED)
+    calls = [
+        tracking.log(actor, run, metrics=[at(number, number)])
+        for number in range(40)
+        for actor, run in ((ANA, runs[0]), (ANA, runs[1]), (EVE, runs[2]), (ANA, runs[2]), (ANA, "run-none"))
+    ]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [type(None), InvalidInput, NotFound, type(None), NotFound] * 40
+    for run in (runs[0], runs[2]):
+        assert [point.step for point in await tracking.history(ANA, run, "loss")] == list(range(40))
+        assert (await tracking.run(ANA, run)).points == 40
+
+
+async def test_a_caller_that_goes_away_takes_no_points_of_others_along(tracking: Tracking) -> None:
+    run = await begun(tracking)
+    calls = [asyncio.create_task(tracking.log(ANA, run, metrics=[at(step, step)])) for step in range(20)]
+    await asyncio.sleep(0)
+    for call in calls[::2]:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    kept = {point.step for point in await tracking.history(ANA, run, "loss")}
+    assert kept >= set(range(1, 20, 2)), "an acknowledged point is lost"
+
+
 async def test_a_call_that_is_refused_leaves_nothing(tracking: Tracking) -> None:
     run_id = await begun(tracking)
     await tracking.log(ANA, run_id, params={"lr": "1"})

@@ -6,10 +6,11 @@ import base64
 import hashlib
 import hmac
 import secrets
-from collections.abc import Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from groundplane.audit import EventDraft
 from groundplane.domain import access
@@ -27,6 +28,10 @@ _SECRET_CHARACTERS_MAX = 200
 _GRACE_MAX_S = 90 * 86_400
 _JOB_GRACE_S = 600
 """What a job measured last may still be on its way when its run is over."""
+_REMEMBERED_S = 0.5
+"""How long a row is believed. What another process revokes is seen within a second, what this one does at once."""
+_REMEMBERED_MAX = 1_000
+_T = TypeVar("_T")
 
 
 def new_secret(role: Role) -> str:
@@ -60,6 +65,33 @@ class JobTokens(Protocol):
         ...
 
 
+class _Recent(Generic[_T]):
+    """Rows that were read a moment ago. Only what was found is kept: guesses of strangers must not fill it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._rows: dict[str, tuple[float, datetime, _T]] = {}
+
+    async def row(self, name: str, read: Callable[[], Awaitable[_T | None]]) -> _T | None:
+        now, monotonic_s = self._clock.now(), time.monotonic()
+        if (known := self._rows.get(name)) is not None:
+            read_s, read_at, row = known
+            # By both clocks: one can be set back, the other stands still while the machine sleeps.
+            if monotonic_s - read_s < _REMEMBERED_S and abs((now - read_at).total_seconds()) < _REMEMBERED_S:
+                return row
+        rows = self._rows
+        found = await read()
+        # Forgotten meanwhile: what was read may be from before the change.
+        if found is not None and rows is self._rows:
+            if len(rows) >= _REMEMBERED_MAX:
+                self._rows = rows = {}
+            rows[name] = (monotonic_s, now, found)
+        return found
+
+    def forget(self) -> None:
+        self._rows = {}
+
+
 class Access:
     """Projects, keys and exposures."""
 
@@ -68,6 +100,7 @@ class Access:
         self._clock = clock
         self._ids = ids
         self._jobs = jobs
+        self._keys, self._runs = _Recent[Key](clock), _Recent[Run](clock)
 
     async def bootstrap(self, secret: str | None = None) -> str | None:
         """First start: makes the project `default` and an admin key, and returns the key's secret; None later.
@@ -95,13 +128,10 @@ class Access:
         if self._jobs is not None and (run_id := self._jobs.run_of(secret)) is not None:
             return await self._job(run_id)
         digest = secret_sha256(secret)
-        async with self._store.transaction() as tx:
-            found = await tx.find(Key, {"secret_sha256": digest}, limit=1)
-            found = found or await tx.find(Key, {"old_secret_sha256": digest}, limit=1)
+        key = await self._keys.row(digest, lambda: self._key_of(digest))
         # The index compares hashes, which tell nothing of the secret; the last word takes constant time.
-        if not found:
+        if key is None:
             raise unknown
-        key = found[0]
         current = hmac.compare_digest(key.secret_sha256, digest)
         if not current and not hmac.compare_digest(key.old_secret_sha256, digest):
             raise unknown
@@ -116,10 +146,20 @@ class Access:
             raise Unauthenticated(f"key {key.id} expired on {key.expires_at:%Y-%m-%d %H:%M} UTC", "ask for a new key")
         return access.actor_of(key)
 
+    async def _key_of(self, digest: str) -> Key | None:
+        """The key that has, or had, a secret of this digest."""
+        async with self._store.transaction() as tx:
+            found = await tx.find(Key, {"secret_sha256": digest}, limit=1)
+            found = found or await tx.find(Key, {"old_secret_sha256": digest}, limit=1)
+        return found[0] if found else None
+
+    async def _run_of(self, run_id: str) -> Run | None:
+        async with self._store.transaction() as tx:
+            return await tx.get(Run, run_id)
+
     async def _job(self, run_id: str) -> Actor:
         """A job with the token of its run, which opens as long as the run is under way, and a little longer."""
-        async with self._store.transaction() as tx:
-            run = await tx.get(Run, run_id)
+        run = await self._runs.row(run_id, lambda: self._run_of(run_id))
         if run is None:
             raise Unauthenticated(f"there is no run {run_id}", "pass a key made with `ground keys create`")
         ended = min(run.ended_at or run.end_date, run.end_date)
@@ -243,6 +283,7 @@ class Access:
             )
             after = {"old_secret_expires_at": old_until}
             await self._tell(tx, actor, "key.rotate", "key", key_id, key.project, after, reason)
+        self._keys.forget()
         return rotated, secret
 
     async def revoke_key(self, actor: Actor, key_id: str, reason: str = "") -> Key:
@@ -261,7 +302,8 @@ class Access:
                 await self._keep_an_admin(tx, key, now)
             revoked = await tx.update(replace(key, revoked_at=now))
             await self._tell(tx, actor, "key.revoke", "key", key_id, key.project, reason=reason)
-            return revoked
+        self._keys.forget()
+        return revoked
 
     async def _keep_an_admin(self, tx: Tx, key: Key, now: datetime) -> None:
         # The project row is the lock: two admins revoking each other's key at once must not both succeed.

@@ -6,8 +6,9 @@ and nothing is decided by them that does not leave a trace of its own.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from groundplane.domain import tracking as domain
 from groundplane.domain.access import Key
@@ -30,7 +31,7 @@ from groundplane.domain.tracking import (
 )
 from groundplane.domain.tracking_filter import matches, ordered, page, parse_filter, parse_order
 from groundplane.domain.tracking_search import EXPERIMENTS, RUNS, experiment_facts, millis, run_facts
-from groundplane.errors import Conflict, Forbidden, InvalidInput, NotFound
+from groundplane.errors import Conflict, Forbidden, GroundError, InvalidInput, NotFound, Unavailable
 from groundplane.identity import CROSS_PROJECT, Actor
 from groundplane.ports import Clock, Ids, Store, Tx
 from groundplane.services.access import JobTokens
@@ -38,6 +39,7 @@ from groundplane.services.audit_trail import Teller
 
 RUN_NAME_TAG = "mlflow.runName"
 MAX_LISTED = 1_000
+_TOGETHER_MAX = 64
 _HINT = "ground experiments list shows the ones you see"
 
 
@@ -65,6 +67,14 @@ class Search:
     stages: tuple[Stage, ...] = (Stage.ACTIVE,)
 
 
+@dataclass(eq=False, slots=True)
+class _Together:
+    """Calls that are written in one transaction: (who, to which run, what). Open to more until it begins."""
+
+    calls: list[tuple[Actor, str, Sequence[Measured]]] = field(default_factory=list)
+    written: asyncio.Task[None] | None = None
+
+
 class Tracking:
     """Use cases of experiments and tracked runs. A key's project is where its experiments live."""
 
@@ -72,6 +82,8 @@ class Tracking:
         self._store, self._clock, self._ids = store, clock, ids
         self._tell = Teller(clock, "experiment")
         self._tell_run = Teller(clock, "tracked-run")
+        self._next: _Together | None = None
+        self._writing = asyncio.Lock()
 
     # ------------------------------------------------------------ experiments
 
@@ -316,6 +328,9 @@ class Tracking:
         """Metrics, parameters and tags of a run: all of them or none. A call that comes twice counts once."""
         domain.check_batch(len(metrics), len(params or {}), len(tags or {}))
         domain.check_measured(metrics)
+        if metrics and not params and not tags and not any(each.model_id for each in metrics):
+            await self._log_metrics(actor, run_id, metrics)
+            return
         async with self._store.transaction() as tx:
             run = await self._own_run(tx, actor, run_id, lock=bool(params or tags))
             if params or tags:
@@ -329,6 +344,43 @@ class Tracking:
                     await tx.update(changed)
             if metrics:
                 await self._measure(tx, run, metrics)
+
+    async def _log_metrics(self, actor: Actor, run_id: str, metrics: Sequence[Measured]) -> None:
+        """Metrics alone. Calls that come while others are being written share one transaction, and its one flush.
+
+        Returns when they are durable. What is wrong with one call is never told to another: they try again alone.
+        """
+        together = self._next
+        if together is None or len(together.calls) >= _TOGETHER_MAX:
+            together = self._next = _Together()
+            together.written = asyncio.create_task(self._in_turn(together))
+        together.calls.append((actor, run_id, metrics))
+        assert together.written is not None
+        try:
+            # One caller that goes away takes nobody's points along.
+            await asyncio.shield(together.written)
+        except GroundError as error:
+            if len(together.calls) == 1 or isinstance(error, Unavailable):
+                raise
+            await self._write([(actor, run_id, metrics)])
+
+    async def _in_turn(self, together: _Together) -> None:
+        async with self._writing:
+            if self._next is together:
+                self._next = None
+            await self._write(together.calls)
+
+    async def _write(self, calls: Sequence[tuple[Actor, str, Sequence[Measured]]]) -> None:
+        """All of them or none. Rows are locked in the order of their ids, so that two writers never wait in a ring."""
+        async with self._store.transaction() as tx:
+            runs: dict[tuple[Actor, str], TrackedRun] = {}
+            measured: dict[str, list[Measured]] = {}
+            for actor, run_id, metrics in calls:
+                if (actor, run_id) not in runs:
+                    runs[actor, run_id] = await self._own_run(tx, actor, run_id, lock=False)
+                measured.setdefault(run_id, []).extend(metrics)
+            for run in sorted({run.id: run for run in runs.values()}.values(), key=lambda run: run.id):
+                await self._measure(tx, run, measured[run.id])
 
     async def delete_tag(self, actor: Actor, run_id: str, key: str) -> None:
         """Raises NotFound when the run has no such tag."""
