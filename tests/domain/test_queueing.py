@@ -16,6 +16,7 @@ from groundplane.domain.queueing import (
     Place,
     Priority,
     QueueRule,
+    RefusalPace,
     RetryWatch,
     Storm,
     check_queue,
@@ -293,3 +294,50 @@ def test_what_is_remembered_of_retries_is_bounded(seen: list[tuple[int, bytes, i
         watch.seen("vision", str(key), digest, now)
         assert len(watch._callers) <= 8
         assert all(len(one.bodies) <= 256 for one in watch._callers.values())
+
+
+# ---------------------------------------------------------------- the pace of refusals
+
+_MS = 1_000_000
+
+
+def test_refusals_up_to_the_pace_are_not_late() -> None:
+    pace = RefusalPace(per_s=100)
+    assert [pace.refused(("vision", "k"), 0) for _ in range(100)] == [0] * 100
+    assert [pace.refused(("vision", "k"), 0) for _ in range(3)] == [10 * _MS, 20 * _MS, 30 * _MS]
+    assert [pace.refused(("vision", "other"), 0), pace.came(("vision", "k"), 0)] == [0, 40 * _MS]
+    assert pace.late(0) == {("vision", "k"): 4} and pace.late(61 * _S) == {}
+
+
+def test_nobody_is_later_than_a_second_and_nobody_owes_more_than_that() -> None:
+    pace = RefusalPace(per_s=10)
+    late_ns = [pace.refused(("", "192.0.2.1"), 0) for _ in range(1000)]
+    assert max(late_ns) == _S
+    assert pace.refused(("", "192.0.2.1"), 2 * _S) == 0
+
+
+def test_a_new_connection_of_somebody_within_the_pace_counts_nothing() -> None:
+    pace = RefusalPace(per_s=1)
+    assert [pace.came(("", "a"), now) for now in range(9)] == [0] * 9
+    assert pace.refused(("", "a"), 9) == 0
+
+
+@given(st.integers(1, 99), st.integers(1, 200), st.integers(0, 4))
+def test_a_closed_loop_over_many_connections_gets_its_pace(connections: int, per_s: int, seconds: int) -> None:
+    """Each asks again when it is read again. One refusal of each connection is out before it is read late."""
+    pace, refusals = RefusalPace(per_s), 0
+    due_ns = [0] * min(connections, per_s)
+    while min(due_ns) <= seconds * _S:
+        first = due_ns.index(min(due_ns))
+        now_ns = due_ns[first]
+        due_ns[first] = now_ns + pace.refused(("vision", "k"), now_ns)
+        refusals += 1
+    assert per_s * (1 + seconds) <= refusals <= per_s * (1 + seconds) + connections + 1
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 10**10)), max_size=300))
+def test_what_is_remembered_of_refusals_is_bounded(seen: list[tuple[int, int]]) -> None:
+    pace = RefusalPace(names_max=8)
+    for key, now in seen:
+        assert 0 <= pace.refused(("vision", str(key)), now) <= _S
+        assert len(pace._clocks) <= 8

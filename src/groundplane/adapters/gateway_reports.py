@@ -80,7 +80,8 @@ def _merge(reports: list[_Report]) -> QueueStanding:
             seen = storms.get((storm.project, storm.key_id))
             if seen is not None:
                 early, repeated = seen.early + storm.early, seen.repeated + storm.repeated
-                storm = replace(seen, early=early, repeated=repeated)
+                read_late = seen.read_late + storm.read_late
+                storm = replace(seen, early=early, repeated=repeated, read_late=read_late)
             storms[storm.project, storm.key_id] = storm
     return QueueStanding(
         workers=len(reports),

@@ -319,8 +319,8 @@ def _replicas_table(found: QueueStanding) -> Table:
 
 
 def _storms_table(found: QueueStanding) -> Table:
-    rows = [(one.key_id, one.project, str(one.early), str(one.repeated)) for one in found.storms]
-    columns = ("KEY", "PROJECT", "TOO SOON", "SAME BODY")
+    rows = [(one.key_id, one.project, str(one.early), str(one.repeated), str(one.read_late)) for one in found.storms]
+    columns = ("KEY", "PROJECT", "TOO SOON", "SAME BODY", "READ LATE")
     empty = "nobody retries too soon"
     return Table(columns, rows, right=frozenset(columns[2:]), empty=empty, title="Retry storms, last minute")
 

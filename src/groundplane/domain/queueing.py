@@ -383,6 +383,79 @@ class RetryWatch:
         return found
 
 
+# ---------------------------------------------------------------- the pace of refusals
+
+REFUSALS_PER_S = 100
+_SECOND_NS = 1_000_000_000
+_LATE_MAX_NS = _SECOND_NS
+
+Refused = tuple[str, str]
+"""Who is refused: a project and a key of it; or nobody's project and an address."""
+
+
+@dataclass(slots=True)
+class _Clock:
+    """`due_ns`: when everything refused so far would be over at the pace. `late`: how often since then."""
+
+    due_ns: int = 0
+    since_ns: int = 0
+    late: int = 0
+
+
+class RefusalPace:
+    """How soon who was refused is listened to again, so that refusing one takes no time of the others.
+
+    Everybody has a clock (GCRA, on integers): `per_s` refusals at once, then `per_s` a second. Who comes faster is read
+    one interval after the other, each a second late at most: with more connections than `per_s`, each gets one refusal
+    a second.
+    """
+
+    __slots__ = ("_burst_ns", "_clocks", "_interval_ns", "_names_max")
+
+    def __init__(self, per_s: int = REFUSALS_PER_S, names_max: int = 4096) -> None:
+        self._interval_ns = _SECOND_NS // per_s
+        self._burst_ns = per_s * self._interval_ns
+        self._names_max = names_max
+        self._clocks: dict[Refused, _Clock] = {}
+
+    def refused(self, name: Refused, now_ns: int) -> int:
+        """Counts a refusal. Nanoseconds until its connection is read again; 0 is at once."""
+        clock = self._clocks.get(name)
+        if clock is None:
+            if len(self._clocks) >= self._names_max:
+                self._forget(now_ns)
+            clock = self._clocks[name] = _Clock()
+        due_ns = max(clock.due_ns, now_ns) + self._interval_ns
+        clock.due_ns = min(due_ns, now_ns + self._burst_ns + _LATE_MAX_NS)
+        late_ns = clock.due_ns - self._burst_ns - now_ns
+        if late_ns <= 0:
+            return 0
+        if now_ns - clock.since_ns > _MINUTE_NS:
+            clock.since_ns, clock.late = now_ns, 0
+        clock.late += 1
+        return late_ns
+
+    def came(self, name: Refused, now_ns: int) -> int:
+        """A new connection of somebody who may be ahead of the pace: then it takes the place of a refusal, and this is
+        how many nanoseconds away that is. 0, and nothing counted, for everybody else."""
+        clock = self._clocks.get(name)
+        if clock is None or clock.due_ns - now_ns <= self._burst_ns:
+            return 0
+        return self.refused(name, now_ns)
+
+    def late(self, now_ns: int) -> dict[Refused, int]:
+        """Who was read late, and how often, in the last minute."""
+        clocks = self._clocks.items()
+        return {name: one.late for name, one in clocks if one.late and now_ns - one.since_ns <= _MINUTE_NS}
+
+    def _forget(self, now_ns: int) -> None:
+        """Clocks that say nothing any more; where all do, the oldest."""
+        for name in [name for name, one in self._clocks.items() if one.due_ns <= now_ns]:
+            del self._clocks[name]
+        if len(self._clocks) >= self._names_max:
+            del self._clocks[next(iter(self._clocks))]
+
+
 # ---------------------------------------------------------------- what is told of them
 
 
@@ -412,12 +485,14 @@ class ReplicaView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StormView:
-    """A key that retries too soon, or sends one body over and over, in the last minute."""
+    """A key that retries too soon, sends one body over and over, or is refused so often that its connections are read
+    late: how many times in the last minute."""
 
     project: str
     key_id: str
     early: int
     repeated: int
+    read_late: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,6 +130,11 @@ class Approach(Patience):
 
     # ------------------------------------------------------------ admission
 
+    @property
+    def admitted(self) -> bool:
+        """Whether limits have let it pass."""
+        return self._admitted
+
     def start(self) -> None:
         """Chooses a target, reserves, and sends; or answers why not. What limits say may come later."""
         self._state.metrics.in_flight += 1

@@ -3,7 +3,9 @@
     HEAD ──(head is whole, key is good)──▶ BODY ──(body is whole)──▶ ANSWERING ──▶ HEAD …
       └────────(refused with bytes still to come)──▶ LINGER ──▶ closed
 
-A key is checked before its body is read, so that only known callers use memory. Pipelined requests wait their turn.
+A key is checked before its body is read, so that only known callers use memory. Pipelined requests wait their turn:
+each connection gets one request of every turn of the loop (TURN, then HEAD again). Where refusals come too fast, the
+turn comes late.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ class Phase(Enum):
     HEAD = auto()
     BODY = auto()
     ANSWERING = auto()
+    TURN = auto()
     LINGER = auto()
 
 
@@ -47,9 +50,9 @@ class ClientConnection(asyncio.Protocol):
     """Is the `Caller` of its exchanges."""
 
     __slots__ = (
-        "_body", "_body_bytes", "_buffer", "_chunks", "_door", "_exchange", "_head", "_is_new", "_key", "_peer",
-        "_peer_is_local", "_phase", "_read_paused", "_refusal", "_state", "_transport", "_write_paused", "closes",
-        "deadline_s",
+        "_body", "_body_bytes", "_buffer", "_came_late", "_chunks", "_door", "_exchange", "_head", "_is_new", "_key",
+        "_peer", "_peer_is_local", "_phase", "_read_paused", "_refusal", "_state", "_transport", "_write_paused",
+        "closes", "deadline_s",
     )  # fmt: skip
 
     def __init__(self, state: GatewayState) -> None:
@@ -57,6 +60,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._is_new = True
+        self._came_late = False
         self._phase = Phase.HEAD
         self._head: RequestHead | None = None
         self._door: Door | None = None
@@ -86,6 +90,13 @@ class ClientConnection(asyncio.Protocol):
         self._state.no_clients.clear()
         self._state.metrics.connections += 1
         self.deadline_s = self._state.now_s + self._state.options.head_timeout_s
+        now_ns = time.monotonic_ns()
+        late_ns = self._state.turns.came(peer, now_ns)
+        if late_ns:
+            # The transport begins to read right after this, so what comes is kept until then.
+            self._came_late = True
+            self._phase = Phase.TURN
+            self._state.turns.hold(self, now_ns + late_ns)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._state.clients.discard(self)
@@ -100,6 +111,9 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """A caller that closes its side is gone: HTTP clients do not half-close, and waiting would cost compute."""
+        if self._phase is Phase.TURN and self._buffer:
+            self._read_paused = True  # the end comes again once what came before it has had its turn
+            return True
         if self._exchange is not None:
             self.abort()
         return False
@@ -117,10 +131,7 @@ class ClientConnection(asyncio.Protocol):
             self._exchange.resume()
         elif self._phase is Phase.HEAD:
             self.deadline_s = self._state.now_s + self._state.options.keep_alive_s
-            self._advance()
-
-    def is_idle(self) -> bool:
-        return self._phase is Phase.HEAD and not self._buffer
+            self._go_on()
 
     def sweep(self, now_s: float) -> None:
         """Called by the coarse clock: ends what has taken too long."""
@@ -139,8 +150,11 @@ class ClientConnection(asyncio.Protocol):
     def close_when_idle(self) -> None:
         """Draining: an idle connection closes now, a busy one after its answer, a new one after its first answer."""
         self.closes = True
-        if self.is_idle() and self._transport is not None:
-            if self._is_new:
+        # What was not read for a while may have sent a request by now.
+        may_have_sent = self._is_new or self._phase is Phase.TURN
+        self.read_on()
+        if self._phase is Phase.HEAD and not self._buffer and self._transport is not None:
+            if may_have_sent:
                 self.deadline_s = self._state.now_s + _FIRST_REQUEST_S
             else:
                 self._transport.close()
@@ -161,16 +175,14 @@ class ClientConnection(asyncio.Protocol):
             self._buffer = self._buffer + data if self._buffer else data
             if not self._write_paused:
                 self._advance()
+            else:
+                self._bound_buffer()
         elif phase is Phase.BODY:
             self.deadline_s = self._state.now_s + self._state.options.body_timeout_s
             self._take_body(data)
-            if self._phase is Phase.HEAD and self._buffer:
-                self._advance()
-        elif phase is Phase.ANSWERING:
+        elif phase is not Phase.LINGER:
             self._buffer += data
-            if len(self._buffer) > _PIPELINE_MAX_BYTES and self._transport is not None:
-                self._read_paused = True
-                self._transport.pause_reading()
+            self._bound_buffer()
         # in LINGER bytes are read only so that the caller can read our answer
 
     def _take_straight(self, data: bytes) -> bool:
@@ -207,9 +219,28 @@ class ClientConnection(asyncio.Protocol):
         exchange.start()
         return True
 
+    def _bound_buffer(self) -> None:
+        if len(self._buffer) > _PIPELINE_MAX_BYTES and self._transport is not None:
+            self._read_paused = True
+            self._transport.pause_reading()
+
+    def read_on(self) -> None:
+        """Its turn has come."""
+        if self._phase is Phase.TURN and self._transport is not None:
+            self._phase = Phase.HEAD
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Takes the next of what has come, and reads where there is room for more."""
+        self._advance()
+        if self._read_paused and self._phase is not Phase.TURN and self._transport is not None:
+            self._read_paused = len(self._buffer) > _PIPELINE_MAX_BYTES
+            if not self._read_paused:
+                self._transport.resume_reading()
+
     def _advance(self) -> None:
-        """Takes requests from the buffer, in order, until one has to wait."""
-        while self._phase is Phase.HEAD and self._buffer and not self._write_paused and self._transport is not None:
+        """Takes the next request from the buffer. One: what follows waits behind what others sent meanwhile."""
+        if self._phase is Phase.HEAD and self._buffer and not self._write_paused and self._transport is not None:
             buffer = self._buffer
             if buffer.startswith(b"\r\n"):
                 buffer = self._buffer = buffer[2:]  # one empty line before a request is tolerated (RFC 9112, 2.2)
@@ -357,7 +388,16 @@ class ClientConnection(asyncio.Protocol):
         """An error is the answer."""
         self._count_fault(fault)
         self.write(fault.answer(self._request_id(), close=self.closes, door=self._door))
-        self.finished()
+        late_ns = self._note_refusal() if self._exchange is None or not self._exchange.admitted else 0
+        self.finished(late_ns)
+
+    def _note_refusal(self) -> int:
+        """How late to read on, in nanoseconds. What came late has taken its address's place on the clock."""
+        paid = self._is_new and self._came_late
+        if paid and self._key is None:
+            return 0
+        first = self._is_new and not paid
+        return self._state.turns.refused(self._key, self._peer, first=first, now_ns=time.monotonic_ns())
 
     def _request_id(self) -> bytes:
         """What an answer of ours calls the request: as its caller does, if it does."""
@@ -366,8 +406,8 @@ class ClientConnection(asyncio.Protocol):
         said = b"" if self._head is None else self._head.request_id
         return said or self._state.new_request_id()
 
-    def finished(self) -> None:
-        """The answer is complete: on to the next request, or close."""
+    def finished(self, late_ns: int = 0) -> None:
+        """The answer is complete: on to the next request, so much later, or close."""
         self._exchange = self._door = self._head = None
         self._is_new = False
         self._phase = Phase.HEAD
@@ -378,12 +418,17 @@ class ClientConnection(asyncio.Protocol):
             return
         if not self._write_paused:
             self.deadline_s = self._state.now_s + self._state.options.keep_alive_s
-        if self._read_paused:
+        if late_ns:
+            self._phase = Phase.TURN
+            self._read_paused = True
+            self._transport.pause_reading()
+            self._state.turns.hold(self, time.monotonic_ns() + late_ns)
+        elif self._buffer:
+            self._phase = Phase.TURN
+            asyncio.get_running_loop().call_soon(self.read_on)
+        elif self._read_paused:
             self._read_paused = False
             self._transport.resume_reading()
-        if self._buffer:
-            # Not from here: a long pipeline would become deep recursion.
-            asyncio.get_running_loop().call_soon(self._advance)
 
     def end_broken(self, last_words: bytes) -> None:
         """An answer can't be completed: the connection ends without what would make it look whole."""
@@ -398,6 +443,7 @@ class ClientConnection(asyncio.Protocol):
     def _refuse(self, fault: Fault) -> None:
         """Answers while the caller may still be sending: then reads on for a while, so that the answer is not lost."""
         self._count_fault(fault)
+        self._note_refusal()
         self._drop_body()
         self._buffer = b""
         self.closes = True

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from groundplane.domain.limits import PURSES, Limit, Measure, Moment, Share, Spending, scopes_of
 from groundplane.domain.prompt_lint import PromptFinding, Samples
 from groundplane.domain.provider import check_key
-from groundplane.domain.queueing import Concurrency
+from groundplane.domain.queueing import REFUSALS_PER_S, Concurrency
 from groundplane.domain.routing import RoutePolicy, Standing
 from groundplane.domain.snapshot import Snapshot, Target, index
 from groundplane.domain.usage import AnswerLength
@@ -32,6 +32,7 @@ from groundplane.gateway.telemetry.metrics import Metrics
 from groundplane.gateway.telemetry.metrics_files import MetricsFiles
 from groundplane.gateway.telemetry.reports import Reports
 from groundplane.gateway.telemetry.watch import Telemetry, TelemetryOptions
+from groundplane.gateway.turns import Turns
 from groundplane.gateway.upstream import Upstream
 from groundplane.gateway.waiting import WaitingRoom
 from groundplane.gateway.wal import Spent, WriteAheadLog
@@ -66,6 +67,7 @@ class Options:
     drain_s: float = 30.0
     workers: int = 1
     cache_max_bytes: int = 64 * 2**20
+    refusals_per_s: int = REFUSALS_PER_S
 
 
 class GatewayState:
@@ -90,6 +92,7 @@ class GatewayState:
         self.counters: Counters = counters or MemoryCounters()
         self.metrics = Metrics()
         self.room = WaitingRoom(self.metrics.flow, workers=options.workers, bytes_max=options.bodies_max_bytes)
+        self.turns = Turns(self.metrics.flow, options.refusals_per_s)
         self.answers = Answers(self.metrics.flow, options.cache_max_bytes)
         self._samples: dict[tuple[str, str, str], Samples] = {}
         self._metrics_files = MetricsFiles(metrics_folder, gateway_id)

@@ -22,6 +22,7 @@ class FlowMetrics:
         self.waits: dict[str, list[int]] = {}
         self.shed_by: dict[str, dict[str, int]] = {}
         self.storms: dict[str, int] = {"early": 0, "repeated": 0}
+        self.read_late: dict[str, int] = {"key": 0, "address": 0}
         self.cache: dict[str, dict[str, int]] = {}
         self.depth: dict[str, dict[str, int]] = {}
         self.kept_bytes = 0
@@ -61,8 +62,9 @@ class FlowMetrics:
                 counted: dict[str, int] = _of(getattr(self, name), model, {})
                 for label, count in theirs.items():
                     counted[label] = counted.get(label, 0) + count
-        for kind, count in plain.get("storms", {}).items():
-            self.storms[kind] = self.storms.get(kind, 0) + count
+        for mine, theirs in ((self.storms, plain.get("storms", {})), (self.read_late, plain.get("read_late", {}))):
+            for kind, count in theirs.items():
+                mine[kind] = mine.get(kind, 0) + count
         if alive:
             self.kept_bytes += plain.get("kept_bytes", 0)
             self.kept_answers += plain.get("kept_answers", 0)
@@ -79,6 +81,10 @@ class FlowMetrics:
         yield (
             "gateway_retry_storms_total", "counter", "Requests of keys that retry too soon or repeat themselves.",
             [({"kind": kind}, count) for kind, count in self.storms.items()],
+        )  # fmt: skip
+        yield (
+            "gateway_read_late_total", "counter", "Connections read late because refusals came too fast, by whose.",
+            [({"of": of}, count) for of, count in self.read_late.items()],
         )  # fmt: skip
         yield (
             "gateway_cache_requests_total", "counter", "Requests of routes that keep answers, by result.",

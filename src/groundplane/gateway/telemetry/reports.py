@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from groundplane.domain.queueing import Priority
+from groundplane.domain.queueing import Priority, Storm
 
 if TYPE_CHECKING:
     from groundplane.gateway.state import GatewayState
@@ -42,10 +42,7 @@ class Reports:
         told = {
             "queues": _queues(state),
             "replicas": _replicas(state),
-            "storms": [
-                {"project": project, "key_id": key_id, "early": storm.early, "repeated": storm.repeated}
-                for (project, key_id), storm in state.room.retries.storms(monotonic_ns()).items()
-            ],
+            "storms": _storms(state),
             "findings": self._findings,
         }
         data = msgspec.json.encode(told)
@@ -105,6 +102,19 @@ def _replicas(state: GatewayState) -> list[dict[str, Any]]:
         for one in route.targets
         if (adapted := one.standing.concurrency) is not None
     ]
+
+
+def _storms(state: GatewayState) -> list[dict[str, Any]]:
+    now_ns = monotonic_ns()
+    storms = state.room.retries.storms(now_ns)
+    late = {name: count for name, count in state.turns.pace.late(now_ns).items() if name[0]}
+    found = []
+    for project, key_id in storms | late:
+        name = project, key_id
+        storm = storms.get(name, Storm())
+        counts = {"early": storm.early, "repeated": storm.repeated, "read_late": late.get(name, 0)}
+        found.append({"project": project, "key_id": key_id, **counts})
+    return found
 
 
 def _findings(state: GatewayState) -> list[dict[str, Any]]:
