@@ -231,17 +231,19 @@ class Registry:
         limit = min(query.limit, MAX_LISTED)
         async with self._store.transaction() as tx:
             ids = await _few_with(tx, _labels(query), where)
-            order = "-created_at"
-            if ids is not None:
-                where["id"], order = tuple(ids), "id"
-            elif query.text:
-                like = await tx.total(RegistryEntry, "*", by=("name",), where={"name": where["name"]})
-                if sum(like.values()) <= FEW:
-                    where["name"], order = tuple(str(name) for (name,) in like), "name"
-            if order == "-created_at":
-                return await tx.find(RegistryEntry, where, order=order, limit=limit)
-            # Few: asked for in the order of the index that has them, or a database walks all the newest to sort them.
-            found = await tx.find(RegistryEntry, where, order=order)
+            few: dict[str, object] | None = None if ids is None else {"id": tuple(ids)}
+            if few is None and query.text:
+                named = {"name": where["name"]}
+                if (await tx.total(RegistryEntry, "*", where=named)).get((), 0) <= FEW:
+                    names = await tx.total(RegistryEntry, "*", by=("name",), where=named)
+                    few = {"name": tuple(str(name) for (name,) in names)}
+            if few is None:
+                return await tx.find(RegistryEntry, where, order="-created_at", limit=limit)
+            # Asked for by nothing else and in the order of the index that has them: a database that is told more
+            # walks all versions that are not archived, or all of the newest.
+            ((column, among),) = few.items()
+            found = await tx.find(RegistryEntry, few, order=column) if among else []
+        found = [entry for entry in found if _fits(entry, where)]
         return sorted(found, key=lambda entry: (entry.created_at, entry.number), reverse=True)[:limit]
 
     async def view(self, actor: Actor, ref: str) -> VersionView:
@@ -382,6 +384,14 @@ async def _few_with(tx: Tx, asked: list[dict[str, object]], where: dict[str, obj
     for labels in common:
         ids = {row.version_id for row in await tx.find(VersionLabel, {**labels, "version_id": tuple(ids)})}
     return ids
+
+
+def _fits(entry: RegistryEntry, where: Mapping[str, object]) -> bool:
+    """What `Tx.find` asks of the columns of one row."""
+    return all(
+        value.text in getattr(entry, column) if isinstance(value, Contains) else getattr(entry, column) == value
+        for column, value in where.items()
+    )
 
 
 def _open(check: GateCheck) -> list[Verdict]:

@@ -133,8 +133,11 @@ class _SqlTx:
         name = order.removeprefix("-")
         scalar_column(kind, name)
         column = TABLES[kind].c[name]
-        # The two databases put NULL at different ends; ours sorts before everything, and ties break by id.
-        ordering = column.desc().nulls_last() if order.startswith("-") else column.asc().nulls_first()
+        ordering = column.desc() if order.startswith("-") else column.asc()
+        if column.nullable:
+            # The two databases put NULL at different ends; ours sorts before everything. Not said of columns without:
+            # PostgreSQL walks no index backwards for it. Ties break by id.
+            ordering = ordering.nulls_last() if order.startswith("-") else ordering.nulls_first()
         statement = sa.select(TABLES[kind]).where(*_conditions(kind, where))
         statement = statement.order_by(ordering, TABLES[kind].c.id).limit(limit).offset(offset or None)
         return await self._rows(kind, statement, long=not _by_unique_column(kind, where))
