@@ -141,7 +141,7 @@ async def fuzz(folder: Path, seconds: float, seed: int) -> Found:
 
     upstream.behave = behave
     await upstream.start()
-    options = Options(head_timeout_s=0.5, body_timeout_s=0.5, linger_s=0.2, drain_s=1.0)
+    options = Options(head_timeout_s=0.5, body_timeout_s=0.5, linger_s=0.2, drain_s=1.0, refusals_per_s=1_000_000)
     async with running(folder, options, keys=(key(),), routes=(route("tiny", upstream.base_url),)) as bench:
         assert bench.gateway is not None
         state = bench.gateway.state

@@ -338,7 +338,8 @@ async def test_random_requests_crash_nothing(tmp_path: Path, upstream: MockUpstr
         post({"model": "tiny", "prompt": ["a"]}, path="/v1/completions"),
     ]
     seeds.append(request(b"transfer-encoding: chunked", body=b"1e\r\n" + BODY + b"\r\n0\r\n\r\n"))
-    async with running(tmp_path, keys=(key(),), routes=(route("tiny", upstream.base_url),)) as bench:
+    options = Options(drain_s=0.2, refusals_per_s=1_000_000)
+    async with running(tmp_path, options, keys=(key(),), routes=(route("tiny", upstream.base_url),)) as bench:
         assert bench.gateway is not None
         end = time.monotonic() + 4.0
         count = 0

@@ -17,7 +17,14 @@ from enum import Enum, auto
 from typing import cast
 
 from groundplane.gateway.exchange import Exchange
-from groundplane.gateway.local import LOCAL_PATHS, answer_locally, needs_key
+from groundplane.gateway.local import (
+    LOCAL_PATHS,
+    METRICS,
+    answer_locally,
+    answer_scrape,
+    check_may_scrape,
+    needs_key,
+)
 from groundplane.gateway.protocol.doors import DOORS, Door
 from groundplane.gateway.protocol.errors import Fault, bad_request
 from groundplane.gateway.protocol.http1 import (
@@ -112,7 +119,7 @@ class ClientConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """A caller that closes its side is gone: HTTP clients do not half-close, and waiting would cost compute."""
         if self._phase is Phase.TURN and self._buffer:
-            self._read_paused = True  # the end comes again once what came before it has had its turn
+            self._stop_reading()  # the end comes again once what came before it has had its turn
             return True
         if self._exchange is not None:
             self.abort()
@@ -220,7 +227,11 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _bound_buffer(self) -> None:
-        if len(self._buffer) > _PIPELINE_MAX_BYTES and self._transport is not None:
+        if len(self._buffer) > _PIPELINE_MAX_BYTES:
+            self._stop_reading()
+
+    def _stop_reading(self) -> None:
+        if self._transport is not None:
             self._read_paused = True
             self._transport.pause_reading()
 
@@ -367,6 +378,10 @@ class ClientConnection(asyncio.Protocol):
         try:
             if self._refusal is not None:
                 raise self._refusal
+            if self._door is None and head.path == METRICS:
+                check_may_scrape(self._key)
+                self._state.scrapes.ask(self._scraped)
+                return
             if self._door is None:
                 self.write(answer_locally(self._state, head, self._key, close=self.closes))
                 self.finished()
@@ -378,6 +393,10 @@ class ClientConnection(asyncio.Protocol):
             return
         self._exchange = exchange
         exchange.start()
+
+    def _scraped(self, text: bytes) -> None:
+        self.write(answer_scrape(self._state, text, close=self.closes))
+        self.finished()
 
     def write(self, data: bytes) -> None:
         """Bytes of an answer; a connection that is closing drops them."""
@@ -420,8 +439,7 @@ class ClientConnection(asyncio.Protocol):
             self.deadline_s = self._state.now_s + self._state.options.keep_alive_s
         if late_ns:
             self._phase = Phase.TURN
-            self._read_paused = True
-            self._transport.pause_reading()
+            self._stop_reading()
             self._state.turns.hold(self, time.monotonic_ns() + late_ns)
         elif self._buffer:
             self._phase = Phase.TURN

@@ -15,6 +15,7 @@ from groundplane.gateway.state import GatewayState
 from groundplane.gateway.tables import KeyState, RouteState
 
 LOCAL_PATHS = frozenset({b"/healthz", b"/metrics", b"/v1/models"})
+METRICS = b"/metrics"
 _METRICS_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 _NAME = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 
@@ -27,13 +28,8 @@ def needs_key(path: bytes, peer_is_local: bool) -> bool:
 def answer_locally(state: GatewayState, head: RequestHead, key: KeyState | None, *, close: bool) -> bytes:
     """The whole answer. Raises Fault. Who names a version of Anthropic's API gets models in its words."""
     path, card = head.path, _anthropic_card if b"anthropic-version" in head.headers else _card
-    content_type = b"application/json"
     if path == b"/healthz":
         body = _health(state)
-    elif path == b"/metrics":
-        if key is not None and not key.may_read_metrics:
-            raise Fault(403, f"keys of role {key.key.role} may not read metrics", "role_forbidden", "permission_error")
-        body, content_type = state.all_metrics().render().encode(), _METRICS_TYPE
     else:
         assert key is not None, "every /v1 path needs a key"
         if not key.may_call:
@@ -48,7 +44,19 @@ def answer_locally(state: GatewayState, head: RequestHead, key: KeyState | None,
         else:
             body = msgspec.json.encode(card(_model(key, path.removeprefix(b"/v1/models/"))))
     state.metrics.no_model.answered(200)
-    return answer(200, body, state.new_request_id(), close=close, content_type=content_type)
+    return answer(200, body, state.new_request_id(), close=close)
+
+
+def check_may_scrape(key: KeyState | None) -> None:
+    """Raises Fault 403 for a key whose role may not read metrics."""
+    if key is not None and not key.may_read_metrics:
+        raise Fault(403, f"keys of role {key.key.role} may not read metrics", "role_forbidden", "permission_error")
+
+
+def answer_scrape(state: GatewayState, text: bytes, *, close: bool) -> bytes:
+    """The whole answer to who asked for metrics."""
+    state.metrics.no_model.answered(200)
+    return answer(200, text, state.new_request_id(), close=close, content_type=_METRICS_TYPE)
 
 
 def _health(state: GatewayState) -> bytes:

@@ -31,6 +31,7 @@ from groundplane.gateway.tables import KeyState, RouteState, Tables, TargetState
 from groundplane.gateway.telemetry.metrics import Metrics
 from groundplane.gateway.telemetry.metrics_files import MetricsFiles
 from groundplane.gateway.telemetry.reports import Reports
+from groundplane.gateway.telemetry.scrapes import Scrapes
 from groundplane.gateway.telemetry.watch import Telemetry, TelemetryOptions
 from groundplane.gateway.turns import Turns
 from groundplane.gateway.upstream import Upstream
@@ -97,6 +98,7 @@ class GatewayState:
         self._samples: dict[tuple[str, str, str], Samples] = {}
         self._metrics_files = MetricsFiles(metrics_folder, gateway_id)
         self._metrics_files.resume(self.metrics)
+        self.scrapes = Scrapes(self._rendered_metrics)
         self._reports = Reports(None if metrics_folder is None else metrics_folder.parent / "reports", gateway_id)
         self.telemetry = Telemetry(telemetry or TelemetryOptions(gateway_id=gateway_id), self.metrics)
         self.tables: Tables | None = None
@@ -155,10 +157,10 @@ class GatewayState:
                 found.append({"id": limit.id, **words, "value": limit.value, "used": used, "seen": share.at_ns})
         return found
 
-    def all_metrics(self) -> Metrics:
+    def _rendered_metrics(self) -> Iterator[str]:
         """The figures of every worker."""
         self._note_log()
-        return self._metrics_files.merged(self.metrics)
+        return self._metrics_files.rendered(self.metrics)
 
     def _note_log(self) -> None:
         self.metrics.log_seq = self.log.seq

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -229,12 +229,15 @@ class Metrics:
         self.log_trouble = 0
         self.workers = 1
 
-    def plain(self, *, encoded: bool = False) -> dict[str, Any]:
-        """As JSON can say it; `encoded` says what `say_some` has put in words by now."""
+    def plain(self, *, encoded: bool = False, lazily: bool = False) -> dict[str, Any]:
+        """As JSON can say it; `encoded` says what `say_some` has put in words by now. `lazily`: for `add_in_steps`,
+        what there may be much of is looked at when its step comes."""
+        targets = ([*name, one.plain()] for name, one in list(self._targets.items()))
+        series = (one.encoded if encoded else one.plain() for one in list(self._series.values()))
         return {
             "models": {"": self.no_model.plain(), **{name: one.plain() for name, one in self._models.items()}},
-            "targets": [[*name, one.plain()] for name, one in self._targets.items()],
-            "series": [one.encoded if encoded else one.plain() for one in self._series.values()],
+            "targets": targets if lazily else list(targets),
+            "series": series if lazily else list(series),
             "minute": [[*one.name, one.minute_requests, one.minute_tokens] for one in self._warm],
             "refused": [[*name, count] for name, count in self.refused.items()],
             "refusals": list(self.refusals),
@@ -249,15 +252,23 @@ class Metrics:
 
     def add(self, plain: Mapping[str, Any], *, alive: bool) -> None:
         """Another gateway's counts on top; of one that is no more, what it counted and not how it stood."""
+        for _ in self.add_in_steps(plain, alive=alive):
+            pass
+
+    def add_in_steps(self, plain: Mapping[str, Any], *, alive: bool) -> Iterator[None]:
+        """`add`, so that something else can be done after each step."""
         for name, counters in plain["models"].items():
             (self.model(name) if name else self.no_model).add(counters)
+            yield
         for *name, counters in plain.get("targets", ()):
             self.target(*name).add(counters)
+            yield
         for one in plain.get("series", ()):
             if one is not None:
                 series = self.series(*one[:5])
                 series.add(one)
                 self._unsaid.append(series)
+                yield
         for *name, count in plain.get("refused", ()):
             self._refuse(tuple(name), count)  # type: ignore[arg-type]
         for what, count in plain.get("recorded", {}).items():
@@ -323,9 +334,21 @@ class Metrics:
 
     def render(self) -> str:
         """The text exposition format, version 0.0.4."""
+        return "".join(self.render_in_steps())
+
+    def render_in_steps(self) -> Iterator[str]:
+        """`render`, piece by piece: something else can be done after each."""
         lines: list[str] = []
+        for _ in self._rendering(lines):
+            if lines:
+                yield "\n".join(lines) + "\n"
+                lines.clear()
+
+    def _rendering(self, lines: list[str]) -> Iterator[None]:
+        """Appends lines, and says where others may go on."""
         self._render_models(lines)
-        self._render_series(lines)
+        yield
+        yield from self._render_series(lines)
         _family(
             lines, "gateway_limited_total", "counter", "Requests answered 429, by the limit that bound.",
             (({"limit": limit}, count) for limit, count in self.limited.items()),
@@ -360,8 +383,9 @@ class Metrics:
             _family(lines, name, kind, text, [({}, value)])
         for family in self.flow.families():
             _family(lines, *family)
-        self._render_histograms(lines)
-        return "\n".join(lines) + "\n"
+        yield
+        yield from self._render_histograms(lines)
+        yield
 
     def _render_models(self, lines: list[str]) -> None:
         models = {"": self.no_model, **self._models}
@@ -386,38 +410,44 @@ class Metrics:
             (({"model": name}, one.microusd) for name, one in self._models.items()),
         )  # fmt: skip
 
-    def _render_series(self, lines: list[str]) -> None:
-        named = [(_series_labels(one.name), one) for one in self._series.values()]
+    def _render_series(self, lines: list[str]) -> Iterator[None]:
+        named = list(self._series.values())
         name = _head(lines, "gateway_key_requests_total", "counter", "Requests answered, by key and where they went.")
-        for inside, one in named:
+        for one in named:
+            inside = _series_labels(one.name)
             lines += [f'{name}{{{inside},status="{status}"}} {count}' for status, count in one.requests.items()]
+            yield
         name = _head(lines, "gateway_key_tokens_total", "counter", "Tokens metered, by key and where they went.")
-        for inside, one in named:
+        for one in named:
+            inside = _series_labels(one.name)
             lines.append(f'{name}{{{inside},kind="prompt"}} {one.prompt}')
             lines.append(f'{name}{{{inside},kind="completion"}} {one.completion}')
             lines.append(f'{name}{{{inside},kind="cached"}} {one.cached}')
+            yield
         text = "Micro-dollars charged, by key and what served."
         name = _head(lines, "gateway_key_charged_microusd_total", "counter", text)
-        lines += [f"{name}{{{inside}}} {one.microusd}" for inside, one in named]
+        for one in named:
+            lines.append(f"{name}{{{_series_labels(one.name)}}} {one.microusd}")
+            yield
 
-    def _render_histograms(self, lines: list[str]) -> None:
+    def _render_histograms(self, lines: list[str]) -> Iterator[None]:
         text = "Time that requests waited for what was full, of those that were admitted."
         waits = [({"model": name}, _filled(WAIT_BUCKETS_S, plain)) for name, plain in self.flow.waits.items()]
-        _histogram(lines, "gateway_queue_wait_seconds", text, WAIT_BUCKETS_S, waits)
+        yield from _histogram(lines, "gateway_queue_wait_seconds", text, WAIT_BUCKETS_S, waits)
         models = [({"model": name}, one.ttft) for name, one in self._models.items()]
         text = "Time from the request's last byte to the answer's first."
-        _histogram(lines, "gateway_ttft_seconds", text, TTFT_BUCKETS_S, models)
+        yield from _histogram(lines, "gateway_ttft_seconds", text, TTFT_BUCKETS_S, models)
         targets = [(dict(zip(_TARGET_LABELS, name, strict=True)), one) for name, one in self._targets.items()]
         for place, part in enumerate(PARTS):
             histograms = [(labels, one.parts[place]) for labels, one in targets]
-            _histogram(lines, f"gateway_{part}_seconds", _PART_TEXTS[part], PART_BUCKETS_S, histograms)
+            yield from _histogram(lines, f"gateway_{part}_seconds", _PART_TEXTS[part], PART_BUCKETS_S, histograms)
         text = "Time between two pieces of a streamed answer."
-        _histogram(
+        yield from _histogram(
             lines, "gateway_inter_token_seconds", text, GAP_BUCKETS_S, [(labels, one.gaps) for labels, one in targets]
         )
         text = "Completion tokens a second after the first, by request."
         speeds = [(labels, one.speed) for labels, one in targets]
-        _histogram(lines, "gateway_output_tokens_per_second", text, SPEED_BUCKETS, speeds, 1)
+        yield from _histogram(lines, "gateway_output_tokens_per_second", text, SPEED_BUCKETS, speeds, 1)
 
 
 _SERIES_LABELS = ("project", "key", "model", "target", "revision")
@@ -450,7 +480,7 @@ def _histogram(
     bounds: tuple[float, ...],
     histograms: Iterable[tuple[Mapping[str, str], Histogram]],
     scale: int = 1_000_000,
-) -> None:
+) -> Iterator[None]:
     name = _head(lines, name, "histogram", text)
     words = [str(bound) for bound in (*bounds, "+Inf")]
     for labels, one in histograms:
@@ -461,6 +491,7 @@ def _histogram(
             lines.append(f'{name}_bucket{{{inside},le="{bound}"}} {total}')
         lines.append(f"{name}_sum{{{inside}}} {one.total / scale:.6f}")
         lines.append(f"{name}_count{{{inside}}} {total}")
+        yield
 
 
 @lru_cache(2 * _SERIES_MAX)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +53,23 @@ class MetricsFiles:
             return
         self._written = data
 
-    def merged(self, metrics: Metrics) -> Metrics:
-        """This worker's figures with all others' on top."""
+    def rendered(self, metrics: Metrics) -> Iterator[str]:
+        """This worker's figures with all others' on top, as Prometheus reads them. In steps, some of which say nothing
+        yet: what a thousand keys came to takes as long as many requests."""
+        whole = yield from self._merged(metrics)
+        yield from whole.render_in_steps()
+
+    def _merged(self, metrics: Metrics) -> Generator[str, None, Metrics]:
         if self._folder is None:
             return metrics
         whole = Metrics()
         whole.workers = 0
         whole.snapshot_version = metrics.snapshot_version
-        whole.add(metrics.plain(), alive=True)
+        for _ in whole.add_in_steps(metrics.plain(lazily=True), alive=True):
+            yield ""
         for plain, alive in self._others():
-            whole.add(plain, alive=alive)
+            for _ in whole.add_in_steps(plain, alive=alive):
+                yield ""
         return whole
 
     def _others(self) -> Iterator[tuple[dict[str, Any], bool]]:
