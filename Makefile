@@ -10,9 +10,12 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input -
 LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	--group build --extra engine --extra examples
 BENCHES := $(filter-out bench/_%,$(wildcard bench/*.py))
+# Tests wait for processes more than they compute.
+TEST_WORKERS ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 BENCH_LIMIT_S ?= 300
 SOAK_MINUTES ?= 10
 SOAK_FAULTS ?= 500
+SOAK_KILLS ?= 200
 
 # Compiled modules are kept: the tests start hundreds of processes, and each would compile the whole package anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -29,8 +32,8 @@ demo: $(VENV)/demo.stamp ## play the golden path on this machine: train, kill, r
 setup: $(VENV)/dev.stamp ## make .venv with everything a developer needs
 	@:
 
-test: $(VENV)/dev.stamp ## run the tests, a file to a core
-	@$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+test: $(VENV)/dev.stamp ## run the tests, a file to a worker
+	@$(BIN)/python -m pytest -q -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/dev.stamp ## lint, formatting, types, import contracts
 	@$(BIN)/ruff check .
@@ -48,8 +51,9 @@ bench: $(VENV)/dev.stamp ## every performance claim, measured on this machine
 bench-gateway: $(VENV)/dev.stamp ## the gateway beside other proxies, which are installed into a cache first; ARGS="--only requests"
 	@$(BIN)/python bench/gateway.py --install --only all $(ARGS)
 
-soak: $(VENV)/dev.stamp ## random faults against a real control plane and sshd hosts, SOAK_FAULTS (500) or SOAK_MINUTES (10) long
+soak: $(VENV)/dev.stamp ## random faults against a real control plane and sshd hosts, SOAK_FAULTS (500), SOAK_KILLS (200) and SOAK_MINUTES (10) long
 	@$(BIN)/python -m tests.faults --faults $(SOAK_FAULTS) --minutes $(SOAK_MINUTES) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tests.artifact_kills --kills $(SOAK_KILLS) $(if $(SEED),--seed $(SEED))
 	@$(BIN)/python -m tests.gateway.soak --minutes $(SOAK_MINUTES) $(if $(SEED),--seed $(SEED))
 	@$(BIN)/python -m tests.gateway.fuzz --minutes $(SOAK_MINUTES) $(if $(SEED),--seed $(SEED))
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +12,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.adapters.artifact_files import digest, rot, shown, write
+from tests.adapters.artifact_files import rot, shown, write
+from tests.artifact_kills import kill_in_a_folder
 
 from groundplane.adapters.artifacts import PackStore, folder_store
 from groundplane.domain.packs import sealed
@@ -187,50 +185,7 @@ async def test_a_full_target_leaves_no_half_file(small_disk: Path, folder: PackS
 
 # ---------------------------------------------------------------- sudden death
 
-_PUSH_AND_PULL_FOREVER = """
-import asyncio, sys
-from pathlib import Path
-from groundplane.adapters.artifacts import folder_store
-async def main():
-    store, files, out = folder_store(Path(sys.argv[1])), sorted(Path(sys.argv[2]).iterdir()), Path(sys.argv[3])
-    print("ready", flush=True)
-    while True:
-        stored = await store.put_files(files)
-        for number, (sha256, _) in enumerate(stored):
-            await store.fetch(sha256, out / str(number))
-        await store.collect(frozenset(), grace_s=0, thorough=True)
-asyncio.run(main())
-"""
 
-
-async def test_a_kill_at_any_moment_of_push_pull_and_collection_leaves_nothing_half_written(
-    tmp_path: Path,
-) -> None:
-    """Twenty kills; GROUND_KILLS=200 for the long form."""
-    root, source, out, chance = tmp_path / "store", tmp_path / "source", tmp_path / "out", random.Random(4700)
-    for folder in (source, out):
-        folder.mkdir()
-    for number in range(5):
-        write(source / str(number), chance.randbytes(chance.randrange(1, 8 * MIB)))
-    contents = {digest(path.read_bytes()) for path in source.iterdir()}
-    for _ in range(int(os.environ.get("GROUND_KILLS", "20"))):
-        command = [sys.executable, "-c", _PUSH_AND_PULL_FOREVER, root, source, out]
-        child = subprocess.Popen(command, stdout=subprocess.PIPE)
-        try:
-            assert child.stdout is not None
-            assert child.stdout.readline() == b"ready\n"
-            with pytest.raises(subprocess.TimeoutExpired):
-                child.wait(chance.random() * 0.3)
-            child.send_signal(signal.SIGKILL)
-        finally:
-            child.kill()
-            child.communicate()
-        assert await shown(root) <= contents
-        pulled = [path for path in out.iterdir() if not path.name.startswith(".")]
-        assert all(digest(path.read_bytes()) in contents for path in pulled)
-    store = folder_store(root)
-    assert list((root / "tmp").iterdir()) == []
-    for sha256, size_bytes in await store.put_files(sorted(source.iterdir())):
-        await store.verify(sha256, size_bytes)
-    await store.collect(frozenset(), grace_s=0)
-    assert list((root / "packs").iterdir()) == [], "a dead push leaked a piece"
+async def test_a_kill_at_any_moment_of_push_pull_and_collection_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """Twenty kills; `python -m tests.artifact_kills` is the long form, over HTTP too."""
+    await kill_in_a_folder(tmp_path, 20, random.Random(4700))
