@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -228,6 +229,41 @@ async def test_dollars_of_a_dead_worker_wait_a_day_for_it(tmp_path: Path) -> Non
         lefts.append(told.left)
         other.close()
     assert lefts == [40, 40, 100]
+
+
+async def test_what_a_worker_that_left_had_spent_is_let_go_once_the_ledger_has_it(tmp_path: Path) -> None:
+    of, budget = limit(100, Measure.DOLLARS_DAY, version=1), limit(100, Measure.BUDGET, version=1)
+    before, other = BrokerCounters(tmp_path, "gw-0", 2), BrokerCounters(tmp_path, "gw-0r", 2)
+    assert await get(before, (share(before, of), 60), (share(before, budget), 60)) is None
+    before.close(last_seq=9)
+    mine, lefts = share(other, of), []
+    for version, ingested, left in ((2, 8, 50), (3, 9, 40), (4, 9, 40)):
+        figures = [replace(one, value=left, version=version) for one in (of, budget)]
+        other.let_go({"gw-0": ingested}, figures, now())
+        told = await get(other, (mine, 101))  # still with the figure it was made with
+        assert told is not None
+        lefts.append(told.left)
+    assert lefts == [40, 40, 40]
+    again = BrokerCounters(tmp_path, "gw-0", 2)
+    again.let_go({"gw-0": 9}, [replace(of, value=40, version=5)], now())
+    assert await get(again, (share(again, replace(of, value=40, version=5)), 40)) is None
+    other.close()
+    again.close()
+
+
+async def test_a_worker_that_is_back_keeps_what_it_spent_and_one_killed_is_waited_for(tmp_path: Path) -> None:
+    of = limit(100, Measure.DOLLARS_DAY, version=1)
+    other = BrokerCounters(tmp_path, "other", 3)
+    for name, last_seq in (("back", 9), ("killed", None)):
+        one = BrokerCounters(tmp_path, name, 3)
+        assert await get(one, (share(one, of), 30)) is None
+        one.close(last_seq)
+    back = BrokerCounters(tmp_path, "back", 3)
+    other.let_go({"back": 99, "killed": 99}, [replace(of, version=2)], now())
+    told = await get(other, (share(other, of), 101))
+    assert told is not None and told.left == 40
+    back.close()
+    other.close()
 
 
 async def test_a_reboot_does_not_stop_the_clock(tmp_path: Path) -> None:

@@ -138,5 +138,5 @@ class Gateway:
         await loop.run_in_executor(None, self._syncer.shutdown)
         self._log.close()
         state.flush_shares()
-        state.counters.close()
+        state.counters.close(self._log.all_settled_at)
         state.publish_metrics()

@@ -297,6 +297,10 @@ class GatewayState:
                     self.share(dated(limit, snapshot.version))
         elif self._ingested >= self._earlier_seq:
             self._earlier = {}
+        left = snapshot.budgets.items()
+        figures = [Limit("project", name, Measure.BUDGET, value, version=snapshot.version) for name, value in left]
+        figures += [dated(limit, snapshot.version) for limit in snapshot.limits if limit.measure in PURSES]
+        self.counters.let_go(snapshot.ingested, figures, self._moment())
         urls = {_upstream_key(target) for route in snapshot.routes for target in route.targets}
         for url in self._upstreams.keys() - urls:
             upstream = self._upstreams.pop(url)

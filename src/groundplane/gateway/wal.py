@@ -102,7 +102,7 @@ class WriteAheadLog:
         self._open: dict[bytes, bytes] = {}
         self._late: list[tuple[Spent, bytes]] = []
         self._sealed_fds: list[int] = []
-        self.seq = 0
+        self.seq = self._settled_seq = 0
         self.dirty = False
         self.trouble = ""
 
@@ -131,6 +131,7 @@ class WriteAheadLog:
         # Every record begins with its number, which is given when it is written.
         self._late = [(_spent(one), _encode(one).partition(b",")[2]) for one in orphans]
         self._start_segment(settled)
+        self._settled_seq = max((one.seq for one in settled), default=0)
         return Recovered(tuple(settled), len(orphans))
 
     def _lock(self) -> None:
@@ -172,6 +173,7 @@ class WriteAheadLog:
         content = [frame(OPENED + _encode(opened))]
         for spent, members in self._late:
             seq += 1
+            self._settled_seq = seq
             content.append(frame(_payload(SETTLED, seq, members)))
             if settled is not None:
                 settled.append(spent._replace(seq=seq))
@@ -221,6 +223,7 @@ class WriteAheadLog:
         self._open.pop(request_id, None)
         try:
             self._append(SETTLED, members)
+            self._settled_seq = self.seq
         except LogUnavailable:
             self._late.append((Spent(0, microusd, project), members))
             raise
@@ -278,6 +281,11 @@ class WriteAheadLog:
         fds = [*self._sealed_fds, os.dup(self._fd)]
         self._sealed_fds = []
         return lambda: _sync_and_close(fds)
+
+    @property
+    def all_settled_at(self) -> int | None:
+        """The number of the last settlement; None while one could not be written."""
+        return None if self._late else self._settled_seq
 
     def close(self) -> None:
         """Syncs and lets go."""

@@ -2,6 +2,7 @@
 
     accounts.shm              a header, then one row per limit: which, level, at, held, value, version
     <holder>.held             what that holder has of each row, in the same order; locked while the holder lives
+    <holder>.left             of one that left in order: the number of its last record
 
 Every change is made under the file's lock, in about ten microseconds; shares are handed out in slices, so most requests
 need none. The kernel lets go of a lock when its holder dies. What a dead holder had of a rate counts as used: its
@@ -17,7 +18,7 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from groundplane.domain.limits import DAY_S, PURSES, SCALES, Account, Binding, Limit, Measure, Moment, Share, transact
@@ -54,7 +55,9 @@ class BrokerCounters:
             raise Unavailable(f"{holder} keeps limits in {folder} already", "give this gateway another id") from None
         except OSError as error:
             raise Unavailable(f"the limits in {folder} can't be kept: {error.strerror}", "check its owner") from error
+        self._left = folder / f"{holder}.left"
         with self._locked():
+            self._left.unlink(missing_ok=True)
             self._begin()
             self._count_the_dead()
 
@@ -96,10 +99,37 @@ class BrokerCounters:
             share.seen(account, now.ns)
             self._store(row, account, held)
 
-    def close(self) -> None:
-        """Counts what is held as used, and leaves. Spent dollars stay held: they are this holder's again."""
+    def let_go(self, ingested: Mapping[str, int], figures: Sequence[Limit], now: Moment) -> None:
+        with self._locked():
+            for path in self._folder.glob("*.left"):
+                if ingested.get(path.stem, 0) >= int(path.read_text()):
+                    fd, held = _mapped(path.with_suffix(".held"), ROWS * _HELD.size)
+                    try:
+                        if _lock_is_free(fd):
+                            self._return_spent(held, figures, now)
+                            path.unlink()
+                    finally:
+                        held.close()
+                        os.close(fd)
+
+    def _return_spent(self, held: mmap.mmap, figures: Sequence[Limit], now: Moment) -> None:
+        """With the figures that contain it, and not before: an account may have older ones still."""
+        rows = {row for row, units in enumerate(memoryview(held[:]).cast("q").tolist()) if units}
+        for limit in figures if rows else ():
+            row = self._row(limit)
+            if row in rows:
+                account = self._load(row)
+                account.bring(limit, now)
+                self._write(row, account)
+        self._fold(held, list(rows), dollars=True)
+
+    def close(self, last_seq: int | None = None) -> None:
+        """Counts what is held as used, and leaves. Spent dollars stay held: this holder's, should it come back, or
+        until the ledger has all of its records."""
         with self._locked():
             self._fold(self._held, self._used())
+            if last_seq is not None:
+                self._left.write_text(str(last_seq))
         self._map.close()
         self._held.close()
         os.close(self._held_fd)

@@ -6,10 +6,10 @@ units by `domain.limits.transact`, so all of them refuse alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
-from groundplane.domain.limits import Account, Binding, Moment, Share, transact
+from groundplane.domain.limits import Account, Binding, Limit, Moment, Share, transact
 
 Want = tuple[Share, int]
 """A share, and how many units a request needs of it."""
@@ -36,8 +36,12 @@ class Counters(Protocol):
     def declare(self, share: Share, held: int, now: Moment) -> None:
         """This holder's first word on a share in this life: it holds so much, whatever it held before."""
 
-    def close(self) -> None:
-        """Gives up what is held for nobody."""
+    def let_go(self, ingested: Mapping[str, int], figures: Sequence[Limit], now: Moment) -> None:
+        """The ledger's `figures` of dollars have every record up to `ingested`, by holder: what holders that left had
+        spent by then need not be held any more. Twice: nothing more happens."""
+
+    def close(self, last_seq: int | None = None) -> None:
+        """Gives up what is held for nobody. `last_seq`: of this holder's log, where that has all it spent."""
 
 
 class MemoryCounters:
@@ -79,5 +83,8 @@ class MemoryCounters:
         share.held = held
         share.seen(account, now.ns)
 
-    def close(self) -> None:
+    def let_go(self, ingested: Mapping[str, int], figures: Sequence[Limit], now: Moment) -> None:
+        """There are no others."""
+
+    def close(self, last_seq: int | None = None) -> None:
         """Nothing outlives the process."""

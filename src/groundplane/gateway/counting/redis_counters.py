@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -108,7 +108,10 @@ class RedisCounters:
         self._shares[share.limit.id] = share
         self._stated.discard(share.limit.id)
 
-    def close(self) -> None:
+    def let_go(self, ingested: Mapping[str, int], figures: Sequence[Limit], now: Moment) -> None:
+        """A holder that left is not believed for longer than half a minute anyway."""
+
+    def close(self, last_seq: int | None = None) -> None:
         """What this holder has goes back with its last words; without them it is believed for half a minute."""
         self._closing = True
         if self._beat is not None:
