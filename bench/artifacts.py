@@ -152,8 +152,13 @@ async def measure(folder: Path, size_mib: int, rounds: int, peers: Sequence[_art
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-async def differences(folder: Path, size_mib: int) -> dict[str, dict[str, float]]:
-    """Variant → {"new_percent", "seconds"}, pushed onto the base. Peers that store whole files store 100 %."""
+async def differences(
+    folder: Path, size_mib: int, peers: Sequence[_artifact_peers.Found]
+) -> dict[str, dict[str, float]]:
+    """Variant → {"new_percent", "seconds", seconds of peers by name}, pushed onto the base.
+
+    Peers that store whole files store 100 %, and are left out.
+    """
     base, target = folder / "base.safetensors", folder / "variant.safetensors"
     tensor_bytes = write_base(base, size_mib)
     store = folder_store(folder / "store")
@@ -164,6 +169,9 @@ async def differences(folder: Path, size_mib: int) -> dict[str, dict[str, float]
         seconds = await timed(lambda path=path: store.put_file(path))  # type: ignore[misc]
         new = (await store.usage()).stored_bytes - before
         found[name] = {"new_percent": 100 * new / path.stat().st_size, "seconds": seconds}
+        for each in peers:
+            if each.peer.onto:
+                found[name][each.peer.name] = await asyncio.to_thread(each.store, path, folder / "peer", base)
     store.close()
     return found
 
@@ -204,6 +212,8 @@ def report(
         goal = NEW_BYTES_GOALS_PERCENT.get(name)
         verdict = "" if goal is None else f"  (goal {goal} %: {'met' if figures['new_percent'] <= goal else 'NOT met'})"
         print(f"{name:<18}{figures['new_percent']:>9.2f}{figures['seconds']:>9.3f}{verdict}")
+        for peer, seconds in figures.items() - {(key, figures[key]) for key in ("new_percent", "seconds")}:
+            print(f"{'':<18}{peer:>9}{seconds:>9.3f}  {seconds / figures['seconds']:.1f} x ours")
     rate, packs = options.files / small["push_s"], int(small["packs"])
     print(
         f"\n{options.files} small files: push {small['push_s']:.2f} s ({rate:,.0f} files/s, {packs} packs), "
@@ -227,7 +237,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         times = asyncio.run(measure(folder, options.size_mib, options.rounds, peers))
-        new = asyncio.run(differences(folder, options.size_mib))
+        new = asyncio.run(differences(folder, options.size_mib, peers))
         small = asyncio.run(many(folder, options.files))
     if options.json:
         print(json.dumps({"seconds": times, "variants": new, "small": small}))
