@@ -420,11 +420,11 @@ class Workers:
         port: int = self.listeners[0].getsockname()[1]
         return port
 
-    def start(self, number: int) -> None:
-        """Starts one worker; returns once it serves."""
+    def start(self, number: int, turn: str = "") -> None:
+        """Starts one worker; returns once it serves. `turn`: `r` for the other of two ids that take turns."""
         listener = self.listeners[number]
         read, write = os.pipe()
-        command = [sys.executable, "-m", "groundplane.gateway", "--gateway-id", f"gw-{number}", "--free-min", "0"]
+        command = [sys.executable, "-m", "groundplane.gateway", "--gateway-id", f"gw-{number}{turn}", "--free-min", "0"]
         command += ["--snapshot", str(self.folder / "snapshot.json"), "--wal", str(self.folder / "wal")]
         command += ["--workers", str(len(self.listeners)), "--shared", str(self.shared or self.folder / "shared")]
         command += ["--fd", str(listener.fileno()), "--report-fd", str(write), *self.arguments]

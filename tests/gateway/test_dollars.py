@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tests.gateway.harness import (
     chat,
     completion,
     event,
+    get,
     key,
     poll,
     post,
@@ -145,6 +147,39 @@ async def test_workers_keep_dollars_together_and_a_killed_one_gives_back_its_sli
         pass
     now_spent = COST * (len(upstream.seen) - seen)
     assert 5_000 - 2 * 330 < now_spent <= 60_000 - spent + 5_000
+
+
+async def test_what_a_rolled_worker_had_spent_does_not_count_twice(
+    tmp_path: Path, upstream: MockUpstream, fleets: list[Workers]
+) -> None:
+    """Another process with the other id has taken its place, and the ledger has read what it wrote."""
+    upstream.behave = eighty
+    values = {"keys": (key(),), "routes": (route("tiny", upstream.base_url),)}
+    await write_snapshot(tmp_path, 1, **values, limits=(dollars("key", "key-1", 60_000),))
+    workers = await asyncio.to_thread(start_workers, tmp_path, 2)
+    fleets.append(workers)
+    for _ in range(5):
+        await burst(workers.port, 40)
+    for number in (0, 1):
+        old = workers.processes[number]
+        await asyncio.to_thread(workers.start, number, "r")
+        old.terminate()
+        assert await asyncio.to_thread(old.wait, 20) == 0
+    spent = COST * len(upstream.seen)
+    log = FolderUsageLog(tmp_path / "wal")
+    records = await log.read(10_000)
+    assert sum(record.amount_microusd for record in records) == spent > 30_000
+    await log.acknowledge(len(records))
+    left = (dollars("key", "key-1", 60_000 - spent),)
+    await write_snapshot(tmp_path, 2, **values, limits=left, ingested=await log.ingested())
+    async with asyncio.timeout(20):
+        while b"groundplane_gateway_snapshot_version 2\n" not in (await ask(workers.port, get("/metrics"))).body:
+            await asyncio.sleep(0.05)
+    answers, end = 0, time.monotonic() + 20
+    while 60_000 - COST * len(upstream.seen) > 2 * 330 and time.monotonic() < end:
+        answers += served(await burst(workers.port, 20))
+    assert spent + COST * answers == COST * len(upstream.seen) <= 60_000
+    assert 60_000 - COST * len(upstream.seen) <= 2 * 330, "what the workers that left had spent counted twice"
 
 
 async def test_while_the_ledger_reads_along_nothing_is_counted_twice_or_not_at_all(
