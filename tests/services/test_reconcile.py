@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -29,7 +29,7 @@ from groundplane.domain.circumstances import AttemptCircumstances
 from groundplane.domain.envelope import open_envelope
 from groundplane.domain.ledger import LedgerEntry
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.run import Attempt, EndReason, FoundCheckpoint, Run, RunStatus
+from groundplane.domain.run import Attempt, EndReason, FoundCheckpoint, Observation, Run, RunStatus
 from groundplane.errors import Conflict, Refusal
 from groundplane.identity import Actor, Role
 from groundplane.ports import Order, Store, Tx
@@ -298,6 +298,31 @@ async def test_an_unreachable_pool_ends_nothing_and_starts_nothing_twice(tmp_pat
     run = await plane.run_to_end(run_id)
     assert run.status is RunStatus.SUCCEEDED
     assert len(plane.orders) == 1
+    await plane.balances()
+
+
+async def test_a_member_of_a_gang_that_starts_later_changes_no_time_that_is_billed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plane = await a_plane(tmp_path, steady)
+    run_id = await plane.submit()
+    await plane.step()
+    observe = plane.executor.observe
+
+    async def later(attempt_ids: Sequence[str]) -> dict[str, Observation]:
+        """After two minutes the last of the gang has begun, too: of all it is the latest start that is told."""
+        seen = await observe(attempt_ids)
+        if plane.clock.now() < START + timedelta(seconds=120):
+            return seen
+        return {name: replace(each, started_at=START + timedelta(seconds=110)) for name, each in seen.items()}
+
+    monkeypatch.setattr(plane.executor, "observe", later)
+    await plane.run_to_end(run_id)
+    (attempt,) = await plane.runs.attempts(ADMIN, run_id)
+    async with plane.store.transaction() as tx:
+        spent = (await tx.total(LedgerEntry, "amount_microusd"))[()]
+    assert attempt.started_at is not None and attempt.billed_until is not None
+    assert spent == 100 * (attempt.billed_until - attempt.started_at).total_seconds()
     await plane.balances()
 
 

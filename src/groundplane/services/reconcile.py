@@ -292,7 +292,8 @@ class Reconcile:
             attempt,
             node=seen.node or attempt.node,
             started=attempt.started or seen.state in {"running", "ended"},
-            started_at=seen.started_at or attempt.started_at,
+            # The first that was told stays: bills count from it, and a gang tells that of its latest member.
+            started_at=attempt.started_at or seen.started_at,
             ended_at=seen.ended_at or attempt.ended_at,
             idle_since=self._watchdogs.idle_since(attempt, seen, now) if self._watchdogs is not None else None,
             last_step=max((c.step for c in seen.checkpoints), default=attempt.last_step),
