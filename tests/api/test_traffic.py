@@ -138,7 +138,14 @@ def test_the_command_follows_and_filters(served: Any, gateway: Workers) -> None:
     asking = threading.Thread(target=keep_asking)
     asking.start()
     words = [sys.executable, "-m", "groundplane.cli", "tail", "--status", "429", "-o", "json"]
-    follower = subprocess.Popen(words, env=surroundings(served), stdout=subprocess.PIPE, text=True)
+    follower = subprocess.Popen(
+        words,
+        env=surroundings(served),
+        stdout=subprocess.PIPE,
+        text=True,
+        # Where tests run in the background of a script, their children would ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (nothing is held by another thread)
+    )
     try:
         assert follower.stdout is not None
         lines = [json.loads(follower.stdout.readline()) for _ in range(2)]

@@ -140,7 +140,7 @@ def test_killing_the_control_plane_neither_stops_nor_doubles_a_job(
 def test_a_run_goes_on_while_everything_else_is_down_and_is_adopted_on_return(
     installation: Any, counter: Path, wait: Callable[..., Any]
 ) -> None:
-    run_id = installation.submit(installation.job("absence", ["python3", str(counter), "60", "0.1"]))
+    run_id = installation.submit(installation.job("absence", ["python3", str(counter), "120", "0.1"]))
     wait(lambda: steps_of(installation.log(run_id))[-1:] > [3], "step 3")
     said = installation.ground("down")
     assert "1 run" in said.stdout + said.stderr

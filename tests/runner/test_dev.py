@@ -153,6 +153,9 @@ async def test_a_port_inside_is_reached_and_one_where_nobody_listens_ends(node: 
     await screen.send(dev.frame(dev.END, b""))
     assert await screen.over() == 0
     assert screen.seen == b"HELLO " * 50_000
+    silent = await attach(node, Wish(kind="tcp", port=port))
+    await silent.send(dev.frame(dev.END, b""))
+    assert (await silent.over(), silent.seen) == (0, b""), "the end arrives though nothing came before it"
     server.close()
     await server.wait_closed()
     nobody = await attach(node, Wish(kind="tcp", port=port))

@@ -95,7 +95,7 @@ class Host:
             for shell in self._shells.values():
                 self._watch(shell.terminal, shell, bool(shell.waiting))
             for way in self._ways:
-                self._watch(way.link, way, bool(way.waiting))
+                self._watch(way.link, way, bool(way.waiting) or way.shut)
             for key, events in self._select.select(GONE_S if self._shells or self._jupyter_pid else None):
                 self._serve(key.data, events)
             self._reap()

@@ -29,6 +29,8 @@ Document = dict[str, Any]
 RUNNER = Path(__file__).resolve().parents[2] / "runner"
 LINE_LIMIT_BYTES = 64 * 2**20
 CHATTER_MAX_BYTES = 2**20
+ENDS_S = 1.0
+"""How long a login that hung up may take to say with which status."""
 NEED, HAVE = b"GROUND need\n", b"GROUND have\n"
 
 
@@ -197,8 +199,7 @@ class SshChannel:
                 strange = b"ground: what speaks there is not our desk: does the account's login print or ask something?"
         if self._process is process:
             self._process = None
-        _kill(process)
-        status = await process.wait()
+        status = await _ended(process, 0.0 if strange else ENDS_S)
         message, hint, _ = explain(self._name, (strange or await noise).decode(errors="replace"), status)
         for waiting in self._pending.values():
             if not waiting.done():
@@ -265,8 +266,7 @@ class SshChannel:
             await process.wait()
             raise
         except (EOFError, TimeoutError, OSError, ValueError) as error:
-            _kill(process)
-            status = await process.wait()
+            status = await _ended(process, ENDS_S if isinstance(error, EOFError) else 0.0)
             said = (await noise).decode(errors="replace")
             if isinstance(error, ValueError):
                 said = f"ground: {error}"
@@ -314,6 +314,15 @@ async def _greeting(stream: asyncio.StreamReader) -> bytes:
             return NEED if line.endswith(NEED) else HAVE
         chatter += len(line)
     raise ValueError(f"its login prints over {CHATTER_MAX_BYTES} bytes: print nothing where ssh runs a command")
+
+
+async def _ended(process: asyncio.subprocess.Process, grace_s: float) -> int:
+    """Its status: its own if it ends within the grace, else that of being killed."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(grace_s):
+            return await process.wait()
+    _kill(process)
+    return await process.wait()
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
