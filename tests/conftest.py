@@ -151,6 +151,9 @@ SERVICES: dict[str, Callable[[], bool]] = {
 }
 
 
+JOURNEYS = Path(__file__).parent / "journeys"
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     required = {name for name in os.environ.get("GROUND_REQUIRE", "").split(",") if name}
     for marker in item.iter_markers("needs"):
@@ -167,6 +170,11 @@ def pytest_configure(config: pytest.Config) -> None:
     unknown = {name for name in os.environ.get("GROUND_REQUIRE", "").split(",") if name} - set(SERVICES)
     if unknown:
         raise pytest.UsageError(f"GROUND_REQUIRE names {sorted(unknown)}; known are {sorted(SERVICES)}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Journeys first: they last longest and wait most, and begun last they would leave one worker at work alone."""
+    items.sort(key=lambda item: JOURNEYS not in item.path.parents)
 
 
 # ---------------------------------------------------------------- PostgreSQL
