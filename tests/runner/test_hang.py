@@ -72,6 +72,16 @@ async def test_one_that_goes_on_is_no_hang_any_more(node: Any) -> None:
     await node.until(lambda seen: not seen.hangs)
 
 
+async def test_last_words_take_no_hang_off_the_record(node: Any) -> None:
+    command = "trap 'for i in $(seq 15); do echo going; sleep 0.1; done; exit 3' TERM; sleep 60 & wait"
+    await node.start(command, hang_limit_s=0.6, stop_grace_s=10)
+    await node.until(lambda seen: seen.hangs)
+    await node.executor.stop("att-1", EndReason.HUNG)
+    seen = await node.ended()
+    assert b"going" in node.log()
+    assert (seen.end_reason, len(seen.hangs)) == (EndReason.HUNG, 1)
+
+
 def test_accelerators_at_zero_that_hold_memory_hang_though_the_log_goes_on(tmp_path: Path) -> None:
     watch = HangWatch({"hang_limit_s": 0.2}, tmp_path)
     cards = [{"utilization_percent": 0.0, "memory_used_bytes": 70e9} for _ in range(2)]

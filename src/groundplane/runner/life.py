@@ -406,7 +406,8 @@ class Runner:
             self.active_at = time.monotonic()
         if self.order.get("dev") and dev.last_activity(self.folder) != self.dev_activity:
             self.dev_activity, self.active_at = dev.last_activity(self.folder), time.monotonic()
-        self.hang.sampled(sample["accelerators"], self.found[-1]["step"] if self.found else -1)
+        if not self.stop_reason:  # what a job says when it is told to go is no progress: its hang stays on record
+            self.hang.sampled(sample["accelerators"], self.found[-1]["step"] if self.found else -1)
         idle_s = time.monotonic() - self.active_at
         self.state.update(hang=self.hang.found, active_at=now_text(time.time() - idle_s))
         self.state.update(energy=self.energy.sampled(sample))
