@@ -68,9 +68,8 @@ def elsewhere(plan: Plan) -> str:
     if not others:
         return "nothing else fits"
     least = others[0]
-    more = len(others) + outlook.choices_left_out
     return (
-        f"{more} more ways to buy it, the cheapest {format_usd(least.expected_microusd)} expected"
+        f"the cheapest of {len(others)} other ways: {format_usd(least.expected_microusd)} expected"
         f" ({least.place}, {least.node_type}, {least.purchase})"
     )
 
