@@ -46,7 +46,7 @@ format: $(VENV)/dev.stamp ## put the code in the house's format
 	@$(BIN)/ruff format .
 
 bench: $(VENV)/dev.stamp ## every performance claim, measured on this machine
-	@for bench in $(BENCHES); do echo "== $$bench"; timeout $(BENCH_LIMIT_S) $(BIN)/python $$bench || exit 1; done
+	@for bench in $(BENCHES); do echo "== $$bench"; timeout --signal INT --kill-after 30 $(BENCH_LIMIT_S) $(BIN)/python $$bench || exit 1; done
 
 bench-gateway: $(VENV)/dev.stamp ## the gateway beside other proxies, which are installed into a cache first; ARGS="--only requests"
 	@$(BIN)/python bench/gateway.py --install --only all $(ARGS)

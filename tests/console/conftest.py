@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+from tests.console.browsing import FLAGS, sign_in, watched
 from tests.console.plane import Plane, poll
 
 
@@ -53,3 +56,22 @@ def _answers(url: str) -> bool:
         return httpx.get(f"{url}/readyz").status_code == 200
     except httpx.TransportError:
         return False
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, plane: Plane) -> Iterator[Page]:
+    """A signed-in page. A script error, a blocked resource or a dialog on any page fails the test."""
+    context = browser.new_context()
+    page, complaints = watched(context)
+    sign_in(page, plane)
+    yield page
+    context.close()
+    assert not complaints

@@ -2,64 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
+from tests.console.browsing import sign_in, watched
 from tests.console.plane import HOSTILE, Plane
 
 from groundplane.domain.run import RunStatus
 
 pytestmark = pytest.mark.needs("chromium")
-expect.set_options(timeout=20_000)
-
-FLAGS = [
-    "--no-sandbox",  # tests run as root in containers
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    # No look-ups of its own: the machine's network is not the browser's business.
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser, plane: Plane) -> Iterator[Page]:
-    """A signed-in page. A script error, a blocked resource or a dialog on any page fails the test."""
-    context = browser.new_context()
-    page, complaints = _watched(context)
-    _sign_in(page, plane)
-    yield page
-    context.close()
-    assert not complaints
-
-
-def _watched(context: BrowserContext) -> tuple[Page, list[str]]:
-    complaints: list[str] = []
-    page = context.new_page()
-    page.set_default_timeout(15_000)
-    page.on("pageerror", lambda error: complaints.append(f"script: {error}"))
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    return page, complaints
-
-
-def _sign_in(page: Page, plane: Plane) -> None:
-    page.goto(plane.url)
-    page.get_by_label("Key").fill(plane.key)
-    page.get_by_role("button", name="Sign in").click()
-    expect(page.get_by_role("heading", name="Overview", level=1)).to_be_visible()
 
 
 def test_signing_in_leads_to_the_overview_and_out_again(page: Page) -> None:
@@ -141,8 +91,8 @@ def test_hostile_markup_runs_nothing(page: Page, plane: Plane) -> None:
 
 def test_a_control_plane_that_does_not_answer_is_told_on_the_page(browser: Browser, plane: Plane) -> None:
     context = browser.new_context()
-    page, _ = _watched(context)  # the browser complains about the cut, as it should
-    _sign_in(page, plane)
+    page, _ = watched(context)  # the browser complains about the cut, as it should
+    sign_in(page, plane)
     page.route("**/console*", lambda route: route.abort())
     expect(page.get_by_role("status")).to_contain_text("no answer from the control plane; as of")
     page.unroute("**/console*")
@@ -154,8 +104,8 @@ def test_a_control_plane_that_does_not_answer_is_told_on_the_page(browser: Brows
 @pytest.mark.parametrize("width", [390, 1280])
 def test_no_page_is_wider_than_the_screen(browser: Browser, plane: Plane, scheme: str, width: int) -> None:
     context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})  # type: ignore[arg-type]
-    page, complaints = _watched(context)
-    _sign_in(page, plane)
+    page, complaints = watched(context)
+    sign_in(page, plane)
     for path in ("", "/runs", "/models", "/endpoints", "/costs", "/keys", "/audit"):
         page.goto(f"{plane.url}/console{path}")
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -187,8 +137,8 @@ def test_everything_can_be_read_without_a_script(browser: Browser, plane: Plane)
     run_id = plane.submit("quiet", "echo said")
     plane.wait(run_id, RunStatus.SUCCEEDED)
     context = browser.new_context(java_script_enabled=False)
-    page, complaints = _watched(context)
-    _sign_in(page, plane)
+    page, complaints = watched(context)
+    sign_in(page, plane)
     page.get_by_text("Work", exact=True).click()
     page.get_by_role("link", name="Runs", exact=True).click()
     page.get_by_role("link", name="quiet").first.click()

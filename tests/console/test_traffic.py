@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,9 +10,8 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 from tests.console.plane import Plane, poll
-from tests.console.test_browser import FLAGS, _sign_in, _watched
 from tests.gateway.harness import MockUpstream, Workers, start_workers, well_behaved
 
 from groundplane.domain.provider import ProviderKind
@@ -61,24 +59,6 @@ def gateway(plane: Plane, upstream: MockUpstream) -> Iterator[Workers]:
     workers = start_workers(folder, 1, *words, shared=folder)
     yield workers
     workers.stop()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(browser: Browser, plane: Plane) -> Iterator[Page]:
-    context = browser.new_context()
-    page, complaints = _watched(context)
-    _sign_in(page, plane)
-    yield page
-    context.close()
-    assert not complaints
 
 
 def ask(gateway: Workers, secret: str, said: str = "hi", **more: Any) -> httpx.Response:

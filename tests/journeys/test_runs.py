@@ -181,6 +181,9 @@ def test_the_same_submission_sent_twice_is_one_run(shared: Any) -> None:
 
 def test_a_plan_is_applied_once(shared: Any) -> None:
     plan = shared.data("plan", "-f", str(shared.job("once", ["true"])))[0]
+    assert (
+        f"{plan['id']} is not applied yet; applied now, it would start" in shared.ground("explain", plan["id"]).stdout
+    )
     shared.ground("apply", plan["id"], "--yes")
     refused = shared.ground("apply", plan["id"], "--yes", expect=3)
     assert "applied" in refused.stderr

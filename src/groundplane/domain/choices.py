@@ -384,7 +384,7 @@ class Judge:
     def choices(
         self, offers: Sequence[Offer], chosen: Offer | None, kept: Sequence[Choice] = ()
     ) -> tuple[tuple[Choice, ...], int]:
-        """Fitting ones cheapest first, `kept` ones among them, then the nearest that don't; and how many more.
+        """Fitting ones cheapest first, `kept` ones among them, then the nearest that don't; and how many more don't.
 
         Where the work needs accelerators and the spec names none, machines that have them are offered as well, with
         as few nodes as hold it.
@@ -404,7 +404,7 @@ class Judge:
         choices += [each for each in kept if each not in choices]
         choices.sort(key=_order)
         choices += [self._marked(self.choice(m.offer, m.need), m.offer, chosen) for m in misfits[:REJECTED_SHOWN]]
-        return tuple(choices), max(0, len(made) + len(terms) - len(choices))
+        return tuple(choices), len(misfits[REJECTED_SHOWN:]) + sum(not term.fits for term in terms)
 
     def accelerated(self, offers: Sequence[Offer], count: int = 3) -> list[Choice]:
         """The cheapest fitting choices with accelerators, on demand, one of each kind of machine.

@@ -163,10 +163,9 @@ def side_by_side(work: Callable[[_In], _Out], given: Iterable[_In], at_once: int
             while under_way:
                 yield under_way.pop(0).result()
                 under_way += [pool.submit(work, each) for each in islice(source, 1)]
-        except BaseException:
+        finally:
             for each in under_way:
                 each.cancel()
-            raise
 
 
 def _json(said: bytes) -> object:

@@ -25,17 +25,24 @@ class Scrapes:
             self._work(self._rendered())
 
     def _work(self, steps: Iterator[str]) -> None:
-        end_ns = monotonic_ns() + _STEP_NS
+        over = True
+        pieces, waiting = self._pieces, self._waiting
         try:
-            for piece in steps:
-                self._pieces.append(piece)
-                if monotonic_ns() >= end_ns:
-                    asyncio.get_running_loop().call_later(_REST_S, self._work, steps)
-                    return
-        except BaseException:
-            self._pieces, self._waiting = [], []  # the next one begins anew
-            raise
-        text = "".join(self._pieces).encode()
-        waiting, self._waiting, self._pieces = self._waiting, [], []
-        for tell in waiting:
-            tell(text)
+            over = self._step(steps)
+        finally:
+            if over:  # or failed: the next one begins anew
+                self._pieces, self._waiting = [], []
+        if over:
+            text = "".join(pieces).encode()
+            for tell in waiting:
+                tell(text)
+
+    def _step(self, steps: Iterator[str]) -> bool:
+        """Whether it was the last."""
+        end_ns = monotonic_ns() + _STEP_NS
+        for piece in steps:
+            self._pieces.append(piece)
+            if monotonic_ns() >= end_ns:
+                asyncio.get_running_loop().call_later(_REST_S, self._work, steps)
+                return False
+        return True
