@@ -35,10 +35,10 @@ from tests.journeys.conftest import Installation, bring_up, free_ports, shut_dow
 
 from groundplane.adapters.executors.local import LocalExecutor
 from groundplane.adapters.executors.memory import MemoryExecutor, Script
+from groundplane.domain.order import Order
 from groundplane.domain.run import Attempt, Run, RunStatus
 from groundplane.domain.spec.parse import parse
 from groundplane.loops.schedule import CLAIM_LIMIT
-from groundplane.ports import Order
 from groundplane.settings import Settings
 from groundplane.wiring import build
 

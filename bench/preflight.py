@@ -21,8 +21,9 @@ from pathlib import Path
 
 from groundplane.adapters.executors.local import LocalExecutor
 from groundplane.adapters.system import SystemClock
+from groundplane.domain.isolation import JobIsolation
+from groundplane.domain.order import Order
 from groundplane.domain.preflight import DataNeed, PreflightNeed
-from groundplane.ports import JobIsolation, Order
 from groundplane.runner.isolation import possible_modes
 
 

@@ -22,8 +22,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from groundplane.adapters.executors.local import LocalExecutor
+from groundplane.domain.order import Order
 from groundplane.domain.run import EndReason, Observation
-from groundplane.ports import Order
 
 LIVE = 20
 FLOOD_BYTES = 512 * 2**20

@@ -24,9 +24,9 @@ from pathlib import Path
 
 from groundplane.adapters.executors.local import LocalExecutor
 from groundplane.adapters.system import SystemClock
+from groundplane.domain.order import Order
 from groundplane.domain.run import EndReason
 from groundplane.domain.staging import StagedSource, StagingNeed
-from groundplane.ports import Order
 
 MIB, SMALL_BYTES = 2**20, 256 * 2**10
 

@@ -17,6 +17,7 @@ from the modules' own first sentences. How they hang together: [ARCHITECTURE.md]
 
 ROOMS = {
     "domain": "The mind: pure decisions",
+    "ports": "What we ask of the world",
     "services": "Use cases",
     "wire": "What crosses the HTTP door",
     "client": "The Python SDK",

@@ -198,7 +198,7 @@ def test_every_module_says_what_it_is() -> None:
 def test_public_functions_of_the_mind_the_services_and_the_ports_say_what_they_do() -> None:
     silent = [
         f"{name_of(path)}::{name}"
-        for path in python_files("src/groundplane/domain", "src/groundplane/services", "src/groundplane/ports.py")
+        for path in python_files("src/groundplane/domain", "src/groundplane/services", "src/groundplane/ports")
         for name, function in functions(path)
         if not any(part.startswith("_") for part in name.split("."))
         and not ast.get_docstring(function)

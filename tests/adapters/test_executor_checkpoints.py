@@ -23,10 +23,10 @@ from groundplane.adapters.system import SystemClock
 from groundplane.domain import watchdogs
 from groundplane.domain.model import ManifestFile
 from groundplane.domain.node import Placement
+from groundplane.domain.order import Order
 from groundplane.domain.pool_file import parse_pools
 from groundplane.domain.run import Checkpoint, EndReason, Observation
 from groundplane.errors import Unavailable
-from groundplane.ports import Order
 
 pytestmark = pytest.mark.needs("sshd")
 PATIENCE_S = 40.0

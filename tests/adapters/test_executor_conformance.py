@@ -22,10 +22,11 @@ from groundplane.adapters.executors.local import LocalExecutor
 from groundplane.adapters.executors.memory import MemoryExecutor, Script
 from groundplane.adapters.executors.nodes import RunnerOptions
 from groundplane.adapters.executors.ssh import SshExecutor
+from groundplane.domain.order import Order
 from groundplane.domain.pool_file import PoolDefinition, parse_pools
 from groundplane.domain.run import EndReason, FoundCheckpoint, Observation
 from groundplane.errors import Conflict, Unavailable
-from groundplane.ports import Executor, Order
+from groundplane.ports import Executor
 from groundplane.runner.files import read_state
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -13,10 +13,10 @@ from tests.hosts import Hosts
 
 from groundplane.adapters.executors.ssh import SshExecutor
 from groundplane.adapters.system import SystemClock
+from groundplane.domain.order import Order
 from groundplane.domain.pool_file import parse_pools
 from groundplane.domain.preflight import CheckStatus, PreflightNeed
 from groundplane.domain.run import EndReason, Observation
-from groundplane.ports import Order
 
 pytestmark = pytest.mark.needs("sshd")
 SHARE = str(Path("/root") / "share")  # in the hosts' own home folders

@@ -21,10 +21,10 @@ from groundplane.adapters.executors.nodes import RunnerOptions
 from groundplane.adapters.executors.placements import Placed
 from groundplane.adapters.executors.ssh import SshExecutor
 from groundplane.domain.node import NodeHealth, Placement
+from groundplane.domain.order import Order
 from groundplane.domain.pool_file import GONE_LIMIT_DEFAULT_S, PoolDefinition, moved, parse_pools
 from groundplane.domain.run import EndReason, Observation
 from groundplane.errors import InvalidInput, Unavailable
-from groundplane.ports import Order
 
 pytestmark = pytest.mark.needs("sshd")
 PATIENCE_S = 25.0

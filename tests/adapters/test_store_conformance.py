@@ -14,6 +14,7 @@ from groundplane.audit import EventDraft, check_chain
 from groundplane.domain.access import Exposure, Key, Project
 from groundplane.domain.approval import Approval, Vote
 from groundplane.domain.budget import Budget, Hold, HoldStatus
+from groundplane.domain.conditions import Among, AtLeast, Below, Between, Contains
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
 from groundplane.domain.model import ManifestFile, ModelVersion
@@ -22,7 +23,7 @@ from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatu
 from groundplane.domain.spec import DataSource, EndpointSpec, JobSpec, Metadata, ModelOutput, Resources, TokenPrice
 from groundplane.errors import Conflict, InvalidInput, Refused
 from groundplane.identity import Role
-from groundplane.ports import Among, AtLeast, Below, Between, Contains, Store
+from groundplane.ports import Store
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, 123456, tzinfo=UTC)
 META = Metadata(name="tiny-lm", project="vision", owner="ana", cost_center="r&d", labels={"team": "ü"})

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from groundplane.domain.order import Order
 from groundplane.domain.run import Run, RunStatus
 from groundplane.errors import Unavailable
 from groundplane.identity import Actor, Role
 from groundplane.loops import schedule
 from groundplane.loops.worker import Loop, run_loop
-from groundplane.ports import Order
 from groundplane.settings import Settings
 from groundplane.wiring import App, build
 

@@ -16,8 +16,8 @@ import pytest
 
 from groundplane.adapters.executors.local import LocalExecutor
 from groundplane.adapters.executors.nodes import RunnerOptions
+from groundplane.domain.order import Order
 from groundplane.domain.run import Observation
-from groundplane.ports import Order
 from groundplane.runner.files import read_state
 
 PATIENCE_S = 20.0

@@ -16,9 +16,9 @@ import pytest
 
 from groundplane.domain import dev
 from groundplane.domain.dev import Wish
+from groundplane.domain.isolation import JobIsolation
 from groundplane.domain.run import EndReason
 from groundplane.errors import Unavailable
-from groundplane.ports import JobIsolation
 
 PATIENCE_S = 15.0
 

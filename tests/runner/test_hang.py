@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from groundplane.domain.isolation import JobIsolation
 from groundplane.domain.run import EndReason
-from groundplane.ports import JobIsolation
 from groundplane.runner.hang import HangWatch, stacks, unreachable
 
 

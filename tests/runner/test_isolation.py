@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from groundplane.domain.isolation import JobIsolation
 from groundplane.domain.run import EndReason
-from groundplane.ports import JobIsolation
 
 pytestmark = pytest.mark.needs("root")
 PYTHON = "/usr/bin/python3"  # one that every user may run

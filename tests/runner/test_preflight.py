@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
+from groundplane.domain.isolation import JobIsolation
 from groundplane.domain.preflight import CheckResult, CheckStatus, DataNeed, PreflightNeed
 from groundplane.domain.run import EndReason
-from groundplane.ports import JobIsolation
 from groundplane.runner import preflight_accelerators, preflight_network, preflight_storage
 
 NVML = r"""

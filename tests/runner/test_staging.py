@@ -401,7 +401,7 @@ async def test_a_full_disk_is_said_before_the_first_byte_and_nothing_starts(
 
 @pytest.mark.needs("root")
 async def test_a_job_of_another_user_reads_its_data_and_cant_stage_what_it_may_not_read(node: Any) -> None:
-    from groundplane.ports import JobIsolation
+    from groundplane.domain.isolation import JobIsolation
 
     place = Path("/var/tmp") / f"ground-staged-{os.getpid()}"
     place.mkdir(mode=0o755)

@@ -20,7 +20,7 @@ import asyncio, sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from groundplane.adapters.executors.local import LocalExecutor
-from groundplane.ports import Order
+from groundplane.domain.order import Order
 
 class Clock:
     def now(self): return datetime.now(UTC)

@@ -14,6 +14,7 @@ from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.isolation import Isolation, IsolationPolicy
+from groundplane.domain.order import Order
 from groundplane.domain.planning import Offer
 from groundplane.domain.preflight import CheckResult, CheckStatus, PreflightReport
 from groundplane.domain.run import Attempt, EndReason, Observation, Run
@@ -21,7 +22,6 @@ from groundplane.domain.spec import JobSpec
 from groundplane.domain.spec.parse import parse_one
 from groundplane.errors import InvalidInput, NotFound, Unavailable
 from groundplane.identity import SYSTEM, Actor, Role
-from groundplane.ports import Order
 from groundplane.services.cordons import Cordons
 from groundplane.services.preflight import Preflight
 

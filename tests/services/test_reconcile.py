@@ -29,10 +29,11 @@ from groundplane.domain.circumstances import AttemptCircumstances
 from groundplane.domain.envelope import open_envelope
 from groundplane.domain.ledger import LedgerEntry
 from groundplane.domain.model import ModelVersion
+from groundplane.domain.order import Order
 from groundplane.domain.run import Attempt, EndReason, FoundCheckpoint, Observation, Run, RunStatus
 from groundplane.errors import Conflict, Refusal
 from groundplane.identity import Actor, Role
-from groundplane.ports import Order, Store, Tx
+from groundplane.ports import Store, Tx
 from groundplane.services.access import Access
 from groundplane.services.approvals import Approvals
 from groundplane.services.costs import Costs

@@ -21,10 +21,10 @@ from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds
 from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.domain.ledger import LedgerEntry
+from groundplane.domain.order import Order
 from groundplane.domain.planning import Offer
 from groundplane.domain.run import Attempt, EndReason, FoundCheckpoint, Run, RunStatus
 from groundplane.identity import Actor, Role
-from groundplane.ports import Order
 from groundplane.services.access import Access
 from groundplane.services.approvals import Approvals
 from groundplane.services.cordons import Cordons

@@ -29,7 +29,7 @@ _decode = msgspec.json.Decoder(_Report).decode
 
 
 class FileReports:
-    """Implements `traffic_ports.GatewayReports`. `alive`: the folder with a lock for each living gateway."""
+    """Implements `ports.traffic.GatewayReports`. `alive`: the folder with a lock for each living gateway."""
 
     def __init__(self, folder: Path, alive: Path) -> None:
         self._folder = folder

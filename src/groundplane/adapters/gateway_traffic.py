@@ -27,7 +27,7 @@ _decode = msgspec.json.Decoder(Passed).decode
 
 
 class SocketTail:
-    """Implements `traffic_ports.RequestTail`."""
+    """Implements `ports.traffic.RequestTail`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -101,7 +101,7 @@ class SocketTail:
 
 
 class FileFigures:
-    """Implements `traffic_ports.GatewayFigures` over the files of the gateways' metrics, a second old at most."""
+    """Implements `ports.traffic.GatewayFigures` over the files of the gateways' metrics, a second old at most."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -33,7 +33,7 @@ from groundplane.domain.prediction import (
     rule_of,
 )
 from groundplane.errors import Unavailable
-from groundplane.traffic_ports import Erased, Page
+from groundplane.ports.traffic import Erased, Page
 
 _SALT_FILE = ".salt"
 _ENDINGS = {Form.JSONL: "jsonl.gz", Form.PARQUET: "parquet"}
@@ -43,7 +43,7 @@ Record = dict[str, Any]
 
 
 class FolderPredictions:
-    """Implements `traffic_ports.PredictionLog` over a folder."""
+    """Implements `ports.traffic.PredictionLog` over a folder."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -13,7 +13,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class FolderProviderKeys:
-    """provider_ports.ProviderKeys. Files have mode 0600, folders 0700; gateways of this machine read them."""
+    """ports.providers.ProviderKeys. Files have mode 0600, folders 0700; gateways of this machine read them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

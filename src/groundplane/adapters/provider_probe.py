@@ -16,7 +16,7 @@ _ANSWER_MAX_BYTES = 4 * 2**20
 
 
 class HttpProviderProbe:
-    """provider_ports.ProviderProbe. Certificates are verified, redirects not followed, and no proxy is asked."""
+    """ports.providers.ProviderProbe. Certificates are verified, redirects not followed, and no proxy is asked."""
 
     def __init__(self, *, timeout_s: float = 10.0) -> None:
         self._timeout_s = timeout_s

@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.domain.order import Sample
 from groundplane.domain.run import Run
 from groundplane.identity import Actor, Permission
-from groundplane.ports import Sample
 from groundplane.wire import ReasonRequest
 from groundplane.wire.runs import RunDetail, RunExplanation
 

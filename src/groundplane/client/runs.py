@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator
 
 from groundplane.client.transport import Transport, made, part
+from groundplane.domain.order import Sample
 from groundplane.domain.run import Run
 from groundplane.errors import Unavailable
-from groundplane.ports import Sample
 from groundplane.wire import ReasonRequest
 from groundplane.wire.runs import LogPiece, RunDetail, RunExplanation
 

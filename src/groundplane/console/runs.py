@@ -12,9 +12,9 @@ from groundplane.console.logtext import readable
 from groundplane.console.tracking import charts_of
 from groundplane.console.web import HOME, PageRoute, back, page
 from groundplane.console.words import Sparkline, sparkline
+from groundplane.domain.order import Sample
 from groundplane.domain.run import RunStatus
 from groundplane.identity import Actor, Permission
-from groundplane.ports import Sample
 from groundplane.units import format_bytes
 
 LIST_LIMIT = 100

@@ -23,11 +23,12 @@ from typing import Protocol
 from groundplane.audit import EventDraft
 from groundplane.domain import checkpoints as rules
 from groundplane.domain.model import ManifestFile
+from groundplane.domain.order import Order
 from groundplane.domain.run import Attempt, Checkpoint, CopyState, Run
 from groundplane.domain.spec import JobSpec
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Unavailable
 from groundplane.identity import SYSTEM, Actor
-from groundplane.ports import BlobStore, Clock, Executor, Order, Store, Tx
+from groundplane.ports import BlobStore, Clock, Executor, Store, Tx
 from groundplane.services.artifacts import demand_quota
 from groundplane.units import format_bytes
 

@@ -16,10 +16,11 @@ from groundplane.domain import budget as money
 from groundplane.domain import ledger
 from groundplane.domain.access import Key, Project, is_active, may_infer
 from groundplane.domain.budget import Budget, Hold, HoldStatus
+from groundplane.domain.conditions import Below, Between
 from groundplane.domain.ledger import CostRow, LedgerEntry, UsageRecord
 from groundplane.errors import InvalidInput, NotFound, Refused
 from groundplane.identity import CROSS_PROJECT, SYSTEM, Actor
-from groundplane.ports import Below, Between, Clock, Ids, Notice, Notifier, Store, Tx, UsageLog
+from groundplane.ports import Clock, Ids, Notice, Notifier, Store, Tx, UsageLog
 from groundplane.services.access import visible_project
 from groundplane.services.gateway_limits import charge_limits
 from groundplane.units import format_usd

@@ -13,6 +13,7 @@ import msgspec
 from groundplane.domain import evaluation as judged
 from groundplane.domain.addendum import AddendumKind
 from groundplane.domain.batch import cost_per_1000
+from groundplane.domain.conditions import AtLeast
 from groundplane.domain.dataset import DatasetVersion
 from groundplane.domain.evaluation import Alarm, Evaluation, EvaluationComparison, Item, Past
 from groundplane.domain.gate import MEASURED, Evidence, Kind
@@ -23,7 +24,7 @@ from groundplane.domain.spec.inference import EvaluationNeed
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.identity import SYSTEM, Actor
 from groundplane.jobs.evaluate import RECORDS, SUMMARY
-from groundplane.ports import AtLeast, BlobStore, Clock, Notice, Notifier, RunFiles, Store, Tx
+from groundplane.ports import BlobStore, Clock, Notice, Notifier, RunFiles, Store, Tx
 from groundplane.services.addenda import Addenda
 from groundplane.services.artifacts import Artifacts, Pushed
 from groundplane.services.audit_trail import Teller

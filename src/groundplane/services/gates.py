@@ -12,6 +12,7 @@ from datetime import datetime
 from groundplane.domain import certificate as cert
 from groundplane.domain.access import Project, checked_text
 from groundplane.domain.addendum import AddendumKind
+from groundplane.domain.conditions import AtLeast
 from groundplane.domain.dataset import DatasetVersion
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.gate import (
@@ -37,7 +38,7 @@ from groundplane.domain.registry import ModelAlias
 from groundplane.domain.run import Run
 from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Refused, Unavailable
 from groundplane.identity import Actor
-from groundplane.ports import AtLeast, Clock, Ids, ModelServer, Store, Tx
+from groundplane.ports import Clock, Ids, ModelServer, Store, Tx
 from groundplane.services.addenda import Addenda
 from groundplane.services.audit_trail import Teller
 from groundplane.services.models import Models

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from groundplane.domain.access import Key, Project
+from groundplane.domain.conditions import AtLeast
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.ledger import UsageRecord
 from groundplane.domain.limits import (
@@ -23,7 +24,7 @@ from groundplane.domain.limits import (
 from groundplane.domain.provider import Provider
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.identity import Actor
-from groundplane.ports import AtLeast, Clock, Store, Tx
+from groundplane.ports import Clock, Store, Tx
 from groundplane.services.access import visible_project
 from groundplane.services.audit_trail import Teller
 

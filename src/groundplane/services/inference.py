@@ -14,6 +14,7 @@ from typing import Protocol
 import msgspec
 
 from groundplane.domain.access import Key, is_active
+from groundplane.domain.conditions import AtLeast
 from groundplane.domain.dataset import DatasetVersion, LineageEdge
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
@@ -25,7 +26,7 @@ from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFoun
 from groundplane.identity import SYSTEM, Role
 from groundplane.jobs.batch import SHARDS
 from groundplane.jobs.order import ORDER_FILE, PROBLEM_FILE, ProgramOrder
-from groundplane.ports import AtLeast, Clock, ModelServer, RunFiles, Store, Tx
+from groundplane.ports import Clock, ModelServer, RunFiles, Store, Tx
 from groundplane.services.access import Access
 from groundplane.services.models import Models
 from groundplane.units import format_duration

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from groundplane.domain.conditions import Contains
 from groundplane.domain.queue import INPUT_PREFIX, QueueEntry
 from groundplane.domain.run import Run, RunStatus
 from groundplane.domain.spec import JobSpec
-from groundplane.ports import Contains, Tx
+from groundplane.ports import Tx
 
 HOME_POOL = "local"
 _IDS_AT_ONCE = 1000

@@ -11,6 +11,7 @@ from datetime import datetime
 from groundplane.audit import Event, EventDraft
 from groundplane.domain import access
 from groundplane.domain.access import Project
+from groundplane.domain.conditions import AtLeast
 from groundplane.domain.intake.request import Request
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import Plan, Verdict
@@ -22,7 +23,7 @@ from groundplane.domain.policy.replay import MAX_PLANS, replay
 from groundplane.domain.policy.rule_set import LOCKED, RuleSet
 from groundplane.errors import InvalidInput, NotFound, Problem
 from groundplane.identity import SYSTEM, Actor
-from groundplane.ports import AtLeast, Clock, Ids, PolicyFiles, Store, Tx
+from groundplane.ports import Clock, Ids, PolicyFiles, Store, Tx
 
 MAX_EXCEPTIONS = 1_000
 MAX_FILES = 100

@@ -9,9 +9,9 @@ from groundplane.domain.prediction import Erasure, Holdings, PredictionRule, Wan
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import Clock, Store
+from groundplane.ports.traffic import Page, PredictionLog
 from groundplane.services.access import visible_project
 from groundplane.services.audit_trail import Teller
-from groundplane.traffic_ports import Page, PredictionLog
 
 PAGE_MAX = 1000
 _SCAN_PAGE = 1000

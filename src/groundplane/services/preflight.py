@@ -17,6 +17,7 @@ from groundplane.domain import preflight
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.isolation import Isolation, IsolationPolicy, JobIsolation
 from groundplane.domain.node import Node
+from groundplane.domain.order import Order
 from groundplane.domain.preflight import CheckResult, CheckStatus, PreflightNeed, PreflightReport
 from groundplane.domain.run import Attempt, EndReason, Observation, Run
 from groundplane.domain.spec import JobSpec
@@ -24,7 +25,7 @@ from groundplane.domain.spec.parse import parse
 from groundplane.domain.staging import StagingNeed
 from groundplane.errors import InvalidInput, NotFound, Unavailable
 from groundplane.identity import SYSTEM, Actor
-from groundplane.ports import Clock, Executor, Ids, Order, SecretStore, Store, Tx
+from groundplane.ports import Clock, Executor, Ids, SecretStore, Store, Tx
 from groundplane.services.cordons import Cordons
 from groundplane.services.staging import Staging
 

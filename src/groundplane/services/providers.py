@@ -8,7 +8,7 @@ from groundplane.domain.provider import Provider, ProviderCheck, ProviderKind, R
 from groundplane.errors import Conflict, InvalidInput, NotFound
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Store, Tx
-from groundplane.provider_ports import ProviderKeys, ProviderProbe
+from groundplane.ports.providers import ProviderKeys, ProviderProbe
 from groundplane.services.access import visible_project
 from groundplane.services.audit_trail import Teller
 

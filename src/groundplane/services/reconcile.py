@@ -17,6 +17,7 @@ from groundplane.audit import EventDraft
 from groundplane.domain import ledger, lifecycle
 from groundplane.domain.circumstances import AttemptCircumstances
 from groundplane.domain.ledger import LedgerEntry
+from groundplane.domain.order import Order
 from groundplane.domain.queue import QueueEntry
 from groundplane.domain.run import (
     Attempt,
@@ -29,7 +30,7 @@ from groundplane.domain.run import (
 )
 from groundplane.errors import Conflict, GroundError, IntegrityFailure, InvalidInput, NotFound, Refusal, Unavailable
 from groundplane.identity import SYSTEM
-from groundplane.ports import Clock, Executor, Order, RunFiles, Store, Tx, Unplaced
+from groundplane.ports import Clock, Executor, RunFiles, Store, Tx, Unplaced
 from groundplane.services.checkpoints import Checkpoints
 from groundplane.services.costs import Costs
 from groundplane.services.inference import Inference

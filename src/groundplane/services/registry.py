@@ -10,6 +10,7 @@ from dataclasses import replace
 from groundplane.domain.access import checked_text
 from groundplane.domain.addendum import AddendumKind, summary
 from groundplane.domain.card import card_of
+from groundplane.domain.conditions import Among, AtLeast, Between, Contains
 from groundplane.domain.gate import GateCheck, Verdict, Waiver, waived
 from groundplane.domain.model import ModelVersion, check_alias, parse_ref
 from groundplane.domain.registry import (
@@ -30,7 +31,7 @@ from groundplane.domain.registry import (
 )
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import Actor
-from groundplane.ports import Among, AtLeast, Between, Clock, Contains, Ids, Store, Tx
+from groundplane.ports import Clock, Ids, Store, Tx
 from groundplane.services.addenda import Addenda
 from groundplane.services.audit_trail import Teller
 from groundplane.services.gates import Gates

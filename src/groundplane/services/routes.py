@@ -14,9 +14,9 @@ from groundplane.domain.routing import RoutePolicy
 from groundplane.errors import NotFound
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Store, Tx
+from groundplane.ports.traffic import GatewayReports
 from groundplane.services.access import visible_project
 from groundplane.services.audit_trail import Teller
-from groundplane.traffic_ports import GatewayReports
 
 
 class Routes:

@@ -13,13 +13,14 @@ from groundplane.domain.approval import refusal
 from groundplane.domain.dataset import run_edges
 from groundplane.domain.ledger import LedgerEntry
 from groundplane.domain.lifecycle import Explanation
+from groundplane.domain.order import LogChunk, Sample
 from groundplane.domain.planning import Plan, PlanStatus
 from groundplane.domain.preflight import PreflightReport
 from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatus
 from groundplane.domain.spec import JobSpec
 from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Refused, Unavailable
 from groundplane.identity import Actor
-from groundplane.ports import Clock, Executor, Ids, LogChunk, Sample, Store, Tx
+from groundplane.ports import Clock, Executor, Ids, Store, Tx
 from groundplane.services.approvals import Approvals
 from groundplane.services.costs import Costs
 from groundplane.services.needs import find_circle

@@ -10,8 +10,8 @@ from groundplane.domain.traffic import Filter, LimitStanding, Live, Tail
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor
 from groundplane.ports import Store
+from groundplane.ports.traffic import GatewayFigures, RequestTail
 from groundplane.services.access import visible_project
-from groundplane.traffic_ports import GatewayFigures, RequestTail
 
 WAIT_MAX_S = 25.0
 

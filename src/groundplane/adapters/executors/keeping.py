@@ -12,9 +12,9 @@ from typing import Any
 
 from groundplane.adapters.executors.channels import Document
 from groundplane.adapters.executors.placements import Placed
+from groundplane.domain.order import Order
 from groundplane.domain.run import Checkpoint
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Unavailable
-from groundplane.ports import Order
 
 PIECE_BYTES = 4 * 2**20
 PIECE_PATIENCE_S = 60.0

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from groundplane.adapters.executors.placements import Placed
+from groundplane.domain.order import Order
 from groundplane.domain.queue import INPUT_PREFIX
-from groundplane.ports import Order
 
 MEMBER = re.compile(r"(?P<attempt>.+)\.r(?P<rank>\d+)of(?P<size>\d+)")
 

@@ -14,11 +14,12 @@ from groundplane.adapters.executors.keeping import NoFiles
 from groundplane.adapters.executors.staging import NoData
 from groundplane.adapters.executors.terminals import NoTerminals
 from groundplane.domain.node import Node, NodeAccelerator, NodeHealth
+from groundplane.domain.order import LogChunk, Order, Sample
 from groundplane.domain.planning import Offer
 from groundplane.domain.preflight import CheckResult, CheckStatus
 from groundplane.domain.run import EndReason, FoundCheckpoint, MemberHang, Observation
 from groundplane.errors import Conflict, InvalidInput, Unavailable
-from groundplane.ports import Clock, LogChunk, Order, Sample
+from groundplane.ports import Clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

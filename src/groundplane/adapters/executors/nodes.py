@@ -34,11 +34,12 @@ from groundplane.adapters.executors.placements import Placed, Placements
 from groundplane.adapters.executors.staging import StagingCalls
 from groundplane.adapters.executors.terminals import TerminalCalls
 from groundplane.domain.node import Node, Placement
+from groundplane.domain.order import LogChunk, Order, Sample
 from groundplane.domain.planning import Offer
 from groundplane.domain.preflight import CheckResult, results_of
 from groundplane.domain.run import EndReason, Observation
 from groundplane.errors import Conflict, GroundError, InvalidInput, Unavailable
-from groundplane.ports import Clock, LogChunk, Order, Sample, Unplaced
+from groundplane.ports import Clock, Unplaced
 from groundplane.units import format_bytes
 
 START_PATIENCE_S = 75.0

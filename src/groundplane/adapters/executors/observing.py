@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import Any
 
 from groundplane.adapters.executors.members import split
+from groundplane.domain.order import Sample
 from groundplane.domain.preflight import results_of
 from groundplane.domain.run import EndReason, FoundCheckpoint, MemberHang, Observation
 from groundplane.domain.staging import progress_of
-from groundplane.ports import Sample
 
 UNFIT = {EndReason.NODE_UNFIT, EndReason.SPOT_RECLAIMED}
 STATES = {"starting", "running", "ended", "absent", "unknown", "unstarted"}

@@ -12,8 +12,9 @@ from typing import Any, cast
 
 from groundplane.adapters.store.tables import KINDS, PENDING, check_row, scalar_column
 from groundplane.audit import GENESIS, Event, EventDraft, seal
+from groundplane.domain.conditions import Among, AtLeast, Below, Between, Contains
 from groundplane.errors import Conflict
-from groundplane.ports import Among, AtLeast, Below, Between, ChainHead, Contains, Row, Tx
+from groundplane.ports import ChainHead, Row, Tx
 
 _Rows = dict[object, Any]
 

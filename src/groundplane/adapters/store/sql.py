@@ -21,8 +21,9 @@ from groundplane.adapters.store.engines import Connection, Values, engine_for
 from groundplane.adapters.store.migrations import migrate
 from groundplane.adapters.store.tables import CHAIN_HEAD, KINDS, TABLES, check_row, scalar_column
 from groundplane.audit import Event, EventDraft, seal
+from groundplane.domain.conditions import Among, AtLeast, Below, Between, Contains
 from groundplane.errors import Conflict, IntegrityFailure
-from groundplane.ports import Among, AtLeast, Below, Between, ChainHead, Contains, Row, Tx
+from groundplane.ports import ChainHead, Row, Tx
 
 _PAGE_ROWS = 1000
 # SQLite takes 32,766 bound values a statement, asyncpg 32,767.

@@ -1,4 +1,4 @@
-"""What is asked of the outside world about hosted providers; the rest of the ports is in `ports`."""
+"""What is asked of the outside world about hosted providers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked of the outside world about requests that passed through the gateways; the rest is in `ports`."""
+"""What is asked of the outside world about requests that passed through the gateways."""
 
 from __future__ import annotations
 
