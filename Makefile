@@ -55,6 +55,7 @@ soak: $(VENV)/dev.stamp ## random faults against a real control plane and sshd h
 	@$(BIN)/python -m tests.faults --faults $(SOAK_FAULTS) --minutes $(SOAK_MINUTES) $(if $(SEED),--seed $(SEED))
 	@$(BIN)/python -m tests.artifact_kills --kills $(SOAK_KILLS) $(if $(SEED),--seed $(SEED))
 	@$(BIN)/python -m tests.gateway.soak --minutes $(SOAK_MINUTES) $(if $(SEED),--seed $(SEED))
+	@$(BIN)/python -m tests.gateway.description --examples 200 $(if $(SEED),--seed $(SEED))
 	@$(BIN)/python -m tests.gateway.fuzz --minutes $(SOAK_MINUTES) $(if $(SEED),--seed $(SEED))
 
 docs: $(VENV)/dev.stamp ## make docs/MAP.md and docs/reference/ anew from the code's own words
