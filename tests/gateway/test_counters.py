@@ -333,6 +333,54 @@ async def test_a_silent_server_is_answered_for_by_policy_within_milliseconds(red
     counters.close()
 
 
+@contextlib.asynccontextmanager
+async def behind_a_slow_line(path: Path, server: str, delay_s: float) -> AsyncIterator[str]:
+    """The url of a server whose answers arrive so much later."""
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, delay_s: float) -> None:
+        while data := await reader.read(1 << 16):
+            await asyncio.sleep(delay_s)
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_unix_connection(server.removeprefix("unix://"))
+        await asyncio.gather(carry(reader, far_writer, 0), carry(far_reader, writer, delay_s))
+        await asyncio.gather(writer.wait_closed(), far_writer.wait_closed(), return_exceptions=True)
+        over.set()
+
+    over = asyncio.Event()
+    async with await asyncio.start_unix_server(serve, path):
+        yield f"unix://{path}"
+        await asyncio.wait_for(over.wait(), 30)
+
+
+@pytest.mark.needs("redis")
+async def test_units_of_an_answer_that_came_too_late_go_to_the_next_or_back(
+    tmp_path: Path, redis_socket: tuple[str, int]
+) -> None:
+    of = limit(100, Measure.TOKENS_DAY, when_down=WhenDown.CLOSED)
+    async with behind_a_slow_line(tmp_path / "slow", redis_socket[0], 0.1) as url:
+        far, near = RedisCounters(url, f"far{next(_NAMES)}", 2), RedisCounters(redis_socket[0], f"n{next(_NAMES)}", 2)
+        assert await far.ready() and await near.ready()
+        mine, theirs = share(far, of), share(near, of)
+        told = await get(far, (mine, 100))
+        assert told is not None and told.store_down, "nobody waits a tenth of a second for an answer"
+        await poll(lambda: mine.free >= 100, 30)
+        assert await get(far, (mine, 60)) is None, "the next one has it without asking"
+        mine.used += 60
+
+        async def rest_is_theirs() -> bool:
+            return await get(near, (theirs, 40)) is None
+
+        end = time.monotonic() + 30
+        while not await rest_is_theirs():
+            assert time.monotonic() < end
+            await asyncio.sleep(0.02)
+        far.close()
+        near.close()
+
+
 @pytest.mark.needs("redis")
 async def test_a_server_that_comes_late_is_connected_to(tmp_path: Path) -> None:
     path = tmp_path / "s"

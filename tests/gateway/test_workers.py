@@ -135,7 +135,7 @@ async def test_two_machines_keep_one_limit_in_redis_and_go_on_without_it(
     admitted, codes = 0, set()
     # An answer that comes too late is a 503, and after three all are, for a second; what came with it is used later.
     while 429 not in codes or admitted < 190:
-        assert time.monotonic() - began < 20, (admitted, codes)
+        assert time.monotonic() - began < 60, (admitted, codes)
         answers = await asyncio.gather(*(ask(both[number % 2].port, post(chat(max_tokens=1))) for number in range(60)))
         admitted += sum(answer.status == 200 for answer in answers)
         codes |= {answer.status for answer in answers}

@@ -33,6 +33,7 @@ from groundplane.gateway.counting.resp import RespConnection, RespError, call, c
 
 _DEADLINE_S = 0.010
 _READ_S = 0.001
+_LATE_KEPT_S = 0.1
 _CONNECT_DEADLINE_S = 2.0
 _BELIEF_S = 30
 _SILENCES_TO_OPEN = 3
@@ -201,8 +202,18 @@ class RedisCounters:
             share.level = int(float(level) * SCALES[share.limit.measure])
             share.all_held, share.at_ns = int(held), ask.now.ns
             if ask.done and share.free > 0 and need > 0:
-                self.flush([share], ask.now)  # an answer that came too late: nobody waits for these units here
+                # An answer that came too late: its asker is gone. The next one has these units without asking, or
+                # a server that is always late would hand them out to nobody.
+                asyncio.get_running_loop().call_later(_LATE_KEPT_S, self._give_back, share)
         return binding
+
+    def _give_back(self, share: Share) -> None:
+        """What nobody took, so that others may have it."""
+        if share.free > 0:
+            loop = asyncio.get_running_loop()
+            self.flush([share], Moment(int(loop.time() * 1e9), 0.0))
+            if share.free > 0 and not self._closing:  # a slice in use, or the server is away
+                loop.call_later(_LATE_KEPT_S, self._give_back, share)
 
     # ------------------------------------------------------------ without the server
 
