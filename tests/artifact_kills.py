@@ -24,7 +24,7 @@ import psutil
 from tests.adapters.artifact_files import MIB, digest, shown, write
 from tests.journeys.conftest import Installation, bring_up, free_ports, shut_down, wait_for
 
-from groundplane.adapters.artifacts import folder_store
+from groundplane.adapters.artifacts import bucket_store, folder_store
 from groundplane.client import Client
 from groundplane.errors import Unavailable
 
@@ -39,6 +39,18 @@ async def main():
         stored = await store.put_files(files)
         for number, (sha256, _) in enumerate(stored):
             await store.fetch(sha256, out / str(number))
+        await store.collect(frozenset(), grace_s=0, thorough=True)
+asyncio.run(main())
+"""
+_AT_A_BUCKET = """
+import asyncio, sys
+from pathlib import Path
+from groundplane.adapters.artifacts import bucket_store
+async def main():
+    store, files = bucket_store(sys.argv[1]), sorted(Path(sys.argv[2]).iterdir())
+    print("ready", flush=True)
+    while True:
+        await store.put_files(files)
         await store.collect(frozenset(), grace_s=0, thorough=True)
 asyncio.run(main())
 """
@@ -90,6 +102,25 @@ async def kill_in_a_folder(folder: Path, kills: int, chance: random.Random) -> N
     await store.collect(frozenset(), grace_s=0)
     assert list((root / "packs").iterdir()) == [], "a dead push leaked a piece"
     store.close()
+
+
+async def kill_at_a_bucket(url: str, folder: Path, kills: int, chance: random.Random) -> None:
+    """AssertionError when what a killed process left in a bucket is half a pack, or is in the next one's way."""
+    source = folder / "source"
+    source.mkdir(parents=True)
+    for number in range(3):
+        write(source / str(number), chance.randbytes(chance.randrange(1, 8 * MIB)))
+    for _ in range(kills):
+        with _at_work([_AT_A_BUCKET, url, str(source)]):
+            time.sleep(chance.random() * 0.5)
+        scrubbed = await bucket_store(url).scrub()
+        assert scrubbed.damage == ()
+    store = bucket_store(url)
+    assert (await store.usage()).damaged_packs == ()
+    for sha256, size_bytes in await store.put_files(sorted(source.iterdir())):
+        await store.verify(sha256, size_bytes)
+    await bucket_store(url).collect(frozenset(), grace_s=0)
+    assert (await bucket_store(url).usage()).packs == 0, "a dead push leaked a piece"
 
 
 @contextmanager

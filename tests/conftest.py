@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from tests.buckets import BucketServers
 from tests.hosts import Hosts
 from tests.hosts import available as hosts_available
 
@@ -66,6 +67,11 @@ def _has_podman() -> bool:
 
 def _has_skopeo() -> bool:
     return shutil.which("skopeo") is not None
+
+
+def _has_azurite() -> bool:
+    """Microsoft's emulator of Azure Blob Storage: `npm install azurite` somewhere whose `.bin` is on the PATH."""
+    return shutil.which("azurite-blob") is not None
 
 
 def _has_redis() -> bool:
@@ -143,6 +149,7 @@ SERVICES: dict[str, Callable[[], bool]] = {
     "cgroups": _has_cgroups,
     "skopeo": _has_skopeo,
     "node-openai": _has_node_openai,
+    "azurite": _has_azurite,
     "torchrun": _has_torchrun,
     "bubblewrap": _has_bubblewrap,
     "podman": _has_podman,
@@ -354,6 +361,37 @@ def hosts(session_hosts: Hosts) -> Iterator[Hosts]:
     session_hosts.mend()
     yield session_hosts
     session_hosts.clear()
+
+
+# ---------------------------------------------------------------- buckets
+
+BUCKETS = ("s3", "google", pytest.param("azure", marks=pytest.mark.needs("azurite")))
+
+
+@pytest.fixture(scope="session")
+def bucket_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BucketServers]:
+    """Servers of object stores (tests/buckets.py), started when they are first asked for."""
+    with BucketServers(tmp_path_factory.mktemp("buckets")) as servers:
+        yield servers
+
+
+@pytest.fixture
+def new_bucket(bucket_servers: BucketServers, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Makes an empty bucket of a kind and puts into the environment what reaches it; gives its URL."""
+
+    def make(kind: str) -> str:
+        made = bucket_servers.bucket(kind)
+        for name, value in made.environment.items():
+            monkeypatch.setenv(name, value)
+        return made.url
+
+    return make
+
+
+@pytest.fixture(params=BUCKETS)
+def bucket(request: pytest.FixtureRequest, new_bucket: Callable[[str], str]) -> str:
+    """The URL of an empty bucket of each kind in turn, with the environment that reaches it."""
+    return new_bucket(request.param)
 
 
 # ---------------------------------------------------------------- what services stand on

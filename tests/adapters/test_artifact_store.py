@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import random
-import secrets
 import stat
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.adapters.artifact_files import digest, safetensors, tensors, write
+from tests.artifact_kills import kill_at_a_bucket
+from tests.buckets import container_signature
+from tests.conftest import BUCKETS
 
 from groundplane.adapters.artifacts import PackStore, bucket_store, folder_store, memory_store
 from groundplane.adapters.artifacts.bucket import BucketObjects
@@ -25,48 +28,15 @@ MIB = 2**20
 Make = Callable[[int], PackStore]
 
 
-@pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """The address of a real S3 server on loopback."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture
-def bucket(s3: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The URL of an empty bucket, with the environment that reaches it."""
-    import boto3
-
-    environment = {
-        "AWS_ENDPOINT_URL": s3,
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    name = f"store-{secrets.token_hex(6)}"
-    client = boto3.client("s3", endpoint_url=s3, region_name="us-east-1")
-    client.create_bucket(Bucket=name)
-    client.close()
-    return f"s3://{name}/here"
-
-
-@pytest.fixture(params=["folder", "memory", "bucket"])
-def make(request: pytest.FixtureRequest, tmp_path: Path) -> Make:
+@pytest.fixture(params=["folder", "memory", *BUCKETS])
+def make(request: pytest.FixtureRequest, tmp_path: Path, new_bucket: Callable[[str], str]) -> Make:
     """Opens a store with a quota in bytes (0: none)."""
-    if request.param == "bucket":
-        url = request.getfixturevalue("bucket")
-        return lambda quota_bytes: bucket_store(url, quota_bytes)
+    if request.param == "folder":
+        return lambda quota_bytes: folder_store(tmp_path / "store", quota_bytes)
     if request.param == "memory":
         return memory_store
-    return lambda quota_bytes: folder_store(tmp_path / "store", quota_bytes)
+    url = new_bucket(request.param)
+    return lambda quota_bytes: bucket_store(url, quota_bytes)
 
 
 @pytest.fixture
@@ -400,5 +370,45 @@ async def test_a_bundle_put_at_a_signed_address_is_taken_once(bucket: str) -> No
 
 
 async def test_a_bucket_that_is_not_there_is_named(bucket: str, tmp_path: Path) -> None:
-    with pytest.raises(Unavailable, match="s3://nothing-here"):
-        bucket_store("s3://nothing-here/at-all")
+    scheme, _, name, _ = bucket.split("/")
+    with pytest.raises(Unavailable, match=rf"{scheme}//nothinghere/at-all .* 404 Not Found, \w+"):
+        bucket_store(f"{scheme}//nothinghere/at-all")
+    store = bucket_store(bucket)
+    store._objects = BucketObjects(f"{scheme}//{name}gone/here")
+    store._index._objects = store._objects
+    with pytest.raises(Unavailable, match="404 Not Found"):
+        await store.put_file(write(tmp_path / "a", b"a bucket that goes while it is used"))
+
+
+@pytest.mark.needs("azurite")
+async def test_a_wrong_key_is_said_without_giving_anything_away(
+    new_bucket: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = new_bucket("azure")
+    wrong = base64.b64encode(b"w" * 64).decode()
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", wrong)
+    with pytest.raises(Unavailable, match="403 Forbidden, Auth") as refused:
+        bucket_store(url)
+    assert "credentials" in refused.value.hint
+    assert wrong not in str(refused.value) and "sig" not in str(refused.value)
+
+
+@pytest.mark.needs("azurite")
+async def test_a_key_that_may_only_read_is_refused_by_name_and_nothing_is_stored(
+    new_bucket: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url = new_bucket("azure")
+    kept = await bucket_store(url).put_file(write(tmp_path / "a", b"kept"))
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_KEY")
+    monkeypatch.setenv("AZURE_STORAGE_SAS_KEY", container_signature(url.split("/")[2], "rl"))
+    store = bucket_store(url)
+    await store.verify(*kept)
+    with pytest.raises(Unavailable, match="403 Forbidden, Auth") as refused:
+        await store.put_file(write(tmp_path / "b", b"not allowed"))
+    assert "sig" not in str(refused.value)
+    assert (await store.usage()).files == 1
+    assert await store.landing("upl-1/a") == "", "what can't sign has no address to give"
+
+
+async def test_kills_leave_nothing_half_in_a_bucket(bucket: str, tmp_path: Path) -> None:
+    await kill_at_a_bucket(bucket, tmp_path, 4, random.Random(4701))

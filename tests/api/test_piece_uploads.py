@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
 from blake3 import blake3
-from moto.server import ThreadedMotoServer
 from tests.api.conftest import Served, control_plane
 
 from groundplane.adapters.artifacts.bucket import BucketObjects
@@ -123,28 +120,6 @@ def test_bytes_that_are_not_what_they_are_called_become_no_file(served: Served) 
     assert served.raw("POST", f"{base}/missing", content=pack_pieces([Piece(bytes(32), 2**30)])).status_code == 422
     viewer = served.key(Role.VIEWER)
     assert served.raw("POST", f"{base}/missing", content=listed, key=viewer).status_code == 403
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of a real S3 server on loopback, and the environment that reaches it."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    environment = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ALLOW_HTTP": "true",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-    }
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    client = boto3.client("s3", endpoint_url=environment["AWS_ENDPOINT_URL"], region_name="us-east-1")
-    client.create_bucket(Bucket="landed")
-    client.close()
-    yield "s3://landed/here"
-    server.stop()
 
 
 def test_with_a_bucket_the_bytes_pass_the_control_plane_by(

@@ -20,6 +20,9 @@ BY_PIECES_FROM_BYTES = 2 * PIECE_BYTES_MAX
 
 BUNDLE_BYTES = 4 << 20
 
+# Azure refuses a put that doesn't say what kind of blob it makes; the others don't look at it.
+_PUT_HEADERS = {"x-ms-blob-type": "BlockBlob"}
+
 
 def pieces_of(source: Path) -> tuple[str, list[Piece]]:
     """(SHA-256 hex, the pieces it is cut into, as the store cuts it). One read."""
@@ -57,7 +60,7 @@ def bundles(source: Path, pieces: Sequence[Piece], missing: Sequence[int]) -> It
 def put_at(address: str, bundle: bytes) -> bool:
     """Puts a bundle at a signed address; False when that can't be reached from here, so that it goes another way."""
     try:
-        answer = httpx.put(address, content=bundle, timeout=600, trust_env=False)
+        answer = httpx.put(address, content=bundle, headers=_PUT_HEADERS, timeout=600, trust_env=False)
     except httpx.TransportError:
         return False
     return answer.is_success

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,8 +52,12 @@ class BucketObjects:
 
     def put(self, name: str, data: bytearray) -> None:
         """One object, whole."""
-        with self._answering():
-            self._api.put(self._store, f"packs/{name}", data)
+        try:
+            with self._answering():
+                self._api.put(self._store, f"packs/{name}", data)
+        except FileNotFoundError as error:
+            # The bucket itself is gone: an object needs no predecessor.
+            raise self._unavailable(error) from error
 
     def reader(self, name: str) -> _BucketReader:
         with self._answering():
@@ -131,11 +136,20 @@ class BucketObjects:
         except FileNotFoundError:
             raise
         except (self._api.exceptions.BaseError, OSError) as error:
-            said = str(error).splitlines()[0][:200]
-            raise Unavailable(
-                f"{self._url} does not answer as it should: {said}",
-                "check GROUND_STORE_URL, the bucket's credentials in the environment, and the network",
-            ) from error
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> Unavailable:
+        return Unavailable(
+            f"{self._url} does not answer as it should: {_said(str(error))}",
+            "check GROUND_STORE_URL, the bucket's credentials in the environment, and the network",
+        )
+
+
+def _said(error: str) -> str:
+    """The service's own words, without the request's URL: that may hold a signature."""
+    said = error.partition("\n")[0].rpartition(" - ")[2].removeprefix("Server returned non-2xx status code: ")
+    code = re.search(r"<Code>(\w+)</Code>", error)
+    return f"{said.partition(': ')[0]}, {code[1]}" if code else said[:200]
 
 
 class _BucketDraft:
