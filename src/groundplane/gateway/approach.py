@@ -142,10 +142,25 @@ class Approach(Patience):
         lane.sample_in -= 1
         if not lane.sample_in:
             self._sample()
+        starts = self._state.starts
+        if not starts.left:
+            starts.wait(self.key.key.project, self)
+            return
+        starts.left -= 1
+        if not starts.left:
+            starts.used_up()
+        self.begin()
+
+    def begin(self) -> bool:
+        """Its turn among those that came at once. False: its caller has left meanwhile."""
+        if self._over:
+            return False
+        lane = self._lane
         if not lane.has_budget:
             self._refuse(no_budget(lane))
         elif lane.route.cache is None or not self._look_up():
             self._begin()
+        return True
 
     @abstractmethod
     def _look_up(self) -> bool: ...
@@ -236,7 +251,9 @@ class Approach(Patience):
         """No target can be asked: where that is because all are full, one of them will not be."""
         route, selection = self._lane.route, self._selection
         wait_ns = selection.wait_ns(monotonic_ns()) if selection is not None and route.queue is not None else None
-        need = None if wait_ns is None else Need(route.replicas_line, wait_ns or None, wakes=route.places)
+        need = None
+        if wait_ns is not None:
+            need = Need(route.replicas_line, wait_ns or None, by_tokens=True, wakes=route.places)
         self._no_room(need, fault)
 
     def _begin_again(self) -> None:

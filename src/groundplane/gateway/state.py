@@ -25,6 +25,7 @@ from groundplane.domain.usage import AnswerLength
 from groundplane.errors import IntegrityFailure, InvalidInput
 from groundplane.gateway.cache import Answers
 from groundplane.gateway.counting.counters import Counters, MemoryCounters
+from groundplane.gateway.fairness import STARTS_PER_TURN, Starts
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.protocol.http1 import HeadMemo, parse_request_head
 from groundplane.gateway.tables import KeyState, RouteState, Tables, TargetState, dated, let_wait
@@ -69,6 +70,7 @@ class Options:
     workers: int = 1
     cache_max_bytes: int = 64 * 2**20
     refusals_per_s: int = REFUSALS_PER_S
+    starts_per_turn: int = STARTS_PER_TURN
 
 
 class GatewayState:
@@ -94,6 +96,7 @@ class GatewayState:
         self.metrics = Metrics()
         self.room = WaitingRoom(self.metrics.flow, workers=options.workers, bytes_max=options.bodies_max_bytes)
         self.turns = Turns(self.metrics.flow, options.refusals_per_s)
+        self.starts = Starts(options.starts_per_turn)
         self.answers = Answers(self.metrics.flow, options.cache_max_bytes)
         self._samples: dict[tuple[str, str, str], Samples] = {}
         self._metrics_files = MetricsFiles(metrics_folder, gateway_id)
