@@ -9,6 +9,7 @@ import pytest
 from tests.gateway.harness import RawClient, ask, get, key, route, running
 
 from groundplane.domain.usage import Usage
+from groundplane.gateway.telemetry.aside import Files
 from groundplane.gateway.telemetry.metrics import Metrics
 from groundplane.gateway.telemetry.metrics_files import MetricsFiles
 from groundplane.gateway.telemetry.scrapes import Scrapes
@@ -59,10 +60,12 @@ def test_steps_come_to_what_all_at_once_comes_to(tmp_path: Path) -> None:
     mine, theirs = Metrics(), Metrics()
     fill(mine, 30)
     fill(theirs, 40)
-    files = MetricsFiles(tmp_path, "gw-0"), MetricsFiles(tmp_path, "gw-1")
+    written = Files()
+    files = MetricsFiles(tmp_path, "gw-0", written), MetricsFiles(tmp_path, "gw-1", written)
     theirs.turn(1)
     theirs.say_some()
     files[1].publish(theirs)
+    written.close()
     text = "".join(files[0].rendered(mine))
     whole = Metrics()
     whole.workers = 0

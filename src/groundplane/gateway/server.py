@@ -90,7 +90,7 @@ class Gateway:
         self._ticks += 1
         state.now_s = loop.time()
         self._sync_log()
-        state.flush_shares()
+        state.flushing.begin()
         state.metrics.say_some()
         if self._ticks % _SWEEP_TICKS == 0:
             state.telemetry.tick()
@@ -101,7 +101,7 @@ class Gateway:
                 upstream.sweep(state.now_s)
         if self._ticks % _SPACE_TICKS == 0:
             self._log.check_space()
-            state.publish_metrics()
+            state.publishing.begin()
 
     def _sync_log(self) -> None:
         if self._sync is not None:
@@ -137,6 +137,7 @@ class Gateway:
         await loop.run_in_executor(None, state.telemetry.close)
         await loop.run_in_executor(None, self._syncer.shutdown)
         self._log.close()
-        state.flush_shares()
+        state.flushing.finish()
         state.counters.close(self._log.all_settled_at)
-        state.publish_metrics()
+        state.publishing.finish()
+        state.files.close()

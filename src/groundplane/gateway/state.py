@@ -29,6 +29,7 @@ from groundplane.gateway.fairness import STARTS_PER_TURN, Starts
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.protocol.http1 import HeadMemo, parse_request_head
 from groundplane.gateway.tables import KeyState, RouteState, Tables, TargetState, dated, let_wait
+from groundplane.gateway.telemetry.aside import Chore, Files
 from groundplane.gateway.telemetry.metrics import Metrics
 from groundplane.gateway.telemetry.metrics_files import MetricsFiles
 from groundplane.gateway.telemetry.reports import Reports
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 _EVERYTHING = 1_000_000
 _STANDINGS_MAX = 500
 """Limits whose standing is shown; the sum over more of them would take too long for the loop."""
+_FLUSHED_AT_ONCE = 10
 _ANSWERS_KEPT = 50_000
 """Keys on models whose answers' lengths are remembered."""
 _SAMPLED_MAX = 2_000
@@ -99,10 +101,14 @@ class GatewayState:
         self.starts = Starts(options.starts_per_turn)
         self.answers = Answers(self.metrics.flow, options.cache_max_bytes)
         self._samples: dict[tuple[str, str, str], Samples] = {}
-        self._metrics_files = MetricsFiles(metrics_folder, gateway_id)
+        self.files = Files()
+        self._metrics_files = MetricsFiles(metrics_folder, gateway_id, self.files)
         self._metrics_files.resume(self.metrics)
         self.scrapes = Scrapes(self._rendered_metrics)
-        self._reports = Reports(None if metrics_folder is None else metrics_folder.parent / "reports", gateway_id)
+        told = None if metrics_folder is None else metrics_folder.parent / "reports"
+        self._reports = Reports(told, gateway_id, self.files)
+        self.publishing = Chore(self._publish)
+        self.flushing = Chore(self._flush)
         self.telemetry = Telemetry(telemetry or TelemetryOptions(gateway_id=gateway_id), self.metrics)
         self.tables: Tables | None = None
         self.snapshot_trouble = ""
@@ -139,26 +145,28 @@ class GatewayState:
 
     # ------------------------------------------------------------ metrics
 
-    def publish_metrics(self) -> None:
-        """Called by the coarse clock: leaves this worker's figures for the others."""
+    def _publish(self) -> Iterator[None]:
+        """Every second: leaves this worker's figures for the others."""
         self._note_log()
         self.metrics.turn(int(self.now_s))
+        yield
         self.metrics.say_some(*((_EVERYTHING,) if self.draining else ()))
-        self.metrics.standings = self._limit_standings()
-        self._reports.publish(self)
+        yield
+        yield from self._look_at_limits()
+        yield from self._reports.publish(self)
         self._metrics_files.publish(self.metrics)
 
-    def _limit_standings(self) -> list[dict[str, Any]]:
+    def _look_at_limits(self) -> Iterator[None]:
         """How limits stand as this worker last saw them; what is of the ledger stands there."""
-        now_ns = time.monotonic_ns()
-        found = []
-        for share in itertools.islice(self._shares.values(), _STANDINGS_MAX):
+        found: list[dict[str, Any]] = []
+        for share in list(itertools.islice(self._shares.values(), _STANDINGS_MAX)):
             limit = share.limit
             if limit.measure not in PURSES:
-                used = limit.value - share.standing(now_ns)[0]
+                used = limit.value - share.standing(time.monotonic_ns())[0]
                 words = {"scope": limit.scope, "name": limit.name, "measure": limit.measure.value}
                 found.append({"id": limit.id, **words, "value": limit.value, "used": used, "seen": share.at_ns})
-        return found
+                yield
+        self.metrics.standings = found
 
     def _rendered_metrics(self) -> Iterator[str]:
         """The figures of every worker."""
@@ -224,19 +232,25 @@ class GatewayState:
             self.counters.refill([(share, 0)], self._moment(), _nothing)
         return share
 
-    def flush_shares(self) -> None:
-        """Called by the coarse clock: what was used is charged, what is idle goes back."""
-        if self.dirty:
-            dirty = self.dirty[:]
-            self.dirty.clear()
-            for share in dirty:
-                share.dirty = False
-            self.counters.flush(dirty, self._moment())
-            if not self.counters.alone:
-                for share in dirty:
-                    if share.free > 0 and not share.dirty:  # a slice in use: looked at again at the next tick
-                        share.dirty = True
-                        self.dirty.append(share)
+    def _flush(self) -> Iterator[None]:
+        """Every tick: what was used is charged, what is idle goes back."""
+        left = self.dirty[:]
+        self.dirty.clear()
+        try:
+            while left:
+                some = left[-_FLUSHED_AT_ONCE:]
+                del left[-_FLUSHED_AT_ONCE:]
+                for share in some:
+                    share.dirty = False
+                self.counters.flush(some, self._moment())
+                if not self.counters.alone:
+                    for share in some:
+                        if share.free > 0 and not share.dirty:  # a slice in use: looked at again at the next tick
+                            share.dirty = True
+                            self.dirty.append(share)
+                yield
+        finally:
+            self.dirty.extend(left)
 
     def _moment(self) -> Moment:
         return Moment(time.monotonic_ns(), time.time())
@@ -349,7 +363,7 @@ class GatewayState:
     def prompt_findings(self) -> Iterator[PromptFinding | None]:
         """What the order of prompts costs, by key and route."""
         routes = {(one.route.project, one.route.model): one for one in self.routes()}
-        for (project, model, key_id), samples in self._samples.items():
+        for (project, model, key_id), samples in list(self._samples.items()):
             route = routes.get((project, model))
             if route is not None:
                 yield samples.finding(project, model, key_id, [one.target.price for one in route.targets])

@@ -14,17 +14,18 @@ from typing import Any
 
 import msgspec
 
+from groundplane.gateway.telemetry.aside import Files
 from groundplane.gateway.telemetry.metrics import Metrics
 
 
 class MetricsFiles:
     """One worker's file, and its look at the others'. Without a folder there are no others."""
 
-    def __init__(self, folder: Path | None, gateway_id: str) -> None:
+    def __init__(self, folder: Path | None, gateway_id: str, files: Files) -> None:
         self._folder = folder
         self._name = gateway_id
+        self._files = files
         self._lock_fd = -1
-        self._written = b""
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             # Held as long as this process lives: others tell by it that the figures are of a living worker.
@@ -39,19 +40,9 @@ class MetricsFiles:
                 metrics.add(before, alive=False)
 
     def publish(self, metrics: Metrics) -> None:
-        """Leaves the figures for the others; a disk that does not take them costs only their freshness."""
-        if self._folder is None:
-            return
-        data = msgspec.json.encode(metrics.plain(encoded=True))
-        if data == self._written:
-            return
-        draft = self._folder / f".{self._name}.draft"
-        try:
-            draft.write_bytes(data)
-            draft.replace(self._folder / f"{self._name}.json")
-        except OSError:
-            return
-        self._written = data
+        """Leaves the figures for the others."""
+        if self._folder is not None:
+            self._files.replace(self._folder / f"{self._name}.json", msgspec.json.encode(metrics.plain(encoded=True)))
 
     def rendered(self, metrics: Metrics) -> Iterator[str]:
         """This worker's figures with all others' on top, as Prometheus reads them. In steps, some of which say nothing

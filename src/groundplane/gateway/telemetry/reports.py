@@ -5,6 +5,7 @@ Read by `adapters/gateway_reports.py`, together with the files of the other work
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from groundplane.domain.queueing import Priority, Storm
+from groundplane.gateway.telemetry.aside import Files
 
 if TYPE_CHECKING:
     from groundplane.gateway.state import GatewayState
@@ -23,38 +25,40 @@ _FINDINGS_MAX = 200
 class Reports:
     """One worker's file. Without a folder nothing is told."""
 
-    def __init__(self, folder: Path | None, gateway_id: str) -> None:
+    def __init__(self, folder: Path | None, gateway_id: str, files: Files) -> None:
         self._path = None if folder is None else folder / f"{gateway_id}.json"
-        self._written = b""
+        self._files = files
         self._findings: list[dict[str, Any]] = []
         self._findings_at_s = 0.0
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def publish(self, state: GatewayState) -> None:
-        """Leaves what there is to tell; a disk that does not take it costs only its freshness."""
+    def publish(self, state: GatewayState) -> Iterator[None]:
+        """Leaves what there is to tell, in steps."""
         self._note_depths(state)
         if self._path is None:
             return
         if state.now_s - self._findings_at_s >= _FINDINGS_EVERY_S:
-            self._findings, self._findings_at_s = _findings(state), state.now_s
+            self._findings_at_s = state.now_s
             state.answers.drop_expired()
+            yield
+            yield from self._find(state)
         told = {
             "queues": _queues(state),
             "replicas": _replicas(state),
             "storms": _storms(state),
             "findings": self._findings,
         }
-        data = msgspec.json.encode(told)
-        if data == self._written:
-            return
-        draft = self._path.with_name(f".{self._path.name}.draft")
-        try:
-            draft.write_bytes(data)
-            draft.replace(self._path)
-        except OSError:
-            return
-        self._written = data
+        self._files.replace(self._path, msgspec.json.encode(told))
+
+    def _find(self, state: GatewayState) -> Iterator[None]:
+        found = []
+        for one in state.prompt_findings():
+            if one is not None:
+                found.append(one)
+            yield
+        found.sort(key=lambda one: -one.saved_tokens_per_1000_requests)
+        self._findings = [msgspec.to_builtins(one) for one in found[:_FINDINGS_MAX]]
 
     @staticmethod
     def _note_depths(state: GatewayState) -> None:
@@ -115,9 +119,3 @@ def _storms(state: GatewayState) -> list[dict[str, Any]]:
         counts = {"early": storm.early, "repeated": storm.repeated, "read_late": late.get(name, 0)}
         found.append({"project": project, "key_id": key_id, **counts})
     return found
-
-
-def _findings(state: GatewayState) -> list[dict[str, Any]]:
-    found = [one for one in state.prompt_findings() if one is not None]
-    found.sort(key=lambda one: -one.saved_tokens_per_1000_requests)
-    return [msgspec.to_builtins(one) for one in found[:_FINDINGS_MAX]]
