@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 from typing import Any
 
+import httpx
 import pytest
 from fastapi.routing import APIRoute
 
 from groundplane.api.access import OPEN_ROUTES, requirement_of
 from groundplane.api.app import ROUTERS, create_app
+from groundplane.api.routing import Route, Router
 from groundplane.console import pages
 
 JSON_ERRORS = ("401", "403", "404", "409", "413", "422", "500", "503")
 
 
 def routes() -> list[tuple[str, APIRoute]]:
-    """Each route of the API and the console with its whole path, however deep its router was included."""
-    return [found for router in (*ROUTERS, pages.router()) for found in _walk(router.routes, "")]
-
-
-def _walk(listed: list[Any], prefix: str) -> list[tuple[str, APIRoute]]:
-    found: list[tuple[str, APIRoute]] = []
-    for route in listed:
-        if isinstance(route, APIRoute):
-            found.append((prefix + route.path, route))
-        else:
-            inner = getattr(route, "include_context", None)
-            found += _walk(route.original_router.routes, prefix + (inner.prefix if inner else ""))
-    return found
+    """Each route of the API and the console, with its path."""
+    listed = [route for router in (*ROUTERS, pages.router()) for route in router.routes]
+    return [(route.path, route) for route in listed if isinstance(route, APIRoute)]
 
 
 @functools.cache
@@ -80,3 +73,31 @@ def test_the_document_declares_the_key_as_the_way_in() -> None:
     assert made["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
     assert made["paths"]["/v1/runs"]["get"]["security"] == [{"key": []}]
     assert "security" not in made["paths"]["/healthz"]["get"]
+
+
+def test_a_route_is_read_when_first_asked_for() -> None:
+    router = Router(prefix="/v1")
+
+    @router.get("/things/{number}")
+    async def thing(number: int) -> dict[str, int]:
+        return {"number": number}
+
+    @router.get("/unread")
+    async def unread(body: NoSuchType) -> None:  # type: ignore[name-defined]  # noqa: F821
+        pass
+
+    class Above(Route):
+        pass
+
+    above = Router(route_class=Above, include_in_schema=False)
+    above.take(router, "/above")
+    api = create_app(None, routers=(router, above))
+
+    async def ask(*paths: str) -> list[tuple[int, Any]]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://here") as client:
+            return [(answer.status_code, answer.json()) for answer in [await client.get(path) for path in paths]]
+
+    good, moved, wrong, gone = asyncio.run(ask("/v1/things/7", "/above/v1/things/8", "/v1/things/x", "/v1/nothing"))
+    assert (good, moved) == ((200, {"number": 7}), (200, {"number": 8}))
+    assert wrong[0] == 422 and gone[0] == 404
+    assert [route.include_in_schema for route in above.routes if isinstance(route, Route)] == [False, False]

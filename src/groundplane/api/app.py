@@ -57,7 +57,6 @@ from groundplane.api.metrics import HttpMetrics
 from groundplane.api.middleware import BodyLimit, RequestScope
 from groundplane.api.sessions import Sessions
 from groundplane.settings import Settings
-from groundplane.wire import ErrorBody
 
 ROUTERS: tuple[APIRouter, ...] = (
     # Routes are tried in order, and nothing is asked as often as what training scripts log.
@@ -116,18 +115,6 @@ _DESCRIPTION = """The control plane of one installation.
 Money is integer micro-dollars (`…_microusd`), times are RFC 3339 in UTC, sizes and durations name their unit.
 Every error has the same shape; its `code` is stable. Send a key as `Authorization: Bearer gp-…`."""
 
-_ERRORS = {
-    400: "The bytes are no request.",
-    401: "No key, or a wrong one.",
-    403: "A good key without this permission.",
-    404: "No such object, or none that this key sees.",
-    409: "Refused with reasons, or the world changed.",
-    413: "The body is over the limit.",
-    422: "Understood as a request; its content is not valid.",
-    500: "A defect of ours; the request id finds it in the log.",
-    503: "A part that this needs does not answer.",
-}
-
 
 def create_app(app: Any, *, routers: tuple[APIRouter, ...] = ()) -> FastAPI:
     """The application over one wired control plane (`wiring.App`). `routers` adds doors such as the console's pages.
@@ -141,8 +128,6 @@ def create_app(app: Any, *, routers: tuple[APIRouter, ...] = ()) -> FastAPI:
         # The usual documentation pages load scripts from another host: this one stays private.
         docs_url=None,
         redoc_url=None,
-        generate_unique_id_function=lambda route: route.name,
-        responses={status: {"model": ErrorBody, "description": why} for status, why in _ERRORS.items()},
     )
     api.state.ground = app
     api.state.sessions = Sessions()
@@ -153,5 +138,6 @@ def create_app(app: Any, *, routers: tuple[APIRouter, ...] = ()) -> FastAPI:
     api.add_middleware(RequestScope, metrics=api.state.metrics)
     install(api)
     for router in (*ROUTERS, *routers):
-        api.include_router(router)
+        # Not `include_router`, which makes each route anew for this application, with the first request to any.
+        api.router.routes += router.routes
     return api

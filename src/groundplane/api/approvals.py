@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.access import Project, SelfService
 from groundplane.domain.approval import Approval
 from groundplane.identity import Actor, Permission
 from groundplane.wire import ReasonRequest
 from groundplane.wire.plans import ApprovalView, ApproveRequest, SelfServiceRequest
 
-router = APIRouter(prefix="/v1", tags=["approvals"])
+router = Router(prefix="/v1", tags=["approvals"])
 Reader = Annotated[Actor, requires(Permission.RUNS_READ)]
 Approver = Annotated[Actor, requires(Permission.PLANS_APPROVE)]
 

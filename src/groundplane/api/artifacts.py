@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.api.uploads import Landing
 from groundplane.domain.artifact import Artifact, ArtifactCheck, Collected, ProjectStorage, ScrubReport
 from groundplane.identity import Actor, Permission
@@ -22,7 +23,7 @@ from groundplane.wire.artifacts import (
     StorageView,
 )
 
-router = APIRouter(prefix="/v1", tags=["artifacts"])
+router = Router(prefix="/v1", tags=["artifacts"])
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 Writer = Annotated[Actor, requires(Permission.MODELS_WRITE)]
 Keeper = Annotated[Actor, requires(Permission.STORAGE_WRITE)]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.audit import Event
 from groundplane.identity import Actor, Permission
 from groundplane.wire.system import AuditVerdict
 
-router = APIRouter(prefix="/v1/audit", tags=["audit"])
+router = Router(prefix="/v1/audit", tags=["audit"])
 Reader = Annotated[Actor, requires(Permission.AUDIT_READ)]
 
 

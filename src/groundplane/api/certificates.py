@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.addendum import Addendum
 from groundplane.domain.gate import Evidence
 from groundplane.domain.registry import RegistryEntry
@@ -14,7 +15,7 @@ from groundplane.domain.required_facts import Missing, RequiredFacts, Stage
 from groundplane.identity import Actor, Permission
 from groundplane.wire.certificates import AddendumRequest, RequireRequest
 
-router = APIRouter(prefix="/v1", tags=["models"])
+router = Router(prefix="/v1", tags=["models"])
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 Writer = Annotated[Actor, requires(Permission.MODELS_WRITE)]
 Warden = Annotated[Actor, requires(Permission.POLICY_WRITE)]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from starlette.responses import Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.run import Checkpoint
 from groundplane.identity import Actor, Permission
 from groundplane.wire.runs import RestoreRequest
 
-router = APIRouter(prefix="/v1/runs/{run_id}", tags=["checkpoints"])
+router = Router(prefix="/v1/runs/{run_id}", tags=["checkpoints"])
 Reader = Annotated[Actor, requires(Permission.RUNS_READ)]
 PIECE_BYTES = 8 * 2**20
 

@@ -6,10 +6,11 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import AwareDatetime
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.budget import Hold, HoldStatus
 from groundplane.domain.endpoint import EndpointStatus
 from groundplane.domain.ledger import CostRow
@@ -17,7 +18,7 @@ from groundplane.errors import NotFound
 from groundplane.identity import Actor, Permission
 from groundplane.wire.money import Report
 
-router = APIRouter(prefix="/v1", tags=["costs"])
+router = Router(prefix="/v1", tags=["costs"])
 Reader = Annotated[Actor, requires(Permission.COSTS_READ)]
 Since = Annotated[AwareDatetime | None, Query(description="RFC 3339 with a zone; 30 days before `until` by default.")]
 Until = Annotated[AwareDatetime | None, Query(description="RFC 3339 with a zone; now when left out.")]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.staging import NodeCache, StagedData
 from groundplane.identity import Actor, Permission
 
-router = APIRouter(prefix="/v1", tags=["data"])
+router = Router(prefix="/v1", tags=["data"])
 Name = Annotated[str, Query(max_length=100)]
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.dataset import DatasetCheck, DatasetDiff, DatasetVersion, Erasure, Lineage
 from groundplane.identity import Actor, Permission
 from groundplane.services.datasets import Offered
 from groundplane.wire.datasets import DatasetRequest, EraseRequest
 from groundplane.wire.models import Certificate
 
-router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+router = Router(prefix="/v1/datasets", tags=["datasets"])
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 Writer = Annotated[Actor, requires(Permission.MODELS_WRITE)]
 Version = Annotated[str, Path(description="A number, or `latest`.")]

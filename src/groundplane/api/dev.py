@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.dev import DevInfo, DevUse, SshConfig
 from groundplane.identity import Actor, Permission
 from groundplane.wire.dev import Attached, AttachRequest
 
-environments = APIRouter(prefix="/v1", tags=["dev"])
-router = APIRouter(prefix="/v1/runs/{run_id}", tags=["dev"])
+environments = Router(prefix="/v1", tags=["dev"])
+router = Router(prefix="/v1/runs/{run_id}", tags=["dev"])
 Writer = Annotated[Actor, requires(Permission.RUNS_WRITE)]
 _FRAMES: dict[int | str, dict[str, Any]] = {200: {"content": {"application/octet-stream": {}}}}
 

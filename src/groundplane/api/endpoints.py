@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
-
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.endpoint import Endpoint
 from groundplane.identity import Actor, Permission
 from groundplane.wire import ReasonRequest
 
-router = APIRouter(prefix="/v1/endpoints", tags=["endpoints"])
+router = Router(prefix="/v1/endpoints", tags=["endpoints"])
 Reader = Annotated[Actor, requires(Permission.ENDPOINTS_READ)]
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.batch import Batch, BatchProgress
 from groundplane.domain.evaluation import Evaluation, EvaluationComparison, Item
 from groundplane.identity import Actor, Permission
 
-router = APIRouter(prefix="/v1", tags=["evaluations"])
+router = Router(prefix="/v1", tags=["evaluations"])
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 Limit = Annotated[int, Query(ge=1, le=1000)]
 

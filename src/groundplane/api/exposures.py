@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
-
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.access import Exposure
 from groundplane.identity import Actor, Permission
 from groundplane.wire.access import ExposureRequest
 
-router = APIRouter(prefix="/v1/exposures", tags=["exposures"])
+router = Router(prefix="/v1/exposures", tags=["exposures"])
 Writer = Annotated[Actor, requires(Permission.SYSTEM_WRITE)]
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.gate import Evidence, Gate, GateApproval, GateCheck, Waiver
 from groundplane.identity import Actor, Permission
 from groundplane.services.gates import Scores
 from groundplane.wire.registry import EvidenceRequest, GateCheckRequest, GateText, MeasureRequest, WaiverRequest
 
-router = APIRouter(prefix="/v1/gates", tags=["gates"])
+router = Router(prefix="/v1/gates", tags=["gates"])
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 Writer = Annotated[Actor, requires(Permission.MODELS_WRITE)]
 Warden = Annotated[Actor, requires(Permission.POLICY_WRITE)]

@@ -10,12 +10,12 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import msgspec
-from fastapi import APIRouter, Query, Request
-from fastapi.routing import APIRoute
+from fastapi import Query, Request
 from starlette.responses import Response
 
 from groundplane.api.access import Ground, requires, requires_any_key
 from groundplane.api.ranges import file_answer
+from groundplane.api.routing import Route, Router
 from groundplane.domain import hub
 from groundplane.domain.model import ModelVersion
 from groundplane.errors import GroundError, InvalidInput, NotFound
@@ -34,7 +34,7 @@ _CODES: tuple[tuple[type[GroundError], str], ...] = (
 )
 
 
-class HubRoute(APIRoute):
+class HubRoute(Route):
     """Errors as hub clients read them: a sentence as JSON and in a header, and the hub's own code where it has one."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -55,7 +55,7 @@ class HubRoute(APIRoute):
         return handled
 
 
-router = APIRouter(prefix="/hf", tags=["hub"], route_class=HubRoute, include_in_schema=False)
+router = Router(prefix="/hf", tags=["hub"], route_class=HubRoute, include_in_schema=False)
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 
 

@@ -12,11 +12,12 @@ from collections.abc import AsyncIterator
 from typing import Annotated, TypeVar
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from groundplane.api.access import Ground, requires
 from groundplane.api.hub import HubRoute, answer
+from groundplane.api.routing import Router
 from groundplane.api.staging import Staging
 from groundplane.api.uploads import Landing
 from groundplane.domain import hub
@@ -25,7 +26,7 @@ from groundplane.domain.model_card import facts_of
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor, Permission
 
-router = APIRouter(prefix="/hf", tags=["hub"], route_class=HubRoute, include_in_schema=False)
+router = Router(prefix="/hf", tags=["hub"], route_class=HubRoute, include_in_schema=False)
 Writer = Annotated[Actor, requires(Permission.MODELS_WRITE)]
 T = TypeVar("T")
 

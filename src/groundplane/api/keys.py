@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-from fastapi import APIRouter
-
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.access import Key
 from groundplane.identity import Actor, Permission
 from groundplane.wire.access import KeyRequest, NewKey, RotationRequest
 
-router = APIRouter(prefix="/v1/keys", tags=["keys"])
+router = Router(prefix="/v1/keys", tags=["keys"])
 Writer = Annotated[Actor, requires(Permission.KEYS_WRITE)]
 
 

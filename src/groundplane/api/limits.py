@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
-
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.limits import LimitRule
 from groundplane.identity import Actor, Permission
 from groundplane.wire.access import LimitRequest
 
-router = APIRouter(prefix="/v1/limits", tags=["limits"])
+router = Router(prefix="/v1/limits", tags=["limits"])
 Writer = Annotated[Actor, requires(Permission.KEYS_WRITE)]
 
 

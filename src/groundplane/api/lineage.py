@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.lineage import LineageStanding, LineageView, OutsideEvent, Received
 from groundplane.domain.openlineage import EVENT_BYTES_MAX
 from groundplane.errors import InvalidInput, TooLarge
 from groundplane.identity import Actor, Permission
 
-router = APIRouter(prefix="/v1/lineage", tags=["lineage"])
-outside = APIRouter(prefix="/api/v1", tags=["lineage"])
+router = Router(prefix="/v1/lineage", tags=["lineage"])
+outside = Router(prefix="/api/v1", tags=["lineage"])
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 Teller = Annotated[Actor, requires(Permission.TRACKING_WRITE)]
 _BODY = {"requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}}

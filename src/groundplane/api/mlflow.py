@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import RedirectResponse, Response
 
 from groundplane.api.access import Ground, requires, requires_any_key
 from groundplane.api.mlflow_wire import PREFIX, MlflowRoute, Number, Pair, answer, mapping, needed, number, pairs, read
 from groundplane.api.mlflow_wire import told_number as told
+from groundplane.api.routing import Router
 from groundplane.domain.tracking import (
     DatasetUse,
     Experiment,
@@ -32,8 +33,8 @@ from groundplane.errors import InvalidInput
 from groundplane.identity import Actor, Permission
 from groundplane.services.tracking import Search, Told
 
-router = APIRouter(prefix=f"{PREFIX}/api/2.0/mlflow", tags=["mlflow"], route_class=MlflowRoute, include_in_schema=False)
-about = APIRouter(prefix=PREFIX, tags=["mlflow"], route_class=MlflowRoute, include_in_schema=False)
+router = Router(prefix=f"{PREFIX}/api/2.0/mlflow", tags=["mlflow"], route_class=MlflowRoute, include_in_schema=False)
+about = Router(prefix=PREFIX, tags=["mlflow"], route_class=MlflowRoute, include_in_schema=False)
 Reader = Annotated[Actor, requires(Permission.TRACKING_READ)]
 Writer = Annotated[Actor, requires(Permission.TRACKING_WRITE)]
 SPOKEN = "3.17.2"

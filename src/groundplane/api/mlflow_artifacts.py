@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from groundplane.api.access import Ground, requires
 from groundplane.api.mlflow_wire import PREFIX, MlflowRoute, answer, needed, read
 from groundplane.api.ranges import file_answer
+from groundplane.api.routing import Router
 from groundplane.api.uploads import Landing
 from groundplane.domain.model import ManifestFile
 from groundplane.domain.tracking import Listed, listing
@@ -18,7 +19,7 @@ from groundplane.errors import InvalidInput, NotFound
 from groundplane.identity import Actor, Permission
 from groundplane.services.logged_models import LOGGED, RUNS
 
-router = APIRouter(prefix=f"{PREFIX}/api/2.0", tags=["mlflow"], route_class=MlflowRoute, include_in_schema=False)
+router = Router(prefix=f"{PREFIX}/api/2.0", tags=["mlflow"], route_class=MlflowRoute, include_in_schema=False)
 Reader = Annotated[Actor, requires(Permission.TRACKING_READ)]
 Writer = Annotated[Actor, requires(Permission.TRACKING_WRITE)]
 VERSIONS = "models"

@@ -8,12 +8,13 @@ from __future__ import annotations
 from typing import Annotated
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from groundplane.api.access import Ground, requires, requires_any_key
 from groundplane.api.mlflow_wire import PREFIX, MlflowRoute, NoEndpoint, Pair, answer, mapping, needed, pairs, read
 from groundplane.api.mlflow_wire import told_number as told
+from groundplane.api.routing import Router
 from groundplane.domain.tracking import LoggedModel, LoggedState
 from groundplane.domain.tracking_search import millis
 from groundplane.errors import InvalidInput, Refusal, Refused
@@ -21,8 +22,8 @@ from groundplane.identity import Actor, Permission
 from groundplane.services.tracked_models import STAGES, Shelf, VersionShown
 from groundplane.services.tracking import Search
 
-router = APIRouter(prefix=f"{PREFIX}/api/2.0/mlflow", tags=["mlflow"], route_class=MlflowRoute, include_in_schema=False)
-rest = APIRouter(prefix=PREFIX, tags=["mlflow"], route_class=MlflowRoute, include_in_schema=False)
+router = Router(prefix=f"{PREFIX}/api/2.0/mlflow", tags=["mlflow"], route_class=MlflowRoute, include_in_schema=False)
+rest = Router(prefix=PREFIX, tags=["mlflow"], route_class=MlflowRoute, include_in_schema=False)
 Reader = Annotated[Actor, requires(Permission.TRACKING_READ)]
 Writer = Annotated[Actor, requires(Permission.TRACKING_WRITE)]
 ModelReader = Annotated[Actor, requires(Permission.MODELS_READ)]

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import msgspec
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from groundplane.api.errors import from_validation
+from groundplane.api.routing import Route
 from groundplane.errors import (
     AccessError,
     Conflict,
@@ -56,7 +56,7 @@ _ERRORS: tuple[tuple[type[GroundError], str, int], ...] = (
 )
 
 
-class MlflowRoute(APIRoute):
+class MlflowRoute(Route):
     """Errors as MLflow clients read them: `{"error_code", "message"}`, with our hint in the message."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import Path
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.api.uploads import Landing
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.model_scan import ScanReport
 from groundplane.identity import Actor, Permission
 from groundplane.wire.models import Certificate, ModelCheck, ModelSignature, PublicKeys, RegisterRequest, ScanRequest
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = Router(prefix="/v1/models", tags=["models"])
 Writer = Annotated[Actor, requires(Permission.MODELS_WRITE)]
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 Number = Annotated[str, Path(description="A number, an alias, or `latest`.")]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.node import Cordon, Node, PoolView
 from groundplane.domain.pool_file import PoolChanges
 from groundplane.identity import Actor, Permission
 from groundplane.wire import ReasonRequest
 
-router = APIRouter(prefix="/v1", tags=["nodes"])
+router = Router(prefix="/v1", tags=["nodes"])
 Reader = Annotated[Actor, requires(Permission.SYSTEM_READ)]
 Keeper = Annotated[Actor, requires(Permission.NODES_WRITE)]
 

@@ -9,13 +9,13 @@ from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import APIRouter, Query, Request
-from fastapi.routing import APIRoute
+from fastapi import Query, Request
 from starlette.responses import Response
 
 from groundplane.api.access import Ground, requires, requires_any_key
 from groundplane.api.oci_uploads import BlobUploads, DigestInvalid, RangeInvalid, UploadUnknown
 from groundplane.api.ranges import file_answer
+from groundplane.api.routing import Route, Router
 from groundplane.api.uploads import Landing
 from groundplane.domain import oci
 from groundplane.errors import (
@@ -69,7 +69,7 @@ _CODES: tuple[tuple[type[GroundError], str], ...] = (
 )
 
 
-class OciRoute(APIRoute):
+class OciRoute(Route):
     """Errors in the specification's JSON; a missing key asks for a user and a password."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -98,8 +98,8 @@ def _said(error: GroundError) -> list[str]:
     return [f"{error.message}; {error.hint}" if error.hint else error.message]
 
 
-router = APIRouter(prefix="/v2", tags=["oci"], route_class=OciRoute, include_in_schema=False)
-about = APIRouter(prefix="/v1/packages", tags=["oci"])
+router = Router(prefix="/v2", tags=["oci"], route_class=OciRoute, include_in_schema=False)
+about = Router(prefix="/v1/packages", tags=["oci"])
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 
 

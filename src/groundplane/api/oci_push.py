@@ -9,12 +9,13 @@ import re
 from dataclasses import replace
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 from starlette.responses import Response
 
 from groundplane.api.access import Ground, requires
 from groundplane.api.oci import ManifestBlobUnknown, NeverDeleted, OciRoute
 from groundplane.api.oci_uploads import BlobUploads, DigestInvalid, demand_digest
+from groundplane.api.routing import Router
 from groundplane.api.uploads import Landing
 from groundplane.domain import oci, oci_push
 from groundplane.domain.model import ManifestFile
@@ -22,7 +23,7 @@ from groundplane.errors import InvalidInput, NotFound, TooLarge
 from groundplane.identity import Actor, Permission
 from groundplane.services.oci_registry import Arrived
 
-router = APIRouter(prefix="/v2", tags=["oci"], route_class=OciRoute, include_in_schema=False)
+router = Router(prefix="/v2", tags=["oci"], route_class=OciRoute, include_in_schema=False)
 Writer = Annotated[Actor, requires(Permission.MODELS_WRITE)]
 _RANGE = re.compile(r"([0-9]{1,19})-([0-9]{1,19})")
 

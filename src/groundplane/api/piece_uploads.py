@@ -9,9 +9,10 @@ import re
 import secrets
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import Query, Request
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.api.uploads import Landing
 from groundplane.domain.model import ManifestFile, check_sha256
 from groundplane.domain.packs import PIECE_ENTRY_BYTES, Piece, unpack
@@ -20,7 +21,7 @@ from groundplane.errors import InvalidInput, TooLarge
 from groundplane.identity import Actor, Permission
 from groundplane.wire.artifacts import Bundle, MissingPieces, UploadedFile
 
-router = APIRouter(prefix="/v1/piece-uploads", tags=["artifacts"])
+router = Router(prefix="/v1/piece-uploads", tags=["artifacts"])
 Writer = Annotated[Actor, requires(Permission.MODELS_WRITE)]
 LISTED_BYTES_MAX = 64 * 2**20
 BUNDLE_BYTES_MAX = 8 * 2**20

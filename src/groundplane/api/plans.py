@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import Header, Query, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.plan_report import markdown
 from groundplane.domain.planning import Plan
@@ -16,7 +17,7 @@ from groundplane.identity import Actor, Permission
 from groundplane.wire.plans import Applied, AppliedAll, PlansBody, SpecRequest
 from groundplane.wire.runs import RunExplanation
 
-router = APIRouter(prefix="/v1", tags=["plans"])
+router = Router(prefix="/v1", tags=["plans"])
 Planner = Annotated[Actor, requires(Permission.RUNS_WRITE)]
 IdempotencyKey = Annotated[str, Header(max_length=200, description="The same key gives what it gave the first time.")]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
-
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.planning import Verdict
 from groundplane.domain.policy.exceptions import PolicyException
 from groundplane.domain.policy.records import PolicyState, Replay, RuleInfo
@@ -14,7 +13,7 @@ from groundplane.identity import Actor, Permission
 from groundplane.wire import ReasonRequest
 from groundplane.wire.policy import ExceptionRequest, ReplayRequest
 
-router = APIRouter(prefix="/v1/policy", tags=["policy"])
+router = Router(prefix="/v1/policy", tags=["policy"])
 Reader = Annotated[Actor, requires(Permission.POLICY_READ)]
 Writer = Annotated[Actor, requires(Permission.POLICY_WRITE)]
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from datetime import UTC
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from pydantic import AwareDatetime
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.prediction import Erasure, Holdings, PredictionRule, Wanted
 from groundplane.identity import Actor, Permission
 from groundplane.services.predictions import PAGE_MAX
 from groundplane.wire.traffic import ErasureRequest, ExportNote, PredictionPage, PredictionRuleRequest
 
-router = APIRouter(prefix="/v1/predictions", tags=["predictions"])
+router = Router(prefix="/v1/predictions", tags=["predictions"])
 Reader = Annotated[Actor, requires(Permission.PREDICTIONS_READ)]
 Writer = Annotated[Actor, requires(Permission.PREDICTIONS_WRITE)]
 Moment = Annotated[AwareDatetime | None, Query(description="RFC 3339 with a zone.")]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
-
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.preflight import PreflightReport
 from groundplane.identity import Actor, Permission
 from groundplane.wire.plans import PreflightRequest
 
-router = APIRouter(prefix="/v1", tags=["preflight"])
+router = Router(prefix="/v1", tags=["preflight"])
 
 
 @router.post("/preflight")

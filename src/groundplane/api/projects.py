@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
-
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.access import Project
 from groundplane.domain.budget import Budget
 from groundplane.identity import Actor, Permission
 from groundplane.wire.access import ProjectRequest
 from groundplane.wire.money import BudgetRequest
 
-router = APIRouter(prefix="/v1/projects", tags=["projects"])
+router = Router(prefix="/v1/projects", tags=["projects"])
 Reader = Annotated[Actor, requires(Permission.PROJECTS_READ)]
 
 

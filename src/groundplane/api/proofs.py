@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.checkpoints import ResumeProof
 from groundplane.identity import Actor, Permission
 from groundplane.wire.runs import ProofRequest
 
-router = APIRouter(prefix="/v1/resume-proofs", tags=["checkpoints"])
+router = Router(prefix="/v1/resume-proofs", tags=["checkpoints"])
 
 
 @router.post("", status_code=201)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.queue import ProjectQuota, Reservation, Schedule
 from groundplane.domain.queue_view import PoolUse, QuotaUse
 from groundplane.errors import InvalidInput
@@ -14,7 +15,7 @@ from groundplane.identity import Actor, Permission
 from groundplane.services.quotas import LIMITS
 from groundplane.wire.queue import QuotaRequest, ReservationRequest, ScheduleChange, ScheduleRequest
 
-router = APIRouter(prefix="/v1", tags=["queue"])
+router = Router(prefix="/v1", tags=["queue"])
 Reader = Annotated[Actor, requires(Permission.RUNS_READ)]
 Writer = Annotated[Actor, requires(Permission.RUNS_WRITE)]
 Keeper = Annotated[Actor, requires(Permission.PROJECTS_WRITE)]

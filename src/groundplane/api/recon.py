@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.catalogue_changes import Proposal, TableView, summary
 from groundplane.domain.recon import Machine, Reconnaissance, Wanted
 from groundplane.identity import Actor, Permission
 from groundplane.wire.catalog import CatalogRequest, CatalogUpdate
 
-router = APIRouter(prefix="/v1", tags=["recon"])
+router = Router(prefix="/v1", tags=["recon"])
 Reader = Annotated[Actor, requires(Permission.SYSTEM_READ)]
 Keeper = Annotated[Actor, requires(Permission.CATALOG_WRITE)]
 Name = Annotated[str, Query(max_length=100)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import Query, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain import registry as domain
 from groundplane.domain.registry import AliasMove, ModelAlias, RegistryEntry, VersionDiff, VersionView
 from groundplane.errors import InvalidInput
@@ -14,7 +15,7 @@ from groundplane.identity import Actor, Permission
 from groundplane.wire import ReasonRequest
 from groundplane.wire.registry import MoveRequest, TagsRequest
 
-router = APIRouter(prefix="/v1", tags=["models"])
+router = Router(prefix="/v1", tags=["models"])
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 Writer = Annotated[Actor, requires(Permission.MODELS_WRITE)]
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.intake.request import Request, RequestStatus
 from groundplane.identity import Actor, Permission
 from groundplane.wire import ReasonRequest
 from groundplane.wire.requests import AnswersRequest, MessageRequest, SpecsBody
 
-router = APIRouter(prefix="/v1/requests", tags=["requests"])
+router = Router(prefix="/v1/requests", tags=["requests"])
 Reader = Annotated[Actor, requires(Permission.REQUESTS_READ)]
 Writer = Annotated[Actor, requires(Permission.REQUESTS_WRITE)]
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
-
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.prompt_lint import PromptFinding
 from groundplane.domain.provider import Provider, ProviderCheck, RouteRule, RouteTarget
 from groundplane.domain.queueing import KeyPriority, QueueRule, QueueStanding
@@ -15,7 +14,7 @@ from groundplane.domain.spec import TokenPrice
 from groundplane.identity import Actor, Permission
 from groundplane.wire.routes import ProviderRequest, QueueRequest, RouteRequest, TargetRequest
 
-router = APIRouter(prefix="/v1", tags=["routes"])
+router = Router(prefix="/v1", tags=["routes"])
 Reader = Annotated[Actor, requires(Permission.KEYS_READ)]
 Writer = Annotated[Actor, requires(Permission.KEYS_WRITE)]
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 from starlette.responses import Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.order import Sample
 from groundplane.domain.run import Run
 from groundplane.identity import Actor, Permission
 from groundplane.wire import ReasonRequest
 from groundplane.wire.runs import RunDetail, RunExplanation
 
-router = APIRouter(prefix="/v1/runs", tags=["runs"])
+router = Router(prefix="/v1/runs", tags=["runs"])
 Reader = Annotated[Actor, requires(Permission.RUNS_READ)]
 LOG_PIECE_BYTES = 256 * 1024
 LOG_PIECE_MAX_BYTES = 4 * 2**20

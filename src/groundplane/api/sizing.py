@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter
-
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.compare import Comparison
 from groundplane.domain.sizing_report import SizeReport
 from groundplane.identity import Actor, Permission
 from groundplane.wire.sizing import CompareRequest, SizeRequest
 
-router = APIRouter(prefix="/v1", tags=["sizing"])
+router = Router(prefix="/v1", tags=["sizing"])
 
 
 @router.post("/size")

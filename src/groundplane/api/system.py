@@ -6,21 +6,22 @@ import shutil
 from collections import Counter
 from typing import Annotated
 
-from fastapi import APIRouter, Request
+from fastapi import Request
 from starlette.responses import Response
 
 from groundplane import __version__
 from groundplane.api.access import Ground, requires, requires_any_key
 from groundplane.api.metrics import CONTENT_TYPE, plane_metrics
+from groundplane.api.routing import SHAPING, Router
 from groundplane.domain.budget import HoldStatus
 from groundplane.identity import ROLE_PERMISSIONS, Actor, Permission
 from groundplane.wire.system import Health, Status, Whoami
 
-router = APIRouter(tags=["system"])
+router = Router(tags=["system"])
 _ACTIVE_RUNS_MAX = 10_000
 
 
-@router.get("/healthz")
+@router.get("/healthz", responses=SHAPING)
 async def healthz() -> Health:
     """The process lives."""
     return Health(status="ok", version=__version__)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.tracking import thinned
 from groundplane.domain.tracking_views import (
     Comparison,
@@ -21,7 +22,7 @@ from groundplane.errors import InvalidInput
 from groundplane.identity import Actor, Permission
 from groundplane.services.tracking import Search, Told
 
-router = APIRouter(prefix="/v1", tags=["tracking"])
+router = Router(prefix="/v1", tags=["tracking"])
 Reader = Annotated[Actor, requires(Permission.TRACKING_READ)]
 COMPARED_MAX = 20
 POINTS_MAX = 10_000

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import Query
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.domain.traffic import Filter, Live, Tail
 from groundplane.identity import Actor, Permission
 from groundplane.services.traffic import WAIT_MAX_S
 
-router = APIRouter(prefix="/v1/traffic", tags=["traffic"])
+router = Router(prefix="/v1/traffic", tags=["traffic"])
 Reader = Annotated[Actor, requires(Permission.TRAFFIC_READ)]
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import Depends, Request
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.api.staging import Staging
 from groundplane.identity import Actor, Permission
 from groundplane.wire.artifacts import Upload, UploadedFile
 
-router = APIRouter(prefix="/v1/uploads", tags=["models"])
+router = Router(prefix="/v1/uploads", tags=["models"])
 Writer = Annotated[Actor, requires(Permission.MODELS_WRITE)]
 _BODY = {"requestBody": {"required": True, "content": {"application/octet-stream": {"schema": {"format": "binary"}}}}}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import Form, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import HOME, PageRoute, back, page
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor, Permission
@@ -15,8 +16,8 @@ from groundplane.units import parse_duration_s
 Writer = Annotated[Actor, requires(Permission.KEYS_WRITE)]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/keys")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/keys")
 
     @router.get("")
     async def keys(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import Form, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import HOME, PageRoute, back, page
 from groundplane.domain.access import SelfService
 from groundplane.domain.approval import Approval, ApprovalStatus, counted, may_approve
@@ -47,8 +48,8 @@ async def question(ground: Any, actor: Actor, plan_id: str) -> Question | None:
     )
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/approvals")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/approvals")
 
     @router.get("")
     async def approvals(request: Request, actor: Reader, ground: Ground) -> Response:

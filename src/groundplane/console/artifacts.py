@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import PageRoute, page
 from groundplane.identity import Actor, Permission
 
 SHOWN = 200
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/storage")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/storage")
 
     @router.get("")
     async def storage(

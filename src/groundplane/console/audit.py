@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import PageRoute, page
 from groundplane.identity import Actor, Permission
 
 Reader = Annotated[Actor, requires(Permission.AUDIT_READ)]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/audit")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/audit")
 
     @router.get("")
     async def trail(

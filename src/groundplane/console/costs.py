@@ -6,9 +6,10 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.money import budgets_of
 from groundplane.console.web import PageRoute, page
 from groundplane.domain.budget import HoldStatus
@@ -26,8 +27,8 @@ class By(StrEnum):
     COST_CENTER = "cost_center"
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/costs")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/costs")
 
     @router.get("")
     async def costs(

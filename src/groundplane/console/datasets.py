@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import PageRoute, page
 from groundplane.identity import Actor, Permission
 
@@ -14,8 +15,8 @@ Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 FILES_SHOWN = 200
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/datasets")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/datasets")
 
     @router.get("")
     async def datasets(request: Request, actor: Reader, ground: Ground) -> Response:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import Form, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import HOME, PageRoute, back, page
 from groundplane.domain.dev import idle_words
 from groundplane.identity import Actor, Permission
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/dev")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/dev")
 
     @router.get("")
     async def environments(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import Form, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import HOME, PageRoute, back, page
 from groundplane.domain.endpoint import EndpointStatus
 from groundplane.identity import Actor, Permission
@@ -15,8 +16,8 @@ Reader = Annotated[Actor, requires(Permission.ENDPOINTS_READ)]
 Writer = Annotated[Actor, requires(Permission.ENDPOINTS_WRITE)]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/endpoints")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/endpoints")
 
     @router.get("")
     async def endpoints(request: Request, actor: Reader, ground: Ground) -> Response:

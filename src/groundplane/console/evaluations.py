@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import PageRoute, page
 from groundplane.identity import Actor, Permission
 
@@ -16,8 +17,8 @@ SHOWN = 200
 ITEMS_SHOWN = 50
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute)
+def routes() -> Router:
+    router = Router(route_class=PageRoute)
 
     @router.get("/evaluations")
     async def evaluations(

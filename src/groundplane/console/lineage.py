@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import PageRoute, page
 from groundplane.identity import Actor, Permission
 
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/lineage")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/lineage")
 
     @router.get("")
     async def lineage(request: Request, actor: Reader, ground: Ground) -> Response:

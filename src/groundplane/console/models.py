@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.certificate import read
 from groundplane.console.registry import standing
 from groundplane.console.web import PageRoute, page
@@ -17,8 +18,8 @@ from groundplane.identity import Actor, Permission
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/models")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/models")
 
     @router.get("")
     async def models(request: Request, actor: Reader, ground: Ground) -> Response:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import Form, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import HOME, PageRoute, back, page
 from groundplane.identity import Actor, Permission
 
@@ -14,8 +15,8 @@ Keeper = Annotated[Actor, requires(Permission.NODES_WRITE)]
 Reason = Annotated[str, Form(max_length=500)]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/nodes")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/nodes")
 
     @router.get("")
     async def nodes(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.attention import notices
 from groundplane.console.money import budgets_of
 from groundplane.console.web import PageRoute, page
@@ -17,8 +18,8 @@ from groundplane.identity import Actor, Permission
 RECENT_RUNS = 50
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute)
+def routes() -> Router:
+    router = Router(route_class=PageRoute)
 
     @router.get("")
     async def overview(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 from fastapi.responses import FileResponse, RedirectResponse
 
 from groundplane.api.access import requires_any_key
+from groundplane.api.routing import Router
 from groundplane.console import (
     access,
     approvals,
@@ -47,9 +48,9 @@ STATIC = {
 }
 
 
-def router() -> APIRouter:
+def router() -> Router:
     """Everything under /console, and / which leads there. The application has `state.ground` and `state.sessions`."""
-    pages = APIRouter(route_class=PageRoute, include_in_schema=False)
+    pages = Router(route_class=PageRoute, include_in_schema=False)
 
     @pages.get("/")
     async def root() -> Response:
@@ -91,7 +92,7 @@ def router() -> APIRouter:
         audit,
     )
     for part in parts:
-        pages.include_router(part.routes(), prefix=HOME)
+        pages.take(part.routes(), HOME)
 
     @pages.get(f"{HOME}/{{rest:path}}")
     async def nowhere(request: Request, rest: str, actor: Annotated[Actor, requires_any_key()]) -> Response:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import Form, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.approvals import question
 from groundplane.console.web import HOME, PageRoute, back, page
 from groundplane.domain import plan_report
@@ -18,8 +19,8 @@ Writer = Annotated[Actor, requires(Permission.RUNS_WRITE)]
 SHOWN = 50
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/plans")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/plans")
 
     @router.get("")
     async def plans(request: Request, actor: Reader, ground: Ground) -> Response:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import Form, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import HOME, PageRoute, back, page
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor, Permission
@@ -17,8 +18,8 @@ Writer = Annotated[Actor, requires(Permission.POLICY_WRITE)]
 Word = Annotated[str, Form(max_length=500)]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/policy")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/policy")
 
     @router.get("")
     async def policy(request: Request, actor: Reader, ground: Ground) -> Response:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import PageRoute, page
 from groundplane.identity import Actor, Permission
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/queue")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/queue")
 
     @router.get("")
     async def queue(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import PageRoute, page
 from groundplane.domain.recon import CLOUDS, Wanted
 from groundplane.errors import InvalidInput
@@ -17,8 +18,8 @@ ROWS_SHOWN = 100
 Word = Annotated[str, Query(max_length=100)]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/recon")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/recon")
 
     @router.get("")
     async def recon(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import Form, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import HOME, PageRoute, back, page
 from groundplane.domain.addendum import AddendumKind, summary
 from groundplane.domain.gate import Evidence
@@ -22,8 +23,8 @@ SHOWN = 20
 LISTED = 100
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute)
+def routes() -> Router:
+    router = Router(route_class=PageRoute)
 
     @router.get("/gates")
     async def gates(request: Request, actor: Reader, ground: Ground) -> Response:

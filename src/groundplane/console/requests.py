@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import Form, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import HOME, PageRoute, back, page
 from groundplane.domain.intake.facts import known_fact, shown
 from groundplane.domain.intake.request import RequestStatus
@@ -17,8 +18,8 @@ Reader = Annotated[Actor, requires(Permission.REQUESTS_READ)]
 Writer = Annotated[Actor, requires(Permission.REQUESTS_WRITE)]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/requests")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/requests")
 
     @router.get("")
     async def requests(request: Request, actor: Reader, ground: Ground) -> Response:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import Form, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import HOME, PageRoute, back, page
 from groundplane.identity import Actor, Permission
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/routes")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/routes")
 
     @router.get("")
     async def all_routes(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Query, Request, Response
+from fastapi import Form, Query, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.logtext import readable
 from groundplane.console.tracking import charts_of
 from groundplane.console.web import HOME, PageRoute, back, page
@@ -26,8 +27,8 @@ Reader = Annotated[Actor, requires(Permission.RUNS_READ)]
 Writer = Annotated[Actor, requires(Permission.RUNS_WRITE)]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/runs")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/runs")
 
     @router.get("")
     async def runs(request: Request, actor: Reader, ground: Ground, status: str = "", project: str = "") -> Response:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Request, Response
+from fastapi import Form, Request, Response
 
 from groundplane.api.access import Ground, same_origin
+from groundplane.api.routing import Router
 from groundplane.api.sessions import COOKIE, SESSION_S
 from groundplane.console.web import HOME, LOGIN, PageRoute, back, local, page
 from groundplane.errors import Forbidden, Unauthenticated
 from groundplane.identity import Permission
 
 
-def routes() -> APIRouter:
+def routes() -> Router:
     """`/console/login` and `/console/logout`: open to everyone, by their nature."""
-    router = APIRouter(route_class=PageRoute)
+    router = Router(route_class=PageRoute)
 
     @router.get("/login")
     async def sign_in_page(request: Request, next: str = HOME) -> Response:

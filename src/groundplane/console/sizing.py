@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import PageRoute, page
 from groundplane.domain.roofline import words
 from groundplane.domain.sizing import Method, Optimizer, Precision, gb
@@ -19,8 +20,8 @@ Share = Annotated[float, Query(ge=0, le=10**7)]
 Words = Annotated[str, Query(max_length=200)]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/sizing")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/sizing")
 
     @router.get("")
     async def sizing(

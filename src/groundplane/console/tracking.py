@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import Query, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.charts import Chart, chart
 from groundplane.console.web import PageRoute, page
 from groundplane.domain.tracking_views import compared, view_of
@@ -25,8 +26,8 @@ COMPARED_MAX = 12
 FILES_SHOWN = 200
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/experiments")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/experiments")
 
     @router.get("")
     async def experiments(request: Request, actor: Reader, ground: Ground) -> Response:

@@ -6,9 +6,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Form, Query, Request, Response
+from fastapi import Form, Query, Request, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.routing import Router
 from groundplane.console.web import HOME, PageRoute, back, page
 from groundplane.domain.limits import LIMIT_SCOPES, PURSES, Measure
 from groundplane.domain.prediction import Wanted
@@ -26,8 +27,8 @@ LogWriter = Annotated[Actor, requires(Permission.PREDICTIONS_WRITE)]
 Text = Annotated[str, Form(max_length=500)]
 
 
-def routes() -> APIRouter:
-    router = APIRouter(route_class=PageRoute, prefix="/traffic")
+def routes() -> Router:
+    router = Router(route_class=PageRoute, prefix="/traffic")
 
     @router.get("")
     async def traffic(request: Request, actor: Reader, ground: Ground) -> Response:
@@ -99,7 +100,7 @@ def routes() -> APIRouter:
     return router
 
 
-def _prediction_routes(router: APIRouter) -> None:
+def _prediction_routes(router: Router) -> None:
     @router.get("/predictions")
     async def predictions(
         request: Request,

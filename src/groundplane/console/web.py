@@ -13,11 +13,11 @@ from urllib.parse import quote
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, RedirectResponse
-from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import groundplane
 from groundplane.api.access import Requires
+from groundplane.api.routing import Route
 from groundplane.console import words
 from groundplane.errors import AccessError, GroundError, InvalidInput, Unauthenticated
 from groundplane.identity import Actor, Permission
@@ -102,7 +102,7 @@ MENUS: tuple[tuple[str, tuple[tuple[str, str, Permission], ...]], ...] = (
 NAVIGATION = tuple(item for _, items in MENUS for item in items)
 
 
-class PageRoute(APIRoute):
+class PageRoute(Route):
     """A route that answers people: without a session it leads to the sign-in page, and errors are pages."""
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
