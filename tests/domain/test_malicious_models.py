@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import save
+from tests.domain.hostile_models import field, onnx, onnx_tensor
 from tests.domain.malicious_models import RUNAWAY, WEIGHTS, corpus, gguf
 
 from groundplane.adapters.model_files import FolderModelFiles
@@ -151,8 +152,8 @@ def _clean() -> dict[str, dict[str, bytes]]:
     for number in range(4):
         config = json.dumps({"class_name": "Dense", "config": {"name": "größe", "units": number}}).encode()
         models[f"keras-{number}"] = {"model.h5": b"\x89HDF\r\n\x1a\n" + b"\0" * 600 + config + noise.bytes(5000)}
-        onnx = b"\x08\x07\x12\x07pytorch" + b"\x0a\x08location\x12\x0cweights.data" + noise.bytes(4000)
-        models[f"onnx-{number}"] = {"model.onnx": onnx, "weights.data": noise.bytes(9000)}
+        tensors = field(5, onnx_tensor(b"weights.data")) + field(5, field(9, noise.bytes(4000)))
+        models[f"onnx-{number}"] = {"model.onnx": onnx(tensors), "weights.data": noise.bytes(9000)}
         models[f"tflite-{number}"] = {
             "model.tflite": b"\x1c\0\0\0TFL3" + noise.bytes(3000),
             "labels.txt": b"cat\ndog\n",

@@ -273,7 +273,7 @@ def npy(array: np.ndarray) -> bytes:
         ("a.npz", zipped({"w.npy": npy(np.ones(3)), "b.npy": npy(np.ones(3))}), Format.NPZ),
         ("a.npz", zipped({"w.npy": npy(np.ones(3))}, zipfile.ZIP_DEFLATED), Format.NPZ),
         ("weights.h5", b"\x89HDF\r\n\x1a\n" + b"\0" * 500, Format.HDF5),
-        ("model.onnx", b"\x08\x07\x12\x07pytorch" + b"\0\x01" * 50, Format.ONNX),
+        ("model.onnx", b"\x08\x07\x12\x07pytorch\x3a\x02\x12\x00", Format.ONNX),
         ("model.tflite", b"\x1c\0\0\0TFL3" + b"\0" * 50, Format.TFLITE),
         ("model.bin", struct.pack("<I", 6) + b"TransformerSpec\0" + b"\x01\x02\xff" * 99, Format.BINARY),
         ("logo.png", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, Format.IMAGE),

@@ -18,15 +18,19 @@ from groundplane.adapters.templates import render_templates
 from groundplane.domain import (
     archives,
     gguf,
+    hdf5_scan,
     licences,
+    loader_targets,
     model_files,
     model_scan,
-    onnx_places,
+    npy_header,
     pickle_scan,
+    protobuf_scan,
     secrets_scan,
     templates_scan,
     tensor_header,
     text_scan,
+    yaml_scan,
 )
 from groundplane.domain.byte_view import ByteView
 from groundplane.domain.model import ManifestFile, path_fault
@@ -35,8 +39,8 @@ from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFoun
 from groundplane.ports import BlobStore, FoundFile
 
 FILES_MAX = 100_000
-_RULES = (archives, gguf, licences, model_files, model_scan, onnx_places, pickle_scan, secrets_scan, templates_scan,
-          tensor_header, text_scan)  # fmt: skip
+_RULES = (archives, gguf, hdf5_scan, licences, loader_targets, model_files, model_scan, npy_header, pickle_scan,
+          protobuf_scan, secrets_scan, templates_scan, tensor_header, text_scan, yaml_scan)  # fmt: skip
 _LOCK_PERIOD_S = 0.05
 
 

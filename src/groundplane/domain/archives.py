@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import struct
+import unicodedata
 import zlib
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ BOMB_RATIO = 200
 _ENDS_MAX = 64
 _EOCD_TAIL_BYTES = 65_557
 _TAR_BLOCK = 512
+_DESCRIPTOR_BYTES_MAX = 24
 
 
 class ArchiveFault(ValueError):
@@ -67,11 +69,12 @@ def _leads_to_directory(view: ByteView, end: int, record: bytes) -> bool:
     return view.at(end - size, 4) == b"PK\x01\x02" or view.at(end - 20, 4) == b"PK\x06\x07"
 
 
-def zip_members(view: ByteView) -> list[Member]:
-    """The central directory's entries. Raises ArchiveFault for what is encrypted, spread over disks, huge or broken,
+def zip_members(view: ByteView, *, behind_something: bool = False) -> list[Member]:
+    """The central directory's entries; `behind_something`: bytes before the first of them are another file's.
 
-    and for everything in which two readers could see two archives: two directories, entries beyond the count, a member
-    that says one thing in the directory and another where it lies, names given twice, members that share bytes.
+    Raises ArchiveFault for what is encrypted, spread over disks, huge or broken, and for everything in which two
+    readers could see two archives: two directories, entries beyond the count, a member that says one thing in the
+    directory and another where it lies, names given twice, members that share bytes, bytes that no entry names.
     """
     ends = _zip_ends(view)
     if not ends:
@@ -90,7 +93,7 @@ def zip_members(view: ByteView) -> list[Member]:
         plain_total += plain
     if at != size:
         raise ArchiveFault(f"its directory counts {count:,} entries and holds more")
-    _check_spans(spans)
+    _check_spans(spans, 0 if not behind_something else None, offset + shift)
     _check_names([member.path for member in members])
     if plain_total > BOMB_BYTES and plain_total > BOMB_RATIO * view.size_bytes:
         raise ArchiveFault(f"it unpacks to {plain_total:,} bytes, {plain_total // view.size_bytes:,} times its size")
@@ -112,20 +115,41 @@ def _zip_member(view: ByteView, directory: bytes, at: int, shift: int) -> tuple[
     if flags & 0x1:
         raise ArchiveFault(f"its member {name.decode(errors='replace')!r} is encrypted")
     content, start = _zip_content(view, header + shift, name, method, packed, plain)
-    kind = "link" if (mode >> 16) & 0o170000 == 0o120000 else "file"
+    kind = _ZIP_KINDS.get((mode >> 16) & 0o170000, "special")
+    if _other_name(extra, name):
+        raise ArchiveFault(f"its member {name.decode(errors='replace')!r} has a second name")
     member = Member(path=name.decode(errors="replace"), content=content, kind=kind)
     return member, (header + shift, start + packed), plain, at + 46 + name_size + extra_size + comment_size
 
 
-def _check_spans(spans: list[tuple[int, int]]) -> None:
+_ZIP_KINDS = {0: "file", 0o100000: "file", 0o040000: "file", 0o120000: "link"}
+
+
+def _other_name(extra: bytes, name: bytes) -> bool:
+    """Whether a Unicode path field names the member otherwise: some readers take that one."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, size = struct.unpack("<HH", extra[at : at + 4])
+        if kind == 0x7075 and extra[at + 9 : at + 4 + size] != name:
+            return True
+        at += 4 + size
+    return False
+
+
+def _check_spans(spans: list[tuple[int, int]], start: int | None, directory: int) -> None:
+    """Members lie one behind the other, from `start` to the directory, but for sizes that are told behind them."""
     ordered = sorted(spans)
-    for (_, end), (begin, _) in itertools.pairwise(ordered):
+    if start is not None:
+        ordered.insert(0, (start, start))
+    for (_, end), (begin, _) in itertools.pairwise([*ordered, (directory, directory)]):
         if begin < end:
             raise ArchiveFault("its members share bytes, as in a bomb that is small on disk")
+        if begin > end + _DESCRIPTOR_BYTES_MAX:
+            raise ArchiveFault(f"its directory does not name what lies in {begin - end:,} bytes from byte {end:,}")
 
 
 def _check_names(names: list[str]) -> None:
-    if len({name.casefold() for name in names}) != len(names):
+    if len({unicodedata.normalize("NFKC", name).casefold() for name in names}) != len(names):
         raise ArchiveFault("it holds a name twice: readers differ on which one counts")
     for name in names:
         parts = name.replace("\\", "/").split("/")
@@ -179,6 +203,12 @@ def _zip_content(
         raise ArchiveFault(f"its member {name.decode(errors='replace')!r} has another name where it lies")
     if struct.unpack("<H", local[8:10])[0] != method or local[6] & 0x1:
         raise ArchiveFault(f"its member {name.decode(errors='replace')!r} is packed otherwise than the directory says")
+    sizes = struct.unpack("<LL", local[18:26])
+    told_later = local[6] & 0x8
+    if not told_later and any(
+        said not in {real, 0xFFFFFFFF} for said, real in zip(sizes, (packed, plain), strict=True)
+    ):
+        raise ArchiveFault(f"its member {name.decode(errors='replace')!r} has another size where it lies")
     start = header + 30 + name_size + extra_size
     if start + packed > view.size_bytes:
         raise ArchiveFault(f"its member {name.decode(errors='replace')!r} ends after the file")

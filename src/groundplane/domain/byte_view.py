@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 
@@ -40,11 +40,21 @@ class ByteView:
             offset += window_bytes
         return -1
 
-    def matches(self, pattern: re.Pattern[bytes], *, longest_bytes: int, window_bytes: int = 1 << 20) -> bool:
-        """Whether `pattern`, whose matches are at most so long, is anywhere in the view."""
+    def search(self, pattern: re.Pattern[bytes], *, longest_bytes: int, window_bytes: int = 1 << 20) -> bytes | None:
+        """The first text that `pattern`, whose matches are at most so long, finds anywhere in the view."""
         offset = 0
         while offset < self.size_bytes:
-            if pattern.search(self.at(offset, window_bytes + longest_bytes - 1)):
-                return True
+            found = pattern.search(self.at(offset, window_bytes + longest_bytes - 1))
+            if found is not None:
+                return found[0]
             offset += window_bytes
-        return False
+        return None
+
+    def places(self, pattern: re.Pattern[bytes], *, longest_bytes: int, window_bytes: int = 1 << 20) -> Iterator[int]:
+        """Where `pattern`, whose matches are at most so long, is found, in order."""
+        offset = 0
+        while offset < self.size_bytes:
+            for found in pattern.finditer(self.at(offset, window_bytes + longest_bytes - 1)):
+                if found.start() < window_bytes:
+                    yield offset + found.start()
+            offset += window_bytes

@@ -132,16 +132,36 @@ def path_fault(path: str) -> str | None:
     for part in path.split("/"):
         if part in {"", ".", ".."}:
             return f"has the part {part!r}"
+        if part.lower() in _REPOSITORIES:
+            return f"lies in {part}, whose settings run programs"
+        if part[-1] in ". " or _DEVICES.fullmatch(part):
+            return f"has the part {part!r}, which some systems take for another file"
         if len(part.encode()) > PART_BYTES_MAX:
             return f"has a part over {PART_BYTES_MAX} bytes"
     # Cc: control characters. Cf: invisible ones, among them the overrides that make a name read backwards.
     if any(unicodedata.category(character) in {"Cc", "Cf"} for character in path):
         return "holds an invisible or control character"
+    if any(_mixes_scripts(word) for word in re.split(r"[\W\d_]+", path)):
+        return "mixes letters of scripts that look alike"
     return None
 
 
+_REPOSITORIES = frozenset({".git", ".hg", ".svn"})
+_DEVICES = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
+_LOOK_ALIKE = frozenset({"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE"})
+
+
+def _mixes_scripts(word: str) -> bool:
+    if word.isascii():
+        return False
+    return len({unicodedata.name(letter, "").partition(" ")[0] for letter in word} & _LOOK_ALIKE) > 1
+
+
 def path_refusals(paths: Sequence[str]) -> tuple[Refused, ...]:
-    """One refusal per bad name, and per pair that reads alike (equal after Unicode NFC) or is both file and folder."""
+    """One refusal per bad name, and per pair that is both file and folder or reads alike.
+
+    Names are compared after Unicode NFKC and whatever their case: file systems differ on both.
+    """
     refused = []
     seen: dict[str, str] = {}
     for path in paths:
@@ -156,7 +176,7 @@ def path_refusals(paths: Sequence[str]) -> tuple[Refused, ...]:
                 )
             )
             continue
-        alike = unicodedata.normalize("NFC", path)
+        alike = unicodedata.normalize("NFKC", path).casefold()
         if alike in seen:
             refused.append(_clash(path, seen[alike], "reads the same as"))
         seen[alike] = path

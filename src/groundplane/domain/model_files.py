@@ -5,11 +5,9 @@ Nothing is loaded, unpacked or trusted by its name. What can run code when it is
 
 from __future__ import annotations
 
-import ast
 import bz2
-import codecs
+import json
 import lzma
-import math
 import re
 import struct
 import zlib
@@ -21,13 +19,15 @@ from pathlib import PurePosixPath
 from groundplane.domain.archives import ArchiveFault, Member, looks_like_tar, tar_members, zip_end, zip_members
 from groundplane.domain.byte_view import ByteView
 from groundplane.domain.gguf import GgufFault, read_gguf
+from groundplane.domain.hdf5_scan import configurations, outside
 from groundplane.domain.model import path_fault
-from groundplane.domain.onnx_places import external_data
-from groundplane.domain.pickle_scan import PickleWalk, scan_for_pickle
+from groundplane.domain.npy_header import NpyFault, read_npy
+from groundplane.domain.pickle_scan import PickleWalk, scan_for_hidden_pickle, scan_for_pickle
+from groundplane.domain.protobuf_scan import ProtobufFault, acting_operation, onnx_places
 from groundplane.domain.secrets_scan import judge_secrets
 from groundplane.domain.templates_scan import Template, judge_templates
 from groundplane.domain.tensor_header import HeaderFault, looks_like_safetensors, read_tensor_header
-from groundplane.domain.text_scan import read_text
+from groundplane.domain.text_scan import judge_configuration, read_text
 from groundplane.errors import Refused
 
 
@@ -82,8 +82,24 @@ _PICKLE_NAMES = re.compile(
     r".*\.(pt|pth|pkl|pickle|p|ckpt|joblib|dill|cloudpickle|pt2|mar)$|(pytorch_model|adapter_model|optimizer|scheduler|training_args)[^/]*\.bin$",
     re.IGNORECASE,
 )
+_NAMED = {
+    ".gguf": Format.GGUF,
+    ".onnx": Format.ONNX,
+    ".tflite": Format.TFLITE,
+    ".npy": Format.NPY,
+    ".npz": Format.NPZ,
+    ".h5": Format.HDF5,
+    ".hdf5": Format.HDF5,
+}
+"""What a file must be when its name says so: loaders go by names, and try something else when it is not."""
 _EXECUTABLES = (b"\x7fELF", b"\xfe\xed\xfa\xce", b"\xfe\xed\xfa\xcf", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe",
-                b"\xca\xfe\xba\xbe", b"\xac\xed\x00\x05", b"\x00asm")  # fmt: skip
+                b"\xca\xfe\xba\xbe", b"\xac\xed\x00\x05", b"\x00asm", b"\x1bLua", b"\x1bLJ", b"dex\n03", b"BC\xc0\xde",
+                b"!<arch>\n",
+                b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"ftrt", b"ptrt", b"RDX2\n", b"RDX3\n", b"RDA2\n",
+                b"RDA3\n", b"X\n\0\0\0\2", b"X\n\0\0\0\3",
+                b"\0\1\0\0\0\xff\xff\xff\xff\1\0\0\0")  # fmt: skip
+# A code object as marshal writes it: counts of arguments and locals, all small.
+_MARSHALLED = re.compile(rb"[c\xe3](?:[\0-\x40]\0\0\0){3}")
 _COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
     b"BZh": "bzip2",
@@ -93,6 +109,17 @@ _COMPRESSIONS = {
     b"7z\xbc\xaf\x27\x1c": "7-zip",
     b"Rar!\x1a\x07": "rar",
     b"]\x00\x00": "lzma",
+    **{bytes([0x50 + number]) + b"\x2a\x4d\x18": "zstd" for number in range(16)},
+    b"\x02\x21\x4c\x18": "lz4",
+    b"\xff\x06\0\0sNaPpY": "snappy",
+    b"\x1f\x9d": "compress",
+    b"\x89LZO": "lzop",
+    b"LZIP": "lzip",
+    b"MSCF\0": "cabinet",
+    b"070701": "cpio",
+    b"070702": "cpio",
+    b"hsqs": "squashfs",
+    b"xar!": "xar",
 }
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
 _TORCH_LEGACY_MAGIC = b"\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"
@@ -119,16 +146,49 @@ class Inspection:
 def inspect(path: str, view: ByteView) -> Inspection:
     """Tells what the bytes are and judges them. `path` only names the file in messages and sharpens suspicion."""
     found = _identify(path, view, _Depth())
-    if found.refused is None and found.format is not Format.NPZ and zip_end(view) is not None:
+    if found.refused is not None:
+        return found
+    if found.format is not Format.NPZ and zip_end(view) is not None and not _labelled(found.format, view):
         # A file may begin as one thing and end as a zip: loaders that read from the end would see another file.
         return _archive(path, view, Format.ZIP, _Depth())
-    if found.refused is None and found.format is not Format.SAFETENSORS and path.lower().endswith(".safetensors"):
+    walk = _another_pickle(found.format, view)
+    if walk is not None:
+        return _refuse_pickle(path, Format.PICKLE, f"read as {found.format} and holds a pickle as well", walk)
+    if found.format is not Format.SAFETENSORS and path.lower().endswith(".safetensors"):
         return _broken_safetensors(path, view)
+    if (named := _NAMED.get(PurePosixPath(path).suffix.lower())) not in {None, found.format}:
+        what = {Format.EMPTY: "empty", Format.BINARY: "of no format known here"}.get(found.format, str(found.format))
+        refused = Refused(
+            rule="known-format",
+            need=f"{named} where the name says so",
+            have=f"{path} is {what}",
+            hint="the file is cut, forged or something else: fetch it again and compare its digest",
+        )
+        return Inspection(format=found.format, refused=refused)
     if found.format is Format.BINARY and _PICKLE_NAMES.match(PurePosixPath(path).name):
         have = f"{path} is named like a pickle and its bytes are of no format known here"
         refused = Refused(rule="known-format", need=_SAFE_FORMATS, have=have, hint=CONVERT_HINT)
         return Inspection(format=found.format, refused=refused)
     return found
+
+
+def _another_pickle(found: Format, view: ByteView) -> PickleWalk | None:
+    """A pickle that the file is besides what it looks like: the first letters of many formats are opcodes too."""
+    if found in {Format.TEXT, Format.EMPTY}:
+        return None
+    walk = scan_for_pickle(view) if found is not Format.BINARY else None
+    return walk or (scan_for_hidden_pickle(view) if found in {Format.HDF5, Format.BINARY} else None)
+
+
+def _labelled(found: Format, view: ByteView) -> bool:
+    """TFLite carries its labels as a zip of texts behind it; nothing else may."""
+    if found is not Format.TFLITE:
+        return False
+    try:
+        members = zip_members(view, behind_something=True)
+    except ArchiveFault:
+        return False
+    return all(_member(member, _Depth(level=1)).format in {Format.TEXT, Format.EMPTY} for member in members)
 
 
 @dataclass(slots=True)
@@ -159,11 +219,34 @@ def _identify(path: str, view: ByteView, depth: _Depth) -> Inspection:
     packed = _zlib_content(head)
     if packed is not None:
         return _compressed(path, "zlib", packed)
-    if _is_text(head, whole=len(head) == view.size_bytes):
-        return _text(path, view) if depth.level == 0 else Inspection(format=Format.TEXT)
-    if path.lower().endswith(".onnx") and head[:1] == b"\x08":
+    encoding = _encoding(path, head)
+    if encoding:
+        return _text(path, view, encoding) if depth.level == 0 else Inspection(format=Format.TEXT)
+    return _binary(path, view) if depth.level == 0 else Inspection(format=Format.BINARY)
+
+
+_LOCATION = re.compile(rb"\n(?:\x08|\x88\x80{0,8}\x00)location")
+
+
+def _binary(path: str, view: ByteView) -> Inspection:
+    """Bytes without a magic number: ONNX, graphs of TensorFlow, or unknown ones, which may hide a program."""
+    if path.lower().endswith(".onnx"):
         return _onnx(path, view)
-    return Inspection(format=Format.BINARY)
+    if view.search(_LOCATION, longest_bytes=24) is not None:
+        seen = _onnx(path, view)
+        if seen.refused is None or seen.refused.rule == "onnx-external-data":
+            return seen
+    operation = acting_operation(view)
+    if operation:
+        refused = Refused(
+            rule="no-programs",
+            need="a graph that only computes",
+            have=f"{path} is a TensorFlow graph with the operation {operation}, which acts on what surrounds it",
+            hint="export it again without that operation",
+        )
+        return Inspection(format=Format.BINARY, refused=refused)
+    refused_ = _judge_configurations(path, view) if path.lower().endswith(".pb") else None
+    return Inspection(format=Format.BINARY, refused=refused_)
 
 
 def _by_magic(path: str, head: bytes, view: ByteView, depth: _Depth) -> Inspection | None:
@@ -175,17 +258,18 @@ def _by_magic(path: str, head: bytes, view: ByteView, depth: _Depth) -> Inspecti
         return _gguf(path, view)
     if head.startswith(b"\x93NUMPY"):
         return _npy(path, view, whole=depth.level == 0)
-    if any(view.at(offset, 8) == _HDF5_MAGIC for offset in _hdf5_starts(view.size_bytes)):
-        return _hdf5(path, view) if depth.level == 0 else Inspection(format=Format.HDF5)
+    base = next((offset for offset in _hdf5_starts(view.size_bytes) if view.at(offset, 8) == _HDF5_MAGIC), None)
+    if base is not None:
+        return _hdf5(path, view, base) if depth.level == 0 else Inspection(format=Format.HDF5)
     if head[4:8] == b"TFL3":
         return Inspection(format=Format.TFLITE)
     if head.startswith(_IMAGES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         return Inspection(format=Format.IMAGE)
-    if head.startswith(_EXECUTABLES) or _is_windows_program(head) or _is_bytecode(head):
+    if head.startswith(_EXECUTABLES) or _is_windows_program(head) or _is_bytecode(head) or _MARSHALLED.match(head):
         refused = Refused(
             rule="no-programs",
             need="weights, configuration and text only",
-            have=f"{path} is a compiled program",
+            have=f"{path} is a program, or what a loader runs as one",
             hint="leave it out of the model's folder; engines bring their own code",
         )
         return Inspection(format=Format.EXECUTABLE, refused=refused)
@@ -224,7 +308,8 @@ def _safetensors(path: str, view: ByteView) -> Inspection:
         "parameters": summary.parameters,
         "dtypes": list(summary.dtypes),
     }
-    return Inspection(format=Format.SAFETENSORS, details=details)
+    header = view.at(8, int.from_bytes(view.at(0, 8), "little")).decode(errors="replace")
+    return Inspection(format=Format.SAFETENSORS, details=details, refused=judge_secrets(path, header))
 
 
 def _broken_safetensors(path: str, view: ByteView) -> Inspection:
@@ -365,7 +450,12 @@ def _gguf(path: str, view: ByteView) -> Inspection:
 
 
 def _onnx(path: str, view: ByteView) -> Inspection:
-    outside = [place for place in external_data(view) if path_fault(place) is not None]
+    try:
+        outside = [place for place in onnx_places(view) if path_fault(place) is not None]
+    except ProtobufFault as fault:
+        have, hint = f"{path}: {fault}", "the file is cut or forged: export it again, or compare its digest"
+        refused = Refused(rule="onnx-header", need="one whole ONNX model", have=have, hint=hint)
+        return Inspection(format=Format.ONNX, refused=refused)
     if not outside:
         return Inspection(format=Format.ONNX)
     refused = Refused(
@@ -378,57 +468,34 @@ def _onnx(path: str, view: ByteView) -> Inspection:
 
 
 def _npy(path: str, view: ByteView, *, whole: bool) -> Inspection:
-    start = view.at(0, 12)
-    wide = start[6:7] != b"\x01"
-    size = int.from_bytes(start[8:12] if wide else start[8:10], "little")
-    text = view.at(12 if wide else 10, min(size, _NPY_HEADER_BYTES_MAX)).decode("latin-1")
     try:
-        header = ast.literal_eval(text.strip())
-        kinds = _npy_kinds(header["descr"])
-    except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError):
-        have, hint = f"{path}: its header can't be read", "save it again with numpy.save"
-        refused = Refused(rule="npy-header", need="a readable npy header", have=have, hint=hint)
-        return Inspection(format=Format.NPY, refused=refused)
-    if any(kind.lstrip("<>=|").startswith("O") for kind in kinds):
-        return _refuse_pickle(path, Format.PICKLE, "a numpy array of objects, which is a pickle", None)
-    fault = _npy_fault(header, (12 if wide else 10) + size, view.size_bytes) if whole else ""
-    if fault:
+        return Inspection(format=Format.NPY, details={"dtypes": read_npy(view, whole=whole)})
+    except NpyFault as fault:
+        if fault.pickle:
+            return _refuse_pickle(path, Format.PICKLE, "a numpy array of objects, which is a pickle", None)
         hint = "the file is cut, or something was hung on to it: save it again with numpy.save"
         refused = Refused(rule="npy-header", need="exactly the bytes of the array", have=f"{path}: {fault}", hint=hint)
         return Inspection(format=Format.NPY, refused=refused)
-    return Inspection(format=Format.NPY, details={"dtypes": sorted(set(kinds))})
-
-
-_NPY_PLAIN = re.compile(r"[<>=|]?[biufcSV?]([0-9]+)|[<>=|]?U([0-9]+)")
-
-
-def _npy_fault(header: dict[str, object], start: int, size_bytes: int) -> str:
-    """How the file's size differs from what its header says; "" for dtypes whose size is not told by their name."""
-    shape, found = header.get("shape"), _NPY_PLAIN.fullmatch(str(header["descr"]))
-    if not isinstance(shape, tuple) or not all(isinstance(item, int) and item >= 0 for item in shape):
-        return f"its shape is {str(shape)[:80]}"
-    if found is None:
-        return ""
-    need = start + math.prod(shape) * (int(found[1]) if found[1] else 4 * int(found[2]))
-    return "" if need == size_bytes else f"the array ends at byte {need:,}, the file at {size_bytes:,}"
-
-
-def _npy_kinds(descr: object) -> list[str]:
-    if isinstance(descr, str):
-        return [descr]
-    if isinstance(descr, list | tuple):
-        return [kind for entry in descr for kind in _npy_kinds(entry[1])]
-    raise TypeError(f"{descr!r} describes no dtype")
 
 
 # Keras names a layer's class in JSON. Python writes printable letters as they are: one that is escaped hides something.
 _KERAS_PROGRAMS = re.compile(rb'"(Lambda|__lambda__|TFSMLayer)"|\\u00[2-7][0-9a-fA-F]')
 
 
-def _hdf5(path: str, view: ByteView) -> Inspection:
-    if view.matches(_KERAS_PROGRAMS, longest_bytes=16):
+def _hdf5(path: str, view: ByteView, base: int) -> Inspection:
+    if view.search(_KERAS_PROGRAMS, longest_bytes=16) is not None:
         return Inspection(format=Format.HDF5, refused=_keras_program(path, "a Keras file"))
-    return Inspection(format=Format.HDF5)
+    elsewhere = outside(view, base)
+    if elsewhere:
+        have = f"{path} reads {elsewhere[:160]}"
+        hint = "copy the data into the file: h5repack, or save the model again"
+        refused = Refused(rule="hdf5-external-data", need="data in the file itself", have=have, hint=hint)
+        return Inspection(format=Format.HDF5, refused=refused)
+    return Inspection(format=Format.HDF5, refused=_judge_configurations(path, view))
+
+
+def _judge_configurations(path: str, view: ByteView) -> Refused | None:
+    return next((found for text in configurations(view) if (found := judge_configuration(path, text))), None)
 
 
 def _keras_program(path: str, what: str) -> Refused:
@@ -440,19 +507,40 @@ def _keras_program(path: str, what: str) -> Refused:
     )
 
 
-def _text(path: str, view: ByteView) -> Inspection:
+def _text(path: str, view: ByteView, encoding: str) -> Inspection:
     """Text that some loader would run, render or publish: programs in configurations, templates, secrets."""
-    text = view.at(0, _TEXT_BYTES_MAX).decode(errors="replace")
+    text = view.at(0, _TEXT_BYTES_MAX).decode(encoding, errors="replace")
     seen = read_text(path, text)
     refused = seen.refused or judge_templates(path, seen.templates) or judge_secrets(path, text)
     return Inspection(format=Format.TEXT, details=seen.details, refused=refused, templates=seen.templates)
 
 
-def _is_text(head: bytes, *, whole: bool) -> bool:
-    if b"\0" in head:
-        return False
+_MARKS = {b"\xff\xfe\0\0": "utf-32", b"\0\0\xfe\xff": "utf-32", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
+_CONTROLS = bytes(range(7)) + bytes(range(14, 27)) + b"\x7f"
+
+
+def _encoding(path: str, head: bytes) -> str:
+    """How the letters are written, as readers of text take them; "" when the bytes are no text."""
+    marked = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "")
+    if marked or b"\0" in head:
+        named = path.lower().endswith((".json", ".yaml", ".yml", ".jinja"))
+        guessed = marked or (json.detect_encoding(head) if named else "")
+        return guessed if guessed and _reads(head[: len(head) // 4 * 4], guessed) else ""
+    # Letters alone: controls are rare in text, and so are bytes over 127 that are no UTF-8.
+    if len(head) - len(head.translate(None, _CONTROLS)) > len(head) // 100:
+        return ""
     try:
-        codecs.getincrementaldecoder("utf-8")().decode(head, final=whole)
-    except UnicodeDecodeError:
-        return False
-    return True
+        head.decode()
+    except UnicodeDecodeError as error:
+        cut = error.reason == "unexpected end of data" and len(head) == _HEAD_BYTES
+        high = sum(byte > 127 for byte in head)
+        return "utf-8" if cut else "latin-1" if high <= len(head) // 4 else ""
+    return "utf-8"
+
+
+def _reads(head: bytes, encoding: str) -> bool:
+    try:
+        text = head.decode(encoding)
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"
+    return bool(text) and sum(letter < " " and letter not in "\t\r\n" for letter in text) <= len(text) // 100

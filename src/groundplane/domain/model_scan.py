@@ -17,7 +17,7 @@ from groundplane.domain.model_files import Format
 from groundplane.errors import Refused
 from groundplane.units import format_bytes
 
-SCANNER_VERSION = "2"
+SCANNER_VERSION = "3"
 """Counted up when what is looked for changes; evidence of an older scanner is stale."""
 _WEIGHTS = frozenset({Format.SAFETENSORS, Format.GGUF, Format.ONNX, Format.TFLITE, Format.NPY, Format.NPZ,
                       Format.HDF5, Format.BINARY, Format.PICKLE,
@@ -141,9 +141,12 @@ def _warnings(file: Seen) -> list[Finding]:
     found = []
     custom = file.details.get("custom_code")
     if isinstance(custom, list) and custom:
-        message = f"asks its loader for code of its own: {', '.join(str(name) for name in custom[:3])}"
+        message = f"asks for code that is not in the weights: {', '.join(str(name) for name in custom[:3])}"
         hint = "load it without trust_remote_code, or read that code first"
         found.append(Finding(path=file.path, rule="custom-code", severity="warning", message=message, hint=hint))
+    elif file.details.get("code"):
+        message = "is code: nothing here runs it, and whoever loads the model with it does"
+        found.append(Finding(path=file.path, rule="custom-code", severity="warning", message=message))
     if file.format == Format.BINARY and file.refused is None:
         message = "its bytes are of no format known here: nobody can say what loads them"
         found.append(Finding(path=file.path, rule="unknown-format", severity="warning", message=message))

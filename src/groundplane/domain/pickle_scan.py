@@ -28,6 +28,12 @@ _TEXTS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE", "SHORT_BIN
 _READS = {"GET", "BINGET", "LONG_BINGET"}
 _WRITES = {"PUT", "BINPUT", "LONG_BINPUT"}
 _IDENTIFIER = re.compile(rb"[\w.\x80-\xff-]+")
+# A header with an opcode that pickles go on with, or a name to import in letters. What is none ends soon.
+_BEGINNINGS = re.compile(
+    rb"\x80[\x02-\x05](?=[\x95\x8a-\x8e(\])}c\x80IKJMLFGNXVUTSBCq\x94PQ0i])"
+    rb"|c[a-zA-Z_][\w.]{0,100}\n[a-zA-Z_]\w{0,100}\n"
+)
+_BEGINNING_BYTES = 210
 _EXTENSION = "extension"
 _UNREADABLE = "a name made up while it runs"
 
@@ -89,6 +95,20 @@ def scan_for_pickle(view: ByteView) -> PickleWalk | None:
     # Plain data without a header is protocol 0 or 1, and ends where the file ends.
     whole = walk.stopped_at is not None and view.size_bytes - walk.stopped_at <= 2 and walk.newest_opcode <= 1
     return walk if whole and walk.opcodes >= 2 and walk.depth_at_stop == 1 else None
+
+
+def scan_for_hidden_pickle(view: ByteView) -> PickleWalk | None:
+    """The walk of a pickle that imports and calls, anywhere behind the first byte; None when there is none.
+
+    Whoever walks without end from many places is taken for a program as well: the work in all is bounded by the size.
+    """
+    opcodes_left = OPCODES_MAX + view.size_bytes // 500
+    for place in view.places(_BEGINNINGS, longest_bytes=_BEGINNING_BYTES):
+        walk = _walk(view.part(place, view.size_bytes - place))
+        opcodes_left -= walk.opcodes
+        if opcodes_left < 0 or (walk.calls and any(not _is_extension(name) for name in walk.imports)):
+            return walk
+    return None
 
 
 def _walk(view: ByteView) -> PickleWalk:

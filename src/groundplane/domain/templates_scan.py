@@ -93,29 +93,65 @@ def dangers(source: str) -> list[str]:
 def _walk(tree: nodes.Template) -> Iterator[str]:
     stored = {node.name for node in tree.find_all(nodes.Name) if node.ctx != "load"}
     stored |= {node.name for node in tree.find_all(nodes.Macro)}
+    made_up = _made_up_names(tree)
     waiting: list[tuple[nodes.Node, int]] = [(tree, 0)]
     while waiting:
         node, depth = waiting.pop()
         if depth > _NESTED_MAX:
             raise RecursionError
-        found = _danger(node, stored)
+        found = _danger(node, stored, made_up)
         if found:
             yield found
         waiting.extend((child, depth + 1) for child in node.iter_child_nodes())
 
 
-def _danger(node: nodes.Node, stored: set[str]) -> str:
+def _made_up_names(tree: nodes.Template) -> set[str]:
+    """Names that are given a text which is put together: used as a subscript they hide what they reach for."""
+    given: list[tuple[nodes.Node, nodes.Node]] = [(each.target, each.node) for each in tree.find_all(nodes.Assign)]
+    given += [(each.target, each.iter) for each in tree.find_all(nodes.For)]
+    for each in tree.find_all(nodes.With):
+        given += zip(each.targets, each.values, strict=True)
+    return {
+        name.name
+        for target, value in given
+        if _puts_together(value)
+        for name in (target, *target.find_all(nodes.Name))
+        if isinstance(name, nodes.Name | nodes.NSRef)
+    }
+
+
+def _puts_together(value: nodes.Node) -> bool:
+    """Whether the expression, or what it lists, is a text worked out by the template from texts of its own."""
+    if isinstance(value, nodes.List | nodes.Tuple):
+        return any(_puts_together(item) for item in value.items)
+    if isinstance(value, nodes.CondExpr):
+        return any(_puts_together(each) for each in (value.expr1, value.expr2) if each is not None)
+    worked_out = isinstance(value, nodes.Concat | nodes.Add | nodes.Mod | nodes.Mul | nodes.Filter | nodes.Call)
+    return worked_out and any("_" in text or "%" in text for text in _texts(value))
+
+
+def _texts(value: nodes.Node) -> list[str]:
+    found = [value] if isinstance(value, nodes.Const) else list(value.find_all(nodes.Const))
+    return [each.value for each in found if isinstance(each.value, str)]
+
+
+def _danger(node: nodes.Node, stored: set[str], made_up: set[str]) -> str:
     if isinstance(node, nodes.Include | nodes.Import | nodes.FromImport | nodes.Extends):
         return "loads another template"
     if isinstance(node, nodes.Getattr):
         return _attribute(node.attr)
     if isinstance(node, nodes.Getitem):
-        return _subscript(node.arg)
+        hidden = _text(node.node) is not None and not isinstance(node.arg, nodes.Const | nodes.Slice | nodes.Neg)
+        return _subscript(node.arg, made_up) or ("takes any attribute of a text" if hidden else "")
+    if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr) and node.node.attr in _FORMATS:
+        return "" if _text(node.node.node) is not None else "formats with a text that is not its own"
     if isinstance(node, nodes.Filter) and node.name == "attr":
         return "uses the filter attr, which reaches any attribute"
     if isinstance(node, nodes.Filter) and node.name in {"map", "selectattr", "rejectattr", "sort", "groupby", "sum"}:
+        if node.name == "map" and _text(next(iter(node.args), node)) == "attr":
+            return "uses the filter attr, which reaches any attribute"
         names = [*node.args[:1], *(pair.value for pair in node.kwargs if pair.key == "attribute")]
-        return next((said for name in names if (said := _subscript(name))), "")
+        return next((said for name in names if (said := _subscript(name, made_up))), "")
     if isinstance(node, nodes.Name) and node.ctx == "load" and (node.name in _NAMES or _DUNDER.search(node.name)):
         return "" if node.name in stored else f"uses {node.name}"
     text = _text(node)
@@ -127,10 +163,18 @@ def _attribute(name: str) -> str:
     return f"reaches for {name}" if name.startswith("_") or name in _ATTRIBUTES else ""
 
 
-def _subscript(argument: nodes.Node) -> str:
+_FORMATS = {"format", "format_map"}
+
+
+def _subscript(argument: nodes.Node, made_up_names: set[str]) -> str:
     text = _text(argument)
     if text is not None:
         return next((found for part in text.split(".") if (found := _attribute(part))), "")
+    kept = getattr(argument, "name", None) if isinstance(argument, nodes.Name) else None
+    if isinstance(argument, nodes.Getattr) and isinstance(argument.node, nodes.Name):
+        kept = argument.node.name
+    if kept in made_up_names:
+        return "reaches for a name that it puts together itself"
     made_up = isinstance(argument, _WORKED_OUT) or (isinstance(argument, nodes.Add | nodes.Mod) and _has_text(argument))
     return "reaches for a name that it puts together itself" if made_up else ""
 
