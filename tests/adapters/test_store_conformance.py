@@ -401,6 +401,8 @@ async def test_find_compares_columns(store: Store) -> None:
     async with store.transaction() as tx:
         for where, numbers in expected:
             assert [row.attempt for row in await tx.find(Run, where)] == numbers, where
+            assert await tx.count(Run, where, most=9) == len(numbers)
+            assert await tx.count(Run, where, most=1) == min(1, len(numbers))
 
 
 async def test_find_orders_and_pages_alike_everywhere(store: Store) -> None:
@@ -416,6 +418,18 @@ async def test_find_orders_and_pages_alike_everywhere(store: Store) -> None:
         by_start = [row.name for row in await tx.find(Run, order="started_at")]
         assert by_start[0] == "z" and by_start[1:] == sorted(set(names) - {"z"})
         assert (await tx.find(Run, order="-started_at"))[-1].name == "z"
+
+
+async def test_pages_by_key_join_up_where_many_rows_share_it(store: Store) -> None:
+    await add(store, *(a_run(f"run-{n}", attempt=n // 3, created_at=NOW + timedelta(days=n % 2)) for n in range(10)))
+    async with store.transaction() as tx:
+        for order in ("attempt", "-attempt", "created_at", "-created_at", "id", "-id"):
+            everything = await tx.find(Run, order=order)
+            after, found = None, []
+            while page := await tx.find(Run, {"project": "vision"}, order=order, limit=3, after=after):
+                found += page
+                after = (getattr(page[-1], order.removeprefix("-")), page[-1].id)
+            assert found == everything, order
 
 
 @pytest.mark.parametrize("where", [{"spec": JOB}, {"nothing": 1}])

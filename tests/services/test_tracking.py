@@ -81,6 +81,29 @@ async def test_a_caller_that_goes_away_takes_no_points_of_others_along(tracking:
     assert kept >= set(range(1, 20, 2)), "an acknowledged point is lost"
 
 
+async def test_a_run_that_another_process_wrote_or_deleted_is_looked_at_again(
+    tracking: Tracking, store: Store, clock: ManualClock
+) -> None:
+    run = await begun(tracking)
+    other = Tracking(store=store, clock=clock, ids=RandomIds())
+    for step in range(0, 12, 3):
+        await tracking.log(ANA, run, metrics=[at(step, step)])
+        await other.log(ANA, run, metrics=[at(step + 1, step + 1)])
+        await other.log(ANA, run, metrics=[at(step + 2, step + 2)], params={"lr": "1"})
+    assert [point.step for point in await tracking.history(ANA, run, "loss")] == list(range(12))
+    assert (await other.run(ANA, run)).points == 12
+    await other.set_run_stage(ANA, run, Stage.DELETED)
+    with pytest.raises(InvalidInput, match="is deleted"):
+        await tracking.log(ANA, run, metrics=[at(12, 12)])
+    with pytest.raises(NotFound):
+        await tracking.log(EVE, run, metrics=[at(12, 12)])
+    await other.set_run_stage(ANA, run, Stage.ACTIVE)
+    await tracking.log(ANA, run, metrics=[at(12, 12)])
+    with pytest.raises(NotFound):
+        await tracking.log(EVE, run, metrics=[at(13, 13)])
+    assert (await tracking.run(ANA, run)).latest["loss"].step == 12
+
+
 async def test_a_call_that_is_refused_leaves_nothing(tracking: Tracking) -> None:
     run_id = await begun(tracking)
     await tracking.log(ANA, run_id, params={"lr": "1"})

@@ -41,10 +41,12 @@ class Tx(Protocol):
         order: str = "id",
         limit: int | None = None,
         offset: int = 0,
+        after: tuple[object, str] | None = None,
     ) -> list[Row]:
-        """Rows whose columns equal `where`, ordered; `-x` descends.
+        """Rows whose columns equal `where`, ordered; `-x` descends, and ids ascend where the column is the same.
 
         A tuple value means "one of"; AtLeast, Below and Between are ranges; Contains and Among say what they mean.
+        `after` is (value of the ordering column, id) of a row: only what stands behind it. The column may not be None.
         """
         ...
 
@@ -91,6 +93,10 @@ class Tx(Protocol):
 
         Column `*` counts rows.
         """
+        ...
+
+    async def count(self, kind: type[object], where: Mapping[str, object] | None = None, *, most: int) -> int:
+        """How many rows match, up to `most`: nothing beyond that is looked at."""
         ...
 
     async def append_event(self, draft: EventDraft) -> Event:

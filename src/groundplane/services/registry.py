@@ -235,9 +235,8 @@ class Registry:
             few: dict[str, object] | None = None if ids is None else {"id": tuple(ids)}
             if few is None and query.text:
                 named = {"name": where["name"]}
-                if (await tx.total(RegistryEntry, "*", where=named)).get((), 0) <= FEW:
-                    names = await tx.total(RegistryEntry, "*", by=("name",), where=named)
-                    few = {"name": tuple(str(name) for (name,) in names)}
+                if (number := await tx.count(RegistryEntry, named, most=FEW + 1)) <= FEW:
+                    few = named if number else {"id": ()}
             if few is None:
                 return await tx.find(RegistryEntry, where, order="-created_at", limit=limit)
             # Asked for by nothing else and in the order of the index that has them: a database that is told more
@@ -370,7 +369,7 @@ async def _few_with(tx: Tx, asked: list[dict[str, object]], where: dict[str, obj
     ids: set[str] | None = None
     common = []
     for labels in asked:
-        if (await tx.total(VersionLabel, "*", where=labels))[()] > FEW:
+        if await tx.count(VersionLabel, labels, most=FEW + 1) > FEW:
             common.append(labels)
         else:
             rows = await tx.find(VersionLabel, labels)

@@ -6,9 +6,8 @@ and nothing is decided by them that does not leave a trace of its own.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from groundplane.domain import tracking as domain
 from groundplane.domain.access import Key
@@ -19,7 +18,6 @@ from groundplane.domain.tracking import (
     STATE_OF,
     DatasetUse,
     Experiment,
-    LoggedModel,
     Measured,
     MetricPart,
     ModelMade,
@@ -31,16 +29,15 @@ from groundplane.domain.tracking import (
 )
 from groundplane.domain.tracking_filter import matches, ordered, page, parse_filter, parse_order
 from groundplane.domain.tracking_search import EXPERIMENTS, RUNS, experiment_facts, millis, run_facts
-from groundplane.errors import Conflict, Forbidden, GroundError, InvalidInput, NotFound, Unavailable
+from groundplane.errors import Conflict, Forbidden, InvalidInput, NotFound
 from groundplane.identity import CROSS_PROJECT, Actor
 from groundplane.ports import Clock, Ids, Store, Tx
 from groundplane.services.access import JobTokens
 from groundplane.services.audit_trail import Teller
+from groundplane.services.measures import HINT, Measures, measure, metrics_of, stale, told_by
 
 RUN_NAME_TAG = "mlflow.runName"
 MAX_LISTED = 1_000
-_TOGETHER_MAX = 64
-_HINT = "ground experiments list shows the ones you see"
 
 
 class AlreadyThere(Conflict):
@@ -67,14 +64,6 @@ class Search:
     stages: tuple[Stage, ...] = (Stage.ACTIVE,)
 
 
-@dataclass(eq=False, slots=True)
-class _Together:
-    """Calls that are written in one transaction: (who, to which run, what). Open to more until it begins."""
-
-    calls: list[tuple[Actor, str, Sequence[Measured]]] = field(default_factory=list)
-    written: asyncio.Task[None] | None = None
-
-
 class Tracking:
     """Use cases of experiments and tracked runs. A key's project is where its experiments live."""
 
@@ -82,8 +71,7 @@ class Tracking:
         self._store, self._clock, self._ids = store, clock, ids
         self._tell = Teller(clock, "experiment")
         self._tell_run = Teller(clock, "tracked-run")
-        self._next: _Together | None = None
-        self._writing = asyncio.Lock()
+        self._measures = Measures(store, self._run)
 
     # ------------------------------------------------------------ experiments
 
@@ -118,7 +106,7 @@ class Tracking:
                 return await self._experiment(tx, actor, DEFAULT_EXPERIMENT_ID)
             found = await _named(tx, project, name)
             if not found:
-                raise NotFound(f"there is no experiment {name[:80]!r} in project {project}", _HINT)
+                raise NotFound(f"there is no experiment {name[:80]!r} in project {project}", HINT)
             await self._settle_job(tx, actor, found[0])
             return found[0]
 
@@ -187,7 +175,7 @@ class Tracking:
             return known[0] if known else await self._made(tx, actor, project, DEFAULT_EXPERIMENT, {})
         found = await tx.get(Experiment, experiment_id, lock=lock)
         if found is None or not actor.sees(found.project):
-            raise NotFound(f"there is no experiment {experiment_id[:80]}", _HINT)
+            raise NotFound(f"there is no experiment {experiment_id[:80]}", HINT)
         return found
 
     async def _made(self, tx: Tx, actor: Actor, project: str, name: str, tags: dict[str, str]) -> Experiment:
@@ -309,6 +297,7 @@ class Tracking:
             if before.stage is stage:
                 return before
             after = await tx.update(replace(before, stage=stage))
+            await stale(tx, run_id)
             action = "tracked-run.delete" if stage is Stage.DELETED else "tracked-run.restore"
             told: dict[str, object] = {"name": after.name, "experiment": after.experiment_id}
             await self._tell_run(tx, actor, action, after.id, after.project, told)
@@ -329,7 +318,7 @@ class Tracking:
         domain.check_batch(len(metrics), len(params or {}), len(tags or {}))
         domain.check_measured(metrics)
         if metrics and not params and not tags and not any(each.model_id for each in metrics):
-            await self._log_metrics(actor, run_id, metrics)
+            await self._measures.log(actor, run_id, metrics)
             return
         async with self._store.transaction() as tx:
             run = await self._own_run(tx, actor, run_id, lock=bool(params or tags))
@@ -343,44 +332,7 @@ class Tracking:
                 if changed != run:
                     await tx.update(changed)
             if metrics:
-                await self._measure(tx, run, metrics)
-
-    async def _log_metrics(self, actor: Actor, run_id: str, metrics: Sequence[Measured]) -> None:
-        """Metrics alone. Calls that come while others are being written share one transaction, and its one flush.
-
-        Returns when they are durable. What is wrong with one call is never told to another: they try again alone.
-        """
-        together = self._next
-        if together is None or len(together.calls) >= _TOGETHER_MAX:
-            together = self._next = _Together()
-            together.written = asyncio.create_task(self._in_turn(together))
-        together.calls.append((actor, run_id, metrics))
-        assert together.written is not None
-        try:
-            # One caller that goes away takes nobody's points along.
-            await asyncio.shield(together.written)
-        except GroundError as error:
-            if len(together.calls) == 1 or isinstance(error, Unavailable):
-                raise
-            await self._write([(actor, run_id, metrics)])
-
-    async def _in_turn(self, together: _Together) -> None:
-        async with self._writing:
-            if self._next is together:
-                self._next = None
-            await self._write(together.calls)
-
-    async def _write(self, calls: Sequence[tuple[Actor, str, Sequence[Measured]]]) -> None:
-        """All of them or none. Rows are locked in the order of their ids, so that two writers never wait in a ring."""
-        async with self._store.transaction() as tx:
-            runs: dict[tuple[Actor, str], TrackedRun] = {}
-            measured: dict[str, list[Measured]] = {}
-            for actor, run_id, metrics in calls:
-                if (actor, run_id) not in runs:
-                    runs[actor, run_id] = await self._own_run(tx, actor, run_id, lock=False)
-                measured.setdefault(run_id, []).extend(metrics)
-            for run in sorted({run.id: run for run in runs.values()}.values(), key=lambda run: run.id):
-                await self._measure(tx, run, measured[run.id])
+                await measure(tx, run, await metrics_of(tx, run.id), metrics)
 
     async def delete_tag(self, actor: Actor, run_id: str, key: str) -> None:
         """Raises NotFound when the run has no such tag."""
@@ -427,27 +379,6 @@ class Tracking:
             points = await tx.total(RunMetrics, "points")
         return {str(project): number for (project,), number in runs.items()}, points.get((), 0)
 
-    async def _measure(self, tx: Tx, run: TrackedRun, metrics: Sequence[Measured]) -> None:
-        row = await tx.get(RunMetrics, run.id, lock=True)
-        if row is None:
-            raise NotFound(f"run {run.id} was not begun through tracking", _HINT)
-        parts = [
-            MetricPart(id=f"{run.id}#{row.batches:09}#{n:04}", run_id=run.id, key=key, points=points)
-            for n, (key, points) in enumerate(domain.parts_of(domain.grouped(metrics)).items())
-        ]
-        await tx.insert_many_once(parts)
-        latest = domain.merged(row.latest, metrics)
-        await tx.update(replace(row, latest=latest, batches=row.batches + 1, points=row.points + len(metrics)))
-        by_model: dict[str, list[Measured]] = {}
-        for each in metrics:
-            if each.model_id:
-                by_model.setdefault(each.model_id, []).append(each)
-        for model_id, measured in sorted(by_model.items()):
-            model = await tx.get(LoggedModel, model_id, lock=True)
-            if model is None or model.project != run.project:
-                raise NotFound(f"there is no logged model {model_id[:80]}")
-            await tx.update(replace(model, metrics=domain.with_model_metrics(model.metrics, measured, run.id)))
-
     # ------------------------------------------------------------ jobs of Groundplane
 
     async def _run(self, tx: Tx, actor: Actor, run_id: str, *, lock: bool = False) -> TrackedRun:
@@ -455,19 +386,12 @@ class Tracking:
         if found is None and actor.run_id and actor.run_id == run_id:
             found = await self._job_run(tx, actor, None)
         if found is None or not actor.sees(found.project):
-            raise NotFound(f"there is no tracked run {run_id[:80]}", _HINT)
+            raise NotFound(f"there is no tracked run {run_id[:80]}", HINT)
         return found
 
     async def _own_run(self, tx: Tx, actor: Actor, run_id: str, *, lock: bool = True) -> TrackedRun:
         """A run that the actor may tell about. InvalidInput when it is deleted."""
-        run = await self._run(tx, actor, run_id, lock=lock)
-        if actor.run_id and run.job != actor.run_id:
-            raise Forbidden(
-                f"the key of {actor.run_id}'s job tells of its own runs, not of {run.id}", "use your own key"
-            )
-        if run.stage is not Stage.ACTIVE:
-            raise InvalidInput(f"run {run.id} is deleted", "restore it first")
-        return run
+        return told_by(actor, await self._run(tx, actor, run_id, lock=lock))
 
     async def _settle_job(self, tx: Tx, actor: Actor, experiment: Experiment) -> None:
         """A job that names an experiment before it tells anything has its run there."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
@@ -75,11 +76,14 @@ class _MemoryTx:
         order: str = "id",
         limit: int | None = None,
         offset: int = 0,
+        after: tuple[object, str] | None = None,
     ) -> list[Row]:
         name = order.removeprefix("-")
         scalar_column(kind, name)
         found = sorted(self._matching(kind, where), key=lambda row: row.id)
         found.sort(key=lambda row: _nulls_first(getattr(row, name)), reverse=order.startswith("-"))
+        if after is not None:
+            found = [row for row in found if _stands_behind(row, name, after, descending=order.startswith("-"))]
         if limit is not None:
             found = found[: offset + limit]
         return [cast(Row, _copied(row)) for row in found[offset:]]
@@ -158,6 +162,9 @@ class _MemoryTx:
             sums[group] = sums.get(group, 0) + (1 if column == "*" else getattr(row, column) or 0)
         return sums
 
+    async def count(self, kind: type[object], where: Mapping[str, object] | None = None, *, most: int) -> int:
+        return sum(1 for _ in itertools.islice(self._matching(kind, where), most))
+
     async def append_event(self, draft: EventDraft) -> Event:
         head = await self.chain_head() or ChainHead(id=0, hash=GENESIS)
         event = seal(draft, head.id + 1, head.hash)
@@ -222,6 +229,13 @@ def _satisfies(value: Any, wanted: object) -> bool:
             return value is not None and cast(Any, low) <= value < cast(Any, high)
         case _:
             return bool(value == wanted)
+
+
+def _stands_behind(row: Any, name: str, after: tuple[object, str], *, descending: bool) -> bool:
+    value, (other, id) = getattr(row, name), cast("tuple[Any, str]", after)
+    if value is None or value == other:
+        return value is not None and row.id > id
+    return bool(value < other if descending else value > other)
 
 
 def _nulls_first(value: object) -> tuple[bool, Any]:

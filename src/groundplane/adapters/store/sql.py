@@ -130,6 +130,7 @@ class _SqlTx:
         order: str = "id",
         limit: int | None = None,
         offset: int = 0,
+        after: tuple[object, str] | None = None,
     ) -> list[Row]:
         name = order.removeprefix("-")
         scalar_column(kind, name)
@@ -140,6 +141,13 @@ class _SqlTx:
             # PostgreSQL walks no index backwards for it. Ties break by id.
             ordering = ordering.nulls_last() if order.startswith("-") else ordering.nulls_first()
         statement = sa.select(TABLES[kind]).where(*_conditions(kind, where))
+        if after is not None:
+            value, id = after
+            # Said in two parts: the first alone is what an index can begin at.
+            at_or_behind, behind = (
+                (column <= value, column < value) if order[0] == "-" else (column >= value, column > value)
+            )
+            statement = statement.where(at_or_behind, sa.or_(behind, TABLES[kind].c.id > id))
         statement = statement.order_by(ordering, TABLES[kind].c.id).limit(limit).offset(offset or None)
         return await self._rows(kind, statement, long=not _by_unique_column(kind, where))
 
@@ -224,6 +232,14 @@ class _SqlTx:
         statement = statement.where(*_conditions(kind, where)).group_by(*groups)
         rows = await self._decoded(kind, statement, None, long=True)
         return {tuple(row[:-1]): int(row[-1]) for row in rows}
+
+    async def count(self, kind: type[object], where: Mapping[str, object] | None = None, *, most: int) -> int:
+        table = TABLES[kind]
+        some: sa.Select[Any] = (
+            sa.select(sa.literal_column("1")).select_from(table).where(*_conditions(kind, where)).limit(most)
+        )
+        statement = sa.select(sa.func.count()).select_from(some.subquery())
+        return int((await self._connection.execute(statement, long=True)).rows[0][0])
 
     async def append_event(self, draft: EventDraft) -> Event:
         head = await self._locked_head()
