@@ -67,13 +67,14 @@ def verify(folder: Path, certificate: Path, keys: list[Path], addenda: Path | No
 
     Returns {"key_id" ("" when none of the keys signed it), "subject", "files", "addenda": [what each says],
     "problems": [text]}. The certificate, the addenda, the keys and a model.sig among the files are none of them.
+    `addenda` is a list of envelopes, or a folder with one in each file, as OCI clients pull them.
     """
     text = canonical_json(parse_json(certificate.read_bytes())).decode()
     opened = open_envelope(text)
     signed = pae(PAYLOAD_TYPE, opened.payload)
     key_id = next((found for key in keys if (found := verified_by(key.read_bytes(), signed, opened.signature))), "")
     beside = {path.resolve() for path in (certificate, *keys, folder / "model.sig", folder / "addenda.json")}
-    beside |= {addenda.resolve()} if addenda else set()
+    beside |= {path.resolve() for path in (addenda, *addenda.rglob("*"))} if addenda else set()
     digests = {}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or (path.is_file() and path.resolve() not in beside):
@@ -101,7 +102,10 @@ def _later(certificate: str, addenda: Path | None, keys: list[Path]) -> tuple[li
     """What a file of addenda says, and what is wrong with it; a key's id counts only with that very key."""
     if addenda is None:
         return [], ()
-    found = parse_json(addenda.read_bytes())
+    if addenda.is_dir():
+        found = sorted((parse_json(path.read_bytes()) for path in addenda.glob("*.json")), key=_sequence)
+    else:
+        found = parse_json(addenda.read_bytes())
     if not isinstance(found, list):
         return [], (Problem(field="addenda", message=f"{addenda.name} is no list of envelopes"),)
     envelopes = [canonical_json(each).decode() for each in found]
@@ -111,6 +115,13 @@ def _later(certificate: str, addenda: Path | None, keys: list[Path]) -> tuple[li
 
     problems = check_chain(hashlib.sha256(certificate.encode()).hexdigest(), envelopes, signed)
     return ([] if problems else [said(each) for each in envelopes]), problems
+
+
+def _sequence(envelope: object) -> int:
+    """The place in the chain that an envelope claims; whether it is the right one the chain decides."""
+    predicate = open_envelope(canonical_json(envelope).decode()).statement.get("predicate")
+    claimed = predicate.get("sequence") if isinstance(predicate, dict) else None
+    return claimed if isinstance(claimed, int) else 0
 
 
 def _convert(file: FoundFile, folder: Path) -> dict[str, object]:

@@ -106,7 +106,7 @@ Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 @about.get("/{project}/{name}")
 async def list_packages(project: str, name: str, app: Ground, actor: Reader) -> list[oci.Package]:
     """Every manifest that OCI clients see in a repository, with its tags and what it refers to, newest first."""
-    return oci.packages(await app.oci.shelf(actor, project, name))
+    return oci.packages(await app.oci.with_addenda(await app.oci.shelf(actor, project, name)))
 
 
 @router.get("/")
@@ -140,7 +140,9 @@ async def get_manifest(
 ) -> Response:
     """A manifest by tag or digest."""
     shelf = await app.oci.shelf(actor, project, name)
-    found = oci.find_manifest(shelf, reference)
+    found = None if oci.fallback_subject(reference) else oci.find_manifest(shelf, reference)
+    if found is None:
+        found = oci.find_manifest(await app.oci.with_addenda(shelf), reference)
     if found is None:
         hint = f"try v{shelf.versions[0].number} or latest" if shelf.versions else "it has no version yet"
         raise ManifestUnknown(f"{project}/{name} has no manifest {reference}", hint)
@@ -157,7 +159,8 @@ async def get_blob(
         if landed is not None:
             headers = {"Docker-Content-Digest": digest, "Content-Length": str(landed.stat().st_size)}
             return Response(headers=headers, media_type="application/octet-stream")
-    found = oci.find_blob(await app.oci.shelf(actor, project, name), digest)
+    shelf = await app.oci.shelf(actor, project, name)
+    found = oci.find_blob(shelf, digest) or oci.find_blob(await app.oci.with_addenda(shelf), digest)
     if found is None:
         raise BlobUnknown(f"no version of {project}/{name} has the blob {digest}")
     if found.file is None:
@@ -174,8 +177,8 @@ async def get_referrers(
     actor: Reader,
     artifact_type: Annotated[str, Query(alias="artifactType")] = "",
 ) -> Response:
-    """What refers to a manifest: its birth certificate, and what was pushed with it as the subject."""
-    shelf = await app.oci.shelf(actor, project, name)
+    """What refers to a manifest: its birth certificate, its addenda, and what was pushed with it as the subject."""
+    shelf = await app.oci.with_addenda(await app.oci.shelf(actor, project, name))
     headers = {"OCI-Filters-Applied": "artifactType"} if artifact_type else {}
     return Response(oci.referrers(shelf, digest, artifact_type), headers=headers, media_type=oci.INDEX)
 

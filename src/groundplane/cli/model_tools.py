@@ -45,7 +45,7 @@ def fetch(source: str, folder: str) -> dict[str, Any]:
 def verify(folder: str, certificate: str, keys: Sequence[str], addenda: str = "") -> dict[str, Any]:
     """{"key_id", "subject", "files", "addenda", "problems"} of files checked against a certificate, without a server.
 
-    `addenda` is a file of their envelopes; "" for none.
+    `addenda` is a file of their envelopes or a folder of files of one each; "" for none.
     """
     return _ask("verify", folder, certificate, addenda, *keys)
 

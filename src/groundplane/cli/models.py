@@ -61,7 +61,7 @@ def show(ref: str, output: str) -> None:
 @click.option("--key", multiple=True, type=click.Path(exists=True), help="A public key (PEM), for --offline.")
 @click.option("--certificate", "envelope", type=click.Path(exists=True), help="For --offline; else certificate.json.")
 @click.option(
-    "--addenda", "later", type=click.Path(exists=True), help="For --offline; else addenda.json, if it is there."
+    "--addenda", "later", type=click.Path(exists=True), help="For --offline: a list, or a folder with one in each file."
 )
 @output_option
 def verify(

@@ -47,6 +47,7 @@ async def _page(request: Request, ref: str, actor: Actor, ground: Any, *, verifi
     serving = [
         endpoint.id for endpoint in await ground.endpoints.endpoints(actor) if endpoint.model_version == version.id
     ]
+    shelf = await ground.oci.shelf(actor, version.project, version.name)
     return page(
         request,
         "model.html",
@@ -55,6 +56,6 @@ async def _page(request: Request, ref: str, actor: Actor, ground: Any, *, verifi
         certificate=read(version.certificate),
         serving=serving,
         verification=verification,
-        packages=packages_of(await ground.oci.shelf(actor, version.project, version.name), version.id),
+        packages=packages_of(await ground.oci.with_addenda(shelf), version.id),
         **await standing(ground, actor, version.id),
     )

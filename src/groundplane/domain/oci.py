@@ -1,4 +1,4 @@
-"""Model versions as OCI artifacts: a manifest per version, and its birth certificate as a referrer.
+"""Model versions as OCI artifacts: a manifest per version; its birth certificate and each addendum are referrers.
 
 Manifests are computed from the version alone, the same bytes every time, so their digests may be pinned; a version that
 was pushed keeps the manifest of its push as well. Layers are the version's own files. Sources: OCI image and
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
 
+from groundplane.domain.addendum import PREDICATE_TYPE, Addendum
 from groundplane.domain.canonical import canonical_json
 from groundplane.domain.model import ManifestFile, ModelVersion
 from groundplane.domain.oci_push import MANIFEST as MANIFEST
@@ -23,11 +25,13 @@ INDEX = "application/vnd.oci.image.index.v1+json"
 MODEL = "application/vnd.cncf.model.manifest.v1+json"
 MODEL_CONFIG = "application/vnd.cncf.model.config.v1+json"
 CERTIFICATE = "application/vnd.in-toto+dsse"
+ADDENDUM = "application/vnd.groundplane.addendum.v1+dsse"
 ENVELOPE = "application/vnd.dsse.envelope.v1+json"
 EMPTY = "application/vnd.oci.empty.v1+json"
 EMPTY_BYTES = b"{}"
 LATEST = "latest"
 
+_FALLBACK = re.compile(r"sha256-([0-9a-f]{64})")
 _LAYER = "application/vnd.cncf.model.{kind}.v1.raw"
 _KINDS = {
     "weight.config": {".json", ".txt", ".model", ".jinja", ".yaml", ".yml", ".vocab", ".merges"},
@@ -75,36 +79,60 @@ def manifest(version: ModelVersion) -> Blob:
 
 def certificate_manifest(version: ModelVersion, subject: Blob | None = None) -> Blob:
     """The manifest whose one layer is the signed envelope and whose subject is the version's manifest, or `subject`."""
+    said = {"org.opencontainers.image.created": version.created_at.isoformat()}
+    return _attached(CERTIFICATE, "birth-certificate.json", _certificate(version), subject or manifest(version), said)
+
+
+def addendum_manifest(addendum: Addendum, subject: Blob) -> Blob:
+    """The manifest whose one layer is a later fact as it was signed, and whose subject is the version's manifest."""
+    return _attached(
+        ADDENDUM, f"addendum-{addendum.sequence:04}.json", _addendum(addendum), subject, _addendum_says(addendum)
+    )
+
+
+def _attached(kind: str, title: str, envelope: Blob, subject: Blob, annotations: Mapping[str, str]) -> Blob:
     document: Document = {
         "schemaVersion": 2,
         "mediaType": MANIFEST,
-        "artifactType": CERTIFICATE,
+        "artifactType": kind,
         "config": _descriptor(_small(EMPTY_BYTES, EMPTY)),
-        "layers": [
-            {
-                **_descriptor(_certificate(version)),
-                "annotations": {"org.opencontainers.image.title": "birth-certificate.json"},
-            }
-        ],
-        "subject": _descriptor(subject or manifest(version)),
-        "annotations": {"org.opencontainers.image.created": version.created_at.isoformat()},
+        "layers": [{**_descriptor(envelope), "annotations": {"org.opencontainers.image.title": title}}],
+        "subject": _descriptor(subject),
+        "annotations": dict(annotations),
     }
     return _small(canonical_json(document), MANIFEST)
 
 
+def _addendum_says(addendum: Addendum) -> dict[str, str]:
+    return {
+        "in-toto.io/predicate-type": PREDICATE_TYPE,
+        "org.opencontainers.image.created": addendum.at.isoformat(),
+        f"{OURS}kind": str(addendum.kind),
+        f"{OURS}sequence": str(addendum.sequence),
+    }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shelf:
-    """What a repository holds: versions, newest first, their aliases, and what was pushed, oldest first."""
+    """What a repository holds: versions, newest first, their aliases, and what was pushed, oldest first.
+
+    `addenda` are those of the versions, each version's in their order; they are left out where nobody asks for them.
+    """
 
     versions: Sequence[ModelVersion]
     aliases: Mapping[str, int]
     pushed: Sequence[PushedManifest] = ()
     tags: Sequence[PushedTag] = ()
+    addenda: Sequence[Addendum] = ()
 
     def manifests(self, version: ModelVersion) -> list[Blob]:
         """All that stand for a version; the first is the one that its tags give: the push's own, where one made it."""
         own = [_as_pushed(row) for row in self.pushed if row.version_id == version.id]
         return [*own, manifest(version)]
+
+    def addenda_of(self, version: ModelVersion) -> list[Addendum]:
+        """In their order."""
+        return [addendum for addendum in self.addenda if addendum.version_id == version.id]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +177,18 @@ def packages(shelf: Shelf) -> list[Package]:
             rows.append(
                 Package(digest=made.digest, artifact_type=CERTIFICATE, subject=subject.digest, tags=(), **shown)  # type: ignore[arg-type]
             )
+            rows.extend(
+                Package(
+                    digest=addendum_manifest(addendum, subject).digest,
+                    artifact_type=ADDENDUM,
+                    version_id=version.id,
+                    subject=subject.digest,
+                    tags=(),
+                    made_by="",
+                    at=addendum.at,
+                )
+                for addendum in shelf.addenda_of(version)
+            )
     return sorted(rows, key=lambda row: (row.at, row.digest), reverse=True)
 
 
@@ -160,12 +200,15 @@ def packages_of(shelf: Shelf, version_id: str) -> list[Package]:
 
 
 def referrers(shelf: Shelf, digest: str, artifact_type: str) -> bytes:
-    """The index of what refers to a manifest: its certificate, and what was pushed with it as the subject."""
+    """The index of what refers to a manifest: certificate, addenda, and what was pushed with it as the subject."""
     found: list[Document] = []
     for version in shelf.versions:
         subject = next((blob for blob in shelf.manifests(version) if blob.digest == digest), None)
         if subject is not None:
             found.append({**_descriptor(certificate_manifest(version, subject)), "artifactType": CERTIFICATE})
+            for addendum in shelf.addenda_of(version):
+                described = {**_descriptor(addendum_manifest(addendum, subject)), "artifactType": ADDENDUM}
+                found.append({**described, "annotations": _addendum_says(addendum)})
     for row in shelf.pushed:
         if row.subject == digest:
             annotations = {**pushed_annotations(row), f"{OURS}pushed-by": row.pushed_by}
@@ -175,8 +218,18 @@ def referrers(shelf: Shelf, digest: str, artifact_type: str) -> bytes:
     return canonical_json({"schemaVersion": 2, "mediaType": INDEX, "manifests": chosen})
 
 
+def fallback_subject(reference: str) -> str:
+    """The digest whose referrers are meant by the tag `sha256-…`, for clients without the referrers API; or ""."""
+    found = _FALLBACK.fullmatch(reference)
+    return f"sha256:{found[1]}" if found else ""
+
+
 def find_manifest(shelf: Shelf, reference: str) -> Blob | None:
-    """By tag (`v3`, `3`, `latest`, a pushed one, an alias) or by digest; None where nothing is meant."""
+    """By tag (`v3`, `3`, `latest`, a pushed one, an alias, `sha256-…`) or by digest; None where nothing is meant."""
+    subject = fallback_subject(reference)
+    if subject:
+        known = find_manifest(shelf, subject) is not None
+        return _small(referrers(shelf, subject, ""), INDEX) if known else None
     if reference.startswith("sha256:"):
         return next((blob for blob in _all_manifests(shelf) if blob.digest == reference), None)
     own = next((tag for tag in shelf.tags if tag.tag == reference), None)
@@ -199,7 +252,7 @@ def find_blob(shelf: Shelf, digest: str) -> Blob | None:
             if file.sha256 == hexadecimal:
                 return Blob(digest=digest, size_bytes=file.size_bytes, media_type=_kind(file.path), file=file)
     for version in shelf.versions:
-        for small in (_config(version), _certificate(version)):
+        for small in (_config(version), _certificate(version), *map(_addendum, shelf.addenda_of(version))):
             if small.digest == digest:
                 return small
     for row in shelf.pushed:
@@ -228,6 +281,8 @@ def _all_manifests(shelf: Shelf) -> Iterator[Blob]:
         for blob in shelf.manifests(version):
             yield blob
             yield certificate_manifest(version, blob)
+            for addendum in shelf.addenda_of(version):
+                yield addendum_manifest(addendum, blob)
     for row in shelf.pushed:
         yield _as_pushed(row)
 
@@ -252,6 +307,10 @@ def _config(version: ModelVersion) -> Blob:
 
 def _certificate(version: ModelVersion) -> Blob:
     return _small(version.certificate.encode(), ENVELOPE)
+
+
+def _addendum(addendum: Addendum) -> Blob:
+    return _small(addendum.envelope.encode(), ENVELOPE)
 
 
 def _layer(file: ManifestFile) -> Document:

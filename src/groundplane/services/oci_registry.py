@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from groundplane.audit import EventDraft
 from groundplane.domain import oci, oci_push
 from groundplane.domain.access import Project
+from groundplane.domain.addendum import Addendum
 from groundplane.domain.birth import Delivery
 from groundplane.domain.model import LATEST, ManifestFile, ModelVersion, check_name, manifest
 from groundplane.domain.model_card import CARD
@@ -59,6 +60,14 @@ class OciRegistry:
         if not found.versions and not found.pushed:
             raise NotFound(f"there is no repository {project}/{name}", "ground models list shows the ones you see")
         return found
+
+    async def with_addenda(self, shelf: oci.Shelf) -> oci.Shelf:
+        """The same shelf and what became known of its versions later: a query that pulling files does without."""
+        if not shelf.versions:
+            return shelf
+        async with self._store.transaction() as tx:
+            where = {"version_id": tuple(version.id for version in shelf.versions)}
+            return replace(shelf, addenda=await tx.find(Addendum, where, order="sequence"))
 
     async def demand_push(self, actor: Actor, project: str, name: str) -> oci.Shelf:
         """What a repository holds before a push into it, maybe nothing. NotFound for an unseen project."""
