@@ -23,6 +23,7 @@ from groundplane.adapters.gap_filler import ChatGapFiller
 from groundplane.adapters.gateway_reports import FileReports
 from groundplane.adapters.gateway_traffic import FileFigures, SocketTail
 from groundplane.adapters.jargon import Vocabulary
+from groundplane.adapters.job_program import packed_program
 from groundplane.adapters.job_tokens import FileJobTokens
 from groundplane.adapters.lineage import FileLineage, HttpLineage
 from groundplane.adapters.machine import ThisMachine
@@ -78,6 +79,7 @@ from groundplane.services.proofs import Proofs
 from groundplane.services.providers import Providers
 from groundplane.services.queue import Queue
 from groundplane.services.quotas import Quotas
+from groundplane.services.reach import Reach
 from groundplane.services.recon import Recon
 from groundplane.services.reconcile import Reconcile
 from groundplane.services.registry import Registry
@@ -263,6 +265,8 @@ async def build(settings: Settings) -> App:
         scratch=settings.scratch,
         cache_bytes=settings.data_cache_bytes,
     )
+    gateway = settings.gateway_url.partition("://")[2]
+    reach = Reach(store=store, executors=executors, engines=engines, files=files, gateway=gateway)
     plans = Plans(
         store=store,
         clock=clock,
@@ -284,6 +288,7 @@ async def build(settings: Settings) -> App:
         isolation=isolation,
         secrets=secrets,
         kept=staging.need,
+        unfit=reach.unfit,
     )
     preflight = Preflight(
         store=store,
@@ -331,7 +336,7 @@ async def build(settings: Settings) -> App:
         addenda=addenda,
         notify=notifier,
     )
-    batches = Batches(store=store, clock=clock, files=files, artifacts=artifacts, datasets=datasets)
+    batches = Batches(store=store, clock=clock, files=files, artifacts=artifacts, datasets=datasets, reach=reach)
     inference = Inference(
         store=store,
         clock=clock,
@@ -341,6 +346,8 @@ async def build(settings: Settings) -> App:
         files=files,
         gateway_url=settings.gateway_url,
         command=(sys.executable, "-m", "groundplane.jobs"),
+        program=packed_program,
+        reach=reach,
         evaluations=evaluations,
         batches=batches,
     )

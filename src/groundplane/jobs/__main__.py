@@ -7,15 +7,13 @@ import os
 import sys
 from pathlib import Path
 
-import msgspec
-
 from groundplane.domain.spec.inference import BatchNeed, EvaluationNeed
 from groundplane.errors import GroundError
 from groundplane.jobs.batch import SHARDS, answer_rows, take_shards
 from groundplane.jobs.calls import Asker
 from groundplane.jobs.evaluate import evaluate
 from groundplane.jobs.files import put_json, say
-from groundplane.jobs.order import ORDER_FILE, PROBLEM_FILE, ProgramOrder, data_file
+from groundplane.jobs.order import ORDER_FILE, PROBLEM_FILE, ProgramOrder, data_file, order_of
 from groundplane.jobs.served import served
 
 BESIDE_PATIENCE_S = 30.0
@@ -24,7 +22,7 @@ BESIDE_PATIENCE_S = 30.0
 
 def main() -> int:
     """Reads its order, works, and says in `problem.json` why not when it can't."""
-    order = msgspec.json.decode((Path(os.environ["GROUND_SECRETS_DIR"]) / ORDER_FILE).read_bytes(), type=ProgramOrder)
+    order = order_of((Path(os.environ["GROUND_SECRETS_DIR"]) / ORDER_FILE).read_bytes())
     output = Path(os.environ["GROUND_OUTPUT_DIR"])
     (output / PROBLEM_FILE).unlink(missing_ok=True)  # an earlier attempt's
     try:
@@ -41,7 +39,8 @@ def _work(order: ProgramOrder, output: Path) -> int:
     need: EvaluationNeed | BatchNeed = order.evaluation or order.batch  # type: ignore[assignment]
     path = data_file(order, os.environ)
     fresh = order.evaluation is not None
-    gateway = Asker(order.gateway_url, order.key, timeout_s=need.asking.timeout_s, fresh=fresh)
+    ways = None if order.gateway_url else Path(os.environ["GROUND_ATTEMPT_DIR"])
+    gateway = Asker(order.gateway_url, order.key, timeout_s=need.asking.timeout_s, fresh=fresh, ways=ways)
     with served(order) as base_url:
         beside = Asker(base_url, "", timeout_s=need.asking.timeout_s, patience_s=BESIDE_PATIENCE_S)
         target = beside if base_url else gateway

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from itertools import islice
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -23,6 +25,8 @@ NEW_KEY_PATIENCE_S = 60.0
 NO_MONEY_PATIENCE_S = 60.0
 """The gateway is given money slice by slice: a slice that is spent is no budget that is spent."""
 PAUSE_MAX_S = 300.0
+WAY = "way-"
+"""How the names of sockets begin that lead from a node to the gateway."""
 BUSY_PATIENCE_S = 1800.0
 """How long a row may be refused with 429: one that no limit ever lets through must not hold up the others for good."""
 _AGAIN = frozenset({408, 425, 500, 502, 503, 504})
@@ -64,9 +68,20 @@ class Asker:
     """A server that is asked. Threads share it; each keeps a connection of its own."""
 
     def __init__(
-        self, base_url: str, key: str, *, timeout_s: float, fresh: bool = False, patience_s: float = GONE_PATIENCE_S
+        self,
+        base_url: str,
+        key: str,
+        *,
+        timeout_s: float,
+        fresh: bool = False,
+        patience_s: float = GONE_PATIENCE_S,
+        ways: Path | None = None,
     ) -> None:
-        """`fresh` asks for answers of the model itself, not of a cache; `patience_s` is for a server that is gone."""
+        """`fresh` asks for answers of the model itself, not of a cache; `patience_s` is for a server that is gone.
+
+        With `ways` the server is behind sockets in that folder, and not at `base_url`.
+        """
+        self._ways = ways
         parts = urlsplit(base_url)
         self._host, self._port, self._tls = parts.hostname or "", parts.port, parts.scheme == "https"
         self._headers = {"Content-Type": "application/json"}
@@ -100,7 +115,7 @@ class Asker:
                     continue
                 gone_since = gone_since or started
                 if time.monotonic() - gone_since > self._patience_s:
-                    where = f"{self._host}:{self._port}"
+                    where = f"{self._host}:{self._port}" if self._ways is None else "the gateway"
                     raise Unavailable(f"{where} has not answered for {self._patience_s:.0f} s: {error}") from None
                 time.sleep(min(2.0, 0.2 * 2**tries))
                 continue
@@ -141,17 +156,45 @@ class Asker:
     def _once(self, path: str, content: bytes) -> tuple[int, dict[str, str], bytes]:
         connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
         if connection is None:
-            kind = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
-            connection = self._local.connection = kind(self._host, self._port, timeout=self._timeout_s)
+            connection = self._local.connection = self._new_connection()
         connection.request("POST", path, content, self._headers)
         response = connection.getresponse()
         return response.status, {name.lower(): value for name, value in response.getheaders()}, response.read()
+
+    def _new_connection(self) -> http.client.HTTPConnection:
+        if self._ways is not None:
+            return _WayConnection(self._ways, self._timeout_s)
+        kind = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
+        return kind(self._host, self._port, timeout=self._timeout_s)
 
     def _drop(self) -> None:
         connection = getattr(self._local, "connection", None)
         if connection is not None:
             connection.close()
             self._local.connection = None
+
+
+class _WayConnection(http.client.HTTPConnection):
+    """Through the newest way that the control plane holds open; those before it were cut off."""
+
+    def __init__(self, folder: Path, timeout_s: float) -> None:
+        super().__init__("gateway", timeout=timeout_s)
+        self._folder = folder
+
+    def connect(self) -> None:
+        failure: OSError = FileNotFoundError("the control plane has opened no way to the gateway yet")
+        for path in sorted(self._folder.glob(f"{WAY}*"), key=lambda each: each.lstat().st_mtime_ns, reverse=True):
+            way = socket.socket(socket.AF_UNIX)
+            way.settimeout(self.timeout)
+            try:
+                way.connect(str(path))
+            except OSError as error:
+                way.close()
+                failure = error
+                continue
+            self.sock = way
+            return
+        raise failure
 
 
 def side_by_side(work: Callable[[_In], _Out], given: Iterable[_In], at_once: int) -> Iterator[_Out]:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from groundplane.domain.spec.inference import INPUT, BatchNeed, EvaluationNeed
+from groundplane.domain.spec.inference import INPUT, MODEL, Asking, BatchNeed, EvaluationNeed, JudgeNeed
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound
 
 ORDER_FILE = "order.json"
 PROBLEM_FILE = "problem.json"
 STAGED = f"GROUND_DATA_{INPUT.upper()}"
+STAGED_MODEL = f"GROUND_DATA_{MODEL.upper()}"
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgramOrder:
     """Exactly one of `evaluation` and `batch` is set. `serve` is the argv of a server to start, with `{port}`; empty
-    asks the gateway. `path` is where the data lies, empty when it was staged; `files` are its files' SHA-256.
-    `shards_before` is the folder of the run that a batch takes up again."""
+    asks the gateway. Far from the control plane it has `{python}`, `{model}` and `{cache}` too, and an empty
+    `gateway_url` means the ways that are opened into the attempt's folder. `path` is where the data lies, empty when it
+    was staged; `files` are its files' SHA-256. `shards_before` is the folder of the run that a batch takes up again."""
 
     target: str
     gateway_url: str
@@ -31,6 +35,21 @@ class ProgramOrder:
     evaluation: EvaluationNeed | None = None
     batch: BatchNeed | None = None
     shards_before: str = ""
+
+
+def order_of(content: bytes) -> ProgramOrder:
+    """The order as the control plane wrote it. Nodes have Python and nothing else to read it with."""
+    said: dict[str, Any] = json.loads(content)
+    said["serve"] = tuple(said["serve"])
+    for name, kind in (("evaluation", EvaluationNeed), ("batch", BatchNeed)):
+        if (need := said[name]) is None:
+            continue
+        need["asking"] = Asking(**need["asking"])
+        if "judges" in need:
+            judges = (JudgeNeed(**{**each, "choices": tuple(each["choices"])}) for each in need["judges"])
+            need |= {"judges": tuple(judges), "slices": tuple(need["slices"])}
+        said[name] = kind(**need)
+    return ProgramOrder(**said)
 
 
 def data_file(order: ProgramOrder, environment: Mapping[str, str]) -> Path:

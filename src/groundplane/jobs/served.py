@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from groundplane.errors import Unavailable
 from groundplane.jobs.files import say
-from groundplane.jobs.order import ProgramOrder
+from groundplane.jobs.order import STAGED_MODEL, ProgramOrder
 
 READY_PATIENCE_S = 600.0
 _STOP_PATIENCE_S = 10.0
@@ -26,11 +28,20 @@ def served(order: ProgramOrder) -> Iterator[str]:
         yield ""
         return
     port = _free_port()
-    argv = [part.replace("{port}", str(port)) for part in order.serve]
+    with tempfile.TemporaryDirectory() as cache:
+        here = {"{port}": str(port), "{python}": sys.executable, "{cache}": cache}
+        here["{model}"] = os.environ.get(STAGED_MODEL, "")
+        argv = list(order.serve)
+        for mark, value in here.items():
+            argv = [part.replace(mark, value) for part in argv]
+        yield from _running(argv, port, order.target)
+
+
+def _running(argv: list[str], port: int, model: str) -> Iterator[str]:
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL)
     try:
-        _wait(process, port, order.target)
-        say(f"{order.target} answers on port {port}")
+        _wait(process, port, model)
+        say(f"{model} answers on port {port}")
         yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()

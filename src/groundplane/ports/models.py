@@ -132,7 +132,12 @@ class Readiness:
 
 
 class ModelServer(Protocol):
-    """A kind of engine that serves one model version as an OpenAI-compatible process."""
+    """A kind of engine that serves one model version as an OpenAI-compatible process.
+
+    `packages` are what Python must have where it runs.
+    """
+
+    packages: tuple[str, ...]
 
     def unavailable(self) -> str | None:
         """Why this engine can't be used on this machine, with the fix; None when it can."""

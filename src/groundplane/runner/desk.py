@@ -36,6 +36,8 @@ START_PATIENCE_S = 60.0
 FACTS_AGE_S, SPOT_AGE_S = 60.0, 600.0
 ENDED_KEPT = 10_000
 CHUNK_LIMIT_BYTES = 4 * 2**20
+# What a job's own Python finds, in its site-packages too, which the runner leaves alone.
+_PACKAGES = "import sys, importlib.util as u; print(*(n for n in sys.argv[1:] if u.find_spec(n)))"
 
 
 class Desk:
@@ -71,7 +73,7 @@ class Desk:
                     self.samples,
                 ),
                 *(self.attempts, self.release, self.withdraw, self.beat, self.free_port, self.files, self.read),
-                *(self.spot, self.run, self.preflight, self.circumstances),
+                *(self.spot, self.run, self.preflight, self.circumstances, self.python),
                 *CheckpointDesk(self._run_folder, self._folder).operations,
                 *DataDesk(self._root, self._folder).operations,
             )
@@ -300,6 +302,11 @@ class Desk:
         said = self._call("--preflight", str(self._root), json.dumps(order), patience_s=budget_s + START_PATIENCE_S)
         return {"results": json.loads(said)}
 
+    def python(self, packages: Sequence[str]) -> Document:
+        """The Python that runs here, which of these packages it has, and where this desk's folder lies."""
+        found = self._said([sys.executable, "-c", _PACKAGES, *packages], START_PATIENCE_S).split() if packages else []
+        return {"version": sys.version_info[:2], "packages": found, "root": str(self._root)}
+
     def folder_of(self, attempt_id: str) -> Path:
         """Where an attempt's files lie on this node."""
         return self._folder(attempt_id)
@@ -366,10 +373,13 @@ class Desk:
         return {"state": "absent"} if document["state"] == "unstarted" else document
 
     def _call(self, *arguments: str, patience_s: float = START_PATIENCE_S) -> str:
+        return self._said([*self._program, *arguments], patience_s)
+
+    def _said(self, command: Sequence[str], patience_s: float) -> str:
         kept = {name: value for name, value in os.environ.items() if name in RUNNER_ENV or name.startswith("LC_")}
         try:
             done = subprocess.run(
-                [*self._program, *arguments],
+                command,
                 env=kept,
                 cwd="/",
                 stdin=subprocess.DEVNULL,
@@ -384,5 +394,5 @@ class Desk:
         if done.returncode != 0:
             lines = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
             message = f"the runner exited with status {done.returncode}: {lines[-1]}"
-            raise No("unavailable", message, f"run {self._program[0]} by hand")
+            raise No("unavailable", message, f"run {command[0]} by hand")
         return done.stdout.decode()

@@ -13,6 +13,7 @@ from groundplane.services.artifacts import Artifacts, Pushed
 from groundplane.services.audit_trail import Teller
 from groundplane.services.datasets import Datasets, Offered
 from groundplane.services.inference import asked_version, read_json, spent
+from groundplane.services.reach import Reach
 
 MAX_LISTED = 1_000
 
@@ -21,10 +22,10 @@ class Batches:
     """Use cases over batches. A batch that runs is a run like any other."""
 
     def __init__(
-        self, *, store: Store, clock: Clock, files: RunFiles, artifacts: Artifacts, datasets: Datasets
+        self, *, store: Store, clock: Clock, files: RunFiles, artifacts: Artifacts, datasets: Datasets, reach: Reach
     ) -> None:
         self._store, self._clock, self._files = store, clock, files
-        self._artifacts, self._datasets = artifacts, datasets
+        self._artifacts, self._datasets, self._reach = artifacts, datasets, reach
         self._tell = Teller(clock, "batch")
 
     async def collect(self, run: Run) -> str:
@@ -122,6 +123,7 @@ class Batches:
         told = BatchProgress(run_id=run.id, status=str(run.status), result=result)
         if run.status is RunStatus.PENDING and not run.attempt:
             return told
+        await self._reach.refresh(run, PROGRESS)
         try:
             seen = await read_json(self._files.output_path(run.id, PROGRESS))
         except InvalidInput:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -20,18 +21,20 @@ from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
 from groundplane.domain.order import Order
 from groundplane.domain.provider import RouteRule
-from groundplane.domain.run import Attempt, Run
-from groundplane.domain.spec.inference import BatchNeed, EvaluationNeed
-from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Unavailable
+from groundplane.domain.run import Attempt, Observation, Run
+from groundplane.domain.spec.inference import Asking, BatchNeed, EvaluationNeed
+from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Unavailable
 from groundplane.identity import SYSTEM, Role
 from groundplane.jobs.batch import SHARDS
 from groundplane.jobs.order import ORDER_FILE, PROBLEM_FILE, ProgramOrder
 from groundplane.ports import Clock, ModelServer, RunFiles, Store, Tx
 from groundplane.services.access import Access
 from groundplane.services.models import Models
+from groundplane.services.reach import Reach, models_asked
 from groundplane.units import format_duration
 
 KEY_SLACK_S = 600
+PROGRAM_FILE = "program.zip"
 LEDGER_PATIENCE_S = 60.0
 _OK = 200
 log = logging.getLogger(__name__)
@@ -55,7 +58,8 @@ class Collector(Protocol):
 
 
 class Inference:
-    """What evaluations and batches share. `command` starts the program on this machine."""
+    """What evaluations and batches share. `command` starts the program on this machine; `program` is all of it as one
+    file, for others."""
 
     def __init__(
         self,
@@ -68,12 +72,15 @@ class Inference:
         files: RunFiles,
         gateway_url: str,
         command: tuple[str, ...],
+        program: Callable[[], bytes],
+        reach: Reach,
         evaluations: Collector,
         batches: Collector,
     ) -> None:
         self._store, self._clock, self._access = store, clock, access
         self._models, self._engines, self._files = models, engines, files
         self._gateway_url, self._command = gateway_url, command
+        self._program, self._reach = program, reach
         self._evaluations, self._batches = evaluations, batches
 
     async def furnish(self, run: Run, order: Order) -> Order:
@@ -84,26 +91,36 @@ class Inference:
             return order
         try:
             told = await self._told(run, need)
-        except (NotFound, IntegrityFailure, InvalidInput, Conflict) as error:
+        except (NotFound, IntegrityFailure, InvalidInput, Conflict, Refusal) as error:
             raise Unavailable(error.message, error.hint) from error
+        command, secrets = self._command, {**order.secrets, ORDER_FILE: msgspec.json.encode(told).decode()}
+        if python := self._reach.python_of(run.pool):
+            command = ("sh", "-c", f'exec {python} "$GROUND_SECRETS_DIR/{PROGRAM_FILE}"')
+            secrets[PROGRAM_FILE] = self._program().decode("utf-8", "surrogateescape")
         # Our own program on registered rows: it needs our libraries and the gateway, as a replica's server does.
-        return replace(
-            order,
-            command=self._command,
-            isolation=replace(order.isolation, mode="none"),
-            secrets={**order.secrets, ORDER_FILE: msgspec.json.encode(told).decode()},
-        )
+        return replace(order, command=command, isolation=replace(order.isolation, mode="none"), secrets=secrets)
 
-    async def collect(self, run: Run) -> list[str]:
-        """What became of a run that succeeded: names of what was made."""
+    async def attend(self, run: Run, attempt: Attempt, seen: Observation) -> None:
+        """What such a job needs while it is at work, at each look."""
+        await self._reach.attend(run, attempt, seen)
+
+    async def collect(self, run: Run, attempt: Attempt) -> list[str]:
+        """What became of a run that succeeded: names of what was made. Unavailable while its node is silent."""
+        if run.spec.inference is not None:
+            await self._reach.bring(run, attempt)
         if run.spec.evaluation is not None:
             return [await self._evaluations.collect(run)]
         return [await self._batches.collect(run)] if run.spec.batch is not None else []
 
-    async def why_failed(self, run: Run, message: str) -> str:
+    async def why_failed(self, run: Run, attempt: Attempt | None, message: str) -> str:
         """The message with what the program itself said, where it could."""
         if run.spec.inference is None:
             return message
+        try:
+            if attempt is not None:
+                await self._reach.bring(run, attempt)  # what was answered is there to be taken up
+        except (Unavailable, Conflict, InvalidInput) as error:
+            log.warning("what %s wrote stays on its node: %s", run.id, error.message)
         try:
             said = await read_json(self._files.output_path(run.id, PROBLEM_FILE))
         except InvalidInput:
@@ -127,16 +144,14 @@ class Inference:
             dataset = await tx.get(DatasetVersion, source.dataset)
         if dataset is None or dataset.erased_at is not None:
             raise NotFound(f"dataset {source.dataset} is gone", "ground datasets list")
-        judges = need.judges if isinstance(need, EvaluationNeed) else ()
-        behind = [asking.endpoint, *(judge.model for judge in judges)]
-        called = tuple(dict.fromkeys(name for name in behind if name))
+        called, far = models_asked(need), bool(self._reach.python_of(run.pool))
         return ProgramOrder(
             target=asking.endpoint or asking.model,
-            gateway_url=self._gateway_url,
+            gateway_url="" if far else self._gateway_url,
             key=await self._key(run, called) if called else "",
             files={file.path: file.sha256 for file in dataset.files},
             path=source.path,
-            serve=await self._serve(run, asking.model, asking.engine) if asking.model else (),
+            serve=await self._serve(run, asking, far) if asking.model else (),
             evaluation=run.spec.evaluation,
             batch=run.spec.batch,
             shards_before=await self._shards_before(run),
@@ -165,19 +180,27 @@ class Inference:
         )
         return secret
 
-    async def _serve(self, run: Run, ref: str, engine_name: str) -> tuple[str, ...]:
-        engine = self._engines.get(engine_name)
+    async def _serve(self, run: Run, asking: Asking, far: bool) -> tuple[str, ...]:
+        engine = self._engines.get(asking.engine)
         if engine is None:
-            raise InvalidInput(f"unknown engine {engine_name!r}", f"known engines: {', '.join(sorted(self._engines))}")
+            known = f"known engines: {', '.join(sorted(self._engines))}"
+            raise InvalidInput(f"unknown engine {asking.engine!r}", known)
+        threads = max(1, int(run.spec.resources.cpus))
+        if far:  # its files are brought by staging, each checked; what it may not be loaded for is known here
+            version = await self._models.cleared(asking.model)
+            places = {"model_dir": Path("{model}"), "cache_dir": Path("{cache}")}
+            argv = engine.command(name=version.id, port="{port}", threads=threads, **places)
+            return tuple("{python}" if part == sys.executable else part for part in argv)
         if reason := engine.unavailable():
-            raise Unavailable(f"engine {engine_name} can't be used here: {reason}", "pip install 'groundplane[engine]'")
-        version = await self._models.get(SYSTEM, ref)
+            hint = "pip install 'groundplane[engine]'"
+            raise Unavailable(f"engine {asking.engine} can't be used here: {reason}", hint)
+        version = await self._models.get(SYSTEM, asking.model)
         folder = await self._models.materialise(version.id, self._files.model_dir(version.id))
         return engine.command(
             model_dir=folder,
             name=version.id,
             port="{port}",
-            threads=max(1, int(run.spec.resources.cpus)),
+            threads=threads,
             cache_dir=self._files.engine_cache(),
         )
 

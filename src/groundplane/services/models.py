@@ -445,12 +445,17 @@ class Models:
         Fails closed: raises IntegrityFailure, leaving no new folder, when certificate, row or any byte is wrong; and
         Refusal, unless it is not for `loading`, when a fact that its project requires is not known.
         """
+        version = await self.cleared(ref, loading=loading)
+        await self._files.place(target, version.files, self._blobs)
+        return target
+
+    async def cleared(self, ref: str, *, loading: bool = True) -> ModelVersion:
+        """A version that may be laid out. Raises what `materialise` does before it touches a file."""
         version = await self.get(SYSTEM, ref)
         _demand(version, self.problems(version))
         if loading:
             await self.demand_facts(version, Stage.LOAD)
-        await self._files.place(target, version.files, self._blobs)
-        return target
+        return version
 
     async def _addenda(self, version: ModelVersion) -> list[Addendum]:
         """A version's addenda, oldest first. IntegrityFailure unless each is what was signed."""

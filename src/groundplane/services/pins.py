@@ -11,6 +11,7 @@ from groundplane.domain.provider import Provider, RouteRule
 from groundplane.domain.registry import ModelAlias
 from groundplane.domain.run import Run
 from groundplane.domain.spec import DataSource, EndpointSpec, JobSpec
+from groundplane.domain.spec.inference import MODEL
 from groundplane.errors import NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import Tx
@@ -51,6 +52,9 @@ async def _asking(tx: Tx, actor: Actor, spec: JobSpec) -> JobSpec:
         version = await tx.get(ModelVersion, asking.model)
         if version is None or version.project != project:
             raise NotFound(f"project {project} has no model version {asking.model}", "ground models list")
+        if spec.pool != "local":  # its files are brought to the node, as its rows are
+            files = DataSource(name=MODEL, source=f"model:{version.id}", size_bytes=version.size_bytes)
+            spec = replace(spec, data=(spec.data[0], files))
     names = [asking.endpoint, *(judge.model for judge in (spec.evaluation.judges if spec.evaluation else ()))]
     for name in names:
         endpoint = await tx.get(Endpoint, name) if name else None

@@ -40,18 +40,21 @@ class _Market:
     """What the pools offer right now: priced offers, offers without a price, and pools that did not answer.
 
     `blind`: pool → nodes that would not see a cloud take them back, with why; of pools that spot jobs ask for.
+    `unfit`: an evaluation's or a batch's `project/name` → nodes of its pool on which it can't run, with why.
     """
 
     offers: tuple[Offer, ...]
     unpriced: tuple[RejectedOffer, ...]
     silent: dict[str, str]
     blind: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    unfit: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 class Plans:
     """Makes, keeps and rechecks plans. `gateway_addresses` are what an exposure of a public endpoint may name.
 
-    `hardware` gives the catalogue as it stands; `kept` raises NotFound for a job whose data our own store lacks.
+    `hardware` gives the catalogue as it stands; `kept` raises NotFound for a job whose data our own store lacks;
+    `unfit` tells which nodes of its pool an evaluation or a batch can't run on.
     Without `outlooks` plans show verdicts and pools' offers alone.
     """
 
@@ -72,6 +75,7 @@ class Plans:
         isolation: IsolationPolicy | None = None,
         secrets: SecretStore | None = None,
         kept: Callable[[JobSpec], Awaitable[object]] | None = None,
+        unfit: Callable[[JobSpec], Awaitable[Mapping[str, str]]] | None = None,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -87,6 +91,7 @@ class Plans:
         self._isolation = isolation or IsolationPolicy()
         self._secrets = secrets
         self._kept = kept
+        self._unfit_for = unfit
 
     async def plan(self, actor: Actor, text: str) -> list[Plan]:
         """One plan per document, refused ones too; all are written down, or none.
@@ -109,7 +114,7 @@ class Plans:
             if self._kept is not None and isinstance(spec, JobSpec) and spec.data and not spec.needs:
                 await self._kept(spec)
         market = await self._market()
-        market = replace(market, blind=await self._blind(specs, market))
+        market = replace(market, blind=await self._blind(specs, market), unfit=await self._unfit(specs, market))
         considered = [await self._consider(spec, market) for spec in specs]
         outlooks = [await self._outlook(found) for found in considered]
         plans: list[Plan] = []
@@ -247,6 +252,7 @@ class Plans:
             secrets=await self._secret_names(spec),
             resume_proof=await self._resume_proof(tx, spec),
             spot_blind=market.blind.get(spec.pool, {}),
+            unfit=market.unfit.get(f"{spec.metadata.project}/{spec.metadata.name}", {}),
         )
 
     async def _resume_proof(self, tx: Tx, spec: JobSpec | EndpointSpec) -> str:
@@ -293,6 +299,15 @@ class Plans:
         for pool in pools:
             with suppress(Unavailable):  # that it does not answer is told by a rule of its own
                 found[pool] = await self._executors[pool].spot_blind()
+        return found
+
+    async def _unfit(self, specs: Sequence[JobSpec | EndpointSpec], market: _Market) -> dict[str, Mapping[str, str]]:
+        found: dict[str, Mapping[str, str]] = {}
+        for spec in specs:
+            if self._unfit_for is None or not isinstance(spec, JobSpec) or spec.inference is None:
+                continue
+            if spec.pool in self._executors and spec.pool not in market.silent:
+                found[f"{spec.metadata.project}/{spec.metadata.name}"] = await self._unfit_for(spec)
         return found
 
     async def _offers(self, pool: str) -> tuple[Offer, ...] | Unavailable:

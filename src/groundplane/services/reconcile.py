@@ -136,6 +136,8 @@ class Reconcile:
         if seen is not None and attempt is not None:
             if self._preflight is not None and self._preflight.staging is not None:
                 self._preflight.staging.note(run, seen)
+            if self._inference is not None:
+                await self._inference.attend(run, attempt, seen)
             attempt = await self._record(run, attempt, seen, now)
         homeless = seat is None and attempt is not None and attempt.end_reason is None and attempt.node
         if attempt is not before or homeless:
@@ -383,12 +385,13 @@ class Reconcile:
         if status is RunStatus.SUCCEEDED and attempt is not None:
             try:
                 registered = await self._register_outputs(run, attempt)
-                registered += await self._inference.collect(run) if self._inference is not None else []
+                registered += await self._inference.collect(run, attempt) if self._inference is not None else []
                 message = f"{message} Registered {', '.join(registered)}." if registered else message
             except (InvalidInput, Refusal, NotFound, IntegrityFailure) as error:
                 status, reason, message = RunStatus.FAILED, EndReason.OUTPUT_REFUSED, _one_line(error)
         if self._inference is not None:
-            message = await self._inference.why_failed(run, message) if status is RunStatus.FAILED else message
+            if status is RunStatus.FAILED:
+                message = await self._inference.why_failed(run, attempt, message)
             await self._inference.release(run)
         now = self._clock.now()
         async with self._store.transaction() as tx:

@@ -13,6 +13,7 @@ from pathlib import Path
 from groundplane.adapters.executors.keeping import NoFiles
 from groundplane.adapters.executors.staging import NoData
 from groundplane.adapters.executors.terminals import NoTerminals
+from groundplane.adapters.executors.ways import NoWays
 from groundplane.domain.node import Node, NodeAccelerator, NodeHealth
 from groundplane.domain.order import LogChunk, Order, Sample
 from groundplane.domain.planning import Offer
@@ -79,7 +80,7 @@ class _Playing:
         return first if first.at_s <= self.elapsed_s else None
 
 
-class MemoryExecutor(NoFiles, NoData, NoTerminals):
+class MemoryExecutor(NoFiles, NoData, NoTerminals, NoWays):
     """ports.Executor in memory. `play` gives each order its script; the default succeeds at once. `check` answers for
     a node's preflight.
 

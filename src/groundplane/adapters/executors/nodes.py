@@ -33,6 +33,7 @@ from groundplane.adapters.executors.observing import (
 from groundplane.adapters.executors.placements import Placed, Placements
 from groundplane.adapters.executors.staging import StagingCalls
 from groundplane.adapters.executors.terminals import TerminalCalls
+from groundplane.adapters.executors.ways import WayCalls
 from groundplane.domain.node import Node, Placement
 from groundplane.domain.order import LogChunk, Order, Sample
 from groundplane.domain.planning import Offer
@@ -60,7 +61,7 @@ class RunnerOptions:
     spot_metadata_url: str = "http://169.254.169.254"
 
 
-class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
+class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls, WayCalls):
     """ports.Executor over nodes. `placements` is None for a pool of one node, where there is nothing to choose."""
 
     def __init__(
@@ -82,6 +83,8 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
         self._shared_dir = shared_dir
         self._gone_limit_s = gone_limit_s  # the dead-man timer of orders that set none
         self._starting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._ways: dict[str, asyncio.Task[None]] = {}
+        self._fit: dict[tuple[str, tuple[str, ...], str], float] = {}
         self._opened_at = clock.now()
 
     # ---- what there is
@@ -153,6 +156,7 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
 
     async def release(self, attempt_id: str) -> None:
         """Conflict while a member is at work: its accelerators are not free yet."""
+        await self.close_ways([attempt_id])
         placed = self._find(attempt_id)
         if placed is None:
             return
@@ -166,6 +170,7 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls):
         await self._ask_all("beat", lambda link, _: None)
 
     async def close(self) -> None:
+        await self.close_ways(list(self._ways))
         await asyncio.gather(*(link.channel.close() for link in self._links.values()))
         waiting = [task for link in self._links.values() for task, _ in link.under_way.values()]
         await asyncio.gather(*waiting, return_exceptions=True)

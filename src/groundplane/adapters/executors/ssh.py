@@ -58,6 +58,7 @@ class SshExecutor(NodesExecutor):
     def _obey(self, pool: PoolDefinition) -> list[Channel]:
         """Returns the channels that nobody uses any more."""
         before, self._links = self._links, {}
+        self._fit.clear()  # whoever reads the file anew has changed something
         self._shared_dir = pool.shared_dir or None
         self._gone_limit_s = pool.control_plane_gone_limit_s
         unused: list[Channel] = []

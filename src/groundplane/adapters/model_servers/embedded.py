@@ -21,6 +21,8 @@ class EmbeddedModelServer:
     The engine's libraries are looked for and never imported here: a control plane without them still runs.
     """
 
+    packages = (*_NEEDS, "groundplane")
+
     def unavailable(self) -> str | None:
         """What is missing and how to get it; None when the engine can run."""
         missing = [name for name in _NEEDS if importlib.util.find_spec(name) is None]

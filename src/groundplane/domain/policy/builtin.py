@@ -42,6 +42,7 @@ class Subject:
     secrets: frozenset[str] = frozenset()
     resume_proof: str = ""
     spot_blind: Mapping[str, str] = field(default_factory=dict)
+    unfit: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +215,15 @@ def _endpoint_in_reach(subject: Subject) -> Finding | None:
         need="a pool whose nodes the gateway reaches",
         have=f"the nodes of pool {subject.spec.pool} are reached over SSH alone",
     )
+
+
+def _asking_in_reach(subject: Subject) -> Finding | None:
+    spec, unfit = subject.spec, subject.unfit
+    if isinstance(spec, EndpointSpec) or spec.inference is None or not unfit:
+        return None
+    node, why = min(unfit.items())
+    needs = "Python 3.11 and a way to the gateway" if spec.inference.asking.endpoint else "Python 3.11 and the engine"
+    return Finding(need=f"nodes with {needs}", have=f"{len(unfit)} of pool {spec.pool} can't run it; {node}: {why}")
 
 
 def _secrets_known(subject: Subject) -> Finding | None:
@@ -468,6 +478,14 @@ RULES: tuple[Rule, ...] = (
         why="A replica whose port the gateway can't reach would be paid for and answer nobody.",
         hint="set pool: local to serve on this machine",
         check=_endpoint_in_reach,
+        live=True,
+    ),
+    Rule(
+        id="asking-in-reach",
+        why="An evaluation or a batch that can't ask its model fails after it was paid for.",
+        hint="set pool: local, mend the nodes, or cordon them",
+        check=_asking_in_reach,
+        at_apply=False,
         live=True,
     ),
     Rule(

@@ -9,7 +9,9 @@ JUDGES = ("exact", "numeric", "regex", "contains", "choice", "embedding", "llm")
 APIS = ("chat", "completions")
 FORMATS = ("openai", "table")
 INPUT = "input"
-"""The name of the one data source of such a job."""
+"""The name of the data source with its rows."""
+MODEL = "model"
+"""The name of the data source with a version's files, where they are brought to another machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,10 +111,12 @@ def faults(need: EvaluationNeed | BatchNeed, pool: str, nodes: int) -> list[tupl
     """(field below `spec`, message, hint) of what fields that fit alone have against each other."""
     found: list[tuple[str, str, str]] = []
     asking = need.asking
-    if pool != "local" or nodes != 1:
-        # The gateway and the engines' folders are the control plane's own machine's.
-        message = f"it asks on one node of the control plane's own pool, not on {nodes} of {pool}"
-        found.append(("pool", message, "write pool: local, and nodes: 1"))
+    if nodes != 1:
+        found.append(("resources", f"it asks from one node, not from {nodes}", "write nodes: 1; at_once asks faster"))
+    if isinstance(need, BatchNeed) and need.resume and pool != "local":
+        # Shards of another run lie with the control plane: they are not carried to a node.
+        message = f"an earlier run's shards are taken up on the control plane's machine, not in pool {pool}"
+        found.append(("resume", message, "write pool: local; what ran elsewhere left its shards there too"))
     if bool(asking.endpoint) == bool(asking.model):
         said = "both are given" if asking.model else "neither is given"
         found.append(("endpoint", f"exactly one of endpoint and model says whom to ask: {said}", "keep one of them"))

@@ -1,0 +1,235 @@
+"""Evaluations and batches on machines of a pool: the program, the rows and the model brought there, the gateway reached."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from tests.faults import pool_file
+from tests.hosts import Host, Hosts
+from tests.journeys.conftest import Installation, bring_up, free_ports, shut_down, wait_for
+
+pytestmark = pytest.mark.needs("sshd")
+TRAINER = Path(__file__).parents[2] / "examples" / "tiny-lm" / "train.py"
+STATED = (
+    *("--project", "research", "--owner", "ana", "--license", "Apache-2.0", "--framework", "jax"),
+    *("--code-commit", "2" * 40, "--training-run", "friday-1", "--metric", "loss=3.1", "--data", f"c={'1' * 64}"),
+)
+FACTS = ("--project", "research", "--owner", "ana", "--license", "CC0-1.0", "--classification", "internal", "--managed")
+HEAD = """
+apiVersion: groundplane/v1
+kind: {kind}
+metadata: {{name: {name}, project: research, owner: ana, cost_center: r1}}
+spec:
+  pool: lab
+  resources: {{cpus: 1, memory: 1GiB}}
+  end_date: {end_date}
+  max_cost: $1
+  max_duration: 15m
+"""
+EVALUATION = """
+  dataset: qa@1
+  prompt: "{question}"
+  expected: answer
+  item: id
+  max_tokens: 8
+  judges: [{kind: exact, name: accuracy}]
+"""
+
+
+class Hosted:
+    """A hosted model on this machine, which no node of the pool sees: answers in capitals, slowly if it is told to."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.go.set()
+        self.asked: list[str] = []
+        hosted = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
+                hosted.go.wait(120)
+                hosted.asked.append(said)
+                choice = {
+                    "index": 0,
+                    "finish_reason": "stop",
+                    "message": {"role": "assistant", "content": said.upper()},
+                }
+                usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+                answer = {"id": "c", "object": "chat.completion", "created": 1, "model": "big", "choices": [choice]}
+                content = json.dumps({**answer, "usage": usage}).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Silent."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+
+@pytest.fixture(scope="module")
+def hosted() -> Iterator[Hosted]:
+    made = Hosted()
+    yield made
+    made.go.set()
+    made.server.shutdown()
+    made.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def lab(session_hosts: Hosts, hosted: Hosted, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """The pool `lab` of two machines whose Python is this one; `tiny@1`, 12 questions, 40 rows, and the route `big`."""
+    session_hosts.mend()
+    folder = tmp_path_factory.mktemp("lab")
+    installation = Installation(folder / "ground", *free_ports(2), quick=True)
+    installation.home.mkdir()
+    write_pools(installation, session_hosts)
+    bring_up(installation)
+    command = [sys.executable, str(TRAINER), "--steps", "2", "--length", "64", "--vocab", "384", "--width", "64"]
+    places = ["--layers", "1", "--output-dir", str(folder / "model"), "--checkpoint-dir", str(folder / "steps")]
+    subprocess.run([*command, *places], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    installation.ground("models", "register", str(folder / "model"), "--name", "tiny", *STATED)
+    questions = [{"id": f"q{n}", "question": f"say {n}", "answer": f"SAY {n}"} for n in range(12)]
+    for name, rows in (("qa", questions), ("rows", [{"text": f"row {n}"} for n in range(40)])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        installation.ground("datasets", "register", str(folder / f"{name}.jsonl"), "--name", name, *FACTS)
+    add = ("providers", "add", "hosted", "--project", "research", "--kind", "openai-compatible", "--url", hosted.url)
+    installation.ground(*add, "--private", "--key-file", "-", text="sk-1")
+    target = "provider:hosted/big,prompt=1,completion=2"
+    installation.ground("routes", "set", "big", "--project", "research", "--target", target)
+    wait_for(lambda: lab_ready(installation) == 2, "both nodes to answer", 60)
+    yield installation
+    shut_down(installation)
+    session_hosts.clear()
+
+
+def write_pools(lab: Installation, hosts: Hosts, **change: object) -> None:
+    file: dict[str, Any] = pool_file(hosts)
+    file["pools"]["lab"] |= {"python": sys.executable, "nodes": file["pools"]["lab"]["nodes"][:2], **change}
+    (lab.home / "pools.yaml").write_text(json.dumps(file))
+
+
+def lab_ready(lab: Installation) -> int:
+    return {pool["name"]: pool["ready"] for pool in lab.data("pools")}["lab"]
+
+
+def spec(folder: Path, kind: str, name: str, body: str) -> str:
+    end_date = (datetime.now(UTC) + timedelta(days=2)).date().isoformat()
+    path = folder / f"{name}.yaml"
+    path.write_text(HEAD.format(kind=kind, name=name, end_date=end_date) + body)
+    return str(path)
+
+
+def job_on(host: Host) -> psutil.Process | None:
+    """The program that is at work on this machine."""
+    for pid in host.processes():
+        try:
+            process = psutil.Process(pid)
+            if process.cmdline()[-1:] and process.cmdline()[-1].endswith("program.zip"):
+                return process
+        except psutil.NoSuchProcess:
+            continue
+    return None
+
+
+def test_a_route_and_a_version_are_evaluated_from_another_machine(lab: Any, tmp_path: Path, hosted: Hosted) -> None:
+    found = lab.data(
+        "eval", "run", "-f", spec(tmp_path, "Evaluation", "route", "  endpoint: big\n" + EVALUATION), "--wait"
+    )
+    assert (found["items"], found["failed"], found["scores"][0]["mean"]) == (12, 0, 1.0)
+    assert (found["cost_source"], found["cost_microusd"]) == ("ledger", 240)
+    assert lab.client.run(found["id"]).attempts[0].node in {"n0", "n1"}
+    beside = spec(tmp_path, "Evaluation", "beside", "  model: tiny@1\n" + EVALUATION)
+    found = lab.data("eval", "run", "-f", beside, "--wait")
+    assert (found["model_version"], found["items"], found["failed"]) == ("tiny@1", 12, 0)
+    assert lab.client.run(found["id"]).attempts[0].node in {"n0", "n1"}
+    assert found["cost_source"] == "compute"
+    assert found["cost_microusd"] > 0
+
+
+def test_a_batch_far_away_outlives_its_job_the_control_plane_and_its_way(
+    lab: Any, tmp_path: Path, hosted: Hosted, session_hosts: Hosts, wait: Callable[..., Any]
+) -> None:
+    body = '  dataset: rows@1\n  endpoint: big\n  format: table\n  prompt: "{text}"\n  output: far-answers\n'
+    hosted.asked.clear()
+    run = lab.data("batch", "run", "-f", spec(tmp_path, "Batch", "far", f"{body}  shard_rows: 4\n  at_once: 2\n"))
+    hosts = session_hosts.hosts[:2]
+
+    def at_work() -> tuple[Host, psutil.Process] | None:
+        return next(((host, job) for host in hosts if (job := job_on(host)) is not None), None)
+
+    wait(lambda: len(hosted.asked) >= 10, "rows to be answered", 120)
+    hosted.go.clear()
+    host, job = wait(at_work, "the job")
+    assert lab.data("batch", "status", run["id"])["rows"] == 40
+    job.send_signal(signal.SIGKILL)
+    lab.process_running("groundplane.server").send_signal(signal.SIGKILL)
+    ways = host.root.glob("*/attempts/*/way-*")
+    wait(lambda: not job.is_running() or job.status() == psutil.STATUS_ZOMBIE, "the end of the job")
+    hosted.go.set()
+    detail = lab.wait_run(run["id"], "succeeded", "failed", timeout_s=180)
+    assert detail.run.status == "succeeded", detail.run.message
+    told = lab.data("batch", "status", run["id"])
+    assert (told["rows"], told["done"], told["errors"], told["shards_done"]) == (40, 40, 0, 10)
+    lab.client.pull(told["result"]["artifact_id"], tmp_path / "pulled")
+    answers = [json.loads(line) for line in (tmp_path / "pulled" / "answers.jsonl").read_text().splitlines()]
+    assert [each["answer"] for each in answers] == [f"ROW {n}" for n in range(40)]
+    assert len(hosted.asked) < 40 + 10  # what a finished shard holds was not asked again
+    wait(lambda: not list(ways), "the ways to be closed")
+    assert ["dataset:rows@1", f"run:{run['id']}"] in lab.data("datasets", "lineage", "rows@1")["edges"]
+
+
+def test_what_a_pool_lacks_for_it_is_said_when_it_is_planned(
+    lab: Any, tmp_path: Path, session_hosts: Hosts, wait: Callable[..., Any]
+) -> None:
+    write_pools(lab, session_hosts, python="python3")
+    lab.ground("pools", "reload")
+    wait(lambda: lab_ready(lab) == 2, "both nodes to answer", 60)
+    beside = spec(tmp_path, "Evaluation", "bare", "  model: tiny@1\n" + EVALUATION)
+    refused = lab.ground("plan", "-f", beside, expect=3).stdout
+    assert "asking-in-reach" in refused
+    assert "python3 has no ctranslate2" in refused
+    lab.ground("plan", "-f", spec(tmp_path, "Evaluation", "way", "  endpoint: big\n" + EVALUATION))
+    config = session_hosts.hosts[0].folder / "sshd_config"
+    before = config.read_text()
+    config.write_text(f"{before}AllowStreamLocalForwarding no\n")
+    session_hosts.hosts[0].crash()
+    session_hosts.mend()
+    try:
+        wait(lambda: lab_ready(lab) == 2, "both nodes to answer", 60)
+        write_pools(lab, session_hosts)
+        lab.ground("pools", "reload")
+        wait(lambda: lab_ready(lab) == 2, "both nodes to answer", 60)
+        refused = lab.ground(
+            "plan", "-f", spec(tmp_path, "Evaluation", "deaf", "  endpoint: big\n" + EVALUATION), expect=3
+        )
+        assert "n0: its sshd forwards no sockets" in refused.stdout
+        lab.ground("nodes", "cordon", "n0", "--pool", "lab", "--reason", "forwards nothing")
+        lab.ground("plan", "-f", spec(tmp_path, "Evaluation", "other", "  endpoint: big\n" + EVALUATION))
+        lab.ground("nodes", "uncordon", "n0", "--pool", "lab")
+    finally:
+        config.write_text(before)
+        session_hosts.hosts[0].crash()
+        session_hosts.mend()
+    body = "  dataset: rows@1\n  endpoint: big\n  output: far-answers\n  resume: run-any\n"
+    refused = lab.ground("plan", "-f", spec(tmp_path, "Batch", "again", body), expect=2)
+    assert "shards are taken up on the control plane's machine, not in pool lab" in refused.stderr
