@@ -151,6 +151,14 @@ async def paced(options: argparse.Namespace) -> dict[str, object]:
     text = request(False, options.lines, options.secret)
     failed = opened = 0
 
+    def idle_one() -> Caller | None:
+        """The one used last. What was opened while requests piled up may have been closed since, as idle."""
+        while idle:
+            caller = idle.pop()
+            if caller.transport is not None:
+                return caller
+        return None
+
     def answered(caller: Caller, status: int) -> None:
         nonlocal failed
         latencies_s.append(time.perf_counter() - caller.due_s)
@@ -183,8 +191,9 @@ async def paced(options: argparse.Namespace) -> dict[str, object]:
         for _ in range(int.from_bytes(os.read(timer, 8), "little")):
             due += 1
             due_s = began + due * interval_ns / 1e9
-            if idle:
-                idle.pop().ask(text, due_s)
+            caller = idle_one()
+            if caller is not None:
+                caller.ask(text, due_s)
                 continue
             waiting.append(due_s)
             if options.connections + opened < _CONNECTIONS_MAX:

@@ -1,7 +1,9 @@
 """What is measured: the upstream alone, other proxies, and our gateway in each tier, as processes on their own cores.
 
-Whatever is measured runs alone on the first core (more workers: on the first ones); upstream and load generator share
-the last. A gateway listens on a socket of ours, as the supervisor starts it.
+Whatever is measured runs alone on the first core, pinned to it; upstream and load generator share the last. Of workers
+each has a core of its own where there are enough, otherwise all have the first: then each of them gets a part of it
+that the kernel keeps it to, so that what drives them has room. A gateway listens on a socket of ours, as the
+supervisor starts it.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from _gateway_peers import PEERS, Peer
 from groundplane.domain.limits import Limit, Measure
 from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, encode
 from groundplane.domain.spec import TokenPrice
+from groundplane.runner.cgroups import make_cgroups, remove_cgroup
 
 HERE = Path(__file__).parent
 FLOOD = "gp-bench-flood"
@@ -63,6 +66,11 @@ class Subject:
     def rss_bytes(self) -> int:
         return sum(one.memory_info().rss for process in self.processes for one in (process, *process.children(True)))
 
+    def own_bytes(self) -> int:
+        """Resident memory of its own: without files it has mapped, as the usage log's open segment."""
+        text = "".join(Path(f"/proc/{one.pid}/status").read_text() for one in self.processes)
+        return sum(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("RssAnon:"))
+
     def load(self, kind: str, *, failures: bool = False, **options: object) -> dict[str, float]:
         """What the generator says, run on the last core. Raises Failed when an answer was not what it should be."""
         done = subprocess.run(self.command(kind, **options), stdout=subprocess.PIPE, check=False)
@@ -89,10 +97,12 @@ class Subject:
 class Yard:
     """Starts subjects as they are asked for, and ends them all."""
 
-    def __init__(self, folder: Path, stack: contextlib.ExitStack, workers: int) -> None:
+    def __init__(self, folder: Path, stack: contextlib.ExitStack, workers: int, cap: float = 0.0) -> None:
+        """`cap`: the part of a core that each of several workers gets, and one beside them; 0 is no bound."""
         self.folder = folder
         self.stack = stack
         self.workers = workers
+        self.cap = cap
         self.absent: dict[str, str] = {}
         self.faults: dict[tuple[str, str], str] = {}
         port = self.upstream_port = free_port()
@@ -133,13 +143,15 @@ class Yard:
         return subject
 
     def _ours(self, name: str) -> Subject:
-        """`ours-T0`, `ours-T1`, `ours-T2` with one worker; `ours-workers` with as many as were asked for."""
-        tier = 2 if name == "ours-workers" else int(name[-1])
+        """`ours-T0`, `ours-T1`, `ours-T2` with one worker; `ours-workers` with as many as were asked for, each with
+        its cap of CPU, and `ours-worker` one like each of them."""
+        tier = 2 if name.startswith("ours-worker") else int(name[-1])
         folder = self.folder / name
         folder.mkdir()
         snapshot = folder / "snapshot.json"
         snapshot.write_bytes(encode(compiled(f"http://127.0.0.1:{self.upstream_port}", tier)))
         count = self.workers if name == "ours-workers" else 1
+        alone = not self.cap or len(os.sched_getaffinity(0)) > count
         port, started = 0, []
         for number in range(count):
             listener = socket.socket()
@@ -154,8 +166,10 @@ class Yard:
                 command += ["--wal", str(folder / "wal"), "--workers", str(count), "--shared", str(folder / "shared")]
             command += ["--fd", str(fd), "--snapshot", str(snapshot)]
             one = self.stack.enter_context(
-                process(command, port, core=number, pass_fds=(fd,), log=folder / f"log-{number}")
+                process(command, port, core=number if alone else 0, pass_fds=(fd,), log=folder / f"log-{number}")
             )
+            if self.cap and name.startswith("ours-worker"):
+                self.stack.enter_context(capped(one, self.cap))
             started.append(one)
             listener.close()
         subject = Subject(name, tier, port, started)
@@ -196,6 +210,33 @@ def compiled(base_url: str, tier: int) -> Snapshot:
         budgets={"bench": 10**15},
         limits=dollars,
     )
+
+
+def may_cap() -> bool:
+    """Whether this machine lets us bound a process's CPU time."""
+    made = make_cgroups(f"ground-bench-{os.getpid()}", {"cpu": 0.5})
+    for folder in made.values():
+        remove_cgroup(folder)
+    return bool(made)
+
+
+@contextlib.contextmanager
+def capped(one: psutil.Process, cores: float) -> Iterator[None]:
+    """Keeps it to a part of a core until the block ends: the kernel does, by a cgroup of its own."""
+    (folder,) = make_cgroups(f"ground-bench-{one.pid}", {"cpu": cores}).values()
+    for task in (one.pid, *(thread.id for thread in one.threads())):
+        if os.sched_getscheduler(task) == os.SCHED_FIFO:  # which no quota bounds: the most that one bounds, then
+            os.sched_setscheduler(task, os.SCHED_OTHER, os.sched_param(0))
+            os.setpriority(os.PRIO_PROCESS, task, -20)
+            for shares in Path(folder).glob("cpu.shares"):
+                shares.write_text("262144")
+    try:
+        (Path(folder) / "cgroup.procs").write_text(str(one.pid))
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it may have ended
+            (Path(folder).parent / "cgroup.procs").write_text(str(one.pid))
+        remove_cgroup(folder)
 
 
 @contextlib.contextmanager

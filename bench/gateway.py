@@ -3,6 +3,8 @@
     python bench/gateway.py                                     two parts, with what is installed
     python bench/gateway.py --install --only all --rounds 5     `make bench-gateway`: installs peers into a cache first
     python bench/gateway.py --only requests,streams --subjects nginx,ours-T0,ours-T1,ours-T2 --json
+    python bench/gateway.py --only thousand,workers,latency --subjects direct,nginx,envoy,ours-T2      about six minutes
+    python bench/gateway.py --only memory --memory-requests 1000000                                    about two
 
 Ours is measured in three tiers: T0 forwards; T1 adds limits of requests and tokens, and metrics; T2, as in production,
 adds dollars and the durable usage log (T0 and T1 look a key up too). nginx and Envoy only forward (T0); LiteLLM without
@@ -15,14 +17,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import operator
 import os
+import statistics
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from _gateway_peers import PEERS, install
-from _gateway_subjects import FLOOD, Failed, Subject, Yard
+from _gateway_subjects import FLOOD, Failed, Subject, Yard, may_cap
 
 OURS = ("ours-T0", "ours-T1", "ours-T2")
 ADDED = ("added_p50_ms", "added_p99_ms", "p50_ms", "p99_ms", "unanswered")
@@ -38,6 +43,7 @@ class Bench:
         self.options = options
         wanted = options.subjects or ["direct", *PEERS, *OURS]
         self._twins: dict[str, Subject] = {}
+        self.said: list[str] = []
         self.subjects = [one for one in map(yard.subject, wanted) if one is not None]
 
     def all(self, part: str) -> Iterator[Subject]:
@@ -93,20 +99,31 @@ class Bench:
         return self._table(("cpu_us_per_frame", "x_nginx", "first_p50_ms", "first_p99_ms"), "cpu_us_per_frame")
 
     def workers(self) -> Table:
-        """One worker and several, each on a core of its own where there are so many."""
-        single, several = self.yard.subject("ours-T2"), self.yard.subject("ours-workers")
-        table: Table = {}
+        """One worker and several, each with the same part of a core: how much more they do together."""
+        single, several = self.yard.subject("ours-worker"), self.yard.subject("ours-workers")
         if single is None or several is None:
-            return table
+            return {}
         names = {single.name: "1 worker", several.name: f"{self.yard.workers} workers"}
-        for _ in range(self.options.rounds):
-            for one in (single, several):
-                self._answers(one, names[one.name])
-        for name in names.values():
-            table[name] = self._row(self._twins[name], ("cpu_us_per_request", "per_s", "p50_ms", "p99_ms"))
-        cores = len(os.sched_getaffinity(0))
-        if cores < self.yard.workers + 1:
-            print(f"note: {cores} cores for {self.yard.workers} workers and the load: workers share cores with it")
+        for number in range(self.options.rounds):
+            for one in (single, several)[:: 1 if number % 2 else -1]:
+                before_s, began_s = one.cpu_s(), time.monotonic()
+                told = one.load("answers", connections=self.options.connections, seconds=max(2.0, self.options.seconds))
+                spent_s = one.cpu_s() - before_s
+                one.note("cpu_us_per_request", spent_s / told["requests"] * 1e6)
+                one.note("cores", spent_s / (time.monotonic() - began_s))
+                for figure in ("per_s", "p50_ms", "p99_ms"):
+                    one.note(figure, told[figure])
+        figures = ("per_s", "cpu_us_per_request", "cores", "p50_ms", "p99_ms")
+        table = {names[one.name]: self._row(one, figures) for one in (single, several)}
+        times = statistics.median(map(operator.truediv, several.figures["per_s"], single.figures["per_s"]))
+        table[names[several.name]]["x_one"] = times
+        cores, count = len(os.sched_getaffinity(0)), self.yard.workers
+        if self.yard.cap:
+            where = "a core of its own" if cores > count else "the first core, which all share; the load on the last"
+            self.said.append(f"each worker had {self.yard.cap:.0%} of a core, kept by a cgroup, on {where}")
+        elif cores <= count:
+            self.said.append(f"{cores} cores, no cgroup to bound {count} workers by: they share cores with the load")
+        self._judge(f"{count} workers do × what one does", times, 0.9 * count, at_least=True)
         return table
 
     # ------------------------------------------------------------ latency
@@ -123,9 +140,9 @@ class Bench:
                         "per_s"
                     ]
         for percent in (10, 50, 80):
-            for _ in range(self.options.rounds):
+            for number in range(self.options.rounds):
                 for one in self.all("latency"):
-                    if one.name in rates:
+                    if one.name in rates and not (one.slow and number):  # a slow one gets one long round
                         with self.measuring(one, "latency"):
                             for figure, value in self._added(one, max(1.0, rates[one.name] * percent / 100)).items():
                                 one.note(f"{figure} {percent}", value)
@@ -137,26 +154,37 @@ class Bench:
         return table
 
     def thousand(self) -> Table:
-        """1,000 requests a second: what is added to the direct way, and to nginx's p99."""
-        for _ in range(self.options.rounds):
-            for one in self.all("thousand"):
-                if not one.slow:
-                    with self.measuring(one, "thousand"):
-                        for figure, value in self._added(one, 1_000.0).items():
-                            one.note(f"{figure} 1000", value)
+        """1,000 requests a second: what is added to nginx's p99, pair by pair of runs next to each other."""
+        seconds = max(4.0, self.options.seconds)
+        found = [one for one in self.all("thousand") if not one.slow]
+        for number in range(self.options.rounds):
+            for one in found[:: 1 if number % 2 else -1]:
+                if (one.name, "thousand") in self.yard.faults:
+                    continue
+                with self.measuring(one, "thousand"):
+                    before_s = one.cpu_s()
+                    told = one.load("paced", rate=1_000, seconds=seconds, connections=16)
+                    one.note("cpu_us_per_request 1000", (one.cpu_s() - before_s) / told["requests"] * 1e6)
+                    for figure in ("p50_ms", "p99_ms", "unanswered"):
+                        one.note(f"{figure} 1000", told[figure])
         table: Table = {}
-        nginx = self.yard.subject("nginx")
-        base = None if nginx is None else nginx.median("p99_ms 1000")
-        for one in self.subjects:
-            p99 = one.median("p99_ms 1000")
-            if p99 is not None:
-                over = None if base is None else p99 - base
-                table[one.name] = {"p50_ms": one.median("p50_ms 1000"), "p99_ms": p99, "p99_over_nginx_ms": over}
+        base = next((one.figures.get("p99_ms 1000") for one in found if one.name == "nginx"), None)
+        for one in found:
+            mine = one.figures.get("p99_ms 1000")
+            if mine:
+                table[one.name] = {name: one.median(f"{name} 1000") for name in ("p50_ms", "p99_ms", "unanswered")}
+                paired = base is not None and len(base) == len(mine)
+                over = statistics.median(map(operator.sub, mine, base or ())) if paired else None
+                table[one.name]["p99_over_nginx_ms"] = over
+                table[one.name]["cpu_us_per_request"] = None if one.tier < 0 else one.median("cpu_us_per_request 1000")
+                if one.name == "ours-T2" and over is not None:
+                    self._judge("ms that ours-T2, on one core, adds to nginx's p99 at 1,000 a second", over, 1.0)
         return table
 
     def _added(self, one: Subject, rate: float) -> dict[str, float]:
-        direct = self.yard.direct.load("paced", rate=rate, seconds=self.options.seconds, connections=16)
-        told = one.load("paced", rate=rate, seconds=self.options.seconds, connections=16)
+        seconds = min(10.0, max(self.options.seconds, 300 / rate))  # a 99th percentile wants hundreds of requests
+        direct = self.yard.direct.load("paced", rate=rate, seconds=seconds, connections=16)
+        told = one.load("paced", rate=rate, seconds=seconds, connections=16)
         added = {f"added_{figure}": told[figure] - direct[figure] for figure in ("p50_ms", "p99_ms")}
         return added | {"p50_ms": told["p50_ms"], "p99_ms": told["p99_ms"], "unanswered": told["unanswered"]}
 
@@ -183,17 +211,20 @@ class Bench:
     # ------------------------------------------------------------ what lasts
 
     def memory(self) -> Table:
-        """Resident memory after a tenth of many requests, and after all of them."""
-        ours, count = self.yard.subject("ours-T2"), self.options.memory_requests
+        """Memory of its own (without mapped files) after each tenth of many requests; the last nine make the slope."""
+        ours, part = self.yard.subject("ours-T2"), max(1, self.options.memory_requests // 10)
         if ours is None:
             return {}
-        began = ours.rss_bytes()
-        rows: Table = {}
-        for part in (count // 10, count - count // 10):
+        rows: Table = {"at first": {"requests": 0.0, "own_mib": ours.own_bytes() / 2**20}}
+        seen: list[tuple[float, float]] = []
+        for number in range(1, 11):
             ours.load("answers", connections=64, requests=part, seconds=24 * 3600)
-            done = part + sum(int(row["requests"] or 0) for row in rows.values())
-            rows[f"after {done:,}"] = {"requests": part, "rss_mib": ours.rss_bytes() / 2**20}
-        return {"at first": {"requests": 0, "rss_mib": began / 2**20}, **rows}
+            seen.append((number * part, ours.own_bytes()))
+            rows[f"after {number * part:,}"] = {"requests": seen[-1][0], "own_mib": seen[-1][1] / 2**20}
+        slope = statistics.linear_regression(*zip(*seen[1:], strict=True)).slope
+        rows["slope"] = {"bytes_per_request": slope}
+        self._judge("bytes of memory that each request leaves behind", slope, 8.0)
+        return rows
 
     def held(self) -> Table:
         """1,000 streams at once on one worker."""
@@ -226,6 +257,12 @@ class Bench:
         return table
 
     # ------------------------------------------------------------ rows
+
+    def _judge(self, what: str, value: float, bound: float, *, at_least: bool = False) -> None:
+        """Holds a figure against its goal."""
+        kept = value >= bound if at_least else value <= bound
+        sign = "at least" if at_least else "at most"
+        self.said.append(f"goal {'kept' if kept else 'MISSED'}: {value:.2f} {what}, {sign} {bound:g} wanted")
 
     def _twin(self, one: Subject, name: str) -> Subject:
         """The same processes under another name, for figures of another kind of load."""
@@ -263,22 +300,29 @@ USUAL = ("requests", "streams")
 
 def main() -> None:
     options = _arguments()
+    if options.first:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))  # all that is started from here on inherits it
     if options.install:
         for name, why in install(list(PEERS)).items():
             print(f"note: {name} can't be installed: {why}")
     told: dict[str, Table] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        bench = Bench(Yard(Path(folder), stack, options.workers), options)
+        cap = options.cap / 100 if options.cap and "workers" in options.only and may_cap() else 0.0
+        bench = Bench(Yard(Path(folder), stack, options.workers, cap), options)
         for name in options.only:
             told[name] = PARTS[name](bench)
             if not options.json:
                 show(name, PARTS[name].__doc__ or "", told[name])
         absent = bench.yard.absent | {f"{name} ({part})": why for (name, part), why in bench.yard.faults.items()}
     if options.json:
-        print(json.dumps({"parts": told, "absent": absent, "rounds": options.rounds}, indent=1))
+        print(json.dumps({"parts": told, "said": bench.said, "absent": absent, "rounds": options.rounds}, indent=1))
         return
     for name, why in absent.items():
         print(f"note: {name} was not measured: {why}")
+    if options.first:
+        print("all of it ran before what else the machine had to do")
+    for line in bench.said:
+        print(line)
     print(f"medians of {options.rounds} interleaved rounds")
 
 
@@ -293,6 +337,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=1.2, help="length of one round of requests per subject")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2, help="of the part `workers`")
+    parser.add_argument("--cap", type=int, default=30, help="percent of a core of each of `workers`; 0: no bound")
+    parser.add_argument("--first", action="store_true", help="as root: run before all else that the machine has to do")
     parser.add_argument("--streams", type=int, default=1_000, help="of the part `held`")
     parser.add_argument("--memory-requests", type=int, default=100_000, help="of the part `memory`")
     parser.add_argument("--json", action="store_true")
