@@ -266,7 +266,7 @@ async def build(settings: Settings) -> App:
         cache_bytes=settings.data_cache_bytes,
     )
     gateway = settings.gateway_url.partition("://")[2]
-    reach = Reach(store=store, executors=executors, engines=engines, files=files, gateway=gateway)
+    reach = Reach(store=store, executors=executors, engines=engines, models=models, files=files, gateway=gateway)
     plans = Plans(
         store=store,
         clock=clock,

@@ -30,7 +30,7 @@ from groundplane.jobs.order import ORDER_FILE, PROBLEM_FILE, ProgramOrder
 from groundplane.ports import Clock, ModelServer, RunFiles, Store, Tx
 from groundplane.services.access import Access
 from groundplane.services.models import Models
-from groundplane.services.reach import Reach, models_asked
+from groundplane.services.reach import Reach, models_asked, stage_of
 from groundplane.units import format_duration
 
 KEY_SLACK_S = 600
@@ -185,9 +185,9 @@ class Inference:
         if engine is None:
             known = f"known engines: {', '.join(sorted(self._engines))}"
             raise InvalidInput(f"unknown engine {asking.engine!r}", known)
-        threads = max(1, int(run.spec.resources.cpus))
+        threads, stage = max(1, int(run.spec.resources.cpus)), stage_of(run.spec)
         if far:  # its files are brought by staging, each checked; what it may not be loaded for is known here
-            version = await self._models.cleared(asking.model)
+            version = await self._models.cleared(asking.model, stage)
             places = {"model_dir": Path("{model}"), "cache_dir": Path("{cache}")}
             argv = engine.command(name=version.id, port="{port}", threads=threads, **places)
             return tuple("{python}" if part == sys.executable else part for part in argv)
@@ -195,7 +195,7 @@ class Inference:
             hint = "pip install 'groundplane[engine]'"
             raise Unavailable(f"engine {asking.engine} can't be used here: {reason}", hint)
         version = await self._models.get(SYSTEM, asking.model)
-        folder = await self._models.materialise(version.id, self._files.model_dir(version.id))
+        folder = await self._models.materialise(version.id, self._files.model_dir(version.id), stage=stage)
         return engine.command(
             model_dir=folder,
             name=version.id,

@@ -439,22 +439,22 @@ class Models:
             addenda=addenda,
         )
 
-    async def materialise(self, ref: str, target: Path, *, loading: bool = True) -> Path:
+    async def materialise(self, ref: str, target: Path, *, stage: Stage | None = Stage.LOAD) -> Path:
         """Lays a version out in `target`, verified, by one rename; a folder that is already exactly it is kept.
 
         Fails closed: raises IntegrityFailure, leaving no new folder, when certificate, row or any byte is wrong; and
-        Refusal, unless it is not for `loading`, when a fact that its project requires is not known.
+        Refusal when a fact that its project requires at this stage is not known; without a stage none is asked for.
         """
-        version = await self.cleared(ref, loading=loading)
+        version = await self.cleared(ref, stage)
         await self._files.place(target, version.files, self._blobs)
         return target
 
-    async def cleared(self, ref: str, *, loading: bool = True) -> ModelVersion:
+    async def cleared(self, ref: str, stage: Stage | None = Stage.LOAD) -> ModelVersion:
         """A version that may be laid out. Raises what `materialise` does before it touches a file."""
         version = await self.get(SYSTEM, ref)
         _demand(version, self.problems(version))
-        if loading:
-            await self.demand_facts(version, Stage.LOAD)
+        if stage is not None:
+            await self.demand_facts(version, stage)
         return version
 
     async def _addenda(self, version: ModelVersion) -> list[Addendum]:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Protocol
 
 from groundplane.domain.node import Cordon
+from groundplane.domain.required_facts import Stage
 from groundplane.domain.run import Attempt, Observation, Run
 from groundplane.domain.spec import JobSpec
 from groundplane.domain.spec.inference import BatchNeed, EvaluationNeed
 from groundplane.errors import Unavailable
 from groundplane.jobs.files import put_bytes
 from groundplane.ports import Executor, ModelServer, RunFiles, Store
+from groundplane.services.models import Models
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +57,12 @@ class Reach:
         store: Store,
         executors: Mapping[str, ProgramExecutor],
         engines: Mapping[str, ModelServer],
+        models: Models,
         files: RunFiles,
         gateway: str,
     ) -> None:
         self._store, self._executors, self._engines = store, executors, engines
-        self._files, self._gateway = files, gateway
+        self._models, self._files, self._gateway = models, files, gateway
 
     def python_of(self, pool: str) -> str:
         """What runs Python in a pool of other machines; "" for this machine's own."""
@@ -67,10 +70,15 @@ class Reach:
         return executor.python if executor is not None else ""
 
     async def unfit(self, spec: JobSpec) -> Mapping[str, str]:
-        """Nodes of its pool that take work and on which this evaluation or batch can't run, each with why."""
+        """Nodes of its pool that take work and on which this evaluation or batch can't run, each with why.
+
+        Raises IntegrityFailure and Refusal for a version that may not be laid out for it.
+        """
         need, executor = spec.inference, self._executors.get(spec.pool)
         if need is None or executor is None:
             return {}
+        if need.asking.model:
+            await self._models.cleared(need.asking.model, stage_of(spec))
         engine = self._engines.get(need.asking.engine) if need.asking.model else None
         packages = engine.packages if engine is not None else ()
         found = await executor.unfit(packages, self._gateway if models_asked(need) else "")
@@ -102,6 +110,11 @@ class Reach:
         content = await executor.output_file(f"{run.id}-{run.attempt}", run.id, name)
         if content is not None:
             await asyncio.to_thread(put_bytes, self._files.output_path(run.id, name), content)
+
+
+def stage_of(spec: JobSpec) -> Stage:
+    """What must be known of a version that it asks: an evaluation is where facts that come later come from."""
+    return Stage.REGISTER if spec.evaluation is not None else Stage.LOAD
 
 
 def models_asked(need: EvaluationNeed | BatchNeed) -> tuple[str, ...]:

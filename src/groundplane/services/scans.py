@@ -59,7 +59,7 @@ class Scans:
         version = await self._models.get(actor, ref)
         self._scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
-            source = await self._models.materialise(version.id, Path(folder) / "model", loading=False)
+            source = await self._models.materialise(version.id, Path(folder) / "model", stage=None)
             found = await self._files.scan(source)
         report = judge_scan(
             version.id, found, license=version.license, base_licenses=base_licenses, memory_bytes=memory_bytes
