@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import subprocess
 import tempfile
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from tests.adapters.artifact_files import rot, shown, write
 from tests.artifact_kills import kill_in_a_folder
 
-from groundplane.adapters.artifacts import PackStore, folder_store
+from groundplane.adapters.artifacts import PackStore, folder_store, writing
+from groundplane.adapters.artifacts.objects import Draft, MemoryObjects
 from groundplane.domain.packs import sealed
 from groundplane.errors import Conflict, IntegrityFailure, NotFound, Unavailable
 
@@ -172,6 +174,39 @@ async def test_a_disk_that_fills_up_while_writing_loses_nothing(small_disk: Path
     assert all(isinstance(result, tuple | Unavailable) for result in results), results
     assert await shown(small_disk / "store") == stored
     assert list((small_disk / "store" / "tmp").iterdir()) == []
+    store.close()
+
+
+class _HalfWrite(MemoryObjects):
+    """A place whose third write takes half of a piece and fails, and which has room again after that."""
+
+    writes = 0
+
+    def draft(self) -> Draft:
+        draft = super().draft()
+        write = draft.write
+
+        def third_fails(data: memoryview) -> None:
+            self.writes += 1
+            if self.writes == 3:
+                write(data[: len(data) // 2])
+                raise OSError(errno.ENOSPC, "no room")
+            write(data)
+
+        draft.write = third_fails  # type: ignore[method-assign]
+        return draft
+
+
+async def test_half_a_written_piece_never_comes_into_a_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "PACK_BYTES", 4 * MIB)
+    store = PackStore(_HalfWrite(), bytes(32))
+    source = write(tmp_path / "a", random.Random(12).randbytes(12 * MIB))
+    with pytest.raises(Unavailable, match="no room"):
+        await store.put_file(source)
+    assert (await store.scrub()).damage == ()
+    assert (await store.usage()).packs == 0
+    await store.verify(*await store.put_file(source))
+    assert (await store.scrub()).damage == ()
     store.close()
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import queue
 import stat
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -25,9 +25,11 @@ from groundplane.errors import Conflict, InvalidInput, NotFound
 PACK_BYTES = 64 << 20
 """A pack is closed at this size: large enough for few files, small enough that the last flush of a push is short."""
 
-# Below this a second thread costs more than it hides.
+# Below this more threads cost more than they hide.
 _PIPELINE_FROM_BYTES = 4 << 20
+_BUFFER_BYTES = 2 * PIECE_BYTES_MAX
 _RING = 8
+"""16 MiB a file: what waits for the SHA-256 stays in the processor's cache, and a slow write holds up nothing else."""
 
 
 class Push:
@@ -45,6 +47,7 @@ class Push:
         self._filled_bytes = 0
         self._publisher: ThreadPoolExecutor | None = None
         self._publishing: Future[None] | None = None
+        self._failure: OSError | None = None
         self.relied: set[bytes] = set()
         self.written: set[bytes] = set()
         self.unpublished_bytes = 0
@@ -69,13 +72,21 @@ class Push:
         return sealed(self._key, sha256, hashing.size_bytes, packed), hashing.new_bytes
 
     def add(self, digest: bytes, data: memoryview) -> bool:
-        """Stores a piece unless it is there; says whether it was new."""
+        """Stores a piece unless it is there; says whether it was new. After an OSError every further one is the same:
+        half a piece may lie in the draft, which then must never become a pack.
+        """
         with self._lock:
+            if self._failure is not None:
+                raise self._failure
             if self._taken(digest):
                 return False
             if self._draft is None:
                 self._draft = self._objects.draft()
-            self._draft.write(data)
+            try:
+                self._draft.write(data)
+            except OSError as error:
+                self._failure = error
+                raise
             self._pieces.append(Piece(digest, len(data)))
             self._filled_bytes += len(data)
             if self._filled_bytes >= PACK_BYTES:
@@ -155,50 +166,47 @@ class _Hashing:
         """The whole file's SHA-256."""
         if size_bytes < _PIPELINE_FROM_BYTES:
             data = _read_whole(source, size_bytes)
-            self._pieces(memoryview(data), cut(ByteView.of(data)))
+            view = memoryview(data)
+            self._store(view, self._name(view, cut(ByteView.of(data))))
             return hashlib.sha256(data).digest()
         os.posix_fadvise(source, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         return self._pipelined(source, cut(ByteView(lambda at, count: os.pread(source, count, at), size_bytes)))
 
     def _pipelined(self, source: int, lengths: Sequence[int]) -> bytes:
-        """Another thread computes the SHA-256 of what this one reads, hashes and writes; none holds the interpreter.
+        """This thread reads and names the pieces, a second computes the SHA-256, a third writes what is new.
 
-        The ring of buffers is the back-pressure: a buffer is filled again only after both are done with it.
+        All three work on the same buffers and none holds the interpreter, so that a push takes as long as the slowest
+        of them: the SHA-256, which can't be divided. A buffer is filled again only when the others are done with it.
         """
         digest = hashlib.sha256()
-        free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
-        full: queue.SimpleQueue[tuple[memoryview, int] | None] = queue.SimpleQueue()
-        for _ in range(_RING):
-            free.put(memoryview(bytearray(PIECE_BYTES_MAX)))
-
-        def whole() -> None:
-            while (item := full.get()) is not None:
-                buffer, count = item
-                digest.update(buffer[:count])
-                free.put(buffer)
-
-        hasher = threading.Thread(target=whole, name="artifacts-sha256")
-        hasher.start()
+        busy: deque[tuple[memoryview, Future[None], Future[None]]] = deque()
+        hasher = ThreadPoolExecutor(1, thread_name_prefix="artifacts-sha256")
+        writer = ThreadPoolExecutor(1, thread_name_prefix="artifacts-write")
         try:
             for batch in _batches(lengths):
-                buffer, count = free.get(), sum(batch)
-                if _fill(source, buffer[:count]) != count:
+                buffer = _done(*busy.popleft()) if len(busy) == _RING else memoryview(bytearray(_BUFFER_BYTES))
+                data = buffer[: sum(batch)]
+                if _fill(source, data) != len(data):
                     break
-                full.put((buffer, count))
-                self._pieces(buffer[:count], batch)
+                hashed = hasher.submit(digest.update, data)
+                busy.append((buffer, hashed, writer.submit(self._store, data, self._name(data, batch))))
+            while busy:
+                _done(*busy.popleft())
         finally:
-            full.put(None)
-            hasher.join()
+            hasher.shutdown(cancel_futures=True)
+            writer.shutdown(cancel_futures=True)
         return digest.digest()
 
-    def _pieces(self, data: memoryview, lengths: Sequence[int]) -> None:
-        for offset, length in spans(lengths):
-            piece = data[offset : offset + length]
-            found = blake3(piece).digest()
-            self.pieces.append(Piece(found, length))
-            if self._new(found, piece):
-                self.new_bytes += length
+    def _name(self, data: memoryview, lengths: Sequence[int]) -> list[Piece]:
+        named = [Piece(blake3(data[begin : begin + length]).digest(), length) for begin, length in spans(lengths)]
+        self.pieces += named
         self.size_bytes += len(data)
+        return named
+
+    def _store(self, data: memoryview, named: Sequence[Piece]) -> None:
+        for piece, (begin, length) in zip(named, spans([piece.length for piece in named]), strict=True):
+            if self._new(piece.digest, data[begin : begin + length]):
+                self.new_bytes += length
 
     def _new(self, digest: bytes, piece: memoryview) -> bool:
         if self._write:
@@ -213,13 +221,20 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     batch: list[int] = []
     filled = 0
     for length in lengths:
-        if filled + length > PIECE_BYTES_MAX:
+        if filled + length > _BUFFER_BYTES:
             yield batch
             batch, filled = [], 0
         batch.append(length)
         filled += length
     if batch:
         yield batch
+
+
+def _done(buffer: memoryview, hashed: Future[None], written: Future[None]) -> memoryview:
+    """The buffer, free again; raises what went wrong with it."""
+    hashed.result()
+    written.result()
+    return buffer
 
 
 def _fill(source: int, buffer: memoryview) -> int:
