@@ -173,8 +173,12 @@ class Yard:
             started.append(one)
             listener.close()
         subject = Subject(name, tier, port, started)
-        for _ in range(count):
-            subject.load("answers", seconds=0.3, connections=16)  # it answers, and has its heads and lanes ready
+        try:
+            for _ in range(count):
+                subject.load("answers", seconds=0.3, connections=16)  # it answers, and has its heads and lanes ready
+        except Failed as error:
+            words = (folder / "log-0").read_text(errors="replace").strip()[-300:]
+            raise SystemExit(f"error: {name}: {error}: {words}") from None
         return subject
 
 

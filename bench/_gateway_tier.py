@@ -29,7 +29,7 @@ from groundplane.gateway.wal import Recovered, WriteAheadLog
 class NoLog(WriteAheadLog):
     """Takes every record and keeps none."""
 
-    def open(self) -> Recovered:
+    def open(self, wait_s: float = 0.0) -> Recovered:
         return Recovered((), 0)
 
     def reserved(self, request_id: bytes, members: bytes) -> None:
