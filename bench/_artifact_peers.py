@@ -55,8 +55,10 @@ class Peer:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer(name="xet", does="cuts, hashes, compresses and stores in a folder", script=_XET, module="hf_xet",
-             onto=True),
+        Peer(name="xet", does="cuts, compresses and stores in a folder; computes the whole SHA-256 too, as we do",
+             script=_XET, module="hf_xet", onto=True),
+        Peer(name="xet-bare", does="is xet without the SHA-256: what its clients do for buckets, not for models",
+             script=_XET.replace("None)", "None, skip_sha256=True)"), module="hf_xet", onto=True),
         Peer(name="mlflow", does="copies, without a digest or a flush", script=_MLFLOW, module="mlflow"),
         Peer(name="oras", does="hashes and copies into an OCI layout", words=("push", "--oci-layout", "{target}:x",
              "--disable-path-validation", "{source}")),

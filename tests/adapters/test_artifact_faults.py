@@ -17,7 +17,7 @@ from tests.adapters.artifact_files import rot, shown, write
 from tests.artifact_kills import kill_in_a_folder
 
 from groundplane.adapters.artifacts import PackStore, folder_store, writing
-from groundplane.adapters.artifacts.objects import Draft, MemoryObjects
+from groundplane.adapters.artifacts.objects import MemoryObjects, _MemoryDraft
 from groundplane.domain.packs import sealed
 from groundplane.errors import Conflict, IntegrityFailure, NotFound, Unavailable
 
@@ -182,7 +182,7 @@ class _HalfWrite(MemoryObjects):
 
     writes = 0
 
-    def draft(self) -> Draft:
+    def draft(self) -> _MemoryDraft:
         draft = super().draft()
         write = draft.write
 
