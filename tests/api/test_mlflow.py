@@ -57,6 +57,26 @@ def weights(folder: Path) -> Path:
     return folder
 
 
+def versions_of(client: MlflowClient, query: str, order: list[str]) -> list[str]:
+    """The numbers of every page, one version a page."""
+    found, token = [], None
+    while page := client.search_model_versions(query, 1, order, token):
+        found += [each.version for each in page]
+        if not (token := page.token):
+            break
+    return found
+
+
+def names_of(client: MlflowClient, query: str, order: list[str]) -> list[str]:
+    """Of every page, one name a page."""
+    found, token = [], None
+    while page := client.search_registered_models(query, 1, order, token):
+        found += [each.name for each in page]
+        if not (token := page.token):
+            break
+    return found
+
+
 def code_of(error: pytest.ExceptionInfo[MlflowException]) -> str:
     return str(error.value.error_code)
 
@@ -215,6 +235,20 @@ def test_a_logged_model_becomes_a_signed_version_and_moves_through_the_gates(
     client.set_model_version_tag(name, "1", "seen", "yes")
     found = client.search_model_versions(f"name = '{name}' AND tags.seen = 'yes'")
     assert [each.description for each in found] == ["said anew"]
+    for _ in range(3):
+        client.create_model_version(name, source, run.info.run_id)
+    client.transition_model_version_stage(name, "2", "Archived")
+    assert versions_of(client, f"name = '{name}'", []) == ["4", "3", "2", "1"]
+    assert versions_of(client, f"run_id = '{run.info.run_id}'", ["version_number ASC"]) == ["1", "2", "3", "4"]
+    assert versions_of(client, f"name = '{name}' AND tags.quality = 'good'", []) == ["1"]
+    client.create_registered_model(f"{name}-empty", tags={"kind": "bare"})
+    assert names_of(client, f"name LIKE '{name}%'", []) == [name, f"{name}-empty"]
+    assert {name, f"{name}-empty"} <= {each.name for each in client.search_registered_models()}
+    assert names_of(client, f"name LIKE '{name}%'", ["name DESC"]) == [f"{name}-empty", name]
+    assert names_of(client, f"name LIKE '{name}%'", ["timestamp DESC"]) == [f"{name}-empty", name]
+    assert names_of(client, f"name LIKE '{name}%' AND tags.kind = 'bare'", []) == [f"{name}-empty"]
+    with pytest.raises(MlflowException, match="page token"):
+        client.search_model_versions("", page_token="WzEsICJ4Il0=")
     place = mlflow.artifacts.download_artifacts(f"models:/{name}/1", dst_path=str(tmp_path / "got"))
     assert (Path(place) / "model.safetensors").read_bytes() == (tmp_path / "w" / "model.safetensors").read_bytes()
     for refusal in (lambda: client.delete_model_version(name, "1"), lambda: client.rename_registered_model(name, "x")):

@@ -132,6 +132,40 @@ async def test_one_project_is_nothing_to_another(tracking: Tracking, store: Stor
         await tracking.create_experiment(ANA, "trial", {})
 
 
+async def test_pages_of_runs_join_up_while_more_are_begun(tracking: Tracking) -> None:
+    experiment = await tracking.create_experiment(ANA, "many", {})
+
+    async def begin(number: int, started_ms: int) -> str:
+        made = await tracking.create_run(ANA, experiment.id, name="", user="", started_ms=started_ms, tags={})
+        await tracking.log(ANA, made.run.id, metrics=[at(number, 1)], params={"odd": str(number % 2)})
+        return made.run.id
+
+    begun = [await begin(number, 1 + number // 4) for number in range(12)]
+    newest_first = sorted(begun, key=lambda run: (-(1 + begun.index(run) // 4), run))
+    for query, wanted in (
+        ("", newest_first),
+        ("params.odd = '1'", [run for run in newest_first if run in begun[1::2]]),
+    ):
+        found, token, pages = [], "", 0
+        while not pages or token:
+            told, token = await tracking.search_runs(ANA, [experiment.id], Search(filter=query, limit=3, token=token))
+            found += [each.run.id for each in told]
+            await begin(100 + pages, 99)  # Newer than everything that is still to come.
+            pages += 1
+        assert [run for run in found if run in begun] == wanted
+    with pytest.raises(InvalidInput, match="page token"):
+        foreign = Search(filter="params.odd = '0'", token=(await _first_token(tracking, experiment.id)))
+        await tracking.search_runs(ANA, [experiment.id], foreign)
+    ordered, _ = await tracking.search_runs(ANA, [experiment.id], Search(order=("metrics.loss ASC",), limit=12))
+    assert [each.run.id for each in ordered] == begun
+
+
+async def _first_token(tracking: Tracking, experiment_id: str) -> str:
+    _, token = await tracking.search_runs(ANA, [experiment_id], Search(limit=1))
+    assert token
+    return token
+
+
 async def test_the_default_experiment_is_made_when_it_is_asked_for(tracking: Tracking) -> None:
     first, second = await tracking.experiment(ANA, "0"), await tracking.experiment_named(ANA, "Default")
     assert first.id == second.id != (await tracking.experiment(EVE, "0")).id

@@ -370,21 +370,55 @@ def _sortable(value: object) -> tuple[float, str]:
 
 def page(found: Sequence[T], token: str, limit: int, question: object) -> tuple[list[T], str]:
     """The part after the token, and the token of the next part ("" at the end). InvalidInput for another's token."""
+    check_limit(limit)
+    start = _place(token, question, int) if token else 0
+    if start < 0:
+        raise _foreign()
+    end = start + limit
+    return list(found[start:end]), _token(end, question) if end < len(found) else ""
+
+
+PageKey = tuple[int | str, str]
+"""Where something stands in an order that is kept by an index: what it is ordered by, and its id."""
+
+
+def key_token(key: PageKey | None, question: object) -> str:
+    """The token of the part behind this key; "" for None."""
+    return _token([*key], question) if key else ""
+
+
+def token_key(token: str, question: object, kind: type[int] | type[str]) -> PageKey | None:
+    """The key that a token of `key_token` stands for. InvalidInput for another search's."""
+    if not token:
+        return None
+    match _place(token, question, list):
+        case [int() | str() as value, str() as id] if type(value) is kind:
+            return value, id
+    raise _foreign()
+
+
+def check_limit(limit: int) -> None:
     if not 1 <= limit <= RESULTS_MAX:
         raise InvalidInput(f"max_results must be 1 to {RESULTS_MAX:,}, not {limit}")
-    asked = hashlib.sha256(repr(question).encode()).hexdigest()[:16]
-    start = _offset(token, asked) if token else 0
-    end = start + limit
-    following = json.dumps([end, asked]).encode()
-    return list(found[start:end]), base64.urlsafe_b64encode(following).decode() if end < len(found) else ""
 
 
-def _offset(token: str, asked: str) -> int:
-    fault = InvalidInput("the page token is not one of this search", "begin again without a token")
+def _token(place: object, question: object) -> str:
+    return base64.urlsafe_b64encode(json.dumps([place, _asked(question)]).encode()).decode()
+
+
+def _place(token: str, question: object, kind: type[T]) -> T:
     try:
-        offset, of = json.loads(base64.urlsafe_b64decode(token.encode()))
+        place, asked = json.loads(base64.urlsafe_b64decode(token.encode()))
     except (binascii.Error, ValueError, TypeError):
-        raise fault from None
-    if of != asked or not isinstance(offset, int) or offset < 0:
-        raise fault
-    return offset
+        raise _foreign() from None
+    if asked != _asked(question) or not isinstance(place, kind):
+        raise _foreign()
+    return place
+
+
+def _asked(question: object) -> str:
+    return hashlib.sha256(repr(question).encode()).hexdigest()[:16]
+
+
+def _foreign() -> InvalidInput:
+    return InvalidInput("the page token is not one of this search", "begin again without a token")

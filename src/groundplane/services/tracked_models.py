@@ -3,33 +3,47 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
 from groundplane.domain import tracking as domain
 from groundplane.domain.certificate import DataFact, Facts, missing_facts
 from groundplane.domain.model import ManifestFile, ModelVersion, check_name
 from groundplane.domain.model_card import CARD, facts_of
-from groundplane.domain.registry import AliasMove, ModelAlias, check_tag
+from groundplane.domain.registry import AliasMove, LabelKind, ModelAlias, RegistryEntry, VersionLabel, check_tag
 from groundplane.domain.run import Run
 from groundplane.domain.tracking import LoggedModel, ModelName, VersionOrigin
 from groundplane.domain.tracking_facts import Shown, facts_of_tags, refusal_of
-from groundplane.domain.tracking_filter import Condition, matches, ordered, page, parse_filter, parse_order
+from groundplane.domain.tracking_filter import (
+    Condition,
+    PageKey,
+    key_token,
+    matches,
+    ordered,
+    page,
+    parse_filter,
+    parse_order,
+    token_key,
+)
 from groundplane.domain.tracking_filter import Facts as Shape
 from groundplane.domain.tracking_search import MODEL_NAMES, MODEL_VERSIONS, millis
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
-from groundplane.identity import Actor
-from groundplane.ports import Clock, Store
+from groundplane.identity import CROSS_PROJECT, Actor
+from groundplane.ports import Clock, Store, Tx
 from groundplane.services.audit_trail import Teller
 from groundplane.services.logged_models import LOGGED, RUNS, LoggedModels
 from groundplane.services.models import Models
-from groundplane.services.registry import Registry
+from groundplane.services.registry import MAX_LISTED, Registry
 from groundplane.services.tracking import AlreadyThere, Search, Told, Tracking, home
+from groundplane.services.walking import walk
 
 STAGES = {"production": "Production", "staging": "Staging"}
 """Alias → the stage that older clients call it."""
 _SCHEME = "mlflow-artifacts:/"
+_PROMPT_TAG = "mlflow.prompt.is_prompt"
+"""Clients that look for models ask for those of which this is not 'true', and mean those without it too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +70,15 @@ class VersionShown:
         if self.archived:
             return "Archived"
         return next((stage for alias, stage in STAGES.items() if alias in self.aliases), "None")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Listed:
+    """What a search looks at of a version: its certificate is a hundred times as long."""
+
+    entry: RegistryEntry
+    origin: VersionOrigin
+    tags: Mapping[str, str]
 
 
 class TrackedModels:
@@ -154,16 +177,20 @@ class TrackedModels:
     async def search_names(self, actor: Actor, search: Search) -> tuple[list[Shelf], str]:
         """Registered models by name and tags, by name unless ordered otherwise, and the next page's token."""
         conditions, orders = parse_filter(search.filter, MODEL_NAMES), parse_order(search.order, MODEL_NAMES)
+        one = _equal(conditions, "name")
         async with self._store.transaction() as tx:
-            rows = await tx.find(ModelName)
-            named = await tx.total(ModelVersion, "*", by=("name", "project"))
-        names = {row.id for row in rows if actor.sees(row.project)}
-        names |= {str(name) for name, project in named if actor.sees(str(project))}
-        wanted = _equal(conditions, "name")
-        found = [await self.shelf(actor, name) for name in sorted(names) if wanted is None or name == wanted]
-        found = [each for each in found if matches(conditions, _shelf_shape(each))]
+            rows = await tx.find(ModelName, None if one is None else {"id": one})
+            where = {} if one is None else {"name": one}
+            named = await tx.total(RegistryEntry, "*", by=("name", "project"), where=where)
+            said = {row.id: row for row in rows if actor.sees(row.project)}
+            implied = {str(name) for name, project in named if actor.sees(str(project))} - said.keys()
+            # Times are seldom asked for, and those of names that nobody described are their versions'.
+            times = await _times(tx, implied) if any(each.name != "name" for each in orders) else {}
+        shapes = {name: _name_shape(name, said.get(name), times.get(name)) for name in sorted({*said, *implied})}
+        found = [name for name, shape in shapes.items() if matches(conditions, shape)]
         question = (search.filter, tuple(search.order))
-        return page(ordered(found, orders, _shelf_shape), search.token, search.limit, question)
+        names, token = page(ordered(found, orders, shapes.__getitem__), search.token, search.limit, question)
+        return [await self.shelf(actor, name) for name in names], token
 
     # ------------------------------------------------------------ versions
 
@@ -262,19 +289,38 @@ class TrackedModels:
     async def search_versions(self, actor: Actor, search: Search) -> tuple[list[VersionShown], str]:
         """By name, run, source and tags; newest first unless ordered otherwise."""
         conditions, orders = parse_filter(search.filter, MODEL_VERSIONS), parse_order(search.order, MODEL_VERSIONS)
-        where: dict[str, object] = {}
+        where: dict[str, object] = {} if actor.role in CROSS_PROJECT else {"project": actor.project}
         if (name := _equal(conditions, "name")) is not None:
             where["name"] = name
+        question = (search.filter, tuple(search.order))
         async with self._store.transaction() as tx:
             if (run_id := _equal(conditions, "run_id")) is not None:
                 of_run = await tx.find(VersionOrigin, {"run_id": run_id})
                 where["id"] = tuple(each.id for each in of_run)
-            rows = await tx.find(ModelVersion, where, order="-created_at")
-        seen = [row for row in rows if actor.sees(row.project)]
-        found = [await self.version(actor, row.name, str(row.number)) for row in seen]
-        found = [each for each in found if matches(conditions, _version_shape(each))]
-        question = (search.filter, tuple(search.order))
-        return page(ordered(found, orders, _version_shape), search.token, search.limit, question)
+
+            async def sift(entries: list[RegistryEntry]) -> list[tuple[PageKey, _Listed]]:
+                listed = [(_key_of(each.entry), each) for each in await _listed(tx, entries)]
+                return [(key, each) for key, each in listed if matches(conditions, _version_shape(each))]
+
+            async def read(after: PageKey | None, size: int) -> list[RegistryEntry]:
+                behind = (datetime.fromisoformat(str(after[0])), after[1]) if after else None
+                both: list[RegistryEntry] = []
+                # Each by itself, as the index has them.
+                for archived in (False, True):
+                    asked = {**where, "archived": archived}
+                    both += await tx.find(RegistryEntry, asked, order="-created_at", limit=size, after=behind)
+                both.sort(key=lambda entry: entry.id)
+                return sorted(both, key=lambda entry: entry.created_at, reverse=True)[:size]
+
+            if not orders:
+                after = token_key(search.token, question, str)
+                found, last = await walk(read, sift, _key_of, after, search.limit)
+                return await _shown(tx, found), key_token(last, question)
+            entries = await tx.find(RegistryEntry, where, order="-created_at")
+            parts = [await sift(entries[start : start + MAX_LISTED]) for start in range(0, len(entries), MAX_LISTED)]
+            every = [each for part in parts for _, each in part]
+            found, token = page(ordered(every, orders, _version_shape), search.token, search.limit, question)
+            return await _shown(tx, found), token
 
     async def files(self, actor: Actor, name: str, number: str) -> tuple[ManifestFile, ...]:
         """A version's files, if it still is what was signed. Raises IntegrityFailure otherwise."""
@@ -390,7 +436,7 @@ def _implied(versions: Sequence[ModelVersion]) -> ModelName:
     )
 
 
-def _no_origin(version: ModelVersion) -> VersionOrigin:
+def _no_origin(version: ModelVersion | RegistryEntry) -> VersionOrigin:
     return VersionOrigin(id=version.id, name=version.name, run_id=version.run_id, updated_at=version.created_at)
 
 
@@ -412,22 +458,78 @@ def _equal(conditions: Sequence[Condition], name: str) -> str | None:
     )
 
 
-def _shelf_shape(shelf: Shelf) -> Shape:
-    name = shelf.name
-    updated = millis(name.updated_at)
-    times = {"timestamp": updated, "last_updated_timestamp": updated, "creation_timestamp": millis(name.created_at)}
-    return {"tag": name.tags, "attribute": {"name": name.id, **times}}
+def _name_shape(name: str, said: ModelName | None, times: tuple[datetime, datetime] | None) -> Shape:
+    shape: dict[str, object] = {"name": name}
+    if said is not None:
+        times = said.created_at, said.updated_at
+    if times is not None:
+        created, updated = times
+        shape |= dict.fromkeys(("timestamp", "last_updated_timestamp"), millis(updated))
+        shape["creation_timestamp"] = millis(created)
+    tags = said.tags if said is not None else {}
+    return {"tag": {_PROMPT_TAG: "false", **tags}, "attribute": shape}
 
 
-def _version_shape(shown: VersionShown) -> Shape:
+async def _times(tx: Tx, names: Collection[str]) -> dict[str, tuple[datetime, datetime]]:
+    """When a name's first and its last version were made."""
+    found: dict[str, tuple[datetime, datetime]] = {}
+    for entry in await tx.find(RegistryEntry, order="created_at"):
+        if entry.name in names:
+            first, _ = found.get(entry.name, (entry.created_at, entry.created_at))
+            found[entry.name] = first, entry.created_at
+    return found
+
+
+async def _listed(tx: Tx, entries: Sequence[RegistryEntry]) -> list[_Listed]:
+    """With what a filter may ask: two statements for all of them."""
+    ids = tuple(entry.id for entry in entries)
+    origins = {row.id: row for row in await tx.find(VersionOrigin, {"id": ids})}
+    tags: dict[str, dict[str, str]] = {}
+    for label in await tx.find(VersionLabel, {"version_id": ids, "kind": LabelKind.TAG}):
+        tags.setdefault(label.version_id, {})[label.name] = label.text
+    return [
+        _Listed(entry=each, origin=origins.get(each.id) or _no_origin(each), tags=tags.get(each.id, {}))
+        for each in entries
+    ]
+
+
+async def _shown(tx: Tx, found: Sequence[_Listed]) -> list[VersionShown]:
+    versions: dict[str, ModelVersion] = {}
+    standing: dict[str, list[str]] = {}
+    for start in range(0, len(found), MAX_LISTED):
+        part = [each.entry for each in found[start : start + MAX_LISTED]]
+        versions |= {row.id: row for row in await tx.find(ModelVersion, {"id": tuple(each.id for each in part)})}
+        names = tuple({each.name for each in part})
+        for row in await tx.find(ModelAlias, {"name": names}, order="alias"):
+            kept = standing.setdefault(f"{row.name}@{row.number}", [])
+            if row.alias not in kept:
+                kept.append(row.alias)
+    return [
+        VersionShown(
+            version=versions[each.entry.id],
+            origin=each.origin,
+            aliases=tuple(standing.get(each.entry.id, ())),
+            tags=each.tags,
+            archived=each.entry.archived,
+        )
+        for each in found
+    ]
+
+
+def _key_of(entry: RegistryEntry) -> PageKey:
+    return entry.created_at.isoformat(), entry.id
+
+
+def _version_shape(found: _Listed) -> Shape:
+    entry, origin = found.entry, found.origin
     return {
-        "tag": shown.tags,
+        "tag": found.tags,
         "attribute": {
-            "name": shown.version.name,
-            "version_number": shown.version.number,
-            "run_id": shown.origin.run_id,
-            "source_path": shown.origin.source,
-            "creation_timestamp": millis(shown.version.created_at),
-            "last_updated_timestamp": millis(shown.origin.updated_at),
+            "name": entry.name,
+            "version_number": entry.number,
+            "run_id": origin.run_id,
+            "source_path": origin.source,
+            "creation_timestamp": millis(entry.created_at),
+            "last_updated_timestamp": millis(origin.updated_at),
         },
     }

@@ -27,7 +27,16 @@ from groundplane.domain.tracking import (
     TrackedRun,
     TrackedState,
 )
-from groundplane.domain.tracking_filter import matches, ordered, page, parse_filter, parse_order
+from groundplane.domain.tracking_filter import (
+    PageKey,
+    key_token,
+    matches,
+    ordered,
+    page,
+    parse_filter,
+    parse_order,
+    token_key,
+)
 from groundplane.domain.tracking_search import EXPERIMENTS, RUNS, experiment_facts, millis, run_facts
 from groundplane.errors import Conflict, Forbidden, InvalidInput, NotFound
 from groundplane.identity import CROSS_PROJECT, Actor
@@ -35,6 +44,7 @@ from groundplane.ports import Clock, Ids, Store, Tx
 from groundplane.services.access import JobTokens
 from groundplane.services.audit_trail import Teller
 from groundplane.services.measures import HINT, Measures, measure, metrics_of, stale, told_by
+from groundplane.services.walking import walk
 
 RUN_NAME_TAG = "mlflow.runName"
 MAX_LISTED = 1_000
@@ -252,22 +262,29 @@ class Tracking:
                 if experiment_id == DEFAULT_EXPERIMENT_ID:
                     experiment_id = (await self._experiment(tx, actor, experiment_id)).id
                 ids.append(experiment_id)
-            where = {"experiment_id": tuple(ids), "stage": search.stages}
-            runs = [run for run in await tx.find(TrackedRun, where) if actor.sees(run.project)] if ids else []
-            wanted = tuple(run.id for run in runs)
+            where: dict[str, object] = {"experiment_id": tuple(ids), "stage": search.stages}
+            if actor.role not in CROSS_PROJECT:
+                where["project"] = actor.project
+            question = (tuple(ids), search.filter, tuple(search.order), search.stages)
+
+            async def sift(runs: list[TrackedRun]) -> list[tuple[PageKey, Told]]:
+                rows = {row.id: row for row in await tx.find(RunMetrics, {"id": tuple(run.id for run in runs)})}
+                told = [_as_told(run, rows[run.id]) for run in runs]
+                return [(_key_of(each.run), each) for each in told if matches(conditions, _facts_of(each))]
+
+            async def read(after: PageKey | None, size: int) -> list[TrackedRun]:
+                return await tx.find(TrackedRun, where, order="-started_ms", limit=size, after=after)
+
+            if not ids:
+                return [], ""
+            if not orders:
+                after = token_key(search.token, question, int)
+                found, last = await walk(read, sift, _key_of, after, search.limit)
+                return found, key_token(last, question)
+            runs = await tx.find(TrackedRun, where, order="-started_ms")
             # In parts: a statement takes only so many values.
-            rows = [
-                row
-                for start in range(0, len(wanted), MAX_LISTED)
-                for row in await tx.find(RunMetrics, {"id": wanted[start : start + MAX_LISTED]})
-            ]
-        measured = {row.id: row for row in rows}
-        told = [
-            Told(run=run, latest=domain.decode_latest(measured[run.id].latest), points=measured[run.id].points)
-            for run in sorted(runs, key=lambda run: (-run.started_ms, run.id))
-        ]
-        told = [each for each in told if matches(conditions, _facts_of(each))]
-        question = (tuple(ids), search.filter, tuple(search.order), search.stages)
+            parts = [await sift(runs[start : start + MAX_LISTED]) for start in range(0, len(runs), MAX_LISTED)]
+        told = [each for part in parts for _, each in part]
         return page(ordered(told, orders, _facts_of), search.token, search.limit, question)
 
     async def update_run(
@@ -493,9 +510,16 @@ async def _named(tx: Tx, project: str, name: str) -> list[Experiment]:
 
 
 async def _told(tx: Tx, run: TrackedRun) -> Told:
-    row = await tx.get(RunMetrics, run.id)
+    return _as_told(run, await tx.get(RunMetrics, run.id))
+
+
+def _as_told(run: TrackedRun, row: RunMetrics | None) -> Told:
     latest = domain.decode_latest(row.latest) if row is not None else {}
     return Told(run=run, latest=latest, points=row.points if row is not None else 0)
+
+
+def _key_of(run: TrackedRun) -> PageKey:
+    return run.started_ms, run.id
 
 
 def _facts_of(told: Told) -> Mapping[str, Mapping[str, object]]:
