@@ -34,6 +34,8 @@ from groundplane.runner.cgroups import make_cgroups, remove_cgroup
 HERE = Path(__file__).parent
 FLOOD = "gp-bench-flood"
 START_S = 90.0
+LONGEST_S = 240.0
+"""What one load may take, lest a subject that has died hold up the rest."""
 
 
 class Failed(Exception):
@@ -73,7 +75,10 @@ class Subject:
 
     def load(self, kind: str, *, failures: bool = False, **options: object) -> dict[str, float]:
         """What the generator says, run on the last core. Raises Failed when an answer was not what it should be."""
-        done = subprocess.run(self.command(kind, **options), stdout=subprocess.PIPE, check=False)
+        try:
+            done = subprocess.run(self.command(kind, **options), stdout=subprocess.PIPE, check=False, timeout=LONGEST_S)
+        except subprocess.TimeoutExpired:
+            raise Failed(f"the generator of {kind} was not done after {LONGEST_S:g} s") from None
         if done.returncode:
             raise Failed(f"the generator of {kind} could not go on with it")
         told: dict[str, float] = json.loads(done.stdout)
@@ -228,12 +233,6 @@ def may_cap() -> bool:
 def capped(one: psutil.Process, cores: float) -> Iterator[None]:
     """Keeps it to a part of a core until the block ends: the kernel does, by a cgroup of its own."""
     (folder,) = make_cgroups(f"ground-bench-{one.pid}", {"cpu": cores}).values()
-    for task in (one.pid, *(thread.id for thread in one.threads())):
-        if os.sched_getscheduler(task) == os.SCHED_FIFO:  # which no quota bounds: the most that one bounds, then
-            os.sched_setscheduler(task, os.SCHED_OTHER, os.sched_param(0))
-            os.setpriority(os.PRIO_PROCESS, task, -20)
-            for shares in Path(folder).glob("cpu.shares"):
-                shares.write_text("262144")
     try:
         (Path(folder) / "cgroup.procs").write_text(str(one.pid))
         yield

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import operator
 import os
@@ -27,7 +28,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from _gateway_peers import PEERS, install
-from _gateway_subjects import FLOOD, Failed, Subject, Yard, may_cap
+from _gateway_subjects import FLOOD, LONGEST_S, Failed, Subject, Yard, may_cap
 
 OURS = ("ours-T0", "ours-T1", "ours-T2")
 ADDED = ("added_p50_ms", "added_p99_ms", "p50_ms", "p99_ms", "unanswered")
@@ -41,10 +42,14 @@ class Bench:
     def __init__(self, yard: Yard, options: argparse.Namespace) -> None:
         self.yard = yard
         self.options = options
-        wanted = options.subjects or ["direct", *PEERS, *OURS]
         self._twins: dict[str, Subject] = {}
         self.said: list[str] = []
-        self.subjects = [one for one in map(yard.subject, wanted) if one is not None]
+
+    @functools.cached_property
+    def subjects(self) -> list[Subject]:
+        """Those to set side by side, started by the first part that does."""
+        wanted = self.options.subjects or ["direct", *PEERS, *OURS]
+        return [one for one in map(self.yard.subject, wanted) if one is not None]
 
     def all(self, part: str) -> Iterator[Subject]:
         """Those that still do what this part asks. One that does not is left out of it from then on, and that is said;
@@ -217,10 +222,11 @@ class Bench:
             return {}
         rows: Table = {"at first": {"requests": 0.0, "own_mib": ours.own_bytes() / 2**20}}
         seen: list[tuple[float, float]] = []
-        for number in range(1, 11):
-            ours.load("answers", connections=64, requests=part, seconds=24 * 3600)
-            seen.append((number * part, ours.own_bytes()))
-            rows[f"after {number * part:,}"] = {"requests": seen[-1][0], "own_mib": seen[-1][1] / 2**20}
+        done = 0.0
+        for _ in range(10):
+            done += ours.load("answers", connections=64, requests=part, seconds=LONGEST_S / 2)["requests"]
+            seen.append((done, ours.own_bytes()))
+            rows[f"after {done:,.0f}"] = {"requests": done, "own_mib": seen[-1][1] / 2**20}
         slope = statistics.linear_regression(*zip(*seen[1:], strict=True)).slope
         rows["slope"] = {"bytes_per_request": slope}
         self._judge("bytes of memory that each request leaves behind", slope, 8.0)
@@ -300,8 +306,6 @@ USUAL = ("requests", "streams")
 
 def main() -> None:
     options = _arguments()
-    if options.first:
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))  # all that is started from here on inherits it
     if options.install:
         for name, why in install(list(PEERS)).items():
             print(f"note: {name} can't be installed: {why}")
@@ -319,8 +323,6 @@ def main() -> None:
         return
     for name, why in absent.items():
         print(f"note: {name} was not measured: {why}")
-    if options.first:
-        print("all of it ran before what else the machine had to do")
     for line in bench.said:
         print(line)
     print(f"medians of {options.rounds} interleaved rounds")
@@ -338,7 +340,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--workers", type=int, default=2, help="of the part `workers`")
     parser.add_argument("--cap", type=int, default=30, help="percent of a core of each of `workers`; 0: no bound")
-    parser.add_argument("--first", action="store_true", help="as root: run before all else that the machine has to do")
     parser.add_argument("--streams", type=int, default=1_000, help="of the part `held`")
     parser.add_argument("--memory-requests", type=int, default=100_000, help="of the part `memory`")
     parser.add_argument("--json", action="store_true")
