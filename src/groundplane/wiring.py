@@ -44,6 +44,7 @@ from groundplane.adapters.store.sql import SqlStore
 from groundplane.adapters.system import RandomIds, SystemClock
 from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.domain.isolation import Isolation, IsolationPolicy
+from groundplane.errors import InvalidInput
 from groundplane.ports import Clock, Executor, ModelServer, Store
 from groundplane.services.access import Access
 from groundplane.services.addenda import Addenda
@@ -495,6 +496,11 @@ async def build(settings: Settings) -> App:
 
 def _artifact_store(settings: Settings) -> PackStore:
     key = seal_key(settings.home / "keys")
+    if settings.store_url and settings.store_cold:
+        raise InvalidInput(
+            f"GROUND_STORE_COLD={settings.store_cold} is a second folder, and the packs lie in {settings.store_url}",
+            "unset GROUND_STORE_COLD; give the bucket a lifecycle rule to a class that is read at once",
+        )
     if settings.store_url:
         return bucket_store(settings.store_url, settings.store_quota_bytes, key=key)
     cold = Path(settings.store_cold).expanduser() if settings.store_cold else None

@@ -224,7 +224,8 @@ async def test_a_collection_spares_what_was_pushed_within_the_grace(make: Make, 
     store = make(0)
     young = await store.put_file(write(tmp_path / "young", b"y" * 5000))
     done = await store.collect(frozenset(), grace_s=3600)
-    assert done.files == 0
+    assert (done.files, done.waiting_bytes) == (0, 5000)
+    assert (await store.collect(frozenset({young[0]}), grace_s=3600)).waiting_bytes == 0
     await store.verify(*young)
 
 
@@ -351,6 +352,7 @@ async def test_a_bucket_is_read_by_a_signed_url_and_by_the_next_process(bucket: 
     first = (await store.pieces(sha256))[0]
     with urllib.request.urlopen(await store.address(first.pack)) as answer:
         assert answer.read()[first.offset : first.offset + first.size_bytes] == content[: first.size_bytes]
+    assert (await store.usage()).free_bytes is None, "a bucket does not say what it could still take"
 
 
 async def test_a_bundle_put_at_a_signed_address_is_taken_once(bucket: str) -> None:

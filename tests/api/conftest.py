@@ -86,6 +86,7 @@ def control_plane(home: Path, **more: Any) -> Iterator[Served]:
     thread.start()
     assert ready.wait(60), "the control plane did not start"
     if failed:
+        listener.close()
         raise failed[0]
     with Client(f"http://127.0.0.1:{port}", secrets[0]) as client:
         client.set_budget("default", monthly_limit_microusd=100_000_000)

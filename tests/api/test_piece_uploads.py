@@ -15,7 +15,7 @@ from groundplane.adapters.artifacts.bucket import BucketObjects
 from groundplane.client import artifacts as sdk
 from groundplane.client.sending import pieces_of
 from groundplane.domain.packs import Piece, pack_pieces
-from groundplane.errors import Unavailable
+from groundplane.errors import InvalidInput, Unavailable
 from groundplane.identity import Role
 
 MIB = 2**20
@@ -135,6 +135,8 @@ def test_with_a_bucket_the_bytes_pass_the_control_plane_by(
     monkeypatch.setattr(sdk, "put_at", noting)
     source = weights(tmp_path / "w.bin", tmp_path)
     with control_plane(tmp_path / "ground", store_url=bucket) as plane:
+        assert 'ground_store_bytes{part="stored"}' in plane.raw("GET", "/metrics").text
+        assert 'ground_store_bytes{part="free"}' not in plane.raw("GET", "/metrics").text
         artifact = plane.client.push(source, name="landed", project="default")
         assert (put, sum(sent)) == ([True], source.stat().st_size)
         assert plane.client.pieces(artifact.id, "w.bin").addresses, "it can be read from the bucket, too"
@@ -146,3 +148,11 @@ def test_with_a_bucket_the_bytes_pass_the_control_plane_by(
         made = plane.client.push(other, name="landed", project="default")
         assert plane.client.verify_artifact(made.id).ok
     assert BucketObjects(bucket).sweep_landing(-1) == 0, "nothing is left where bundles land"
+
+
+def test_a_cold_folder_beside_a_bucket_is_refused_at_the_start(tmp_path: Path) -> None:
+    with (
+        pytest.raises(InvalidInput, match="GROUND_STORE_COLD=/cold is a second folder"),
+        control_plane(tmp_path / "ground", store_url="s3://anything/here", store_cold="/cold"),
+    ):
+        pass

@@ -214,7 +214,8 @@ async def _storage_metrics(app: Any, actor: Actor, registry: CollectorRegistry) 
         registry=registry,
     )
     for part, size_bytes in (("files", usage.file_bytes), ("stored", usage.stored_bytes), ("free", usage.free_bytes)):
-        store.labels(part).set(size_bytes)
+        if size_bytes is not None:
+            store.labels(part).set(size_bytes)
     Gauge("ground_store_sharing_ratio", "Bytes of files per stored byte.", registry=registry).set(usage.sharing)
     damage = Gauge("ground_store_damage", "Damaged places and lost files that scrubs found.", registry=registry)
     damage.set(app.artifacts.damaged_spots)

@@ -138,7 +138,7 @@ def du(output: str) -> None:
     lines = [
         f"{store.files} files of {format_bytes(store.file_bytes)} in {format_bytes(store.stored_bytes)} "
         f"({view.sharing:.2f} × shared), {store.pieces} pieces in {store.packs} packs",
-        f"free {format_bytes(store.free_bytes)}" if store.free_bytes < 2**60 else "free: as the bucket allows",
+        f"free {format_bytes(store.free_bytes)}" if store.free_bytes is not None else "free: as the bucket allows",
     ]
     if store.legacy_bytes:
         lines.append(f"{format_bytes(store.legacy_bytes)} as an older release stored it; a push moves a file")

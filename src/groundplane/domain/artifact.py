@@ -50,7 +50,10 @@ class StoredPiece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreUsage:
-    """What the store holds. `file_bytes` is what its files would take without sharing pieces; 0 quota means none."""
+    """What the store holds. `file_bytes` is what its files would take without sharing pieces; 0 quota means none.
+
+    `free_bytes` is what its disk could still take; None for a bucket, which says no such thing.
+    """
 
     files: int
     file_bytes: int
@@ -59,7 +62,7 @@ class StoreUsage:
     stored_bytes: int
     legacy_bytes: int
     quota_bytes: int
-    free_bytes: int
+    free_bytes: int | None
     damaged_packs: tuple[str, ...]
 
     @property

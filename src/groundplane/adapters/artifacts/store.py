@@ -18,7 +18,15 @@ from typing import TypeVar
 from groundplane.adapters.artifacts.bucket import BucketObjects
 from groundplane.adapters.artifacts.index import Index
 from groundplane.adapters.artifacts.legacy import NO_LEGACY, LegacyBlobs
-from groundplane.adapters.artifacts.objects import FULL, FolderObjects, MemoryObjects, Objects, free_bytes, sync_folder
+from groundplane.adapters.artifacts.objects import (
+    FULL,
+    UNLIMITED_BYTES,
+    FolderObjects,
+    MemoryObjects,
+    Objects,
+    free_bytes,
+    sync_folder,
+)
 from groundplane.adapters.artifacts.reading import RESTORE_HINT, PieceReader, shares
 from groundplane.adapters.artifacts.upkeep import collect, scrub
 from groundplane.adapters.artifacts.writing import Push
@@ -364,7 +372,7 @@ class PackStore:
 
     def _usage(self) -> StoreUsage:
         recipes = self._index.recipes()
-        legacy = self._legacy.stored_bytes()
+        legacy, on_disk_bytes = self._legacy.stored_bytes(), self._objects.free_bytes()
         return StoreUsage(
             files=len(recipes) + self._legacy.count(),
             file_bytes=sum(recipe.size_bytes for recipe in recipes) + legacy,
@@ -373,7 +381,7 @@ class PackStore:
             stored_bytes=self._index.stored_bytes + legacy,
             legacy_bytes=legacy,
             quota_bytes=self._quota_bytes,
-            free_bytes=self._objects.free_bytes(),
+            free_bytes=on_disk_bytes if on_disk_bytes < UNLIMITED_BYTES else None,
             damaged_packs=tuple(sorted(self._index.damaged)),
         )
 

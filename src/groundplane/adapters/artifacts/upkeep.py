@@ -62,6 +62,7 @@ def collect(
         touched, relied = spared()
         keep = {bytes.fromhex(root) for root in roots} | touched | {recipe.sha256 for recipe in young_recipes}
         plan = _plan(index, keep, relied, set(young), thorough=thorough)
+        plan.waiting_bytes += _spared_bytes(index, {bytes.fromhex(root) for root in roots}, young.values())
         index.drop(entry.name for entry in plan.delete)
     for entry in plan.delete:
         objects.delete(entry.name)
@@ -93,8 +94,8 @@ def _plan(index: Index, keep: set[bytes], relied: set[bytes], young: set[str], *
         data_bytes = index.data_bytes(entry.name)
         dead_bytes = data_bytes - live_bytes[entry.name]
         if entry.name in young:
-            plan.waiting_bytes += dead_bytes
-        elif not live_bytes[entry.name] and entry.name not in homes:
+            continue
+        if not live_bytes[entry.name] and entry.name not in homes:
             plan.delete.append(entry)
         elif dead_bytes > SLACK * data_bytes or entry.name in crowded or (thorough and dead_bytes):
             plan.rewrite.append(entry)
@@ -103,6 +104,16 @@ def _plan(index: Index, keep: set[bytes], relied: set[bytes], young: set[str], *
     rewritten = {entry.name for entry in plan.rewrite}
     index.forget_pieces(index.only_in(rewritten) - needed)
     return plan
+
+
+def _spared_bytes(index: Index, roots: set[bytes], young: Iterable[Found]) -> int:
+    """Bytes of young packs that no root needs: only their age keeps them."""
+    rooted = {piece.digest for recipe in index.recipes() if recipe.sha256 in roots for piece in recipe.pieces}
+    needed: dict[str, int] = defaultdict(int)
+    for digest in rooted:
+        for place in index.places(digest)[:1]:
+            needed[place.pack] += place.length
+    return sum(index.data_bytes(entry.name) - needed[entry.name] for entry in young)
 
 
 def _rewrite(index: Index, objects: Objects, plan: _Plan) -> int:
