@@ -302,6 +302,8 @@ def main() -> int:
     arguments.add_argument("--folder", default="", help="where homes are made; default: the system's")
     arguments.add_argument("--json", action="store_true")
     options = arguments.parse_args()
+    # Servers are stopped when the bench is, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="ground-bench-", dir=options.folder or None) as name:
         home = Path(name) / "ground"
         with ground(home, options.ours) as ours:

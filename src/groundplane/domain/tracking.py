@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from typing import cast
 
 from groundplane.domain.model import ManifestFile, path_fault
 from groundplane.domain.run import RunStatus
@@ -299,8 +300,8 @@ def _bare(point: Point) -> list[object]:
 
 
 def _point(row: Sequence[object]) -> Point:
-    value, timestamp_ms, step = row
-    return Point(value=float(str(value)), timestamp_ms=int(str(timestamp_ms)), step=int(str(step)))
+    value, timestamp_ms, step = cast("tuple[float | str, int, int]", row)
+    return Point(value=float(value), timestamp_ms=timestamp_ms, step=step)
 
 
 def merged(latest: str, measured: Iterable[Measured]) -> str:
@@ -338,20 +339,20 @@ def parts_of(points: Mapping[str, Sequence[Point]]) -> dict[str, str]:
     return {bucket: json.dumps(rows, separators=(",", ":")) for bucket, rows in buckets.items()}
 
 
-def _of_part(part: str, text: str, key: str) -> list[Point]:
-    return decode_points(text) if part == key else [_point(row) for row in json.loads(text).get(key, ())]
-
-
 def history(parts: Iterable[tuple[str, str]], key: str) -> list[Point]:
     """Every point of a metric in the order of steps and times, given (key, text) of the parts that hold it.
 
     A call that a client sent twice counts once.
     """
-    seen: dict[tuple[int, int, str], Point] = {}
+    texts, rows = [], list[list[object]]()
     for part, text in parts:
-        for point in _of_part(part, text, key):
-            seen.setdefault((point.step, point.timestamp_ms, number_text(point.value)), point)
-    return sorted(seen.values(), key=_rank)
+        if part == key:
+            texts.append(text)
+        else:
+            rows += json.loads(text).get(key, ())
+    # One reading of all: most parts hold a single point.
+    rows = [row for part in json.loads(f"[{','.join(texts)}]") for row in part] + rows
+    return sorted(map(_point, dict.fromkeys(map(tuple, rows))), key=_rank)
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:
