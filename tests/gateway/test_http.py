@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import httptools
 import pytest
 from tests.gateway.harness import SECRET, MockUpstream, RawClient, ask, chat, get, key, post, purse, route, running
 
+from groundplane.gateway.client_side import Phase
 from groundplane.gateway.protocol.errors import Fault
 from groundplane.gateway.protocol.http1 import ChunkDecoder, Malformed, parse_request_head
 from groundplane.gateway.state import Options
@@ -374,3 +376,21 @@ async def test_random_requests_crash_nothing(tmp_path: Path, upstream: MockUpstr
     loop.set_exception_handler(None)
     assert errors == [] and count > 200
     assert len({record.id for record in records}) == len(records)
+
+
+async def test_a_late_request_whose_caller_has_just_left_does_not_stop_the_clock(
+    tmp_path: Path, upstream: MockUpstream
+) -> None:
+    """Its refusal is what tells the machine that nobody is there any more: closing our side fails then."""
+    async with running(tmp_path, keys=(key(),), routes=(route("tiny", upstream.base_url),)) as bench:
+        assert bench.gateway is not None
+        state = bench.gateway.state
+        client = socket.create_connection(("127.0.0.1", bench.port))
+        client.sendall(request(LENGTH)[:-3])
+        await bench.until(lambda: any(one._phase is Phase.BODY for one in state.clients), 30)
+        (connection,) = state.clients
+        client.close()
+        connection.deadline_s = 0.0
+        connection.sweep(1.0)  # before the loop has read that the caller is gone
+        await bench.until(lambda: not state.clients, 30)
+        assert state.bodies_bytes == 0

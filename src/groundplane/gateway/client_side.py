@@ -11,6 +11,7 @@ turn comes late.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import time
 from enum import Enum, auto
@@ -469,7 +470,8 @@ class ClientConnection(asyncio.Protocol):
         self.deadline_s = self._state.now_s + self._state.options.linger_s
         self.write(fault.answer(self._request_id(), close=True, door=self._door))
         if self._transport is not None and self._transport.can_write_eof():
-            self._transport.write_eof()
+            with contextlib.suppress(OSError):  # the caller is gone, which `connection_lost` is about to say
+                self._transport.write_eof()
 
     def _count_fault(self, fault: Fault) -> None:
         metrics = self._state.metrics
