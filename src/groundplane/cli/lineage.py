@@ -27,7 +27,10 @@ def show(node: str, output: str) -> None:
     """Show what a version was made from and what was made from it; what others say of it stands apart."""
     with connect() as client:
         found = client.lineage_of(node)
-    seen = Table(("FROM", "MADE"), found.edges, empty="nothing is known of it here")
+    named = [
+        tuple(f"{each} ({found.names[each]})" if each in found.names else each for each in pair) for pair in found.edges
+    ]
+    seen = Table(("FROM", "MADE"), named, empty="nothing is known of it here")
     rows = [(each.parent, each.child, each.job, each.reported_by, moment(each.at)) for each in found.outside]
     columns = ("FROM", "MADE", "JOB", "SAID BY", "AT")
     said = Table(columns, rows, empty="nobody outside says anything of it", title="from outside, unverified")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 
@@ -72,11 +72,15 @@ class LineageStanding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LineageView:
-    """One node with what it was made from and what was made from it; `outside` is what others say, unverified."""
+    """One node with what it was made from and what was made from it; `outside` is what others say, unverified.
+
+    `edges` are oldest first; `names` says what a run in them was, by its node: `evaluation nightly: accuracy 0.93`.
+    """
 
     node: str
     edges: tuple[tuple[str, str], ...]
     outside: tuple[OutsideEdge, ...]
+    names: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

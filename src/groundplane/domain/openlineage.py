@@ -68,7 +68,7 @@ def run_event(told: Told, namespace: str) -> Document:
             "facets": {
                 "jobType": _facet(
                     "2-0-4/JobTypeJobFacet",
-                    {"processingType": "BATCH", "integration": "GROUNDPLANE", "jobType": "JOB"},
+                    {"processingType": "BATCH", "integration": "GROUNDPLANE", "jobType": _kind(run)},
                 ),
                 "ownership": _facet("1-0-1/OwnershipJobFacet", {"owners": [{"name": run.owner, "type": "OWNER"}]}),
             },
@@ -76,6 +76,10 @@ def run_event(told: Told, namespace: str) -> Document:
         "inputs": list(told.inputs),
         "outputs": list(told.outputs),
     }
+
+
+def _kind(run: Run) -> str:
+    return "EVALUATION" if run.spec.evaluation is not None else "INFERENCE" if run.spec.batch is not None else "JOB"
 
 
 def dataset_event(dataset: Document, at: datetime) -> Document:

@@ -12,7 +12,7 @@ from groundplane.ports import Clock, RunFiles, Store
 from groundplane.services.artifacts import Artifacts, Pushed
 from groundplane.services.audit_trail import Teller
 from groundplane.services.datasets import Datasets, Offered
-from groundplane.services.inference import asked_version, read_json, spent
+from groundplane.services.inference import asked_edges, asked_version, read_json, spent
 from groundplane.services.reach import Reach
 
 MAX_LISTED = 1_000
@@ -75,7 +75,10 @@ class Batches:
         parents = [f"run:{run.id}", f"dataset:{source.id}", *([f"model:{version_id}"] if version_id else [])]
         async with self._store.transaction() as tx:
             if await tx.insert_once(made):
-                await tx.insert_many_once([edge(each, f"dataset:{output.id}", run.project, now) for each in parents])
+                edges = [edge(each, f"dataset:{output.id}", run.project, now) for each in parents]
+                if version_id:
+                    edges += await asked_edges(tx, run.project, made.target, version_id, run.id, now)
+                await tx.insert_many_once(edges)
                 after: dict[str, object] = {
                     "output": output.id,
                     "rows": made.rows,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from groundplane.audit import EventDraft
+from groundplane.domain.dataset import edge
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.planning import Plan
 from groundplane.domain.required_facts import Stage
@@ -99,6 +100,8 @@ class Endpoints:
                 await tx.insert(endpoint)
             else:
                 endpoint = await tx.update(endpoint)
+            made = edge(f"model:{version.id}", f"endpoint:{name}", plan.project, now)
+            await tx.insert_many_once([made])
             await _event(
                 tx, endpoint, actor.name, now, "endpoint.deploy", {"model": version.id, "revision": endpoint.revision}
             )
@@ -150,7 +153,9 @@ class Endpoints:
             await self._runs.stop(SYSTEM, run.id, f"endpoint {endpoint.id} stopped", because=EndReason.ENDPOINT_STOPPED)
             await self._commit(endpoint, now, READY_CHECK_PERIOD_S)
         elif run.status is not RunStatus.RUNNING or attempt is None:
-            waiting = replace(endpoint, status=EndpointStatus.DEPLOYING, base_url="", message=run.message)
+            # What is being stopped has its reason on the endpoint already: the run would only say that it stops.
+            why = endpoint.message if run.status is RunStatus.STOPPING else run.message
+            waiting = replace(endpoint, status=EndpointStatus.DEPLOYING, base_url="", message=why)
             await self._commit(waiting, now, READY_CHECK_PERIOD_S)
         else:
             await self._follow(endpoint, attempt, now)

@@ -28,7 +28,7 @@ from groundplane.ports import BlobStore, Clock, Notice, Notifier, RunFiles, Stor
 from groundplane.services.addenda import Addenda
 from groundplane.services.artifacts import Artifacts, Pushed
 from groundplane.services.audit_trail import Teller
-from groundplane.services.inference import asked_version, data_age, read_json, spent
+from groundplane.services.inference import asked_edges, asked_version, data_age, read_json, spent
 from groundplane.services.models import Models
 
 MAX_LISTED = 1_000
@@ -143,6 +143,9 @@ class Evaluations:
             version = await tx.get(ModelVersion, made.model_version) if made.model_version else None
             if version is not None and version.project == made.project:
                 self._models.demand(version)  # what is not what was signed must not gather evidence
+                await tx.insert_many_once(
+                    await asked_edges(tx, made.project, made.target, version.id, made.id, made.at)
+                )
                 await self._attach(tx, version, made, items)
             after: dict[str, object] = {
                 "target": made.target,

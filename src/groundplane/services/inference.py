@@ -16,7 +16,7 @@ import msgspec
 
 from groundplane.domain.access import Key, is_active
 from groundplane.domain.conditions import AtLeast
-from groundplane.domain.dataset import DatasetVersion, LineageEdge
+from groundplane.domain.dataset import DatasetVersion, LineageEdge, edge
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
 from groundplane.domain.order import Order
@@ -266,6 +266,15 @@ async def asked_version(tx: Tx, run: Run, need: EvaluationNeed | BatchNeed) -> s
     if replica is not None and run.started_at is not None and replica.created_at > run.started_at:
         raise InvalidInput(f"{name} was deployed anew while it was asked", "submit it again")
     return endpoint.model_version
+
+
+async def asked_edges(
+    tx: Tx, project: str, target: str, version_id: str, run_id: str, now: datetime
+) -> list[LineageEdge]:
+    """That a run asked this version, and through which endpoint where it asked one."""
+    endpoint = await tx.get(Endpoint, target)
+    through = [f"endpoint:{target}"] if endpoint is not None and endpoint.project == project else []
+    return [edge(parent, f"run:{run_id}", project, now) for parent in (f"model:{version_id}", *through)]
 
 
 async def data_age(tx: Tx, version_id: str, now: datetime) -> str:

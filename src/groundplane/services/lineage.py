@@ -14,8 +14,10 @@ from typing import Protocol
 
 from groundplane.audit import Event, EventDraft
 from groundplane.domain import openlineage as ol
+from groundplane.domain.batch import Batch
 from groundplane.domain.conditions import AtLeast
 from groundplane.domain.dataset import DatasetVersion, LineageEdge
+from groundplane.domain.evaluation import Evaluation
 from groundplane.domain.lineage import (
     LineageCursor,
     LineageStanding,
@@ -154,6 +156,8 @@ class OpenLineage:
             known = await tx.get(DatasetVersion, source.dataset) if source.dataset else None
             named = ol.dataset_of(known, self._namespace) if known else ol.source_of(source)
             inputs += [named] if named is not None else []
+        asked = await tx.get(ModelVersion, await _asked(tx, run))
+        inputs += [ol.model_of(asked, self._namespace)] if asked is not None else []
         told = ol.Told(run=run, state=state, at=event.at, inputs=inputs, outputs=outputs)
         return ol.run_event(told, self._namespace)
 
@@ -320,10 +324,14 @@ class OpenLineage:
             nodes = tuple({node, *(each.parent for each in edges.values()), *(each.child for each in edges.values())})
             outside = {each.id: each for each in await tx.find(OutsideEdge, {"parent": nodes})}
             outside |= {each.id: each for each in await tx.find(OutsideEdge, {"child": nodes})}
-        visible = sorted((each for each in edges.values() if actor.sees(each.project)), key=lambda each: each.at)
+            visible = sorted((each for each in edges.values() if actor.sees(each.project)), key=lambda each: each.at)
+            known = await _registered(tx, visible)
+            pairs = tuple(dict.fromkeys((known.get(each.parent, each.parent), each.child) for each in visible))
+            names = await _names(tx, {each for pair in pairs for each in pair if each.startswith("run:")})
         return LineageView(
             node=node,
-            edges=tuple((each.parent, each.child) for each in visible),
+            edges=pairs,
+            names=names,
             outside=tuple(
                 sorted((e for e in outside.values() if actor.sees(e.project)), key=lambda each: (each.at, each.id))
             ),
@@ -334,6 +342,41 @@ class OpenLineage:
         async with self._store.transaction() as tx:
             found = await tx.total(OutsideEvent, "*", by=("project",))
         return {str(project): number for (project,), number in found.items()}
+
+
+async def _asked(tx: Tx, run: Run) -> str:
+    """The version that an evaluation or a batch asks; of an endpoint's only its result knows. "" for other runs."""
+    need = run.spec.inference
+    if need is None or need.asking.model:
+        return need.asking.model if need is not None else ""
+    row: type[Evaluation] | type[Batch] = Evaluation if run.spec.evaluation is not None else Batch
+    found = await tx.get(row, run.id)
+    return found.model_version if found is not None else ""
+
+
+async def _registered(tx: Tx, edges: Sequence[LineageEdge]) -> dict[str, str]:
+    """Digests that are a registered version's own, by the version: one thing is shown under one name."""
+    digests = {each.parent.removeprefix("sha256:") for each in edges if each.parent.startswith("sha256:")}
+    rows = await tx.find(DatasetVersion, {"digest": tuple(digests)}) if digests else []
+    names = {each.parent for each in edges}
+    found: dict[str, str] = {}
+    for row in rows:
+        node = f"dataset:{row.id}"
+        if node in names or sum(other.digest == row.digest for other in rows) == 1:
+            found[f"sha256:{row.digest}"] = node
+    return found
+
+
+async def _names(tx: Tx, nodes: set[str]) -> dict[str, str]:
+    ids = tuple(sorted(each.removeprefix("run:") for each in nodes))
+    runs = await tx.find(Run, {"id": ids}) if ids else []
+    scores = {each.id: each.scores for each in await tx.find(Evaluation, {"id": ids})} if ids else {}
+    found: dict[str, str] = {}
+    for run in runs:
+        kind = "evaluation" if run.spec.evaluation is not None else "batch" if run.spec.batch is not None else "job"
+        told = ", ".join(f"{score.metric} {score.mean:.3g}" for score in scores.get(run.id, ())) or run.status.value
+        found[f"run:{run.id}"] = f"{kind} {run.name}: {told}"
+    return found
 
 
 def _node(named: ol.Named, ours: dict[ol.Named, tuple[str, str] | None]) -> str:
