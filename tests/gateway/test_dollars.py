@@ -182,6 +182,48 @@ async def test_what_a_rolled_worker_had_spent_does_not_count_twice(
     assert 60_000 - COST * len(upstream.seen) <= 2 * 330, "what the workers that left had spent counted twice"
 
 
+@pytest.mark.parametrize("kept", ["in a file", pytest.param("in redis", marks=pytest.mark.needs("redis"))])
+async def test_what_a_killed_worker_had_spent_is_let_go_once_the_ledger_has_it_and_never_before(
+    tmp_path: Path, upstream: MockUpstream, fleets: list[Workers], kept: str, request: pytest.FixtureRequest
+) -> None:
+    """kill -9 while its successor, which has another id, serves already."""
+    upstream.behave = eighty
+    url = request.getfixturevalue("redis_socket")[0] if kept == "in redis" else ""
+    values = {"keys": (key(id="key-killed"),), "routes": (route("tiny", upstream.base_url),)}
+    log = FolderUsageLog(tmp_path / "wal")
+
+    async def publish(version: int, microusd: int) -> None:
+        limits = (dollars("key", "key-killed", microusd),)
+        await write_snapshot(tmp_path, version, **values, limits=limits, ingested=await log.ingested())
+
+    await publish(1, 60_000)
+    workers = await asyncio.to_thread(start_workers, tmp_path, 2, limits_url=url)
+    fleets.append(workers)
+    for _ in range(5):
+        await burst(workers.port, 40)
+    old = workers.processes[1]
+    await asyncio.to_thread(workers.start, 1, "r")
+    old.kill()
+    await asyncio.to_thread(old.wait)
+    records = await log.read(10_000)
+    assert sum(record.amount_microusd for record in records) == COST * len(upstream.seen) > 30_000
+    half = len(records) // 2
+    await log.acknowledge(half)
+    await publish(2, 60_000 - sum(record.amount_microusd for record in records[:half]))
+    await poll((tmp_path / "wal" / "gw-1.closed").exists, 30)
+    end = time.monotonic() + 2.5  # its log is looked at every second
+    while time.monotonic() < end:
+        await burst(workers.port, 20)
+    assert COST * len(upstream.seen) <= 60_000, "what it had spent was let go of before the ledger had it"
+    rest = await log.read(10_000)
+    await log.acknowledge(len(rest))
+    await publish(3, 90_000 - COST * len(upstream.seen))
+    end = time.monotonic() + 30
+    while 90_000 - COST * len(upstream.seen) > 2 * 330 and time.monotonic() < end:
+        await burst(workers.port, 20)
+    assert 0 <= 90_000 - COST * len(upstream.seen) <= 2 * 330, "what it had spent is held beside the figure that has it"
+
+
 async def test_while_the_ledger_reads_along_nothing_is_counted_twice_or_not_at_all(
     tmp_path: Path, upstream: MockUpstream, fleets: list[Workers]
 ) -> None:

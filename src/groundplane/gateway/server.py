@@ -7,11 +7,12 @@ import socket
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from groundplane.errors import IntegrityFailure
 from groundplane.gateway.client_side import ClientConnection
 from groundplane.gateway.counting.counters import Counters
 from groundplane.gateway.state import GatewayState, Options
 from groundplane.gateway.telemetry.watch import TelemetryOptions
-from groundplane.gateway.wal import WriteAheadLog
+from groundplane.gateway.wal import LOG_WAIT_S, Closed, WriteAheadLog
 
 _TICK_S = 0.05
 _SWEEP_TICKS = 4
@@ -41,6 +42,7 @@ class Gateway:
         # One thread, so that syncs happen in order; the loop itself never waits for the disk.
         self._syncer = ThreadPoolExecutor(1, "usage-log-sync")
         self._sync: Future[None] | None = None
+        self._looking: asyncio.Future[list[Closed]] | None = None
         self.state = GatewayState(
             options=options,
             snapshot_path=snapshot_path,
@@ -69,7 +71,7 @@ class Gateway:
         else:
             self._server = await loop.create_server(connection, host, port, backlog=_BACKLOG, start_serving=False)
         try:
-            recovered = self._log.open()
+            recovered = self._log.open(wait_s=LOG_WAIT_S)
         except BaseException:
             self._server.close()
             self._syncer.shutdown()
@@ -102,6 +104,21 @@ class Gateway:
         if self._ticks % _SPACE_TICKS == 0:
             self._log.check_space()
             state.publishing.begin()
+            self._look_for_gone()
+
+    def _look_for_gone(self) -> None:
+        """Closes the logs of gateways that nobody will start again, and lets go of what they had spent."""
+        if self._looking is None or self._looking.done():
+            loop, workers = asyncio.get_running_loop(), self.state.options.workers
+            self._looking = loop.run_in_executor(None, self._log.gone, workers)
+            self._looking.add_done_callback(self._found_gone)
+
+    def _found_gone(self, looked: asyncio.Future[list[Closed]]) -> None:
+        error = looked.exception()
+        if isinstance(error, (OSError, IntegrityFailure)):
+            return  # another's log can't be read: who reads it for the ledger says so
+        if not self.state.draining:
+            self.state.let_go(looked.result())
 
     def _sync_log(self) -> None:
         if self._sync is not None:
@@ -136,8 +153,8 @@ class Gateway:
             self._timer.cancel()
         await loop.run_in_executor(None, state.telemetry.close)
         await loop.run_in_executor(None, self._syncer.shutdown)
-        self._log.close()
         state.flushing.finish()
-        state.counters.close(self._log.all_settled_at)
+        state.counters.close()
+        self._log.close()  # last: from then on others may let go of what is held here
         state.publishing.finish()
         state.files.close()

@@ -6,10 +6,11 @@ A snapshot is swapped whole: `Tables` are built aside and then replace the old o
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ from groundplane.gateway.telemetry.watch import Telemetry, TelemetryOptions
 from groundplane.gateway.turns import Turns
 from groundplane.gateway.upstream import Upstream
 from groundplane.gateway.waiting import WaitingRoom
-from groundplane.gateway.wal import Spent, WriteAheadLog
+from groundplane.gateway.wal import Closed, Spent, WriteAheadLog
 
 if TYPE_CHECKING:
     from groundplane.gateway.client_side import ClientConnection
@@ -127,6 +128,9 @@ class GatewayState:
         self._shares: dict[str, Share] = {}
         self._earlier: dict[tuple[str, str], list[Spent]] = {}
         self._earlier_seq = self._ingested = 0
+        self._figures: Sequence[Limit] = ()
+        self._figures_have: Mapping[str, int] = {}
+        self._let_go: set[Closed] = set()
         self._answers: dict[tuple[str, str], AnswerLength] = {}
         self._upstreams: dict[str, Upstream] = {}
         self._retired: list[Upstream] = []
@@ -252,6 +256,21 @@ class GatewayState:
         finally:
             self.dirty.extend(left)
 
+    def let_go(self, gone: Iterable[Closed]) -> None:
+        """Called every second: what gateways that are gone had spent is not held beside the figures that have it."""
+        for one in gone if self.tables is not None else ():
+            if one in self._let_go or self._figures_have.get(one.gateway_id, 0) < one.seq:
+                continue
+            lock = self.log.hold(one)
+            if lock is not None:
+                then = functools.partial(self._was_let_go, one, lock)
+                self.counters.let_go(one.gateway_id, self._figures, self._moment(), then)
+
+    def _was_let_go(self, one: Closed, lock: int, done: bool) -> None:
+        os.close(lock)
+        if done:
+            self._let_go.add(one)
+
     def _moment(self) -> Moment:
         return Moment(time.monotonic_ns(), time.time())
 
@@ -317,7 +336,7 @@ class GatewayState:
         left = snapshot.budgets.items()
         figures = [Limit("project", name, Measure.BUDGET, value, version=snapshot.version) for name, value in left]
         figures += [dated(limit, snapshot.version) for limit in snapshot.limits if limit.measure in PURSES]
-        self.counters.let_go(snapshot.ingested, figures, self._moment())
+        self._figures, self._figures_have = figures, snapshot.ingested
         urls = {_upstream_key(target) for route in snapshot.routes for target in route.targets}
         for url in self._upstreams.keys() - urls:
             upstream = self._upstreams.pop(url)

@@ -7,6 +7,7 @@ be answered, not a signal. Format: `domain/usage_records`; an open segment ends 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -42,6 +43,9 @@ FREE_MIN_BYTES = 64 * 2**20
 _GROW_BYTES = 65_536
 _HEADER_BYTES = HEADER.size
 _pack_header = HEADER.pack_into
+_CLOSED = ".closed"
+LOG_WAIT_S = 2.0
+"""How long a log that starts waits for who just closes it for its earlier life, or lets go of what that held."""
 _GATEWAY_ID = re.compile(r"[a-z0-9][a-z0-9_.-]{0,40}")
 _WORKER_ID = re.compile(r"gw-(\d{1,3})r?")
 _encode = msgspec.json.Encoder().encode
@@ -63,6 +67,14 @@ class Spent(NamedTuple):
     key_id: str = ""
     model: str = ""
     endpoint: str = ""
+
+
+class Closed(NamedTuple):
+    """A log whose gateway is gone and that has all of it, settled: the number of the last settlement."""
+
+    gateway_id: str
+    seq: int
+    at_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +104,7 @@ class WriteAheadLog:
         self._segment_max_bytes = segment_max_bytes
         self._free_min_bytes = free_min_bytes
         self._wall_clock = wall_clock
+        self._closed_path = directory / f"{gateway_id}{_CLOSED}"
         self._fd = -1
         self._lock_fd = -1
         self._number = 0
@@ -106,10 +119,11 @@ class WriteAheadLog:
         self.dirty = False
         self.trouble = ""
 
-    def open(self) -> Recovered:
+    def open(self, wait_s: float = 0.0) -> Recovered:
         """Starts a new segment, settling what an earlier life left open. Raises Conflict when the id is in use."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._lock()
+        self._lock(wait_s)
+        self._closed_path.unlink(missing_ok=True)
         settled: list[Spent] = []
         open_requests: dict[str, Reserved] = {}
         for number, payloads in self._own_segments():
@@ -134,18 +148,16 @@ class WriteAheadLog:
         self._settled_seq = max((one.seq for one in settled), default=0)
         return Recovered(tuple(settled), len(orphans))
 
-    def _lock(self) -> None:
-        self._lock_fd = os.open(
-            self._directory / f"{self._gateway_id}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
-        try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock_fd)
-            raise Conflict(
-                f"gateway id {self._gateway_id} is in use in {self._directory}",
-                "stop the other gateway, or give this one another --gateway-id",
-            ) from None
+    def _lock(self, wait_s: float) -> None:
+        end_s = time.monotonic() + wait_s
+        while (fd := _locked(self._directory, self._gateway_id)) is None:
+            if time.monotonic() >= end_s:
+                raise Conflict(
+                    f"gateway id {self._gateway_id} is in use in {self._directory}",
+                    "stop the other gateway, or give this one another --gateway-id",
+                )
+            time.sleep(0.01)
+        self._lock_fd = fd
 
     def _own_segments(self) -> Iterator[tuple[int, list[bytes]]]:
         numbered = []
@@ -284,18 +296,37 @@ class WriteAheadLog:
         self._sealed_fds = []
         return lambda: _sync_and_close(fds)
 
-    @property
-    def all_settled_at(self) -> int | None:
-        """The number of the last settlement; None while one could not be written."""
-        return None if self._late else self._settled_seq
-
     def close(self) -> None:
-        """Syncs and lets go."""
+        """Syncs and lets go. Where every request is settled, that is left to be read."""
         if self._map is not None:
             self._seal()
             _sync_and_close(self._sealed_fds)
+            if not self._late and not self._open:
+                self._closed_path.write_text(str(self._settled_seq))
             os.close(self._lock_fd)
             self._fd, self._sealed_fds = -1, []
+
+    def gone(self, workers: int) -> list[Closed]:
+        """Logs of others that are closed, after closing those that nobody else will. May run beside the loop."""
+        adopt_abandoned(self._directory, self._gateway_id, workers)
+        found = []
+        for path in self._directory.glob(f"*{_CLOSED}"):
+            if path != self._closed_path:
+                with contextlib.suppress(FileNotFoundError):  # it is back
+                    found.append(Closed(path.stem, int(path.read_text()), path.stat().st_mtime_ns))
+        return found
+
+    def hold(self, one: Closed) -> int | None:
+        """Keeps a gateway from coming back until this descriptor is closed; None where it is back already."""
+        fd = _locked(self._directory, one.gateway_id)
+        if fd is not None:
+            try:
+                if (self._directory / f"{one.gateway_id}{_CLOSED}").stat().st_mtime_ns == one.at_ns:
+                    return fd
+            except FileNotFoundError:
+                pass
+            os.close(fd)
+        return None
 
 
 def adopt_abandoned(directory: Path, gateway_id: str, workers: int) -> list[str]:
@@ -307,7 +338,7 @@ def adopt_abandoned(directory: Path, gateway_id: str, workers: int) -> list[str]
     adopted = []
     for name in sorted({parsed[0] for path in directory.iterdir() if (parsed := parse_segment_name(path.name))}):
         other = _WORKER_ID.fullmatch(name)
-        if other is None or name == gateway_id:
+        if other is None or name == gateway_id or (directory / f"{name}{_CLOSED}").exists():
             continue
         if other[1] == mine[1] or (mine[1] == "0" and int(other[1]) >= workers):
             log = WriteAheadLog(directory, name)
@@ -319,6 +350,17 @@ def adopt_abandoned(directory: Path, gateway_id: str, workers: int) -> list[str]
             if recovered.orphans:
                 adopted.append(name)
     return adopted
+
+
+def _locked(directory: Path, gateway_id: str) -> int | None:
+    """A descriptor that locks the log; None when somebody else has it."""
+    fd = os.open(directory / f"{gateway_id}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    return fd
 
 
 def _spent(done: Settled) -> Spent:

@@ -1,8 +1,8 @@
 """Limits of one machine's workers, in memory they share: a mapped file of accounts under one lock.
 
     accounts.shm              a header, then one row per limit: which, level, at, held, value, version
-    <holder>.held             what that holder has of each row, in the same order; locked while the holder lives
-    <holder>.left             of one that left in order: the number of its last record
+    <holder>.held             what that holder has of each row, in the same order; locked while the holder lives, and
+                              deleted once the ledger has what it spent
 
 Every change is made under the file's lock, in about ten microseconds; shares are handed out in slices, so most requests
 need none. The kernel lets go of a lock when its holder dies. What a dead holder had of a rate counts as used: its
@@ -18,7 +18,7 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from groundplane.domain.limits import DAY_S, PURSES, SCALES, Account, Binding, Limit, Measure, Moment, Share, transact
@@ -49,17 +49,15 @@ class BrokerCounters:
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._fd, self._map = _mapped(folder / "accounts.shm", _HEADER_BYTES + ROWS * _ROW.size)
-            self._held_fd, self._held = _mapped(folder / f"{holder}.held", ROWS * _HELD.size)
-            fcntl.flock(self._held_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with self._locked():  # what a dead holder left is looked at, and deleted, under this lock too
+                self._held_fd, self._held = _mapped(folder / f"{holder}.held", ROWS * _HELD.size)
+                fcntl.flock(self._held_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._begin()
+                self._count_the_dead()
         except BlockingIOError:
             raise Unavailable(f"{holder} keeps limits in {folder} already", "give this gateway another id") from None
         except OSError as error:
             raise Unavailable(f"the limits in {folder} can't be kept: {error.strerror}", "check its owner") from error
-        self._left = folder / f"{holder}.left"
-        with self._locked():
-            self._left.unlink(missing_ok=True)
-            self._begin()
-            self._count_the_dead()
 
     # ------------------------------------------------------------ the port
 
@@ -99,18 +97,23 @@ class BrokerCounters:
             share.seen(account, now.ns)
             self._store(row, account, held)
 
-    def let_go(self, ingested: Mapping[str, int], figures: Sequence[Limit], now: Moment) -> None:
+    def let_go(self, gateway_id: str, figures: Sequence[Limit], now: Moment, then: Callable[[bool], None]) -> None:
+        then(self._let_go(self._folder / f"{gateway_id}.held", figures, now))
+
+    def _let_go(self, path: Path, figures: Sequence[Limit], now: Moment) -> bool:
         with self._locked():
-            for path in self._folder.glob("*.left"):
-                if ingested.get(path.stem, 0) >= int(path.read_text()):
-                    fd, held = _mapped(path.with_suffix(".held"), ROWS * _HELD.size)
-                    try:
-                        if _lock_is_free(fd):
-                            self._return_spent(held, figures, now)
-                            path.unlink()
-                    finally:
-                        held.close()
-                        os.close(fd)
+            if not path.exists():
+                return True
+            fd, held = _mapped(path, ROWS * _HELD.size)
+            try:
+                if not _lock_is_free(fd):
+                    return False
+                self._return_spent(held, figures, now)
+                path.unlink()
+                return True
+            finally:
+                held.close()
+                os.close(fd)
 
     def _return_spent(self, held: mmap.mmap, figures: Sequence[Limit], now: Moment) -> None:
         """With the figures that contain it, and not before: an account may have older ones still."""
@@ -123,13 +126,11 @@ class BrokerCounters:
                 self._write(row, account)
         self._fold(held, list(rows), dollars=True)
 
-    def close(self, last_seq: int | None = None) -> None:
+    def close(self) -> None:
         """Counts what is held as used, and leaves. Spent dollars stay held: this holder's, should it come back, or
         until the ledger has all of its records."""
         with self._locked():
             self._fold(self._held, self._used())
-            if last_seq is not None:
-                self._left.write_text(str(last_seq))
         self._map.close()
         self._held.close()
         os.close(self._held_fd)

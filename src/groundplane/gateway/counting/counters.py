@@ -6,7 +6,7 @@ units by `domain.limits.transact`, so all of them refuse alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from groundplane.domain.limits import Account, Binding, Limit, Moment, Share, transact
@@ -36,12 +36,13 @@ class Counters(Protocol):
     def declare(self, share: Share, held: int, now: Moment) -> None:
         """This holder's first word on a share in this life: it holds so much, whatever it held before."""
 
-    def let_go(self, ingested: Mapping[str, int], figures: Sequence[Limit], now: Moment) -> None:
-        """The ledger's `figures` of dollars have every record up to `ingested`, by holder: what holders that left had
-        spent by then need not be held any more. Twice: nothing more happens."""
+    def let_go(self, gateway_id: str, figures: Sequence[Limit], now: Moment, then: Callable[[bool], None]) -> None:
+        """A gateway of this machine is gone, and the ledger's `figures` of dollars have all that it spent: that need
+        not be held any more. `then` is told whether it is not. Twice: nothing more happens. Halfway: try again. The
+        caller sees to it that the gateway does not come back meanwhile."""
 
-    def close(self, last_seq: int | None = None) -> None:
-        """Gives up what is held for nobody. `last_seq`: of this holder's log, where that has all it spent."""
+    def close(self) -> None:
+        """Gives up what is held for nobody; spent dollars stay held until `let_go`."""
 
 
 class MemoryCounters:
@@ -83,8 +84,9 @@ class MemoryCounters:
         share.held = held
         share.seen(account, now.ns)
 
-    def let_go(self, ingested: Mapping[str, int], figures: Sequence[Limit], now: Moment) -> None:
+    def let_go(self, gateway_id: str, figures: Sequence[Limit], now: Moment, then: Callable[[bool], None]) -> None:
         """There are no others."""
+        then(True)
 
-    def close(self, last_seq: int | None = None) -> None:
+    def close(self) -> None:
         """Nothing outlives the process."""

@@ -2,7 +2,8 @@
 
 An answer is awaited 10 ms; then each limit's `when_down` decides: refuse, admit, or admit from this holder's part of
 the limit alone. After three silences in a row nobody waits: a breaker is open for a second, then longer, up to ten.
-Dollars of a gateway that is gone are held for a day, in case it comes back with what it spent. What was charged and not
+Dollars of a gateway that is gone are held for a day, in case it comes back with what it spent, or until the ledger has
+all of its log. What was charged and not
 confirmed is charged again, so a lost answer errs on the safe side; what was handed out and
 not heard of is taken back by stating, on each new connection, what this holder has.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -47,6 +48,7 @@ _WORDS = {
     **dict.fromkeys(PURSES, b"budget"),
 }
 _PREFIX = b"groundplane:limit:"
+_FIGURES_AT_ONCE = 100
 
 
 @dataclass(slots=True)
@@ -109,10 +111,33 @@ class RedisCounters:
         self._shares[share.limit.id] = share
         self._stated.discard(share.limit.id)
 
-    def let_go(self, ingested: Mapping[str, int], figures: Sequence[Limit], now: Moment) -> None:
-        """A holder that left is not believed for longer than half a minute anyway."""
+    def let_go(self, gateway_id: str, figures: Sequence[Limit], now: Moment, then: Callable[[bool], None]) -> None:
+        """States for the one that is gone, with the figures that contain what it spent, that it has nothing."""
+        if not self._usable():
+            then(False)
+            return
+        connection = self._connection
+        assert connection is not None
+        holder = b"%b:%b" % (self._holder.rpartition(b":")[0], gateway_id.encode())
+        waiting = list(range(0, len(figures), _FIGURES_AT_ONCE)) or [0]
+        lost = False
 
-    def close(self, last_seq: int | None = None) -> None:
+        def answered(reply: bytes | None) -> None:
+            nonlocal lost
+            waiting.pop()
+            lost = lost or reply is None
+            if not waiting:
+                then(not lost)
+
+        for start in tuple(waiting):
+            some = figures[start : start + _FIGURES_AT_ONCE]
+            keys = [_PREFIX + one.id.encode() for one in some]
+            words = [holder, b"%d" % (_BELIEF_S * 1_000_000), b"%d" % self._holders]
+            for one in some:
+                words += [_WORDS[one.measure], b"%d" % one.value, b"%d" % one.version, b"0", b"0", b"0", b"0"]
+            connection.send(answered, b"EVALSHA", self._sha, b"%d" % len(keys), *keys, *words)
+
+    def close(self) -> None:
         """What this holder has goes back with its last words; without them it is believed for half a minute."""
         self._closing = True
         if self._beat is not None:
