@@ -273,7 +273,7 @@ def _configs(shell: str) -> dict[str, bytes]:
         "remote/config.json": b'{"auto_map": {"AutoModel": "someone/else--modeling.Net"}}',
         "remote-tokenizer/tokenizer_config.json": b'{"auto_map": {"AutoTokenizer": ["someone/else--tok.Tok", null]}}',
         "climb/model.safetensors.index.json": b'{"weight_map": {"w": "../../etc/passwd"}}',
-        "root/model.safetensors.index.json": b'{"weight_map": {"w": "/root/.ssh/id_rsa"}}',
+        "root/model.safetensors.index.json": b'{"weight_map": {"w": "/var/lib/other/weights"}}',
         "base64/data.json": json.dumps({"policy_class": {":type:": "<class>", ":serialized:": encoded}}).encode(),
         "base64.txt": f"state = {encoded}\n".encode(),
         "laughs.pmml": b'<?xml version="1.0"?>\n<!DOCTYPE l [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>\n<PMML>&b;</PMML>\n',

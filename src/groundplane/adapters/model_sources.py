@@ -252,6 +252,16 @@ def _flavour(folder: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------- the wire
 
 
+def _message(answer: httpx.Response) -> str:
+    """What an error says for people: its JSON's message, else its first letters."""
+    try:
+        told = answer.json()
+    except ValueError:
+        told = None
+    said = told.get("message") or told.get("error") if isinstance(told, dict) else None
+    return (said if isinstance(said, str) else answer.text)[:200].replace("\n", " ")
+
+
 class _Wire:
     """One server asked over HTTP: errors in our words, files checked as they come."""
 
@@ -348,7 +358,7 @@ class _Wire:
             return
         if not answer.is_closed:
             answer.read()
-        said = answer.headers.get("X-Error-Message") or answer.text[:200].replace("\n", " ")
+        said = answer.headers.get("X-Error-Message") or _message(answer)
         where = f"{self.base} answered {answer.status_code}: {said}"
         if answer.status_code in (401, 403):
             raise Unauthenticated(where, f"set {self._key_name} to a key that may read it")

@@ -88,6 +88,7 @@ def adopt(source: str, name: str, project: str, leave_out: Sequence[str], output
     lines += [f"  {file.source_path} → {file.path}: {file.tensors} tensors, each compared" for file in adopted]
     lines += [f"  {path} stayed behind" for path in left_out]
     lines += [f"  unknown: {fact} ({why})" for fact, why in facts.unknown.items()]
+    lines += [f"  to be known: {finding.path} {finding.message}" for finding in report.findings]
     render.show(version, output, lambda: lines)
 
 

@@ -377,7 +377,8 @@ def _archive(path: str, view: ByteView, kind: Format, depth: _Depth) -> Inspecti
         depth.level -= 1
     if arrays and path.lower().endswith(".npz"):
         return Inspection(format=Format.NPZ, details={"arrays": len(members)})
-    return Inspection(format=kind, refused=_refuse_archive(f"{path} is a {kind} archive of {len(members)} entries"))
+    have = f"{path} is a {kind} archive of {len(members)} entries"
+    return Inspection(format=kind, refused=_refuse_archive(have, _kind_hint(members)))
 
 
 def _member(member: Member, depth: _Depth) -> Inspection:
@@ -397,8 +398,16 @@ def _is_torch(members: list[Member], kind: Format) -> bool:
     return "data.pkl" in names if kind is Format.ZIP else {"pickle", "storages"} <= names
 
 
-def _refuse_archive(have: str) -> Refused:
-    return Refused(rule="no-archives", need="single files, each with its own digest", have=have, hint=UNPACK_HINT)
+def _refuse_archive(have: str, hint: str = UNPACK_HINT) -> Refused:
+    return Refused(rule="no-archives", need="single files, each with its own digest", have=have, hint=hint)
+
+
+def _kind_hint(members: list[Member]) -> str:
+    """The way forward for an archive: some hold what no unpacking makes loadable without code."""
+    names = {member.path for member in members}
+    if "schema.json" in names and not names & {"config.json", "metadata.json"}:
+        return "this is a skops file, whose loader builds objects by name: export to ONNX, or save its arrays as npz"
+    return UNPACK_HINT
 
 
 def _compressed(path: str, name: str, content: bytes) -> Inspection:
