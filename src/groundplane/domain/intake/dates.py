@@ -25,13 +25,13 @@ _MONTH = "|".join(sorted(_MONTHS, key=lambda word: -len(word)))
 
 _ROLES = (
     ("deadline", r"\b(?:by|before|due|no later than|not later than|latest|at the latest|deadline|needed|need it|eod|cob|eob|asap|in time for|ready for|ready|until we present|must be (?:ready|done|live))\b"),
-    ("end_date", r"\b(?:until|till|til|through|ends?|ending|end date|expires?|expiry|valid to|stop(?:s|ped)? on|keep (?:it|them)?|tear (?:it |them )?down|shut (?:it |them )?down|delete (?:it|them))\b"),
+    ("end_date", r"\bto ?:|\b(?:until|untill|unitl|till|til|through|ends?|ending|end date|expires?|expiry|valid to|stop(?:s|ped)? on|keep (?:it|them)?|tear (?:it |them )?down|shut (?:it |them )?down|delete (?:it|them))\b"),
     ("start_date", r"\b(?:from|starting|starts?|begin(?:s|ning)?|as of|kick(?:s|ing)? off|kick-?off|launch(?:es)?|go(?:es)? live)\b"),
 )  # fmt: skip
 _RESULT = re.compile(
     rf"(?:{FINISH}|\b(?:results?|deliver(?:y|ed|able|ables)?|trained model|paper|submission)\b)"
     r"(?: (?:is|are|it|this|that|must|has to|have to|should|be|needed|need|due|ready|all|training|deadline))*"
-    r" ?(?:by|before|until|till|on|for|within|in|no later than|not later than|at the latest|latest|eod|cob|deadline|:)? ?(?:the )?$"
+    r" ?(?:by|before|until|till|on|for|within|in|no later than|not later than|at the latest|latest|eod|cob|deadline|:)? ?(?:the )?(?:(?:\w+ )?deadline[,:]? ?)?$"
 )
 _WORK = re.compile(r"train|job|\brun|tun(?:e|ing)|batch|experiment|scor|transcri|label|embed")
 """`can you get this done by Friday` is about machines, `the training is done by Friday` about its result."""
@@ -42,10 +42,10 @@ _BACK = 30
 _ISO = rx(r"(?<![\w-])(\d{4})-(\d{1,2})-(\d{1,2})(?![\d-])")
 _NUMERIC = rx(r"(?<![\w./-])(\d{1,2})([/.])(\d{1,2})(?:\2(\d{4}|\d{2}))?(?![\w/%]|\.\d)")
 _MONTH_DAY = rx(rf"\b({_MONTH})\.? (\d{{1,2}})(?:st|nd|rd|th)?\b(?:,? (\d{{4}})\b)?(?!~(?:gpus?|nodes?|vms?|x\b))")
-_DAY_MONTH = rx(rf"(?<![\w.])(\d{{1,2}})(?:st|nd|rd|th)?\.?~(?:of )?({_MONTH})\b\.?(?:,? (\d{{4}})\b)?")
+_DAY_MONTH = rx(rf"(?<![\w.])(\d{{1,2}})(?:st|nd|rd|th)?\.?[ -]?(?:of )?({_MONTH})\b\.?(?:(?:,? |-)(\d{{4}})\b)?")
 _NAMED = rx(rf"(?:\b(next|this|coming|following) )?\b({_WEEKDAY})\b(?! ?(?:standup|meeting|message))")
 _AHEAD = rx(
-    rf"\b(?:in|within)~(?:the next |about |around |less than )?({COUNT}|a|an) (business |working )?(days?|weeks?|months?|hours?|hrs?)\b(?:'? time)?"
+    rf"\b(?:in|within)~(?:the next |about |around |less than )?({COUNT}|a|an) (business |working )?(days?|weeks?|fortnights?|months?|hours?|hrs?)\b(?:'? time)?"
 )
 _PERIODS = rx(
     r"\b(?:(today|tonight)|(tomorrow|tmrw|tmr)|(day after tomorrow)|(this week|end of the week|end of week|eow)"
@@ -71,6 +71,8 @@ def dates(low: str, now: datetime) -> Iterator[Found]:
         name, begins = _role(low, start, end)
         if len(taken) > 1 and _TO.fullmatch(low, taken[-2][1], start):
             name, begins = "end_date", start  # "from Dec 1 to Dec 21"
+        if note.startswith(_OF_WEEK) and name == "start_date":
+            day, note = day - timedelta(days=4), note.replace("Friday", "Monday")
         if day < today:
             note = f"{note}; " * bool(note) + "in the past"
         yield Found(name, day.isoformat(), begins, end, "date", note)
@@ -79,7 +81,7 @@ def dates(low: str, now: datetime) -> Iterator[Found]:
 def _each(low: str, today: date) -> list[tuple[int, int, date, str]]:
     found = [
         *_written_out(low, today), *_numeric(low, today), *_weekdays(low, today), *_ahead(low, today),
-        *_periods(low, today), *_feasts(low, today),
+        *_periods(low, today), *_feasts(low, today), *_weeks(low, today), *_month_parts(low, today),
     ]  # fmt: skip
     return sorted(found, key=lambda each: (each[0], -each[1]))
 
@@ -88,9 +90,10 @@ def _role(low: str, start: int, end: int) -> tuple[str, int]:
     """What the date is for: the nearest word before it says, or one right behind it; and where the wording begins."""
     piece = low[max(0, start - _BACK) : start]
     before = re.split(r"[.;\n]", piece)[-1]
-    result = _RESULT.search(before)
+    wide = re.split(r"[.;\n]", low[max(0, start - 2 * _BACK) : start])[-1]
+    result = _RESULT.search(wide)
     if result is not None and (not result[0].startswith("done") or _WORK.search(low, max(0, start - 2 * _BACK), start)):
-        return "finish_by", start - len(before) + result.start()
+        return "finish_by", start - len(wide) + result.start()
     if _HAPPENED.search(before):
         return "date", start
     words = list(_ROLE.finditer(before))
@@ -116,6 +119,52 @@ def _feasts(low: str, today: date) -> Iterator[tuple[int, int, date, str]]:
         month, day_of = (12, 25) if match[1] else (12, 31) if match[2] else (1, 1)
         if (day := _in_year(None, month, day_of, today)) is not None:
             yield match.start(), match.end(), day, ""
+
+
+_OF_WEEK = "read as Friday of week"
+_WEEK = rx(r"(?<![\w-])(?:(\d{4})-?w|(?:calendar week|kw|cw)~)(\d{1,2})(?![\d-])")
+
+
+def _weeks(low: str, today: date) -> Iterator[tuple[int, int, date, str]]:
+    """Weeks of ISO 8601: the Friday, which a start makes the Monday."""
+    for match in _WEEK.finditer(low):
+        year, week = int(match[1] or today.year), int(match[2])
+        if not match[1] and week < today.isocalendar().week:
+            year += 1
+        try:
+            yield match.start(), match.end(), date.fromisocalendar(year, week, 5), f"{_OF_WEEK} {week}"
+        except ValueError:
+            continue
+
+
+_MONTH_PART = rx(rf"\b(end|middle|mid|beginning|start)(?: of |-| )(?:the month of )?({_MONTH})\b(?:,? (\d{{4}})\b)?")
+
+
+def _month_parts(low: str, today: date) -> Iterator[tuple[int, int, date, str]]:
+    """`end of January`, `mid-March`."""
+    for match in _MONTH_PART.finditer(low):
+        month, year = _MONTHS[match[2]], int(match[3]) if match[3] else None
+        last = calendar.monthrange(year or 2027, month)[1] if (year or 2000) in range(1970, 2200) else 28
+        day = _in_year(year, month, {"end": last, "mid": 15, "middle": 15}.get(match[1], 1), today)
+        if day is not None:
+            said = {"end": "the last day", "mid": "the 15th", "middle": "the 15th"}.get(match[1], "the first day")
+            yield match.start(), match.end(), day, f"read as {said} of that month"
+
+
+_NO_SUCH = "there is no such day"
+
+
+def impossible_days(low: str) -> Iterator[Found]:
+    """Days that no calendar has: 31 February, 2026-13-01."""
+    for match in _ISO.finditer(low):
+        if _day(int(match[1]), int(match[2]), int(match[3])) is None and int(match[1]) in range(1970, 2200):
+            yield Found("impossible", match[0], match.start(), match.end(), "", _NO_SUCH)
+    for pattern, month, day_of in ((_MONTH_DAY, 1, 2), (_DAY_MONTH, 2, 1)):
+        for match in pattern.finditer(low):
+            # Without a year a leap year counts, which has every day that a year can have.
+            year, day = int(match[3] or 2024), int(match[day_of])
+            if (match[3] or day in (30, 31)) and _day(year, _MONTHS[match[month]], day) is None:
+                yield Found("impossible", match[0], match.start(), match.end(), "", _NO_SUCH)
 
 
 def _written_out(low: str, today: date) -> Iterator[tuple[int, int, date, str]]:
@@ -174,8 +223,8 @@ def _ahead(low: str, today: date) -> Iterator[tuple[int, int, date, str]]:
             day = today + timedelta(days=-(-many // 24) if many >= 24 else 0)
         elif unit == "day":
             day = _working(today, many) if match[2] else today + timedelta(days=many)
-        elif unit == "week":
-            day = today + timedelta(weeks=many)
+        elif unit in {"week", "fortnight"}:
+            day = today + timedelta(weeks=many * (2 if unit == "fortnight" else 1))
         else:
             day = _months_on(today, many)
         yield match.start(), match.end(), day, ""

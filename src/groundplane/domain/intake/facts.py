@@ -129,6 +129,8 @@ FACTS: dict[str, Known] = {
         ("date", "date", "date", "2026-12-01", _day),
         ("duration", "duration", "s", "8h", parse_duration_s),
         ("budget", "budget", "microusd", "$500", _money),
+        ("time_each", "how long each takes", "s", "40m", parse_duration_s),
+        ("impossible", "what can't be meant", "", "31 February", _text),
         ("money", "amount of money", "microusd", "$500", _money),
         ("command", "command", "", "python train.py", _text),
         ("machines", "machines", "", "2", _count),

@@ -53,7 +53,8 @@ def hardware(low: str, lexicon: Lexicon) -> Iterator[Found]:
 _AZURE = r"(?:standard[_ ])?(?:nc|nd|nv|ng|nx|d|ds|e|f|b|m|l|dc|hb|hc)\d{1,3}[a-z]{0,6}(?:[_ ][a-z0-9]{2,10}){0,2}[_ ]v\d\b|standard_[a-z]{1,3}\d{1,3}[a-z0-9_]{0,24}\b"
 _AWS = r"\b[a-z]{1,4}\d{1,2}[a-z]{0,4}(?:-[a-z0-9]{2,6})?\.(?:\d{1,3}xlarge|\d{0,3}xl\b|xlarge|large|medium|small|micro|nano|metal)\b"
 _GCP = r"\b(?:a2|a3|a4|a4x|g2|g4|n1|n2|n2d|n4|e2|c2|c2d|c3|c3d|c4|t2a|t2d|m1|m2|m3|h3)-(?:highgpu|megagpu|ultragpu|edgegpu|standard|highmem|highcpu|megamem|ultramem|micro|small|medium)(?:-\d{1,3}g?)?\b|\b(?:tpu-)?v(?:5litepod|5p|5e|6e|4)-\d{1,4}\b"
-_INSTANCE = re.compile(rf"(?<![\w.-])(?:(?P<azure>{_AZURE})|(?P<aws>{_AWS})|(?P<gcp>{_GCP}))")
+_OCI = r"\b(?:bm|vm)\.(?:gpu|standard|optimized|denseio|dense)[\w.-]*\w"
+_INSTANCE = re.compile(rf"(?<![\w.-])(?:(?P<azure>{_AZURE})|(?P<oci>{_OCI})|(?P<aws>{_AWS})|(?P<gcp>{_GCP}))")
 _NAMED_FAMILY = {
     "azure": ("nc", "nd", "nv", "ng"),
     "aws": ("p", "g", "trn", "inf", "dl"),
@@ -98,6 +99,8 @@ def is_accelerated(name: str, lexicon: Lexicon) -> bool | None:
     match = _INSTANCE.match(name.lower())
     if match is None or match.lastgroup is None:
         return None
+    if match.lastgroup == "oci":
+        return ".gpu" in name.lower()
     plain = name.lower().removeprefix("standard_")
     letters = plain if match.lastgroup == "gcp" else re.match(r"[a-z]*", plain)[0]  # type: ignore[index]
     families = _NAMED_FAMILY[match.lastgroup]
@@ -131,7 +134,7 @@ def _patterns(family: str) -> dict[str, re.Pattern[str]]:
         "grid": rx(rf"{many}~[x*]~(?P<each>\d{{1,3}})~(?:x~)?(?:(?:{card}{size})|(?:nvidia )?gpus?)\b"),
         "grid_after": rx(rf"{many}~{_LOOSE}{{0,3}}{_MACHINE}~x~(?P<each>\d{{1,3}})~(?:x~)?(?:(?:{card}{size})|{_CARD})"),
         "each": rx(
-            rf"{many}~(?:x~)?{_LOOSE}{{0,4}}(?:{card}{size} )?{_MACHINE},?~(?:each )?(?:with|having|w/|of|at|containing|x)~(?:of )?"
+            rf"{many}~(?:x~)?{_LOOSE}{{0,4}}(?:{card}{size} )?{_MACHINE},?~(?:each )?(?:with|having|w/|of|at|containing|x)~(?:of )?(?:each )?"
             rf"(?:a total of )?{each}~(?:x~)?{_LOOSE}{{0,3}}(?:(?P<card2>{family})s?(?:[ -]?(?P<size2>\d{{2,3}})~gb)?(?: {_CARD})?|{_CARD})"
         ),
         "dashed": rx(rf"{many}~(?:x~)?(?P<each>\d{{1,3}})(?:[x-]|-?x-?)(?:{card}{size}|gpu)[ -](?:gpu )?{_MACHINE}\b"),
@@ -175,10 +178,36 @@ def _accelerators(low: str, lexicon: Lexicon) -> Iterator[Found]:
         if taken and begins < taken[-1][1]:
             continue  # The longer wording has been read already.
         taken.append((begins, end))
-        yield from facts
+        minus = low[begins - 1 : begins] == "-" and low[max(0, begins - 2) : begins - 1] == " "
+        yield from (_impossible(fact, low) if minus or _is_no_count(fact) else fact for fact in facts)
+    if not any(fact.name in _COUNTED for _, facts in by_place.values() for fact in facts):
+        yield from _labelled(low, patterns["alone"])
     for match in patterns["alone"].finditer(low):
         if not _is_other(low, match):
             yield from _card(match, "card", "size", lexicon)
+
+
+_COUNTED = frozenset({"machines", "accelerators", "accelerators_per_machine"})
+
+
+def _is_no_count(fact: Found) -> bool:
+    return fact.name in _COUNTED and (isinstance(fact.value, float) or (fact.name == "machines" and fact.value == 0))
+
+
+def _impossible(fact: Found, low: str) -> Found:
+    """A count that nobody can have: part of a machine, none of them, less than none."""
+    written = low[max(0, fact.start - 1) : fact.end].strip()
+    return Found("impossible", written, fact.start, fact.end, "", f"no number of {fact.name.replace('_', ' ')}")
+
+
+_QUANTITY = rx(r"\b(?:qty|quantity|how many|count)~[:=]~(?P<many>\d{1,4})\b")
+
+
+def _labelled(low: str, card: re.Pattern[str]) -> Iterator[Found]:
+    """`qty: 6` in a form that names a card and no other count."""
+    found = _QUANTITY.search(low)
+    if found is not None and card.search(low):
+        yield Found("accelerators", int(found["many"]), found.start(), found.end(), "", "read as cards, not machines")
 
 
 def _is_other(low: str, match: re.Match[str]) -> bool:

@@ -23,15 +23,15 @@ _CUES: tuple[tuple[ItemKind, int, str], ...] = (
     (K.INCIDENT, 6, r"out of memory|\btried to allocate\b|\binsufficient nvidia\.com|\bnodes are available\b|\bno space left\b|\boom(?:killed|-?kill\w*)?\b|\bcuda error|exit(?:ed with)?(?: code| status)? (?:137|139|1)\b|\bsegfault|\bxid \d+|\bnccl (?:error|timeout|watchdog)|\bno cuda(?:-capable)? device|\bcrash ?loop\w*"),
     (K.INCIDENT, 6, r"\b(?:pods?|jobs?|runs?|vms?|workloads?) (?:\w+ ){0,4}(?:pending|stuck|hang(?:s|ing)?|hung|frozen|evicted|failing|fails?|failed|crash\w*|died|dies|dead)\b|\b(?:stuck|hanging) (?:in|at|on)\b|\bpods? pending\b"),
     (K.INCIDENT, 6, r"\b(?:429s?|500s|502s?|503s?|504s?)\b(?! (?:gb|images|gpus?|rows|users))|\brate[ -]limited\b|\bthrottl\w+|\btoo many requests\b|\btime[sd]? ?-?out\b|\btiming out\b|\bconnection refused\b|\bpermission denied\b|\b403\b|\bgateway timeout\b"),
-    (K.INCIDENT, 6, r"\b(?:is|are|went|got|gone|keeps?|has been|were|was) (?:\w+ ){0,2}(?:down|broken|failing|crashing|unreachable|unresponsive|slow|very slow|hanging)\b|\bdoes(?:n't| not) (?:work|start|respond|load|come up|boot)\b|\bnot (?:working|responding|starting)\b|\bwhy (?:is|are|does|do|did|was)\b|\bwhat(?:'s| is) wrong\b|\bhelp(?: me| us)? debug\b|\btroubleshoot|\bdiagnos\w+|\binvestigate\b|\broot cause\b|\boutage\b|\bbroke\b|\bdied at\b"),
+    (K.INCIDENT, 6, r"\b(?:is|are|went|got|gone|keeps?|has been|were|was) (?:\w+ ){0,2}(?:down|broken|failing|crashing|unreachable|unresponsive|slow|very slow|hanging)\b|\bdoes(?:n't| not) (?:work|start|respond|load|come up|boot)\b|\bnot (?:working|responding|starting)\b|\bwhy (?:is|are|does|do|did|was)\b(?![^.?!\n]{0,60}\b(?:spen[dt]|costs?|bill|billed|invoice|expensive|pay)\b)|\bwhat(?:'s| is) wrong\b|\bhelp(?: me| us)? debug\b|\btroubleshoot|\bdiagnos\w+|\binvestigate\b|\broot cause\b|\boutage\b|\bbroke\b|\bdied at\b"),
     (K.INCIDENT, 6, r"\blatency (?:\w+ ){0,3}(?:went|jumped|spiked|rose|increased|is up|has gone|shot|exploded|doubled|tripled|climbed|is terrible|is bad)|\b(?:slower|much slower|degraded|spik(?:es?|ing) in latency)\b|\b(?:gpu )?utili[sz]ation (?:is|at|stays|drops) (?:\w+ )?\d"),
-    (K.LIFECYCLE, 6, r"\b(?:tear|shut|spin|scale|bring)(?:ing)? (?:\w+ ){0,4}down\b|\bteardown\b|\bshutdown\b|\bdecommission\w*|\bdeprovision\w*|\b(?:delete|terminate|remove|stop|release|kill|destroy) (?:\w+ ){0,4}(?:vms?|nodes?|cluster|instances?|machines?|endpoint|gpus?|deployment|workspace|notebooks?|resource group|environment|servers?|job|run)\b|\bswitch(?:ed)? off\b|\bturn(?:ed)? off\b|\b(?:no longer|don'?t) need (?:\w+ ){0,4}(?:vms?|nodes?|cluster|instances?|machines?|endpoint|gpus?)\b|\bfinished with the\b|\bdone with the\b"),
+    (K.LIFECYCLE, 6, r"\b(?:can|could|may) (?:be released|go)\b(?! (?:live|public|to|on|up|ahead|into|with|for|through|down|over))|\b(?:no longer|not) needed\b(?! (?:yet|for now))|\b(?:give|giving|hand|handing) (?:\w+ ){0,4}back\b|\b(?:tear|shut|spin|scale|bring)(?:ing)? (?:\w+ ){0,4}down\b|\bteardown\b|\bshutdown\b|\bdecommission\w*|\bdeprovision\w*|\b(?:delete|terminate|remove|stop|release|kill|destroy) (?:\w+ ){0,4}(?:vms?|nodes?|cluster|instances?|machines?|endpoint|gpus?|deployment|workspace|notebooks?|resource group|environment|servers?|job|run)\b|\bswitch(?:ed)? off\b|\bturn(?:ed)? off\b|\b(?:no longer|don'?t) need (?:\w+ ){0,4}(?:vms?|nodes?|cluster|instances?|machines?|endpoint|gpus?)\b|\bfinished with the\b|\bdone with the\b"),
     (K.LIFECYCLE, 6, r"\bextend(?:ed|ing)? (?:\w+ ){0,6}(?:by|until|to|for|end|reservation|another|vms?|nodes?|cluster|gpus?|endpoint|run|job)\b|\bextension\b|\bprolong\b|\bkeep (?:\w+ ){1,5}(?:running|alive|until|up)\b|\b(?:for )?(?:another|\d+ more|one more|two more) (?:week|month|day)s?\b"),
-    (K.ACCESS, 6, r"\baccess(?! to (?:some|a few|a couple of|more|any|\d+) (?:[\w-]+ )?(?:gpus?|graphics cards?|compute|accelerators?|tpus?)\b) (?:to|for|on)\b|\b(?:get|grant|give|request|need|needs|have|has|got|getting|lost) (?:\w+ ){0,4}(?:access(?! to (?:some|a few|a couple of|more|any|\d+) (?:[\w-]+ )?(?:gpus?|graphics cards?|compute|accelerators?|tpus?)\b)|permissions?|credentials|an account|accounts|api keys?|a key|keys)\b|\bonboard\w*|\bnew (?:joiners?|hires?|starters?|team members?|colleagues?|interns?)\b|\bssh\b|\b(?:add|invite) (?:\w+ ){0,4}(?:to the|to our) (?:\w+ ){0,2}(?:project|cluster|team|workspace|group)\b|\blog ?in to\b|\bpermissions? (?:to|for|on)\b|\brbac\b|\b(?:create|issue|rotate|revoke) (?:\w+ ){0,3}(?:keys?|accounts?|tokens?)\b"),
-    (K.COST, 6, r"\bhow much (?:\w+ ){0,4}(?:cost|costs|spend|spent|paying|pay|money|we|did|does|do|is|has|are|would|will)\b|\bcosts? (?:report|breakdown|overview|per|by|estimate|of|last|this)\b|\bwhat (?:\w+ ){0,4}(?:cost|costs|spend)\b|\bspend(?:ing)? (?:report|last|this|by|per)\b|\bspent (?:on|last|this|so far)\b|\binvoices?\b|\b(?:gpu|cloud|azure|aws|our|the|openai) bill\b|\bchargeback\b|\bshowback\b|\bcost report\b|\bcheaper\b|\bsave money\b|\bfinops\b|\bbudget (?:report|overview|status)\b|\bwho is (?:using|wasting|spending)\b|\bhow many (?:\w+ ){0,5}(?:left|free|available|in use|idle)\b|\b(?:ptu|provisioned throughput) (?:vs|versus|or)\b|\bestimate\b|\bquote for\b|\bprice (?:of|for)\b"),
+    (K.ACCESS, 6, r"\baccess ?:|\baccess(?! to (?:some|a few|a couple of|more|any|\d+) (?:[\w-]+ )?(?:gpus?|graphics cards?|compute|accelerators?|tpus?)\b) (?:to|for|on)\b|\b(?:get|grant|give|request|need|needs|have|has|got|getting|lost) (?:\w+ ){0,4}(?:access(?! to (?:some|a few|a couple of|more|any|\d+) (?:[\w-]+ )?(?:gpus?|graphics cards?|compute|accelerators?|tpus?)\b)|permissions?|credentials|an account|accounts|api keys?|a key|keys)\b|\bonboard\w*|\bnew (?:joiners?|hires?|starters?|team members?|colleagues?|interns?)\b|\bssh\b|\b(?:add|invite) (?:\w+ ){0,4}(?:to the|to our) (?:\w+ ){0,2}(?:project|cluster|team|workspace|group)\b|\blog ?in to\b|\bpermissions? (?:to|for|on)\b|\brbac\b|\b(?:create|issue|rotate|revoke) (?:\w+ ){0,3}(?:keys?|accounts?|tokens?)\b"),
+    (K.COST, 6, r"\bwhy (?:is|are|does|do|did|was)\b[^.?!\n]{0,60}\b(?:spen[dt]|costs?|bill|billed|invoice|expensive|pay)\b|\bbreak (?:it|this|that|them) down (?:by|per)\b|\bhow much (?:\w+ ){0,4}(?:cost|costs|spend|spent|paying|pay|money|we|did|does|do|is|has|are|would|will)\b|\bcosts? (?:report|breakdown|overview|per|by|estimate|of|last|this)\b|\bwhat (?:\w+ ){0,4}(?:cost|costs|spend)\b|\bspend(?:ing)? (?:report|last|this|by|per)\b|\bspent (?:on|last|this|so far)\b|\binvoices?\b|\b(?:gpu|cloud|azure|aws|our|the|openai) bill\b|\bchargeback\b|\bshowback\b|\bcost report\b|\bcheaper\b|\bsave money\b|\bfinops\b|\bbudget (?:report|overview|status)\b|\bwho is (?:using|wasting|spending)\b|\bhow many (?:\w+ ){0,5}(?:left|free|available|in use|idle)\b|\b(?:ptu|provisioned throughput) (?:vs|versus|or)\b|\bestimate\b|\bquote for\b|\bprice (?:of|for)\b"),
     (K.MONITORING, 6, r"\bmonitor(?:ing|ed|s)?\b|\bdashboards?\b|\balert(?:s|ing|ed)?\b|\bgrafana\b|\bprometheus\b|\bobservability\b|\b(?:track|measure|log|watch|see|view|visibility into|metrics (?:for|on|of)) (?:\w+ ){0,4}(?:tpm|rpm|tokens?|usage|latency|utili[sz]ation|gpu usage|requests|spend|cost|costs)\b|\bmetrics\b|\btelemetry\b|\bnotify (?:me|us)\b|\bget(?:s)? paged\b|\bslo\b|\btracking\b"),
-    (K.ENDPOINT, 4, r"\bendpoints?\b|\binference (?:api|endpoint|service|server)\b|\b(?:public|private|internal|external|demo) (?:\w+ )?api\b|\bmodel (?:api|serving|server)\b|\b(?:serve|serving|host|hosting|expose|deploy|deploying)(?:s|ed)? (?:\w+[- .]?[\w.]* ){0,4}(?:model|llm|llama|mistral|mixtral|qwen|gemma|phi|whisper|chatbot|api|bert|endpoint|deepseek|sdxl|it|them)\b|\bto serve\b|\bserving\b|\b(?:openai|chat|completion|rest)[ -](?:compatible )?(?:api|url)\b|\bchatbot\b|\b(?:hosted|deployed) (?:behind|as|on|at)\b|\breal-?time inference\b|\bonline inference\b|\bdeploy(?:ed|ing|ment)?\b(?! (?:key|keys|pipeline))|\bgo(?:es|ing)? live\b"),
-    (K.BATCH, 5, r"\bbatch[ -](?:inference|scoring|predictions?|transcri\w+|embedding|job to (?:score|transcribe|embed|classify))\b|\boffline inference\b|\b(?:score|transcribe|embed|classify|label|caption|translate|summari[sz]e|process|ocr) (?:all|the whole|every|our|these|those|the|about|around|roughly)? ?(?:\w+ ){0,2}(?:\d[\d,.]*|[a-z]+ million|million|thousands of|hundreds of) ?\w*|\b(?:nightly|weekly|overnight|bulk) (?:\w+ )?(?:inference|scoring|predictions?|embedding|job|run|transcription)\b|\bembeddings? for (?:all|our|the|\d)"),
+    (K.ENDPOINT, 4, r"\bendpoints?\b|\binference (?:api|endpoint|service|server)\b|\b(?:public|private|internal|external|demo) (?:\w+ )?api\b|\bmodel (?:api|serving|server)\b|\b(?:serve|serving|host|hosting|expose|deploy|deploying)(?:s|ed)? (?:\w+[- .]?[\w.]* ){0,4}(?:model|llm|llama|mistral|mixtral|qwen|gemma|phi|whisper|chatbot|api|bert|endpoint|deepseek|sdxl|it|them)\b|\bto serve\b|\bserving\b|\b(?:openai|chat|completion|rest)[ -](?:compatible )?(?:api|url)\b|\bchatbot\b|\b(?:llm|ai|model|inference) gateway\b|\b(?:hosted|deployed) (?:behind|as|on|at)\b|\breal-?time inference\b|\bonline inference\b|\bdeploy(?:ed|ing|ment)?\b(?! (?:key|keys|pipeline))|\bgo(?:es|ing)? live\b"),
+    (K.BATCH, 5, r"\brun(?:ning)? (?:[\w-]+ ){0,3}(?:predictions?|inference|scoring) (?:for|on|over)\b|\bbatch[ -](?:inference|scoring|predictions?|transcri\w+|embedding|job to (?:score|transcribe|embed|classify))\b|\boffline inference\b|\b(?:score|transcribe|embed|classify|label|caption|translate|summari[sz]e|process|ocr) (?:all|the whole|every|our|these|those|the|about|around|roughly)? ?(?:\w+ ){0,2}(?:\d[\d,.]*|[a-z]+ million|million|thousands of|hundreds of) ?\w*|\b(?:nightly|weekly|overnight|bulk) (?:\w+ )?(?:inference|scoring|predictions?|embedding|job|run|transcription)\b|\bembeddings? for (?:all|our|the|\d)"),
     (K.BATCH, 3, r"\bbatch\b(?![ -]?(?:size|\d|of \d))|\btranscri(?:be|bing|ption)\b"),
     (K.DATA, 5, r"\b(?:upload|copy|move|transfer|migrate|sync|ingest|stage|mount|download|import|load|store|put|archive|back ?up)(?:ing|ed)? (?:\w+ ){0,6}(?:data|datasets?|files?|bucket|share|images?|volume|logs|corpus|tb|gb|documents|weights|archive|records|storage|pdfs?|videos?|scans)\b|\b(?:need|want|create|provision|more|extra|additional|set up|get|give us) (?:\w+ ){0,5}(?:storage|bucket|file share|nfs|lustre|volume|disk space|scratch space|data lake|feature store|vector (?:db|database|store)|database)\b|\bstorage (?:for|account|quota)\b|\bdisk(?: is)? full\b|\bdata (?:pipeline|transfer|migration|labell?ing)\b"),
     (K.CAPACITY, 4, r"\bfine[ -]?tun(?:e|es|ing)\b|\bfine[ -]?tuned\b(?! (?:model|llm|version|weights|checkpoint|adapter))|(?<![\w-])(?:re-?|pre-?)?train(?:ing)?\b(?!-| (?:data|set|dataset|images|session|course|material|samples|the new|new))|\bq?lora\b|\bsft\b|\brlhf\b|\bdpo\b|\bhyper-?parameter (?:sweep|search)\b|\bdistill(?:ation|ing)?\b"),
@@ -139,7 +139,7 @@ def groups(low: str, parts: Sequence[Piece], has_facts: Sequence[bool]) -> tuple
             part.bare
             and not part.asks
             and current is not None
-            and current.kind is kind
+            and (current.kind is kind or (current.kind is K.BATCH and _OF_IT.match(low, part.start, part.end)))
             and current.pieces[0].entry == 0
         ):
             current.pieces.append(part)
@@ -150,7 +150,7 @@ def groups(low: str, parts: Sequence[Piece], has_facts: Sequence[bool]) -> tuple
             group = next((other for other in made if other.kind is kind), None) if kind is not K.UNCLEAR else None
         if group is None and not part.entry:
             group = next((other for other in reversed(made) if other.kind is kind), None)
-        if group is not None and _is_another(low, part, group is current):
+        if group is not None and (_is_another(low, part, group is current) or _acts_otherwise(low, part, group)):
             group = None
         if group is None:
             group = Group(kind)
@@ -159,6 +159,19 @@ def groups(low: str, parts: Sequence[Piece], has_facts: Sequence[bool]) -> tuple
         group.pieces.append(part)
         current = group
     return made, loose
+
+
+_OF_IT = re.compile(r"\W*(?:each|it|they|this|every one|one)(?: of them)? (?:takes?|took|runs?|needs?|fits?|uses?)\b")
+_STOPS, _EXTENDS = (pattern for kind, _, pattern in _CUE if kind is K.LIFECYCLE)
+
+
+def _acts_otherwise(low: str, part: Piece, group: Group) -> bool:
+    """Whether one of the two stops something and the other keeps something."""
+    if group.kind is not K.LIFECYCLE:
+        return False
+    stops, extends = (pattern.search(low, part.start, part.end) is not None for pattern in (_STOPS, _EXTENDS))
+    stopped = any(_STOPS.search(low, each.start, each.end) for each in group.pieces)
+    return stops != extends and stops != stopped
 
 
 def _is_another(low: str, part: Piece, same: bool) -> bool:
@@ -233,6 +246,13 @@ def _leans(low: str, start: int, hardware: Sequence[tuple[int, str]]) -> bool:
     return _ON_HARDWARE.search(low, max(0, first - 24), first) is not None or first - start > 40
 
 
+_NO_ENDPOINT = re.compile(
+    r"\b(?:no|without|(?:don'?t|do not|won'?t|doesn'?t) (?:need|want)|not) (?:an? |any |the )*(?:\w+ )?(?:endpoint|deployment|serving)\b"
+    r"(?! (?:works?|answers?|responds?|is|are|has|can)\b)"
+)
+"""What is said not to be wanted is no work."""
+
+
 def _kind(low: str, start: int, end: int, hardware: Sequence[tuple[int, str]]) -> tuple[ItemKind | None, int]:
     scores: dict[ItemKind, int] = {}
     for kind, weight, pattern in _CUE:
@@ -243,6 +263,8 @@ def _kind(low: str, start: int, end: int, hardware: Sequence[tuple[int, str]]) -
         scores[K.CAPACITY] = scores.get(K.CAPACITY, 0) + _ENOUGH
     if K.CAPACITY in scores:
         scores[K.CAPACITY] = min(scores[K.CAPACITY], 5)
+    if _NO_ENDPOINT.search(low, start, end):
+        scores.pop(K.ENDPOINT, None)
     if K.CAPACITY in scores and K.ENDPOINT in scores:
         # "an endpoint for the model we fine-tuned" is one; "fine-tune the model behind our endpoint" is capacity.
         training = _TRAINS.search(low, start, end)

@@ -158,7 +158,9 @@ _MONEY_BARE = rx(
     rf"\b(?:budget|spend|spending|cost cap|cap|limit)(?:~(?:is|of|:|=|at|around|about|up to|max|under|capped at|limit))*~"
     rf"(?<![\w.,])({_AMOUNT})~(k|m|thousand|million|grand)?\b{_PERIOD}(?!~(?:€|£|\$|eur|usd|dollar|gbp|chf|tpm|rpm|tokens|requests|gpus?|req|%|percent|ms|[kmgtp]i?b?\b|x|v?cpus?|v?cores?|nodes?|vms?|machines?|users?|min|hours?|hrs?|h\b|days?|weeks?|months?|rps|qps|people))"
 )
-_BUDGET_AFTER = rx(rf"(?<![\w.,$€£])({_AMOUNT})~(k|thousand|million|grand) budget\b")
+_BUDGET_AFTER = rx(
+    rf"(?<![\w.,$€£])({_AMOUNT})~(k|thousand|million|grand) (?:budget|max(?:imum)?|tops|at most|cap)\b(?!~(?:context|tokens?|tpm|rpm|users?|requests?|rows|samples|images|steps))"
+)
 _GRAND = rx(rf"(?<![\w.,])({_AMOUNT}|{COUNT_WORD})~grand\b")
 _SCALES = {"": 1, "k": 1000, "thousand": 1000, "grand": 1000, "m": 10**6, "mm": 10**6, "million": 10**6}
 _BUDGET_NEAR = re.compile(
@@ -195,7 +197,7 @@ def _amount(
     code = _CURRENCIES.get(currency.removeprefix("us ").strip(), "USD")
     near = low[max(0, where[0] - 40) : where[0]] + " " + low[where[1] : where[1] + 16]
     name = "budget" if budget or _BUDGET_NEAR.search(near) or not period else "money"
-    if re.search(r"\b(?:spent|was|were|billed|invoice|bill|charged)\b", near) and not budget:
+    if re.search(r"\b(?:did (?:\w+ ){0,4}spend|spent|was|were|billed|invoice|bill|charged)\b", near) and not budget:
         name = "money"
     if period:
         note = f"{note}; " * bool(note) + f"per {_period(period)}"
@@ -306,26 +308,33 @@ def _milliseconds(digits: str, unit: str) -> int | float:
 
 # ---------------------------------------------------------------- durations
 
-_UNIT_S = {"minute": 60, "min": 60, "hour": 3600, "hr": 3600, "h": 3600, "day": 86400, "d": 86400, "week": 604800, "wk": 604800, "month": 2592000}  # fmt: skip
+_UNIT_S = {"minute": 60, "min": 60, "hour": 3600, "hr": 3600, "h": 3600, "day": 86400, "d": 86400, "week": 604800, "wk": 604800, "fortnight": 1209600, "month": 2592000}  # fmt: skip
 FINISH = r"\b(?:finish(?:es|ed)?|complete[sd]?|done|over|trained|run through)"
 """Words that end work: what follows is about the result, not about when machines must be there."""
 _DURATION = rx(
     rf"(?:\x7e|\b(?:for~:?|by|takes?|lasts?|runs?|running|run of|about|around|roughly|approx\.?|duration~:?|over|another|next|up to))"
-    rf"~(?:the |another |at least |about |around |roughly |next )*({COUNT}|\ba|\ban)[ -]?(minutes?|mins?|hours?|hrs?|h|days?|d|weeks?|wks?|months?)\b"
+    rf"~(?:the |another |at least |about |around |roughly |next )*({COUNT}|\ba|\ban)[ -]?(minutes?|mins?|hours?|hrs?|h|days?|d|weeks?|wks?|fortnights?|months?)\b"
     rf"|({COUNT})[ -]?(minute|min|hour|hr|h|day|week|month)[ -](?:long |training |fine-?tuning |batch )?(?:jobs?|runs?|training|experiment|pilot|poc|sprint|project|window)\b"
     rf"|(?:{FINISH}) (?:it |this |that )?(?:in|within|under|in under|in at most) ({COUNT}|an?)[ -]?(hours?|hrs?|h|minutes?|mins?)\b"
     rf"|(?<=, )({COUNT})[ -]?(hours?|hrs?|h|days?|weeks?|wks?|months?)(?= ?(?:[,.;)\n]|$))"
+    rf"|({COUNT})~(days?|weeks?|months?)(?= (?:from|starting|as of|beginning) (?!now|today))"
+)
+
+
+_EACH = re.compile(
+    r"\b(?:each|every one|one of them|a single one|per (?:item|file|sample|image|prompt|call|request))\b[^.;\n]*$"
 )
 
 
 def _durations(low: str) -> Iterator[Found]:
     for match in _DURATION.finditer(low):
-        digits, unit = next((match[at], match[at + 1]) for at in (1, 3, 5, 7) if match[at])
+        digits, unit = next((match[at], match[at + 1]) for at in (1, 3, 5, 7, 9) if match[at])
         if match[5] and digits in ("a", "an"):
             digits = "one"
         seconds = int(number(digits) * _UNIT_S[unit if unit in _UNIT_S else unit.removesuffix("s")])
         if 0 < seconds < 10**10:
-            yield Found("duration", seconds, match.start(), match.end(), "s")
+            name = "time_each" if _EACH.search(low, max(0, match.start() - 24), match.start()) else "duration"
+            yield Found(name, seconds, match.start(), match.end(), "s")
 
 
 # ---------------------------------------------------------------- models' sizes, things, settings

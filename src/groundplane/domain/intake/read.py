@@ -13,7 +13,7 @@ from datetime import datetime
 
 from groundplane.domain.intake import SPEC_KINDS, Contradiction, Fact, Intake, ItemKind, QuotaFact, Span, WorkItem
 from groundplane.domain.intake.circumstances import Circumstances
-from groundplane.domain.intake.dates import dates
+from groundplane.domain.intake.dates import dates, impossible_days
 from groundplane.domain.intake.facts import shown
 from groundplane.domain.intake.hardware import hardware
 from groundplane.domain.intake.jargon import explained
@@ -58,7 +58,7 @@ _DECIDED = SPEC_KINDS | {ItemKind.LIFECYCLE, ItemKind.DATA, ItemKind.MONITORING}
 _HARDWARE = frozenset({"machines", "accelerators", "accelerators_per_machine", "instance_type", "accelerator"})
 _ORDERS = re.compile(
     r"\b(?:ignore|disregard|forget|override) (?:all |any |the |your |my )*(?:previous|prior|above|earlier|other|system)? ?(?:instructions?|rules|prompts?|polic(?:y|ies)|guardrails)\b"
-    r"|\byou are now\b|\bsystem prompt\b|\bapprove (?:this|it|everything) (?:automatically|immediately|yourself|without)\b|\bwithout (?:any )?approval\b|\bas an ai\b"
+    r"|\byou are now\b|\byou are (?:the |an? )?(?:approver|admin(?:istrator)?|assistant|bot|language model)\b|\bmark (?:this|it|the|my) (?:request )?(?:as )?approved\b|\b(?:do not|don'?t|never) (?:mention|report|show|list) (?:any |the |these )?(?:risks?|warnings?|problems?)\b|\bapproved\W{1,4}true\b|\bsystem prompt\b|\bapprove (?:this|it|everything) (?:automatically|immediately|yourself|without)\b|\bwithout (?:any )?approval\b|\bas an ai\b"
 )
 _ENGLISH_FREE = frozenset({"instance_type", "accelerator", "model", "region", "data_location", "address"})
 """Names that mean the same in every language."""
@@ -105,7 +105,13 @@ def _inside(span: Span, others: Sequence[Span]) -> bool:
 def _facts(text: Readable, understood: Sequence[bool], lexicon: Lexicon, now: datetime) -> list[tuple[int, Fact]]:
     """Every fact with its place in the plain text, in order; overlapping readings of one name keep the longest."""
     low = text.low
-    every = [*quantities(low), *dates(low, now), *hardware(low, lexicon), *names(low, text.clean.plain, lexicon)]
+    every = [
+        *quantities(low),
+        *dates(low, now),
+        *impossible_days(low),
+        *hardware(low, lexicon),
+        *names(low, text.clean.plain, lexicon),
+    ]
     every.sort(key=lambda found: (found.start, -found.end, found.name, str(found.value)))
     ends: dict[str, int] = {}
     kept: list[tuple[int, Fact]] = []

@@ -150,6 +150,9 @@ def _deadlines(about: Circumstances) -> Iterator[Risk]:
                     hint=f"ask which day is meant: --answer {name}=YYYY-MM-DD",
                     span=fact.span,
                 )
+    for fact in about.every("impossible"):
+        message = f"{fact.text.strip()!r} can't be meant: {fact.note}"
+        yield Risk(id="impossible", level="high", message=message, hint="ask what is meant", span=fact.span)
     start, end = about.of("start_date"), about.of("end_date")
     if start and end and str(end.value) < str(start.value):
         message = f"it ends on {end.value}, before it starts on {start.value}"

@@ -40,6 +40,8 @@ _WORDS = """
     january february march april june july august september october november december
 """
 
+_SHORT_WORDS = "train model token nodes serve azure"
+
 _REAL = _REAL_WORDS.split()
 
 _KNOWN = frozenset(_WORDS.split())
@@ -60,6 +62,10 @@ def _index() -> dict[str, list[str]]:
 
 
 _INDEX = _index()
+# Of words with five letters only swapped neighbours are taken for a slip: too many real words lie near them otherwise.
+_SWAPPED = {
+    word[:at] + word[at + 1] + word[at] + word[at + 2 :]: word for word in _SHORT_WORDS.split() for at in range(4)
+}
 
 
 def near_word(word: str) -> str | None:
@@ -67,6 +73,8 @@ def near_word(word: str) -> str | None:
 
     Real words near one (`pending`, `spending`) are left alone, and so is a word that could be two of ours.
     """
+    if len(word) < 6:
+        return _SWAPPED.get(word) if _SWAPPED.get(word) != word else None
     if word in _TAKEN or _is_inflected(word):
         return None
     near = {

@@ -127,7 +127,17 @@ def _lower(text: str) -> str:
 
 _TAG = re.compile(r"</?[a-zA-Z!][^<>]{0,300}>|&(?:nbsp|amp|lt|gt|quot|#\d{1,6});")
 _QUOTED = re.compile(r"^[ \t]*>[^\n]*", re.MULTILINE)
-_HEADER = re.compile(r"^(?:from|to|cc|bcc|sent|date|reply-to|x-[\w-]{1,40}):[ \t][^\n]*", re.MULTILINE | re.IGNORECASE)
+_HEADER = re.compile(
+    r"^(?:(?:from|to|cc):[ \t](?![ \t]*\d)|(?:bcc|sent|date|reply-to|x-[\w-]{1,40}):[ \t])[^\n]*",
+    re.MULTILINE | re.IGNORECASE,
+)
+_CLOCK = r"\[?\d{1,2}[:.]\d{2}(?:[:.]\d{2})?(?: ?[AaPp][Mm])?\]?"
+_WHO = r"[\w.@-]{1,30}(?: [A-Z][\w.-]{0,30})?"
+_SPEAKER = re.compile(
+    rf"^{_CLOCK}[ \t]+(?:<[^>\n]{{1,40}}>|{_WHO}:)(?=[ \t])|^{_WHO}[ \t]+{_CLOCK}[ \t]*$",
+    re.MULTILINE,
+)
+"""Who says a line of a chat, and when: `[9:41 AM] lena:`, or a line `Lena  9:41 AM` of its own."""
 _TAIL = re.compile(
     r"^-- ?$|^-{2,} ?(?:original message|forwarded message)|^on [^\n]{5,200} wrote:[ \t]*$|^_{10,}[ \t]*$"
     r"|^(?:sent from my |get outlook for )[^\n]{0,60}$"
@@ -146,6 +156,7 @@ def _ignored(text: str) -> list[tuple[int, int, str]]:
     found = [(match.start(), match.end()) for match in _TAG.finditer(text)]
     found += [(match.start(), match.end()) for match in _QUOTED.finditer(text)]
     found += [(match.start(), match.end()) for match in _HEADER.finditer(text)]
+    found += [(match.start(), match.end()) for match in _SPEAKER.finditer(text)]
     found += _script_blocks(text)
     # A bare "FYI" over a forwarded message: then the forwarded message is the message.
     end = len(text)
@@ -160,7 +171,12 @@ def _ignored(text: str) -> list[tuple[int, int, str]]:
             merged[-1] = (merged[-1][0], max(end, merged[-1][1]), merged[-1][2])
         elif start < end:
             merged.append((start, end, ""))
-    return [(start, end, "\n" if "\n" in text[start:end] else " ") for start, end, _ in merged]
+    speaks = {match.start() for match in _SPEAKER.finditer(text)}
+    # Each line of a chat is a sentence of its own.
+    return [
+        (start, end, "\n\n" if start in speaks else "\n" if "\n" in text[start:end] else " ")
+        for start, end, _ in merged
+    ]
 
 
 def _script_blocks(text: str) -> Iterator[tuple[int, int]]:
@@ -186,7 +202,7 @@ def _spelled(clean: Clean) -> tuple[Clean, tuple[Correction, ...]]:
     edits: list[tuple[int, int, str]] = []
     known: dict[str, str | None] = {}
     low = _lower(clean.plain)
-    for match in re.finditer(r"(?<![\w./@:])[a-z]{6,24}(?![\w@/]|\.\w|-\d)", low):
+    for match in re.finditer(r"(?<![\w./@:])[a-z]{5,24}(?![\w@/]|\.\w|-\d)", low):
         word = match[0]
         if word not in known:
             known[word] = near_word(word)
@@ -202,7 +218,7 @@ def _spelled(clean: Clean) -> tuple[Clean, tuple[Correction, ...]]:
 # ---------------------------------------------------------------- sentences
 
 _BREAK = re.compile(
-    r"(?P<bullet>(?:^|\n+) ?(?:[-*+#]{1,3} |\(?\d{1,2}[.)](?!\d) ?|\(?[a-h]\) ))"
+    r"(?P<bullet>(?:^|\n+) ?(?:[-*+#]{1,3} |-(?=\d)|\(?\d{1,2}[.)](?!\d) ?|\(?[a-h]\) ))"
     r"|(?P<inline>(?<=[ :;,])\(?\d\) )"
     r"|\n(?=(?:[a-z][a-z /_-]{1,30}) ?[:=])"
     r"|\n\n+"

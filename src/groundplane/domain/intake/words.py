@@ -122,7 +122,7 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ("method", "lora", r"\blora\b|\bpeft\b|\blow-rank\b"),
     ("method", "full", r"\bfull[ -]?(?:parameter )?fine[ -]?tun(?:e|ing)\b|\ball (?:the )?(?:weights|parameters)\b"),
     ("method", "dpo", r"\bdpo\b"),
-    ("method", "rlhf", r"\brlhf\b|\bppo\b|\bgrpo\b"),
+    ("method", "rlhf", r"\brlhf\b|\bgrpo\b|\bppo\b(?=[^.\n]{0,60}\b(?:llm|reward model|preference|human feedback)\b)"),
     ("method", "pretraining", r"\bpre-?train(?:ing)?\b(?! ed)|\bfrom scratch\b"),
     ("workload", "fine-tuning", r"\bfine[ -]?tun(?:e|es|ing)\b|\bfine[ -]?tuned\b(?! (?:model|llm|version|weights|checkpoint|adapter))|\bsft\b|\bq?-?lora\b|\binstruction tuning\b"),
     ("workload", "training", r"(?<![\w-])(?:re-?)?train(?:s|ing)?\b(?!-| (?:data|set|dataset|images|session|course|material|the new|new (?:hires|joiners)))|\bpre-?train(?:ing)?\b|\bhyper-?parameter (?:sweep|search)\b"),
@@ -176,6 +176,8 @@ _TABLE: tuple[tuple[str, str, str], ...] = (
     ("error", "pending", r"\b(?:pods?|jobs?|runs?) (?:\w+ ){0,4}(?:pending|stuck)\b"),
     ("error", "no CUDA device", r"\bno cuda(?:-capable)? device\w*"),
     ("error", "NCCL error", r"\bnccl (?:error|timeout|watchdog)\b"),
+    ("error", "5xx from the server", r"\b(?:give|gives|gave|return|returns|returned|returning|get|gets|getting|got|with|http|status|code|error|errors|answers?) (?:a |an |us |me |only |http |code |status )*50[0234]s?\b|\b50[234]s\b"),
+    ("error", "Xid", r"\bxid[ :=]*\d{1,3}\b"),
     ("error", "timeout", r"\btime[sd]? ?-?out\b|\btiming out\b"),
     ("error", "disk full", r"\bno space left\b|\bdisk(?: is)? full\b"),
     ("metrics", "tokens per minute", r"\btpm\b|\btokens? (?:usage|consumption|per min(?:ute)?|rate|counts?)\b|\btok(?:en)?s? ?/ ?min(?:ute)?\b"),
@@ -299,7 +301,7 @@ _PRIVATE = re.compile(
     r"\b(?:not|n't|never|no|nothing|isn't|without) (?:be |to be |a |an |any |have |is |go )?(?:public(?:ly)?(?: ip| address| access| endpoint| internet)?|internet[ -]facing|exposed)\b|\bprivate(?:ly)?\b(?! (?:data|repo|repository|dataset|company|key|keys|beta|note|sector|information|customer))|\binternal(?:ly)?[ -](?:only|endpoint|api|use|access|service|network)\b|\bonly internal(?:ly)?\b|\b(?:behind|inside|within|over) (?:the |our )?(?:vpn|vpc|vnet|firewall|private network)\b"
 )
 _PUBLIC = re.compile(
-    r"\bpublic(?:ly)?\b(?! (?:cloud|clouds|data|dataset|datasets|holiday|sector|s3|bucket|key|repo|model|benchmark|transport))|\binternet[ -]facing\b|\b(?:open|exposed|reachable|accessible|available) (?:to|from|on|over) the (?:public )?(?:internet|outside|world|whole world)\b|\bexternal(?:ly)? (?:endpoint|api|access|accessible|users|customers|reachable)\b|\bfrom anywhere\b|\b0\.0\.0\.0/0\b"
+    r"\bpublic(?:ly)?\b(?! (?:cloud|clouds|data|dataset|datasets|holiday|sector|s3|bucket|key|repo|model|benchmark|transport))|\binternet[ -]facing\b|\b(?:open|exposed|reachable|accessible|available) (?:to|from|on|over) the (?:public )?(?:internet|outside|world|whole world)\b|\bexternal(?:ly)? (?:endpoint|api|access|accessible|users|customers|reachable)\b|\bopen (?:it |them |this |that )?(?:up )?to (?:the )?(?:public |whole )?internet\b|\bfrom anywhere\b|\b0\.0\.0\.0/0\b"
 )
 _NO_AUTH = re.compile(
     r"(?:\b(?:no|without|skip|disable|drop)|\bw/o)(?: any| the)? (?:auth\w*|login|log-in|password|api keys?|keys?|token auth|credentials)\b|\bunauthenticated\b|\banonymous(?:ly)?\b|\bauth(?:entication)? (?:is )?(?:off|disabled|not needed)\b"
@@ -309,8 +311,14 @@ _AUTH = re.compile(
 )
 
 
+def _is_asked(low: str, match: re.Match[str]) -> bool:
+    """Whether the word is all of a line that asks: `private?` in a chat states nothing."""
+    begins = low.rfind("\n", 0, match.start()) + 1
+    return re.match(r" ?\?", low[match.end() :]) is not None and not low[begins : match.start()].strip(" -*")
+
+
 def _reach(low: str) -> Iterator[Found]:
-    private = list(_PRIVATE.finditer(low))
+    private = [match for match in _PRIVATE.finditer(low) if not _is_asked(low, match)]
     for match in private:
         yield Found("visibility", "private", match.start(), match.end())
     inside = [match.span() for match in private]
