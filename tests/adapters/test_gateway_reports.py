@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from groundplane.adapters.gateway_reports import FileReports
+from groundplane.adapters.gateway_reports import FileReports, MemoryReports
+from groundplane.adapters.gateway_traffic import KEPT, FileFigures, MemoryFigures, MemoryTail, SocketTail
+from groundplane.domain.traffic import Passed
+from groundplane.ports.traffic import GatewayFigures, GatewayReports, RequestTail
 
 QUEUE = {"project": "vision", "model": "big", "size": 100}
 REPLICA = {"project": "vision", "model": "big", "target": "tiny", "most": 8}
@@ -40,8 +47,20 @@ REPORTS: dict[str, dict[str, object]] = {
 }
 
 
-@pytest.fixture
-def reports(tmp_path: Path) -> Iterator[FileReports]:
+@pytest.fixture(params=["memory", "files"])
+def reports(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[GatewayReports]:
+    """Two living gateways; the files have a dead one's beside theirs."""
+    if request.param == "memory":
+        memory = MemoryReports()
+        memory.told = {name: report for name, report in REPORTS.items() if name != "gw-dead"}
+        yield memory
+        return
+    with in_files(tmp_path) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def in_files(tmp_path: Path) -> Iterator[FileReports]:
     told, alive = tmp_path / "reports", tmp_path / "metrics"
     told.mkdir()
     alive.mkdir()
@@ -58,7 +77,7 @@ def reports(tmp_path: Path) -> Iterator[FileReports]:
         os.close(fd)
 
 
-async def test_living_gateways_are_added_up(reports: FileReports) -> None:
+async def test_living_gateways_are_added_up(reports: GatewayReports) -> None:
     standing = await reports.standing()
     (queue,), (replica,), (storm,) = standing.queues, standing.replicas, standing.storms
     assert standing.workers == 2
@@ -68,13 +87,73 @@ async def test_living_gateways_are_added_up(reports: FileReports) -> None:
     assert (storm.early, storm.repeated) == (4, 10)
 
 
-async def test_of_two_findings_the_one_with_more_samples_counts_and_the_dearest_is_first(reports: FileReports) -> None:
+async def test_of_two_findings_the_one_with_more_samples_counts_and_the_dearest_is_first(
+    reports: GatewayReports,
+) -> None:
     found = await reports.findings()
     assert [(one.key_id, one.samples) for one in found] == [("key-2", 20), ("key-1", 64)]
 
 
-async def test_a_damaged_report_and_a_missing_folder_tell_nothing(reports: FileReports, tmp_path: Path) -> None:
-    (tmp_path / "reports" / "gw-0.json").write_text('{"queues": [{"project": 1}]}')
-    assert (await reports.standing()).workers == 1
+async def test_a_damaged_report_and_a_missing_folder_tell_nothing(tmp_path: Path) -> None:
+    with in_files(tmp_path) as reports:
+        (tmp_path / "reports" / "gw-0.json").write_text('{"queues": [{"project": 1}]}')
+        assert (await reports.standing()).workers == 1
     nobody = await FileReports(tmp_path / "nowhere", tmp_path).standing()
     assert (nobody.workers, nobody.queues) == (0, ())
+
+
+def passed(number: int) -> Passed:
+    return Passed(id=f"req-{number}", at_s=float(number), project="vision", status=200)
+
+
+@pytest.fixture(params=["memory", "socket"])
+async def tail(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[tuple[RequestTail, Callable[[int], None]]]:
+    """A tail, and what tells it of a request."""
+    if request.param == "memory":
+        memory = MemoryTail()
+        yield memory, lambda number: memory.tell(passed(number))
+        return
+    path = tmp_path / "tail.sock"
+    listening = SocketTail(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as gateway:
+
+        def tell(number: int) -> None:
+            gateway.sendto(msgspec.json.encode(passed(number)), str(path))
+
+        yield listening, tell
+    await listening.close()
+    assert not path.exists()
+
+
+async def test_a_tail_tells_what_came_from_where_one_stood(
+    tail: tuple[RequestTail, Callable[[int], None]],
+) -> None:
+    listening, tell = tail
+    assert await listening.after(None, 0) == ([], 1, 0)
+    tell(1)
+    found, place, missed = await listening.after(1, 30)
+    assert ([one.id for _, one in found], place, missed) == (["req-1"], 2, 0)
+    assert await listening.after(place, 0) == ([], 2, 0)
+    for number in range(2, KEPT + 12):
+        tell(number)
+        await asyncio.sleep(0)  # the socket's reader gets its turn
+    found, place, missed = await listening.after(1, 0)
+    assert (len(found), place, missed) == (KEPT, KEPT + 12, 11)
+    assert (await listening.after(place + 500, 0))[0] == []
+
+
+@pytest.mark.parametrize("where", ["memory", "files"])
+async def test_figures_of_living_gateways_are_one_picture(tmp_path: Path, where: str) -> None:
+    told = {"gw-0": {"in_flight": 2}, "gw-1": {"in_flight": 3}}
+    memory, files = MemoryFigures(), FileFigures(tmp_path)
+    memory.told = told
+    for name, figures in {**told, "gw-dead": {"in_flight": 50}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(figures))
+    with (tmp_path / "gw-0.alive").open("w") as first, (tmp_path / "gw-1.alive").open("w") as second:
+        for lock in (first, second):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        port: GatewayFigures = memory if where == "memory" else files
+        live = await port.live()
+    assert (live.workers, live.in_flight) == (2, 5)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundplane.adapters.gateway_reports import FileReports
+from groundplane.adapters.gateway_reports import MemoryReports
 from groundplane.adapters.provider_keys import FolderProviderKeys
 from groundplane.adapters.provider_probe import HttpProviderProbe
 from groundplane.adapters.store.memory import MemoryStore
@@ -56,7 +56,7 @@ async def house(tmp_path: Path) -> House:
     await access.create_project(ADMIN, name="vision", owner="ana", cost_center="cc")
     keys = FolderProviderKeys(tmp_path)
     providers = Providers(store=store, clock=clock, keys=keys, probe=HttpProviderProbe(timeout_s=5))
-    return House(store, providers, Routes(store=store, clock=clock, reports=FileReports(tmp_path, tmp_path)), tmp_path)
+    return House(store, providers, Routes(store=store, clock=clock, reports=MemoryReports()), tmp_path)
 
 
 async def test_a_providers_key_is_in_its_file_and_nowhere_else(house: House) -> None:

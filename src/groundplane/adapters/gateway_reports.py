@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,8 +28,24 @@ class _Report(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Report).decode
 
 
+class MemoryReports:
+    """Implements `ports.traffic.GatewayReports` over what each living gateway is said to report, by its name."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, Mapping[str, object]] = {}
+
+    async def standing(self) -> QueueStanding:
+        return _merge(self._reports())
+
+    async def findings(self) -> list[PromptFinding]:
+        return _dearest(self._reports())
+
+    def _reports(self) -> list[_Report]:
+        return [msgspec.convert(report, _Report) for report in self.told.values()]
+
+
 class FileReports:
-    """Implements `ports.traffic.GatewayReports`. `alive`: the folder with a lock for each living gateway."""
+    """The same over a file each. `alive`: the folder with a lock for each living gateway."""
 
     def __init__(self, folder: Path, alive: Path) -> None:
         self._folder = folder
@@ -39,13 +55,7 @@ class FileReports:
         return _merge(await asyncio.to_thread(lambda: list(self._reports())))
 
     async def findings(self) -> list[PromptFinding]:
-        reports = await asyncio.to_thread(lambda: list(self._reports()))
-        best: dict[tuple[str, str, str], PromptFinding] = {}
-        for one in (finding for report in reports for finding in report.findings):
-            name = one.project, one.model, one.key_id
-            if name not in best or one.samples > best[name].samples:
-                best[name] = one
-        return sorted(best.values(), key=lambda one: (-one.saved_tokens_per_1000_requests, one.project, one.model))
+        return _dearest(await asyncio.to_thread(lambda: list(self._reports())))
 
     def _reports(self) -> Iterator[_Report]:
         for path in sorted(self._folder.glob("*.json")):
@@ -53,6 +63,16 @@ class FileReports:
                 # One that is being replaced, or of another release, is told by the next look.
                 with contextlib.suppress(OSError, msgspec.DecodeError):
                     yield _decode(path.read_bytes())
+
+
+def _dearest(reports: list[_Report]) -> list[PromptFinding]:
+    """Of each prompt the finding that rests on the most."""
+    best: dict[tuple[str, str, str], PromptFinding] = {}
+    for one in (finding for report in reports for finding in report.findings):
+        name = one.project, one.model, one.key_id
+        if name not in best or one.samples > best[name].samples:
+            best[name] = one
+    return sorted(best.values(), key=lambda one: (-one.saved_tokens_per_1000_requests, one.project, one.model))
 
 
 def _merge(reports: list[_Report]) -> QueueStanding:

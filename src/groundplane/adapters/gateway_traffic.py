@@ -26,19 +26,21 @@ _RECEIVE_BYTES = 4 * 2**20
 _decode = msgspec.json.Decoder(Passed).decode
 
 
-class SocketTail:
-    """Implements `ports.traffic.RequestTail`."""
+class MemoryTail:
+    """Implements `ports.traffic.RequestTail` over what it is told in this process."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self) -> None:
         self._kept: deque[Passed] = deque(maxlen=KEPT)
         self._next = 1
         self._came = asyncio.Event()
-        self._socket: socket.socket | None = None
-        self._timer: asyncio.TimerHandle | None = None
+
+    def tell(self, one: Passed) -> None:
+        """A request that ended. The newest are kept."""
+        self._kept.append(one)
+        self._next += 1
+        self._came.set()
 
     async def after(self, place: int | None, wait_s: float) -> tuple[list[tuple[int, Passed]], int, int]:
-        self._listen()
         begin = self._next if place is None or place > self._next else place
         if begin == self._next and wait_s > 0:
             with contextlib.suppress(TimeoutError):
@@ -50,6 +52,23 @@ class SocketTail:
     async def _arrival(self) -> None:
         self._came.clear()
         await self._came.wait()
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+
+class SocketTail(MemoryTail):
+    """The same over a socket that gateways tell."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._socket: socket.socket | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def after(self, place: int | None, wait_s: float) -> tuple[list[tuple[int, Passed]], int, int]:
+        self._listen()
+        return await super().after(place, wait_s)
 
     async def close(self) -> None:
         self._stop()
@@ -84,9 +103,7 @@ class SocketTail:
             while True:
                 data = self._socket.recv(DATAGRAM_MAX_BYTES + 1)
                 for line in data.splitlines():
-                    self._kept.append(_decode(line))
-                    self._next += 1
-                self._came.set()
+                    self.tell(_decode(line))
 
     def _stop(self) -> None:
         """Nobody asks any more: gateways have nothing to tell."""
@@ -100,8 +117,18 @@ class SocketTail:
             self._path.unlink(missing_ok=True)
 
 
+class MemoryFigures:
+    """Implements `ports.traffic.GatewayFigures` over what each living gateway is said to have, by its name."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, dict[str, Any]] = {}
+
+    async def live(self) -> Live:
+        return merge(self.told.values())
+
+
 class FileFigures:
-    """Implements `ports.traffic.GatewayFigures` over the files of the gateways' metrics, a second old at most."""
+    """The same over the files of the gateways' metrics, a second old at most."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
