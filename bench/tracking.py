@@ -45,6 +45,7 @@ BATCH_GOAL = 5.0
 BATCHES = ("1,000 points of 10 metrics", "1,000 points of 1,000 metrics")
 SEARCHED_RUNS = 200
 CLIENTS = 8
+KEPT_S = 2.0
 
 
 class Server:
@@ -53,6 +54,7 @@ class Server:
     def __init__(self, url: str, headers: dict[str, str], suffix: str = "") -> None:
         self.url, self.headers = url, headers
         address = urlsplit(url)
+        self._used_s = time.monotonic()
         self._path = f"{address.path}/api/2.0/mlflow/"
         self._client = http.client.HTTPConnection(str(address.hostname), address.port, timeout=120)
         name = f"bench-{os.getpid()}{suffix}"
@@ -70,9 +72,12 @@ class Server:
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
         headers = {**self.headers, "Content-Type": "application/json"}
+        if time.monotonic() - self._used_s > KEPT_S:
+            self._client.close()  # The server may have closed it by now; the next request opens another.
         self._client.request(method, self._path + path, body, headers)
         answer = self._client.getresponse()
         text = answer.read()
+        self._used_s = time.monotonic()
         assert answer.status == 200, text
         return text
 
