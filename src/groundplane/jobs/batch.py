@@ -33,6 +33,7 @@ def answer_rows(need: BatchNeed, path: Path, model: str, target: Asker, output: 
     folder = output / SHARDS
     folder.mkdir(parents=True, exist_ok=True)
     sums = {"rows": 0, "errors": 0, "prompt_tokens": 0, "completion_tokens": 0, "asked": 0}
+    sums |= {"taken": 0, "taken_errors": 0}  # of shards that an earlier run answered, and paid for
     shards_done, source = 0, rows(path)
     for index, (first, last) in enumerate(plan):
         part = [next(source) for _ in range(last - first)]
@@ -42,6 +43,9 @@ def answer_rows(need: BatchNeed, path: Path, model: str, target: Asker, output: 
             sums["asked"] += figures["rows"]
         for name in ("rows", "errors", "prompt_tokens", "completion_tokens"):
             sums[name] += figures[name]
+        if figures.get("taken"):
+            sums["taken"] += figures["rows"]
+            sums["taken_errors"] += figures["errors"]
         shards_done += 1
         progress = {"rows": total, "done": sums["rows"], "errors": sums["errors"]}
         put_json(output / PROGRESS, {**progress, "shards": len(plan), "shards_done": shards_done})
@@ -60,9 +64,10 @@ def take_shards(source: Path, folder: Path) -> int:
     taken = 0
     for rows_path in sorted(source.glob("*.jsonl")):
         target = folder / rows_path.name
-        if target.exists() or _done(source, int(rows_path.stem)) is None:
+        figures = _done(source, int(rows_path.stem))
+        if target.exists() or figures is None:
             continue
-        put_bytes(target.with_suffix(".json"), rows_path.with_suffix(".json").read_bytes())
+        put_json(target.with_suffix(".json"), {**figures, "taken": True})
         put_bytes(target, rows_path.read_bytes())
         taken += 1
     return taken

@@ -37,7 +37,7 @@ class Batches:
         if known is not None:
             return f"dataset {known.output}"
         summary = await read_json(self._files.output_path(run.id, SUMMARY))
-        names = ("rows", "errors", "total", "shards", "prompt_tokens", "completion_tokens")
+        names = ("rows", "errors", "total", "shards", "prompt_tokens", "completion_tokens", "taken", "taken_errors")
         figures = {name: value for name in names if isinstance(value := summary.get(name), int)}
         if len(figures) != len(names) or figures["rows"] != figures["total"]:
             have = f"{figures.get('rows', 0):,} of {figures.get('total', 0):,}"
@@ -45,9 +45,11 @@ class Batches:
         if figures["errors"] > need.bad_rows:
             raise Refusal([_too_bad(figures["errors"], need.bad_rows)])
         now = self._clock.now()
+        asked = figures["rows"] - figures["taken"]
+        answered = asked - (figures["errors"] - figures["taken_errors"])
         async with self._store.transaction() as tx:
             version_id = await asked_version(tx, run, need)
-            cost = await spent(tx, run, need, figures["rows"] - figures["errors"], now)
+            cost = await spent(tx, run, need, answered, now)
             source = await tx.get(DatasetVersion, run.spec.data[0].dataset)
         if source is None:
             raise NotFound(f"dataset {run.spec.data[0].dataset} is gone", "ground datasets list")
@@ -68,7 +70,7 @@ class Batches:
             prompt_tokens=figures["prompt_tokens"],
             completion_tokens=figures["completion_tokens"],
             cost_microusd=cost.amount_microusd,
-            cost_microusd_per_1000=cost_per_1000(cost.amount_microusd, figures["rows"]),
+            cost_microusd_per_1000=cost_per_1000(cost.amount_microusd, max(1, asked)),
             cost_source=cost.source,
             at=now,
         )
