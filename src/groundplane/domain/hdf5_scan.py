@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import chain
 
 from groundplane.domain.byte_view import ByteView
 
@@ -20,7 +21,7 @@ _JSON_MAX = 1000
 _LINK = re.compile(rb"\x01[\x08-\x0f\x18-\x1f](?=[\x40-\xff])")
 _STORAGE = re.compile(rb"\x01\0\0\0(?!\0\0)..(?!\0\0)..", re.DOTALL)
 _VIRTUAL = re.compile(rb"\x04\x03(?=.{8}.\0\0\0)", re.DOTALL)
-_SIGNS = re.compile(rb"|".join(each.pattern for each in (_LINK, _STORAGE, _VIRTUAL)), re.DOTALL)
+_SIGNS = (_LINK, _STORAGE, _VIRTUAL)
 _JSON_BEGINS = re.compile(rb'\{\s*"(?:module|class_name|name|config|keras_version|registered_name)"')
 
 
@@ -29,9 +30,9 @@ def outside(view: ByteView, base: int) -> str:
     offset = 0
     while offset < view.size_bytes:
         window = view.at(offset, _WINDOW_BYTES + _MESSAGE_BYTES)
-        for match in _SIGNS.finditer(window):
+        for match in chain.from_iterable(sign.finditer(window) for sign in _SIGNS):
             if match.start() >= _WINDOW_BYTES:
-                break
+                continue
             found = _judge(view, base, window[match.start() : match.start() + _MESSAGE_BYTES])
             if found:
                 return found

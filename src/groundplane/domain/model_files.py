@@ -488,11 +488,11 @@ def _npy(path: str, view: ByteView, *, whole: bool) -> Inspection:
 
 
 # Keras names a layer's class in JSON. Python writes printable letters as they are: one that is escaped hides something.
-_KERAS_PROGRAMS = re.compile(rb'"(Lambda|__lambda__|TFSMLayer)"|\\u00[2-7][0-9a-fA-F]')
+_KERAS_PROGRAMS = (re.compile(rb'"(?:Lambda|__lambda__|TFSMLayer)"'), re.compile(rb"\\u00[2-7][0-9a-fA-F]"))
 
 
 def _hdf5(path: str, view: ByteView, base: int) -> Inspection:
-    if view.search(_KERAS_PROGRAMS, longest_bytes=16) is not None:
+    if any(view.search(pattern, longest_bytes=16) is not None for pattern in _KERAS_PROGRAMS):
         return Inspection(format=Format.HDF5, refused=_keras_program(path, "a Keras file"))
     elsewhere = outside(view, base)
     if elsewhere:

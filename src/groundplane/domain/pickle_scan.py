@@ -12,6 +12,7 @@ import pickletools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 
 from groundplane.domain.byte_view import ByteView
 
@@ -29,9 +30,10 @@ _READS = {"GET", "BINGET", "LONG_BINGET"}
 _WRITES = {"PUT", "BINPUT", "LONG_BINPUT"}
 _IDENTIFIER = re.compile(rb"[\w.\x80-\xff-]+")
 # A header with an opcode that pickles go on with, or a name to import in letters. What is none ends soon.
-_BEGINNINGS = re.compile(
-    rb"\x80[\x02-\x05](?=[\x95\x8a-\x8e(\])}c\x80IKJMLFGNXVUTSBCq\x94PQ0i])"
-    rb"|c[a-zA-Z_][\w.]{0,100}\n[a-zA-Z_]\w{0,100}\n"
+# Two patterns, each with a first byte of its own: re finds that many times faster than one of two.
+_BEGINNINGS = (
+    re.compile(rb"\x80[\x02-\x05](?=[\x95\x8a-\x8e(\])}c\x80IKJMLFGNXVUTSBCq\x94PQ0i])"),
+    re.compile(rb"c[a-zA-Z_][\w.]{0,100}\n[a-zA-Z_]\w{0,100}\n"),
 )
 _BEGINNING_BYTES = 210
 _EXTENSION = "extension"
@@ -103,7 +105,8 @@ def scan_for_hidden_pickle(view: ByteView) -> PickleWalk | None:
     Whoever walks without end from many places is taken for a program as well: the work in all is bounded by the size.
     """
     opcodes_left = OPCODES_MAX + view.size_bytes // 500
-    for place in view.places(_BEGINNINGS, longest_bytes=_BEGINNING_BYTES):
+    places = (view.places(pattern, longest_bytes=_BEGINNING_BYTES) for pattern in _BEGINNINGS)
+    for place in chain.from_iterable(places):
         walk = _walk(view.part(place, view.size_bytes - place))
         opcodes_left -= walk.opcodes
         if opcodes_left < 0 or (walk.calls and any(not _is_extension(name) for name in walk.imports)):

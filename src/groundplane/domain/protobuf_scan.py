@@ -121,17 +121,17 @@ def _length(size: int) -> bytes:
     return rb"(?:\x%02x|\x%02x\x80{0,8}\x00)" % (size, size | 0x80)
 
 
-_FIELD_2 = rb"(?:\x12|\x92\x80{0,8}\x00)"
-_OPERATION = re.compile(
-    _FIELD_2 + rb"(?:" + rb"|".join(_length(len(name)) + b"(?:" + name.encode() + b")" for name in _ACTS) + rb")"
-)
+_NAMES = rb"(?:" + rb"|".join(_length(len(name)) + name.encode() for name in _ACTS) + rb")"
+# Field 2, in its shortest spelling and in longer ones; each with a first byte of its own, which re looks for fast.
+_OPERATIONS = (re.compile(rb"\x12" + _NAMES), re.compile(rb"\x92\x80{0,8}\x00" + _NAMES))
 OPERATION_LONGEST_BYTES = 2 * 10 + max(len(name) for name in _ACTS)
 _TEXT_OPERATION = re.compile(rf"""\bop\s*:\s*["'](?:({"|".join(_ACTS)})["']|[^"'\n]*\\|[^"'\n]*["']\s*["'])""")
 
 
 def acting_operation(view: ByteView) -> str:
     """The first TensorFlow operation in a binary graph that acts on its surroundings; "" when there is none."""
-    found = view.search(_OPERATION, longest_bytes=OPERATION_LONGEST_BYTES)
+    searches = (view.search(pattern, longest_bytes=OPERATION_LONGEST_BYTES) for pattern in _OPERATIONS)
+    found = next((each for each in searches if each is not None), None)
     return "" if found is None else found.lstrip(b"\x12\x92\x80\x00")[1:].lstrip(b"\x80\x00").decode(errors="replace")
 
 
