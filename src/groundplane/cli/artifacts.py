@@ -61,7 +61,8 @@ def push(
             )
         except (KeyboardInterrupt, Unavailable):
             if begun:
-                render.say(f"go on with: ground artifacts push {path} --resume {begun[0]}")
+                known_as = f"--name {name or _name_of(path)} --project {project}"
+                render.say(f"go on with: ground artifacts push {path} {known_as} --resume {begun[0]}")
             raise
     render.show(artifact, output, lambda: [f"pushed {artifact.id}", *_lines(artifact)])
 
