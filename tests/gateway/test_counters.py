@@ -31,7 +31,8 @@ async def holders(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[list[Counters]]:
     """Two holders of the same limits; of memory there can be one only, which then is both."""
-    monkeypatch.setattr(redis_counters, "_DEADLINE_S", 30.0)  # what is decided, however late, is looked at here
+    for name in ("_DEADLINE_S", "_CONNECT_DEADLINE_S"):  # what is decided, however late, is looked at here
+        monkeypatch.setattr(redis_counters, name, 30.0)
     made: list[Counters] = []
     if request.param == "memory":
         made = [MemoryCounters()] * 2
@@ -41,7 +42,7 @@ async def holders(
         url, _ = request.getfixturevalue("redis_socket")
         for name in ("a", "b"):
             one = RedisCounters(url, f"{name}{next(_NAMES)}", 2)
-            assert await one.ready()
+            assert await one.ready(30.0)
             made.append(one)
     yield made
     for counters in dict.fromkeys(made):
