@@ -351,11 +351,12 @@ async def test_many_keys_stall_nothing_when_a_snapshot_is_swapped(tmp_path: Path
         assert bench.gateway is not None
         state = bench.gateway.state
         await asyncio.to_thread(lambda: asyncio.run(bench.publish(keys=many_keys, routes=routes)))
-        stalls, before = [], time.monotonic()
+        # In CPU time, the loader's with it, which has the interpreter meanwhile: the machine may have other work to do.
+        stalls, before = [], time.process_time()
         while state.tables is None or state.tables.version < 2:
             await asyncio.sleep(0.001)
-            stalls.append(time.monotonic() - before)
-            before = time.monotonic()
+            stalls.append(time.process_time() - before)
+            before = time.process_time()
         assert len(state.tables) == 20_001
         assert (await ask(bench.port, post(chat()))).status == 200
     assert max(stalls) < 0.1, "before, 5,000 keys took 125 ms"
