@@ -135,6 +135,15 @@ async def answers(options: argparse.Namespace) -> dict[str, object]:
     return told | {"requests": len(latencies_s)}
 
 
+def _open_one(idle: deque[Caller]) -> Caller | None:
+    """The one used last. What was opened while requests piled up may have been closed since, as idle."""
+    while idle:
+        caller = idle.pop()
+        if caller.transport is not None:
+            return caller
+    return None
+
+
 class _Spec(ctypes.Structure):
     _fields_ = [(name, ctypes.c_long) for name in ("every_s", "every_ns", "first_s", "first_ns")]
 
@@ -150,14 +159,6 @@ async def paced(options: argparse.Namespace) -> dict[str, object]:
     waiting: deque[float] = deque()
     text = request(False, options.lines, options.secret)
     failed = opened = 0
-
-    def idle_one() -> Caller | None:
-        """The one used last. What was opened while requests piled up may have been closed since, as idle."""
-        while idle:
-            caller = idle.pop()
-            if caller.transport is not None:
-                return caller
-        return None
 
     def answered(caller: Caller, status: int) -> None:
         nonlocal failed
@@ -191,7 +192,7 @@ async def paced(options: argparse.Namespace) -> dict[str, object]:
         for _ in range(int.from_bytes(os.read(timer, 8), "little")):
             due += 1
             due_s = began + due * interval_ns / 1e9
-            caller = idle_one()
+            caller = _open_one(idle)
             if caller is not None:
                 caller.ask(text, due_s)
                 continue
