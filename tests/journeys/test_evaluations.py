@@ -306,7 +306,7 @@ def test_what_nobody_can_ask_is_refused_when_planned(ground: Any, tmp_path: Path
         ("  endpoint: nobody\n", "has no endpoint or route nobody"),
         ("  model: tiny@9\n", "has no model version tiny@9"),
         ("  endpoint: big\n  model: tiny@1\n", "exactly one of endpoint and model"),
-        ("  model: tiny@1\n  pool: far\n", "not on 1 of far"),
+        ("  model: tiny@1\n  pool: far\n", "needs one of the pools: local, has far"),
     ):
         path = spec(tmp_path, "Evaluation", "bad", body + EVALUATION)
         refused = ground.ground("eval", "run", "-f", path, expect=None)
