@@ -1,4 +1,4 @@
-"""Evaluations and batches on machines of a pool: the program, the rows and the model brought there, the gateway reached."""
+"""Evaluations and batches on machines of a pool: program, rows and model brought there, the gateway reached."""
 
 from __future__ import annotations
 
