@@ -340,6 +340,26 @@ async def test_a_silent_server_is_answered_for_by_policy_within_milliseconds(red
     counters.close()
 
 
+@pytest.mark.needs("redis")
+async def test_without_the_server_each_use_of_a_rate_counts_once(redis_socket: tuple[str, int]) -> None:
+    url, pid = redis_socket
+    counters = RedisCounters(url, f"h{next(_NAMES)}", 4)
+    assert await counters.ready()
+    mine = share(counters, limit(1_000, when_down=WhenDown.LOCAL))
+    with paused(pid):
+        admitted = 0
+        for _ in range(200):
+            assert await get(counters, (mine, 1)) is None
+            mine.used += 1
+            admitted += 1
+        await poll(counters._usable, 30)  # the breaker lets the next one ask again, and tell what was used
+        while await get(counters, (mine, 1)) is None:
+            mine.used += 1
+            admitted += 1
+    counters.close()
+    assert admitted >= 250, "its part of the limit, one of four, and what came back meanwhile"
+
+
 @contextlib.asynccontextmanager
 async def behind_a_slow_line(path: Path, server: str, delay_s: float) -> AsyncIterator[str]:
     """The url of a server whose answers arrive so much later."""

@@ -135,10 +135,12 @@ async def test_two_machines_keep_one_limit_in_redis_and_go_on_without_it(
     admitted, codes = 0, set()
     # An answer that comes too late is a 503, and after three all are, for a second; what came with it is used later.
     while 429 not in codes or admitted < 190:
-        assert time.monotonic() - began < 60, (admitted, codes)
-        answers = await asyncio.gather(*(ask(both[number % 2].port, post(chat(max_tokens=1))) for number in range(60)))
+        assert time.monotonic() - began < 120, (admitted, codes)
+        answers = await asyncio.gather(*(ask(both[number % 2].port, post(chat(max_tokens=1))) for number in range(20)))
         admitted += sum(answer.status == 200 for answer in answers)
         codes |= {answer.status for answer in answers}
+        if any(answer.status == 503 for answer in answers):
+            await asyncio.sleep(0.05)  # leaves the processor to who is late
     minutes = (time.monotonic() - began) / 60
     assert len(upstream.seen) == admitted <= 200 * (1 + minutes)
     assert codes <= {200, 429, 503}

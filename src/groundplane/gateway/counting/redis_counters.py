@@ -34,7 +34,7 @@ from groundplane.gateway.counting.resp import RespConnection, RespError, call, c
 
 _DEADLINE_S = 0.010
 _READ_S = 0.001
-_LATE_KEPT_S = 0.1
+_LATE_KEPT_S = 1.0
 _CONNECT_DEADLINE_S = 2.0
 _BELIEF_S = 30
 _SILENCES_TO_OPEN = 3
@@ -175,10 +175,10 @@ class RedisCounters:
             if (entry.used or limit.id in self._lent) and limit.when_down is WhenDown.LOCAL:
                 # What this holder used counts in its own part too, should the server go away.
                 _, account = self._part(share, now)
-                lent = self._lent.pop(limit.id, 0)
-                if SCALES[limit.measure] == 1:
-                    account.level -= min(lent, account.level)  # what of it was used is charged here and now
-                account.level += entry.used * SCALES[limit.measure]
+                scale = SCALES[limit.measure]
+                # What was lent of it and used is charged here and now; of a rate, some of it may have passed already.
+                account.level -= min(self._lent.pop(limit.id, 0) * scale, account.level)
+                account.level += entry.used * scale
         connection.send(
             lambda reply: self._answered(ask, reply), b"EVALSHA", self._sha, b"%d" % len(keys), *keys, *words
         )
