@@ -32,7 +32,7 @@ def version(served: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     for name, data in FILES.items():
         (folder / name).write_bytes(data)
         served.client.upload_file(upload.id, name, folder / name)
-    made = served.client.register_model("referred", upload_id=upload.id, project="default", facts=FACTS)
+    made = served.client.register_model("attested", upload_id=upload.id, project="default", facts=FACTS)
     evaluation = {"name": "nightly", "metrics": {"f1": 0.93}}
     served.client.add_addendum(made.id, AddendumKind.EVALUATION, evaluation)
     served.client.add_addendum(made.id, AddendumKind.SLA, {"sla": "p95 below 200 ms"}, reason="agreed")
@@ -50,11 +50,11 @@ def client(served: Any, tmp_path: Path) -> Any:
 
 def referrers(served: Any, digest: str, kind: str = "") -> Any:
     params = {"artifactType": kind} if kind else {}
-    return served.raw("GET", f"/v2/default/referred/referrers/{digest}", params=params)
+    return served.raw("GET", f"/v2/default/attested/referrers/{digest}", params=params)
 
 
 def digest_of(served: Any, tag: str) -> str:
-    head = served.raw("HEAD", f"/v2/default/referred/manifests/{tag}")
+    head = served.raw("HEAD", f"/v2/default/attested/manifests/{tag}")
     return str(head.headers["docker-content-digest"])
 
 
@@ -72,25 +72,25 @@ def test_each_addendum_refers_to_its_version_and_is_found_by_its_type(served: An
     )
     rows = served.client.addenda(version.id)
     for listed, row in zip((first, second), rows, strict=True):
-        answer = served.raw("GET", f"/v2/default/referred/manifests/{listed['digest']}")
+        answer = served.raw("GET", f"/v2/default/attested/manifests/{listed['digest']}")
         assert (oci.digest_of(answer.content), len(answer.content)) == (listed["digest"], listed["size"])
         said = answer.json()
         assert (said["subject"]["digest"], said["annotations"]) == (subject, listed["annotations"])
         (layer,) = said["layers"]
-        blob = served.raw("GET", f"/v2/default/referred/blobs/{layer['digest']}")
+        blob = served.raw("GET", f"/v2/default/attested/blobs/{layer['digest']}")
         assert (blob.text, layer["digest"]) == (row.envelope, f"sha256:{row.sha256}")
-        assert served.raw("HEAD", f"/v2/default/referred/blobs/{layer['digest']}").status_code == 200
-    shown = [each["artifact_type"] for each in served.raw("GET", "/v1/packages/default/referred").json()]
+        assert served.raw("HEAD", f"/v2/default/attested/blobs/{layer['digest']}").status_code == 200
+    shown = [each["artifact_type"] for each in served.raw("GET", "/v1/packages/default/attested").json()]
     assert shown.count(oci.ADDENDUM) == 2
 
 
 def test_clients_without_the_referrers_api_find_the_same_under_the_fallback_tag(served: Any, version: Any) -> None:
     subject = digest_of(served, "v1")
     tag = subject.replace(":", "-")
-    answer = served.raw("GET", f"/v2/default/referred/manifests/{tag}")
+    answer = served.raw("GET", f"/v2/default/attested/manifests/{tag}")
     assert (answer.content, answer.headers["content-type"]) == (referrers(served, subject).content, oci.INDEX)
-    assert tag not in served.raw("GET", "/v2/default/referred/tags/list").json()["tags"]
-    nobody = served.raw("GET", f"/v2/default/referred/manifests/sha256-{'0' * 64}")
+    assert tag not in served.raw("GET", "/v2/default/attested/tags/list").json()["tags"]
+    nobody = served.raw("GET", f"/v2/default/attested/manifests/sha256-{'0' * 64}")
     assert (nobody.status_code, nobody.json()["errors"][0]["code"]) == (404, "MANIFEST_UNKNOWN")
 
 
@@ -99,7 +99,7 @@ def test_skopeo_copies_all_that_refers_to_a_version_at_once(served: Any, version
     host, tag = served.url.removeprefix("http://"), digest_of(served, "v1").replace(":", "-")
     (tmp_path / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
     words = ["--policy", str(tmp_path / "policy.json"), "copy", "--all", "--src-tls-verify=false"]
-    words += [f"--src-creds=ground:{served.admin_key}", f"docker://{host}/default/referred:{tag}"]
+    words += [f"--src-creds=ground:{served.admin_key}", f"docker://{host}/default/attested:{tag}"]
     command = [shutil.which("skopeo") or "skopeo", *words, f"oci:{tmp_path / 'out'}:referrers"]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     copied = {path.name for path in (tmp_path / "out" / "blobs" / "sha256").iterdir()}
@@ -111,7 +111,7 @@ def test_skopeo_copies_all_that_refers_to_a_version_at_once(served: Any, version
 def pulled(served: Any, version: Any, client: Any, tmp_path: Path) -> Path:
     """What a stranger has: `files`, `papers` and `addenda` as oras pulls them, and a public key."""
     host = served.url.removeprefix("http://")
-    where = f"{host}/default/referred"
+    where = f"{host}/default/attested"
     client.pull(target=f"{where}:v1", outdir=str(tmp_path / "files"))
     for kind, folder in ((oci.CERTIFICATE, "papers"), (oci.ADDENDUM, "addenda")):
         for each in referrers(served, digest_of(served, "v1"), kind).json()["manifests"]:
@@ -134,7 +134,7 @@ def test_a_stranger_checks_what_was_pulled_offline_with_the_command(pulled: Path
     assert {path.name for path in (pulled / "addenda").iterdir()} == {"addendum-0001.json", "addendum-0002.json"}
     code, said = check()
     assert code == 0, said
-    assert "referred@1: 2 files are as key" in said
+    assert "attested@1: 2 files are as key" in said
     assert "2 addenda are chained to it" in said and "2 sla: p95 below 200 ms" in said
     first, second = (pulled / "addenda" / f"addendum-000{number}.json" for number in (1, 2))
     kept = first.read_text()
