@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+from tests.journeys.inference import FACTS, STATED, HostedModels, completion, trained
 
 QUICK = True
-TRAINER = Path(__file__).parents[2] / "examples" / "tiny-lm" / "train.py"
-STATED = (
-    *("--project", "research", "--owner", "ana", "--license", "Apache-2.0", "--framework", "jax"),
-    *("--code-commit", "2" * 40, "--training-run", "friday-1", "--metric", "loss=3.1"),
-)
-FACTS = ("--project", "research", "--owner", "ana", "--license", "CC0-1.0", "--classification", "internal")
 HEAD = """
 apiVersion: groundplane/v1
 kind: {kind}
@@ -68,11 +58,7 @@ def spec(folder: Path, kind: str, name: str, body: str) -> str:
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model as safetensors, after two steps of the real trainer."""
-    folder = tmp_path_factory.mktemp("trained")
-    command = [sys.executable, str(TRAINER), "--steps", "2", "--length", "64", "--vocab", "384", "--width", "64"]
-    places = ["--layers", "1", "--output-dir", str(folder / "model"), "--checkpoint-dir", str(folder / "steps")]
-    subprocess.run([*command, *places], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
-    return folder / "model"
+    return trained(tmp_path_factory.mktemp("trained"))
 
 
 @pytest.fixture(scope="module")
@@ -104,63 +90,28 @@ def register(shared: Any, model_dir: Path, corpus_sha256: str) -> None:
     shared.ground("models", "register", str(model_dir), "--name", "tiny", *STATED, *data)
 
 
-class Hosted:
-    """Somebody else's model: says its prompt in capitals, until it is `another` one behind the same name."""
+class Hosted(HostedModels):
+    """Says its prompt in capitals, until it is `another` model behind the same name; `wise` judges."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.another = False
         self.asked = 0
-        hosted = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                hosted.asked += 1
-                said = str(body["messages"][-1]["content"])
-                content = json.dumps(
-                    {
-                        "id": "c",
-                        "object": "chat.completion",
-                        "created": 1,
-                        "model": "big-2026-11-20" if hosted.another else "big-2026-05-01",
-                        "system_fingerprint": "fp_b" if hosted.another else "fp_a",
-                        "choices": [
-                            {
-                                "index": 0,
-                                "finish_reason": "stop",
-                                "message": {"role": "assistant", "content": hosted.says(said, body["model"])},
-                            }
-                        ],
-                        "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15},
-                    }
-                ).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Silent."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def says(self, prompt: str, model: str) -> str:
+    def answer(self, model: str, prompt: str) -> tuple[int, dict[str, Any]]:
+        self.asked += 1
+        text = prompt if self.another else prompt.upper()
         if model == "wise":
-            return json.dumps({"verdict": "right", "reason": "it is short"})
-        return prompt if self.another else prompt.upper()
+            text = json.dumps({"verdict": "right", "reason": "it is short"})
+        name, fingerprint = ("big-2026-11-20", "fp_b") if self.another else ("big-2026-05-01", "fp_a")
+        return 200, completion(text, name, system_fingerprint=fingerprint)
 
 
 @pytest.fixture
 def hosted() -> Iterator[Hosted]:
     made = Hosted()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
+    with made.serving():
+        yield made
 
 
 def job_process(output: Path) -> psutil.Process:

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +15,9 @@ import pytest
 from tests.faults import pool_file
 from tests.hosts import Host, Hosts
 from tests.journeys.conftest import Installation, bring_up, free_ports, shut_down, wait_for
+from tests.journeys.inference import FACTS, STATED, HostedModels, completion, trained
 
 pytestmark = pytest.mark.needs("sshd")
-TRAINER = Path(__file__).parents[2] / "examples" / "tiny-lm" / "train.py"
-STATED = (
-    *("--project", "research", "--owner", "ana", "--license", "Apache-2.0", "--framework", "jax"),
-    *("--code-commit", "2" * 40, "--training-run", "friday-1", "--metric", "loss=3.1", "--data", f"c={'1' * 64}"),
-)
-FACTS = ("--project", "research", "--owner", "ana", "--license", "CC0-1.0", "--classification", "internal", "--managed")
 HEAD = """
 apiVersion: groundplane/v1
 kind: {kind}
@@ -48,51 +39,24 @@ EVALUATION = """
 """
 
 
-class Hosted:
-    """A hosted model on this machine, which no node of the pool sees: answers in capitals, slowly if it is told to."""
+class Hosted(HostedModels):
+    """A model which no node of the pool sees: answers in capitals, slowly if it is told to."""
 
     def __init__(self) -> None:
-        self.go = threading.Event()
-        self.go.set()
+        super().__init__()
         self.asked: list[str] = []
-        hosted = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                said = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
-                hosted.go.wait(120)
-                hosted.asked.append(said)
-                choice = {
-                    "index": 0,
-                    "finish_reason": "stop",
-                    "message": {"role": "assistant", "content": said.upper()},
-                }
-                usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
-                answer = {"id": "c", "object": "chat.completion", "created": 1, "model": "big", "choices": [choice]}
-                content = json.dumps({**answer, "usage": usage}).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Silent."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def answer(self, model: str, prompt: str) -> tuple[int, dict[str, Any]]:
+        self.go.wait(120)
+        self.asked.append(prompt)
+        return 200, completion(prompt.upper(), "big")
 
 
 @pytest.fixture(scope="module")
 def hosted() -> Iterator[Hosted]:
     made = Hosted()
-    yield made
-    made.go.set()
-    made.server.shutdown()
-    made.server.server_close()
+    with made.serving():
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -104,14 +68,12 @@ def lab(session_hosts: Hosts, hosted: Hosted, tmp_path_factory: pytest.TempPathF
     installation.home.mkdir()
     write_pools(installation, session_hosts)
     bring_up(installation)
-    command = [sys.executable, str(TRAINER), "--steps", "2", "--length", "64", "--vocab", "384", "--width", "64"]
-    places = ["--layers", "1", "--output-dir", str(folder / "model"), "--checkpoint-dir", str(folder / "steps")]
-    subprocess.run([*command, *places], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
-    installation.ground("models", "register", str(folder / "model"), "--name", "tiny", *STATED)
+    stated = (*STATED, "--data", f"c={'1' * 64}")
+    installation.ground("models", "register", str(trained(folder)), "--name", "tiny", *stated)
     questions = [{"id": f"q{n}", "question": f"say {n}", "answer": f"SAY {n}"} for n in range(12)]
     for name, rows in (("qa", questions), ("rows", [{"text": f"row {n}"} for n in range(40)])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        installation.ground("datasets", "register", str(folder / f"{name}.jsonl"), "--name", name, *FACTS)
+        installation.ground("datasets", "register", str(folder / f"{name}.jsonl"), "--name", name, *FACTS, "--managed")
     add = ("providers", "add", "hosted", "--project", "research", "--kind", "openai-compatible", "--url", hosted.url)
     installation.ground(*add, "--private", "--key-file", "-", text="sk-1")
     target = "provider:hosted/big,prompt=1,completion=2"

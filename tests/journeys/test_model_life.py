@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +14,9 @@ import httpx
 import psutil
 import pytest
 from tests.journeys.conftest import Installation, bring_up, free_ports, shut_down
+from tests.journeys.inference import FACTS, STATED, HostedModels, completion, trained
 from tests.services.test_lineage import faults
 
-TRAINER = Path(__file__).parents[2] / "examples" / "tiny-lm" / "train.py"
-STATED = (
-    *("--project", "research", "--owner", "ana", "--license", "Apache-2.0", "--framework", "jax"),
-    *("--code-commit", "2" * 40, "--training-run", "friday-1", "--metric", "loss=3.1"),
-)
-FACTS = ("--project", "research", "--owner", "ana", "--license", "CC0-1.0", "--classification", "internal")
 HEAD = """
 apiVersion: groundplane/v1
 kind: {kind}
@@ -59,36 +49,14 @@ ASKED = """
 TONE = "    - {kind: llm, name: tone, model: judge, votes: 1, rubric: Short and polite.}\n"
 
 
-class Hosted:
-    """Somebody else's models: `wise` judges as it is told to, `big` says its prompt in capitals while it may."""
+class Hosted(HostedModels):
+    """`wise` judges as it is told to, `big` says its prompt in capitals while it may."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.verdict = "wrong"
         self.refused = ""
         self.asked: Counter[str] = Counter()
-        self.go = threading.Event()
-        self.go.set()
-        hosted = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, answer = hosted.answer(body["model"], str(body["messages"][-1]["content"]))
-                content = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Silent."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def answer(self, model: str, prompt: str) -> tuple[int, dict[str, Any]]:
         text = json.dumps({"verdict": self.verdict, "reason": "so it is"}) if model == "wise" else prompt.upper()
@@ -97,19 +65,14 @@ class Hosted:
             if prompt == self.refused:
                 return 400, {"error": {"message": "this row is not for me", "type": "invalid_request_error"}}
             self.asked[prompt] += 1
-        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
-        usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
-        answer = {"id": "c", "object": "chat.completion", "created": 1, "model": model, "choices": [choice]}
-        return 200, {**answer, "usage": usage}
+        return 200, completion(text, model)
 
 
 @pytest.fixture(scope="module")
 def hosted() -> Iterator[Hosted]:
     made = Hosted()
-    yield made
-    made.go.set()
-    made.server.shutdown()
-    made.server.server_close()
+    with made.serving():
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +81,11 @@ def ground(hosted: Hosted, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     folder = tmp_path_factory.mktemp("life")
     told = {"GROUND_LINEAGE_URL": str(folder / "events.jsonl")}
     made = bring_up(Installation(folder / "ground", *free_ports(2), told, quick=True))
-    command = [sys.executable, str(TRAINER), "--steps", "2", "--length", "64", "--vocab", "384", "--width", "64"]
-    places = ["--layers", "1", "--output-dir", str(folder / "model"), "--checkpoint-dir", str(folder / "steps")]
-    subprocess.run([*command, *places], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    model = trained(folder)
     (folder / "corpus.txt").write_text("In the beginning")
     corpus = made.data("datasets", "register", str(folder / "corpus.txt"), "--name", "corpus", *FACTS)
     data = ("--data", f"corpus={corpus['digest']}")
-    made.ground("models", "register", str(folder / "model"), "--name", "tiny", *STATED, *data)
+    made.ground("models", "register", str(model), "--name", "tiny", *STATED, *data)
     questions = [{"id": f"q{n}", "question": f"say {n}", "answer": f"SAY {n}"} for n in range(6)]
     for name, rows in (("qa", questions), ("rows", [{"text": f"row {n}"} for n in range(40)])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -3,9 +3,8 @@
 An answer is awaited 10 ms; then each limit's `when_down` decides: refuse, admit, or admit from this holder's part of
 the limit alone. After three silences in a row nobody waits: a breaker is open for a second, then longer, up to ten.
 Dollars of a gateway that is gone are held for a day, in case it comes back with what it spent, or until the ledger has
-all of its log. What was charged and not
-confirmed is charged again, so a lost answer errs on the safe side; what was handed out and
-not heard of is taken back by stating, on each new connection, what this holder has.
+all of its log. What was charged and not confirmed is charged again, so a lost answer errs on the safe side; what was
+handed out and not heard of is taken back by stating, on each new connection, what this holder has.
 """
 
 from __future__ import annotations

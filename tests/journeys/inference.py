@@ -1,0 +1,77 @@
+"""What journeys that ask models share: a small model of two steps, what is stated of it, and somebody else's models."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+TRAINER = Path(__file__).parents[2] / "examples" / "tiny-lm" / "train.py"
+STATED = (
+    *("--project", "research", "--owner", "ana", "--license", "Apache-2.0", "--framework", "jax"),
+    *("--code-commit", "2" * 40, "--training-run", "friday-1", "--metric", "loss=3.1"),
+)
+FACTS = ("--project", "research", "--owner", "ana", "--license", "CC0-1.0", "--classification", "internal")
+
+
+def trained(folder: Path) -> Path:
+    """A small model as safetensors, after two steps of the real trainer."""
+    command = [sys.executable, str(TRAINER), "--steps", "2", "--length", "64", "--vocab", "384", "--width", "64"]
+    places = ["--layers", "1", "--output-dir", str(folder / "model"), "--checkpoint-dir", str(folder / "steps")]
+    subprocess.run([*command, *places], env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True, capture_output=True)
+    return folder / "model"
+
+
+class HostedModels:
+    """An OpenAI-compatible provider on this machine. Subclasses say what its models answer, while `go` is set."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.go.set()
+        self.url = ""
+
+    def answer(self, model: str, prompt: str) -> tuple[int, dict[str, Any]]:
+        """A status and a body."""
+        raise NotImplementedError
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        answer = self.answer
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                status, said = answer(body["model"], str(body["messages"][-1]["content"]))
+                content = json.dumps(said).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Silent."""
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            self.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield
+            self.go.set()
+            server.shutdown()
+
+
+def completion(text: str, model: str, **more: str) -> dict[str, Any]:
+    """A chat completion of 10 and 5 tokens."""
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    body = {"id": "c", "object": "chat.completion", "created": 1, "model": model, "choices": [choice], "usage": usage}
+    return {**body, **more}
