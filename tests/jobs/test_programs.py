@@ -21,7 +21,8 @@ import msgspec
 import pytest
 
 from groundplane.domain.spec.inference import Asking, BatchNeed, EvaluationNeed, JudgeNeed
-from groundplane.jobs.order import ORDER_FILE, ProgramOrder
+from groundplane.jobs.batch import PACK, pack_shards
+from groundplane.jobs.order import ORDER_FILE, STAGED_SHARDS, ProgramOrder
 
 REQUESTS = 60
 
@@ -91,7 +92,7 @@ def model() -> Iterator[Model]:
     made.server.server_close()
 
 
-def start(folder: Path, model: Model, data: Path, **need: object) -> subprocess.Popen[str]:
+def start(folder: Path, model: Model, data: Path, taken: Path | None = None, **need: object) -> subprocess.Popen[str]:
     order = ProgramOrder(
         target="m",
         gateway_url=model.url,
@@ -105,12 +106,13 @@ def start(folder: Path, model: Model, data: Path, **need: object) -> subprocess.
         each.mkdir(exist_ok=True)
     (secrets / ORDER_FILE).write_bytes(msgspec.json.encode(order))
     env = {**os.environ, "GROUND_SECRETS_DIR": str(secrets), "GROUND_OUTPUT_DIR": str(output)}
+    env |= {STAGED_SHARDS: str(taken)} if taken is not None else {}
     command = [sys.executable, "-m", "groundplane.jobs"]
     return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def work(folder: Path, model: Model, data: Path, expect: int = 0, **need: object) -> str:
-    said, _ = (process := start(folder, model, data, **need)).communicate(timeout=120)
+def work(folder: Path, model: Model, data: Path, expect: int = 0, taken: Path | None = None, **need: object) -> str:
+    said, _ = (process := start(folder, model, data, taken, **need)).communicate(timeout=120)
     assert process.returncode == expect, said
     return said
 
@@ -207,8 +209,8 @@ def test_rows_in_error_stay_rows_and_too_many_fail_the_job_with_the_number(tmp_p
     assert "error: 2 rows are in error; spec.bad_rows allows 1" in said
     next_run, asked = tmp_path / "next", model.seen.total()
     next_run.mkdir()
-    before = str(tmp_path / "output" / "shards")
-    said = work(next_run, model, data, batch=table, shards_before=before)
+    pack_shards(tmp_path / "output" / "shards", tmp_path / PACK)
+    said = work(next_run, model, data, batch=table, taken=tmp_path)
     assert "1 shards of" in said
     assert model.seen.total() == asked
     assert lines(next_run / "output" / "answers.jsonl") == answers

@@ -45,10 +45,13 @@ class Hosted(HostedModels):
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[str] = []
+        self.refused = ""
 
     def answer(self, model: str, prompt: str) -> tuple[int, dict[str, Any]]:
         self.go.wait(120)
         self.asked.append(prompt)
+        if prompt == self.refused:
+            return 400, {"error": {"message": "no", "type": "invalid_request_error"}}
         return 200, completion(prompt.upper(), "big")
 
 
@@ -160,6 +163,29 @@ def test_a_batch_far_away_outlives_its_job_the_control_plane_and_its_way(
     assert ["dataset:rows@1", f"run:{run['id']}"] in lab.data("datasets", "lineage", "rows@1")["edges"]
 
 
+def test_a_batch_that_failed_is_taken_up_in_its_pool_and_in_another(lab: Any, tmp_path: Path, hosted: Hosted) -> None:
+    body = '  dataset: rows@1\n  endpoint: big\n  format: table\n  prompt: "{text}"\n  output: taken\n  shard_rows: 4\n'
+    hosted.asked.clear()
+    before, steps = "", (("lab", "row 13", 16), ("lab", "row 25", 12), ("local", "", 12))
+    for allowed, (pool, refused, asked) in enumerate(steps):
+        hosted.refused, so_far = refused, len(hosted.asked)
+        path = Path(spec(tmp_path, "Batch", "taken", f"{body}  bad_rows: {allowed}\n{before}"))
+        path.write_text(path.read_text().replace("pool: lab", f"pool: {pool}"))
+        run = lab.data("batch", "run", "-f", str(path))
+        over = lab.wait_run(run["id"], "succeeded", "failed", timeout_s=180)
+        assert over.run.status == ("failed" if refused else "succeeded"), over.run.message
+        assert over.attempts[0].pool == pool
+        assert len(hosted.asked) - so_far == asked
+        before = f"  resume: {run['id']}\n"
+    assert sorted(hosted.asked) == sorted(f"row {n}" for n in range(40))
+    told = lab.data("batch", "status", run["id"])
+    assert (told["rows"], told["errors"], told["shards_done"], told["result"]["output"]) == (40, 2, 10, "taken@1")
+    assert told["result"]["cost_microusd"] == 20 * asked
+    lab.client.pull(told["result"]["artifact_id"], tmp_path / "pulled")
+    answers = [json.loads(line) for line in (tmp_path / "pulled" / "answers.jsonl").read_text().splitlines()]
+    assert [each["answer"] for each in answers] == ["" if n in (13, 25) else f"ROW {n}" for n in range(40)]
+
+
 def test_what_a_pool_lacks_for_it_is_said_when_it_is_planned(
     lab: Any, tmp_path: Path, session_hosts: Hosts, wait: Callable[..., Any]
 ) -> None:
@@ -192,6 +218,3 @@ def test_what_a_pool_lacks_for_it_is_said_when_it_is_planned(
         config.write_text(before)
         session_hosts.hosts[0].crash()
         session_hosts.mend()
-    body = "  dataset: rows@1\n  endpoint: big\n  output: far-answers\n  resume: run-any\n"
-    refused = lab.ground("plan", "-f", spec(tmp_path, "Batch", "again", body), expect=2)
-    assert "shards are taken up on the control plane's machine, not in pool lab" in refused.stderr

@@ -136,6 +136,11 @@ def answer_of(body: object) -> str | None:
     return text if isinstance(text, str) else None
 
 
+def kept_name(run_id: str) -> str:
+    """The artifact with the finished shards of a batch that another takes up again."""
+    return f"{run_id}-shards"
+
+
 def cost_per_1000(cost_microusd: int, count: int) -> int:
     """Micro-dollars for 1,000, rounded up; 0 of nothing."""
     return -(-cost_microusd * 1000 // count) if count else 0

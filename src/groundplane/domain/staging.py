@@ -127,7 +127,8 @@ def is_staged(source: DataSource) -> bool:
 def need_of(
     spec: JobSpec, files: Mapping[str, Sequence[StagedFile]], *, scratch: str, cache_bytes: int
 ) -> StagingNeed | None:
-    """What the nodes of this spec are to stage; `files` has what the control plane brings, by source."""
+    """What the nodes of this spec are to stage; `files` has what the control plane brings, by source: none of a source
+    is left out."""
     sources = tuple(
         StagedSource(
             name=each.name,
@@ -140,7 +141,7 @@ def need_of(
             files=tuple(files.get(each.name, ())),
         )
         for each in spec.data
-        if is_staged(each)
+        if is_staged(each) and files.get(each.name) != ()
     )
     return StagingNeed(sources=sources, scratch=scratch, cache_bytes=cache_bytes) if sources else None
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from groundplane.domain.spec.inference import BatchNeed, EvaluationNeed
 from groundplane.errors import GroundError
-from groundplane.jobs.batch import SHARDS, answer_rows, take_shards
+from groundplane.jobs.batch import PACK, SHARDS, answer_rows, take_shards
 from groundplane.jobs.calls import Asker
 from groundplane.jobs.evaluate import evaluate
 from groundplane.jobs.files import put_json, say
-from groundplane.jobs.order import ORDER_FILE, PROBLEM_FILE, ProgramOrder, data_file, order_of
+from groundplane.jobs.order import ORDER_FILE, PROBLEM_FILE, STAGED_SHARDS, ProgramOrder, data_file, order_of
 from groundplane.jobs.served import served
 
 BESIDE_PATIENCE_S = 30.0
@@ -48,8 +48,9 @@ def _work(order: ProgramOrder, output: Path) -> int:
             evaluate(order.evaluation, path, order.target, target, gateway, output)
             return 0
         assert order.batch is not None
-        if order.shards_before:
-            say(f"{take_shards(Path(order.shards_before), output / SHARDS):,} shards of {order.batch.resume} are taken")
+        if STAGED_SHARDS in os.environ:
+            packed = Path(os.environ[STAGED_SHARDS]) / PACK
+            say(f"{take_shards(packed, output / SHARDS):,} shards of {order.batch.resume} are taken")
         found = answer_rows(order.batch, path, order.target, target, output)
         say(json.dumps(found))
         if found["errors"] > order.batch.bad_rows:

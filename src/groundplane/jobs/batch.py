@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ ANSWERS = "answers.jsonl"
 SUMMARY = "batch.json"
 PROGRESS = "progress.json"
 SHARDS = "shards"
+PACK = "shards.tar"
 Row = tuple[int, dict[str, object] | str]
 
 
@@ -58,18 +60,33 @@ def answer_rows(need: BatchNeed, path: Path, model: str, target: Asker, output: 
     return summary
 
 
-def take_shards(source: Path, folder: Path) -> int:
-    """Copies finished shards of an earlier run that are not here yet; how many. Twice is the same as once."""
+def pack_shards(folder: Path, target: Path) -> None:
+    """Writes finished shards as one file: shards are many and small. The same bytes for the same shards."""
+    with tarfile.open(target, "w") as pack:
+        for path in sorted(folder.glob("*.jsonl")):
+            if _done(folder, int(path.stem)) is not None:
+                for each in (path.with_suffix(".json"), path):
+                    member = tarfile.TarInfo(each.name)
+                    member.size = each.stat().st_size
+                    with each.open("rb") as content:
+                        pack.addfile(member, content)
+
+
+def take_shards(packed: Path, folder: Path) -> int:
+    """Lays out those that are not here yet, marked as taken; how many. Twice is the same as once."""
     folder.mkdir(parents=True, exist_ok=True)
-    taken = 0
-    for rows_path in sorted(source.glob("*.jsonl")):
-        target = folder / rows_path.name
-        figures = _done(source, int(rows_path.stem))
-        if target.exists() or figures is None:
-            continue
-        put_json(target.with_suffix(".json"), {**figures, "taken": True})
-        put_bytes(target, rows_path.read_bytes())
-        taken += 1
+    taken, figures = 0, b""
+    with tarfile.open(packed, "r:") as pack:
+        for member in pack:
+            content = pack.extractfile(member)
+            assert content is not None
+            target = folder / Path(member.name).name
+            if target.suffix == ".json":  # a shard's figures come first
+                figures = content.read()
+            elif not target.exists():
+                put_json(target.with_suffix(".json"), {**json.loads(figures), "taken": True})
+                put_bytes(target, content.read())
+                taken += 1
     return taken
 
 

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from groundplane.domain.spec.inference import INPUT, MODEL, Asking, BatchNeed, EvaluationNeed, JudgeNeed
+from groundplane.domain.spec.inference import INPUT, MODEL, TAKEN, Asking, BatchNeed, EvaluationNeed, JudgeNeed
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound
 
 ORDER_FILE = "order.json"
 PROBLEM_FILE = "problem.json"
 STAGED = f"GROUND_DATA_{INPUT.upper()}"
 STAGED_MODEL = f"GROUND_DATA_{MODEL.upper()}"
+STAGED_SHARDS = f"GROUND_DATA_{TAKEN.upper()}"
 SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv")
 
 
@@ -24,7 +25,7 @@ class ProgramOrder:
     """Exactly one of `evaluation` and `batch` is set. `serve` is the argv of a server to start, with `{port}`; empty
     asks the gateway. Far from the control plane it has `{python}`, `{model}` and `{cache}` too, and an empty
     `gateway_url` means the ways that are opened into the attempt's folder. `path` is where the data lies, empty when it
-    was staged; `files` are its files' SHA-256. `shards_before` is the folder of the run that a batch takes up again."""
+    was staged; `files` are its files' SHA-256."""
 
     target: str
     gateway_url: str
@@ -34,7 +35,6 @@ class ProgramOrder:
     serve: tuple[str, ...] = ()
     evaluation: EvaluationNeed | None = None
     batch: BatchNeed | None = None
-    shards_before: str = ""
 
 
 def order_of(content: bytes) -> ProgramOrder:

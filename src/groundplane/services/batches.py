@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from groundplane.domain.batch import Batch, BatchProgress, cost_per_1000
+import asyncio
+
+from groundplane.domain.artifact import Artifact
+from groundplane.domain.batch import Batch, BatchProgress, cost_per_1000, kept_name
 from groundplane.domain.dataset import DatasetFacts, DatasetVersion, Profile, edge
-from groundplane.domain.run import Run, RunStatus
+from groundplane.domain.run import Attempt, Run, RunStatus
 from groundplane.errors import InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import SYSTEM, Actor
-from groundplane.jobs.batch import ANSWERS, PROGRESS, SUMMARY
+from groundplane.jobs.batch import ANSWERS, PACK, PROGRESS, SHARDS, SUMMARY, pack_shards
 from groundplane.ports import Clock, RunFiles, Store
 from groundplane.services.artifacts import Artifacts, Pushed
 from groundplane.services.audit_trail import Teller
@@ -89,6 +92,27 @@ class Batches:
                 }
                 await self._tell(tx, SYSTEM, "batch.record", made.id, made.project, after)
         return f"dataset {output.id}"
+
+    async def keep(self, before: Run, taker: Run) -> None:
+        """Brings the finished shards of a run that is over, and stores them until their taker ends. Twice is the same
+        as once. Raises Refusal; Unavailable while their node is silent."""
+        name = kept_name(before.id)
+        async with self._store.transaction() as tx:
+            kept = await tx.find(Artifact, {"name": name, "project": taker.project}, order="-created_at", limit=1)
+            attempt = await tx.get(Attempt, f"{before.id}-{before.attempt}")
+        if kept and kept[0].keep_until is not None and kept[0].keep_until >= taker.end_date:
+            return
+        if attempt is not None:
+            await self._reach.bring(before, attempt)
+        packed = self._files.output_path(taker.id, PACK)
+        await asyncio.to_thread(pack_shards, self._files.output_path(before.id, SHARDS), packed)
+        try:
+            sources, until = {PACK: packed}, taker.end_date
+            await self._artifacts.push(
+                SYSTEM, Pushed(name=name, project=taker.project, sources=sources, keep_until=until)
+            )
+        finally:
+            packed.unlink()
 
     async def _register(self, run: Run, source: DatasetVersion, rows: int, errors: int) -> DatasetVersion:
         """The answers inherit licence and classification of the questions: they may quote them."""

@@ -25,7 +25,6 @@ from groundplane.domain.run import Attempt, Observation, Run
 from groundplane.domain.spec.inference import Asking, BatchNeed, EvaluationNeed
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Unavailable
 from groundplane.identity import SYSTEM, Role
-from groundplane.jobs.batch import SHARDS
 from groundplane.jobs.order import ORDER_FILE, PROBLEM_FILE, ProgramOrder
 from groundplane.ports import Clock, ModelServer, RunFiles, Store, Tx
 from groundplane.services.access import Access
@@ -57,6 +56,15 @@ class Collector(Protocol):
         ...
 
 
+class Keeper(Collector, Protocol):
+    """The same for a batch, whose finished shards another run may take up."""
+
+    async def keep(self, before: Run, taker: Run) -> None:
+        """Brings the finished shards of a run that is over, and stores them until their taker ends. Twice is the same
+        as once. Raises Refusal; Unavailable while their node is silent."""
+        ...
+
+
 class Inference:
     """What evaluations and batches share. `command` starts the program on this machine; `program` is all of it as one
     file, for others."""
@@ -75,13 +83,25 @@ class Inference:
         program: Callable[[], bytes],
         reach: Reach,
         evaluations: Collector,
-        batches: Collector,
+        batches: Keeper,
     ) -> None:
         self._store, self._clock, self._access = store, clock, access
         self._models, self._engines, self._files = models, engines, files
         self._gateway_url, self._command = gateway_url, command
         self._program, self._reach = program, reach
         self._evaluations, self._batches = evaluations, batches
+
+    async def prepare(self, run: Run) -> None:
+        """What the order of such a job will name is then in the store. Unavailable for what is not there now."""
+        need = run.spec.batch
+        if need is None or not need.resume:
+            return
+        try:
+            async with self._store.transaction() as tx:
+                before = await tx.get(Run, need.resume)
+            await self._batches.keep(refuse_other_work(before, run.project, need, run.spec.data[0].sha256), run)
+        except (NotFound, InvalidInput, Conflict, Refusal) as error:
+            raise Unavailable(error.message, error.hint) from error
 
     async def furnish(self, run: Run, order: Order) -> Order:
         """The order of such a job, with the program, a key that ends by itself, and the model laid out where one is
@@ -154,18 +174,7 @@ class Inference:
             serve=await self._serve(run, asking, far) if asking.model else (),
             evaluation=run.spec.evaluation,
             batch=run.spec.batch,
-            shards_before=await self._shards_before(run),
         )
-
-    async def _shards_before(self, run: Run) -> str:
-        """Where the run lies that a batch takes up again. InvalidInput unless it was the same work and is over."""
-        need = run.spec.batch
-        if need is None or not need.resume:
-            return ""
-        async with self._store.transaction() as tx:
-            before = await tx.get(Run, need.resume)
-        refuse_other_work(before, run.project, need, run.spec.data[0].sha256)
-        return str(self._files.output_path(need.resume, SHARDS))
 
     async def _key(self, run: Run, models: tuple[str, ...]) -> str:
         until = min(run.end_date, self._clock.now() + timedelta(seconds=run.spec.max_duration_s + KEY_SLACK_S))
@@ -205,8 +214,8 @@ class Inference:
         )
 
 
-def refuse_other_work(before: Run | None, project: str, need: BatchNeed, data_sha256: str) -> None:
-    """Raises NotFound for no batch of the project, Conflict while it runs, InvalidInput for other work."""
+def refuse_other_work(before: Run | None, project: str, need: BatchNeed, data_sha256: str) -> Run:
+    """The run. Raises NotFound for no batch of the project, Conflict while it runs, InvalidInput for other work."""
     if before is None or before.project != project or before.spec.batch is None:
         raise NotFound(f"project {project} has no batch {need.resume}", "ground ps --status failed lists what failed")
     if not before.status.is_over:
@@ -214,6 +223,7 @@ def refuse_other_work(before: Run | None, project: str, need: BatchNeed, data_sh
     if not before.spec.batch.same_work(need) or before.spec.data[0].sha256 != data_sha256:
         hint = "leave out resume, or keep dataset, model, prompt, format and shard_rows as they were"
         raise InvalidInput(f"{before.id} was other work: its shards are none of this batch's", hint)
+    return before
 
 
 async def _keys(tx: Tx, run: Run) -> list[Key]:

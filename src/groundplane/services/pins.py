@@ -11,7 +11,7 @@ from groundplane.domain.provider import Provider, RouteRule
 from groundplane.domain.registry import ModelAlias
 from groundplane.domain.run import Run
 from groundplane.domain.spec import DataSource, EndpointSpec, JobSpec
-from groundplane.domain.spec.inference import MODEL
+from groundplane.domain.spec.inference import MODEL, TAKEN
 from groundplane.errors import NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import Tx
@@ -68,6 +68,7 @@ async def _asking(tx: Tx, actor: Actor, spec: JobSpec) -> JobSpec:
     fixed = replace(spec.batch, asking=asking, dataset=spec.data[0].dataset)
     if fixed.resume:
         refuse_other_work(await tx.get(Run, fixed.resume), project, fixed, spec.data[0].sha256)
+        spec = replace(spec, data=(*spec.data, DataSource(name=TAKEN, source=f"shards:{fixed.resume}")))
     return replace(spec, batch=fixed)
 
 

@@ -273,6 +273,8 @@ class Reconcile:
             placements=seat.placements if seat is not None else (),
             observe=bool(spec.outputs),
         )
+        if self._inference is not None:
+            await self._inference.prepare(run)
         if self._preflight is not None:
             order = await self._preflight.furnish(run, order)
         if self._inference is not None:

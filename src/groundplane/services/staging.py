@@ -10,6 +10,7 @@ from typing import Protocol
 from groundplane.audit import EventDraft
 from groundplane.domain import staging
 from groundplane.domain.artifact import Artifact
+from groundplane.domain.batch import kept_name
 from groundplane.domain.model import ManifestFile, ModelVersion
 from groundplane.domain.preflight import CheckResult, PreflightReport
 from groundplane.domain.run import Attempt, Observation, Run, RunStatus
@@ -74,7 +75,10 @@ class Staging:
     # ------------------------------------------------------------ before the start
 
     async def need(self, spec: JobSpec) -> StagingNeed | None:
-        """What a node of this spec is asked to stage. NotFound when our own store has no such thing."""
+        """What a node of this spec is asked to stage. NotFound when our own store has no such thing.
+
+        Shards of another run are in the store when an order names them: a plan need not wait for that.
+        """
         files: dict[str, tuple[StagedFile, ...]] = {}
         for source in spec.data:
             if in_store(source):
@@ -86,14 +90,18 @@ class Staging:
 
     async def _kept(self, source: DataSource, project: str) -> tuple[ManifestFile, ...]:
         name = source.source.partition(":")[2]
+        shards = in_store(source) == "shards"
         async with self._store.transaction() as tx:
             if in_store(source) == "model":
                 found: Artifact | ModelVersion | None = await tx.get(ModelVersion, name)
             else:
+                name = kept_name(name) if shards else name
                 found = await tx.get(Artifact, name)
                 if found is None:
                     newest = await tx.find(Artifact, {"name": name, "project": project}, order="-created_at", limit=1)
                     found = newest[0] if newest else None
+        if found is None and shards:
+            return ()
         if found is None or found.project != project:
             what = in_store(source)
             raise NotFound(f"project {project} has no {what} {name}", f"ground {what}s list shows what there is")

@@ -12,6 +12,8 @@ INPUT = "input"
 """The name of the data source with its rows."""
 MODEL = "model"
 """The name of the data source with a version's files, where they are brought to another machine."""
+TAKEN = "taken"
+"""The name of the data source with the finished shards of the run that a batch takes up again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,16 +109,12 @@ class BatchNeed:
         return work(self) == work(other)
 
 
-def faults(need: EvaluationNeed | BatchNeed, pool: str, nodes: int) -> list[tuple[str, str, str]]:
+def faults(need: EvaluationNeed | BatchNeed, nodes: int) -> list[tuple[str, str, str]]:
     """(field below `spec`, message, hint) of what fields that fit alone have against each other."""
     found: list[tuple[str, str, str]] = []
     asking = need.asking
     if nodes != 1:
         found.append(("resources", f"it asks from one node, not from {nodes}", "write nodes: 1; at_once asks faster"))
-    if isinstance(need, BatchNeed) and need.resume and pool != "local":
-        # Shards of another run lie with the control plane: they are not carried to a node.
-        message = f"an earlier run's shards are taken up on the control plane's machine, not in pool {pool}"
-        found.append(("resume", message, "write pool: local; what ran elsewhere left its shards there too"))
     if bool(asking.endpoint) == bool(asking.model):
         said = "both are given" if asking.model else "neither is given"
         found.append(("endpoint", f"exactly one of endpoint and model says whom to ask: {said}", "keep one of them"))

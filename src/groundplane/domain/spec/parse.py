@@ -207,7 +207,7 @@ def _document(node: Node, reading: _Reading) -> Spec | None:
         values["spec"] = {**said, "command": (kind.lower(),), "data": [{"name": INPUT, "dataset": said["dataset"]}]}
     job = _job(values, kind)
     _check_sources(job, _child(_child(node, "spec"), "data"), reading)
-    for name, message, hint in inference_faults(job.inference, job.pool, job.resources.nodes) if job.inference else ():
+    for name, message, hint in inference_faults(job.inference, job.resources.nodes) if job.inference else ():
         where = _child(_child(node, "spec"), name) or _child(node, "spec") or node
         reading.add(f"spec.{name}", Fault(line_of(where), message, hint))
     return None if reading.problems else job

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Sequence
 from groundplane.domain.spec import DataSource
 
 SCHEMES = ("http://", "https://", "s3://", "artifact:", "model:")
-KEPT = ("artifact:", "model:")
+KEPT = ("artifact:", "model:", "shards:")
 """Sources that lie in the installation's own store: the control plane brings them."""
 
 
 def in_store(source: DataSource) -> str:
-    """The kind of a source that lies in the installation's own store: `artifact`, `model`; "" for another."""
+    """The kind of a source that lies in the installation's own store: `artifact`, `model`, `shards` (of a batch, by its
+    run: no spec names them); "" for another."""
     return source.source.partition(":")[0] if source.source.startswith(KEPT) else ""
 
 
