@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tests.buckets import BucketServers
 from tests.hosts import Hosts
 from tests.hosts import available as hosts_available
@@ -38,6 +39,10 @@ from groundplane.adapters.system import RandomIds
 from groundplane.ports import Store
 
 _T = TypeVar("_T")
+
+# Examples take as long as they take on a busy machine: what is found is judged, never how fast.
+settings.register_profile("groundplane", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("groundplane")
 
 
 def _postgresql_bin() -> Path | None:
@@ -84,6 +89,11 @@ def _has_node_openai() -> bool:
     node = shutil.which("node")
     command = [node or "node", "-e", "require('openai')"]
     return node is not None and subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _has_openai_description() -> bool:
+    """OpenAI's published description, in a file that GROUND_OPENAPI names."""
+    return Path(os.environ.get("GROUND_OPENAPI") or "/nowhere").is_file()
 
 
 def _has_torchrun() -> bool:
@@ -149,6 +159,7 @@ SERVICES: dict[str, Callable[[], bool]] = {
     "cgroups": _has_cgroups,
     "skopeo": _has_skopeo,
     "node-openai": _has_node_openai,
+    "openai-description": _has_openai_description,
     "azurite": _has_azurite,
     "torchrun": _has_torchrun,
     "bubblewrap": _has_bubblewrap,
