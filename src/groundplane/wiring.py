@@ -31,7 +31,7 @@ from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.model_servers.embedded import EmbeddedModelServer
 from groundplane.adapters.notify import LogNotifier
 from groundplane.adapters.policy_files import FolderPolicyFiles
-from groundplane.adapters.prediction_files import FolderPredictions
+from groundplane.adapters.prediction_log import FolderPredictions
 from groundplane.adapters.prices import BookPriceBook
 from groundplane.adapters.provenance import MachineProvenance
 from groundplane.adapters.provider_keys import FolderProviderKeys

@@ -24,6 +24,7 @@ from groundplane.errors import InvalidInput
 SCHEMA = 1
 RETENTION_MAX_DAYS = 3650
 SUBJECT_MAX_CHARACTERS = 512
+PSEUDONYM = "sub-"
 _DATA_URL_MIN_CHARACTERS = 256
 _MODEL_MAX_CHARACTERS = 200
 _DIALECTS = {
@@ -129,7 +130,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """Which records are asked for; what is empty or None does not narrow. `subject` is a pseudonym."""
+    """Which records are asked for; what is empty or None does not narrow. `subject` is a pseudonym to `holds`."""
 
     since: str = ""
     until: str = ""
@@ -201,7 +202,7 @@ def pseudonym(salt: bytes, project: str, subject: str) -> str:
     if not subject:
         return ""
     text = f"{project}\0{subject[:SUBJECT_MAX_CHARACTERS]}".encode("utf-8", "surrogatepass")
-    return "sub-" + hmac.new(salt, text, hashlib.sha256).hexdigest()[:32]
+    return PSEUDONYM + hmac.new(salt, text, hashlib.sha256).hexdigest()[:32]
 
 
 def file_name(day: str, hour: str, writer: str, ending: str) -> str:

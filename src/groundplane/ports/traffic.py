@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from groundplane.domain.prediction import Form, Holdings, PredictionRule, RewrittenFile, Wanted
+from groundplane.domain.prediction import Erasure, Form, Holdings, PredictionRule, Wanted
 from groundplane.domain.prompt_lint import PromptFinding
 from groundplane.domain.queueing import QueueStanding
 from groundplane.domain.traffic import Live, Passed
@@ -21,40 +21,28 @@ class Page:
     next: str
 
 
-@dataclass(frozen=True, slots=True)
-class Erased:
-    """What an erasure did: the pseudonym it looked for, records removed and looked at, how many a second look found."""
-
-    subject: str
-    removed: int
-    looked_at: int
-    left: int
-    files: tuple[RewrittenFile, ...]
-
-
 class PredictionLog(Protocol):
-    """The files that gateways' recorders write."""
+    """What gateways' recorders keep of requests. They append, in their own processes; here it is read and shortened."""
 
     async def read(self, project: str, wanted: Wanted, limit: int, *, after: str = "", newest: bool = False) -> Page:
-        """At most `limit` records that are wanted, oldest first unless `newest`. Unavailable for an unreadable file."""
-        ...
+        """At most `limit` records that are wanted, oldest first unless `newest`. Unavailable for what is damaged.
 
-    async def pseudonym(self, project: str, subject: str) -> str:
-        """What stands for a subject in the project's records."""
+        `wanted.subject` may be in plain words: what stands for it in the project's records is looked up.
+        """
         ...
 
     async def holdings(self, project: str) -> Holdings:
         """What is kept of the project."""
         ...
 
-    async def erase(self, project: str, subject: str) -> Erased:
-        """Rewrites every file that holds the subject's records, then looks again. Again: removes what came since.
-        Dies halfway: each file is the old or the new one, and the next call goes on."""
+    async def erase(self, project: str, subject: str, at: datetime) -> Erasure:
+        """Removes the subject's records, then looks again. Again: removes what came since. Dies halfway: each hour is
+        as it was or without them, and the next call goes on."""
         ...
 
     async def upkeep(self, project: str, rules: Sequence[PredictionRule], now: datetime) -> int:
-        """Removes days that are past the retention of the rule they are under, and turns hours that are over into
-        that rule's form; how many files were removed. Again, or after dying halfway: goes on."""
+        """Removes days that are past the retention of the rule they are under, and gives hours that are over that
+        rule's form; how many hours of a recorder were removed. Again, or after dying halfway: goes on."""
         ...
 
     def can_write(self, form: Form) -> bool:

@@ -18,7 +18,7 @@ _SCAN_PAGE = 1000
 
 
 class Predictions:
-    """Rules are rows that gateways know of with their next snapshot; records are files."""
+    """Rules are rows that gateways know of with their next snapshot; records are what they then keep."""
 
     def __init__(self, *, store: Store, clock: Clock, log: PredictionLog) -> None:
         self._store = store
@@ -75,12 +75,10 @@ class Predictions:
     async def page(
         self, actor: Actor, project: str, wanted: Wanted, limit: int, *, after: str = "", newest: bool = True
     ) -> Page:
-        """A page of records. `wanted.subject` is who it is about, in plain words: what stands for it is looked up."""
+        """A page of records. `wanted.subject` is who it is about, in plain words or as the records have it."""
         await self._visible(actor, project)
         if not 1 <= limit <= PAGE_MAX:
             raise InvalidInput(f"{limit} records at once are not between 1 and {PAGE_MAX}", "ask for the next page")
-        if wanted.subject and not wanted.subject.startswith("sub-"):
-            wanted = replace(wanted, subject=await self._log.pseudonym(project, wanted.subject))
         return await self._log.read(project, wanted, limit, after=after, newest=newest)
 
     async def record(self, actor: Actor, project: str, request_id: str) -> dict[str, Any]:
@@ -117,16 +115,7 @@ class Predictions:
         if not subject.strip():
             raise InvalidInput("whose records?", "--subject, as callers send it in `user` or x-subject")
         await self._visible(actor, project)
-        done = await self._log.erase(project, subject)
-        erasure = Erasure(
-            project=project,
-            subject=done.subject,
-            at=self._clock.now(),
-            removed=done.removed,
-            looked_at=done.looked_at,
-            left=done.left,
-            files=done.files,
-        )
+        done = await self._log.erase(project, subject, self._clock.now())
         async with self._store.transaction() as tx:
             after: dict[str, object] = {
                 "subject": done.subject,
@@ -137,7 +126,7 @@ class Predictions:
             }
             await self._tell(tx, actor, "predictions.erase", project, project, after, reason)
         self.counts["erased"] += done.removed
-        return erasure
+        return done
 
     async def upkeep(self) -> None:
         """Removes what is past its retention, and turns hours that are over into the form they are kept in.
