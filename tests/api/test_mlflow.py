@@ -218,6 +218,10 @@ def test_a_logged_model_becomes_a_signed_version_and_moves_through_the_gates(
     assert client.search_model_versions(f"name = '{name}'") == []
     client.set_tag(run.info.run_id, "groundplane.license", "Apache-2.0")
     client.set_tag(run.info.run_id, "groundplane.data.corpus", "a" * 64)
+    client.set_tag(run.info.run_id, "groundplane.code_commit", "2f0c1aa")
+    with pytest.raises(MlflowException, match="code-commit.*git rev-parse 2f0c1aa"):
+        client.create_model_version(name, source, run.info.run_id)
+    client.delete_tag(run.info.run_id, "groundplane.code_commit")
     client.set_tag(run.info.run_id, "mlflow.source.git.commit", "0" * 40)
     made = client.create_model_version(name, source, run.info.run_id, tags={"quality": "good"}, description="one")
     assert (made.version, made.status, made.current_stage, made.tags) == ("1", "READY", "None", {"quality": "good"})

@@ -32,6 +32,7 @@ from groundplane.domain.certificate import (
     check,
     finite_metrics,
     missing_facts,
+    misstated,
     open_envelope,
     pae,
     seal,
@@ -266,6 +267,22 @@ def test_what_a_certificate_still_needs_is_asked_for_with_the_flag_that_gives_it
         assert missing.name == name
         assert missing.flag.startswith("--")
         assert missing.refused().hint == f"add {missing.flag}"
+
+
+@pytest.mark.parametrize(
+    ("commit", "have", "hint"),
+    [
+        ("2f0c1aa", "'2f0c1aa', 7 of them", "git rev-parse 2f0c1aa prints it"),
+        ("2" * 41, f"'{'2' * 41}'", "git rev-parse HEAD"),
+        ("A" * 40, f"'{'A' * 40}'", "git rev-parse HEAD prints it; code"),
+        ("main", "'main'", "git rev-parse HEAD prints it; code that is in no git repository is unknown"),
+        ("2" * 40 + "-dirty", f"'{'2' * 40}-dirty'", "git rev-parse HEAD"),
+    ],
+)
+def test_a_commit_is_a_whole_object_id_or_none(commit: str, have: str, hint: str) -> None:
+    (refused,) = misstated(replace(FACTS, code_commit=commit))
+    assert (refused.rule, refused.have) == ("code-commit", have) and refused.hint.startswith(hint)
+    assert misstated(replace(FACTS, code_commit="2" * 64)) == misstated(replace(FACTS, code_commit="")) == ()
 
 
 def test_data_without_a_digest_is_not_given() -> None:

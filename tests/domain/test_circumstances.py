@@ -52,6 +52,12 @@ def test_the_newest_attempt_is_stated_and_what_was_otherwise_before_is_told() ->
     assert found.container is not None and found.container.digest == "sha256:0"
 
 
+def test_what_is_no_commit_is_not_stated_as_one() -> None:
+    found = as_seen([row(1, seen("main; rm"))], [attempt(1)])
+    assert found is not None and found.code is None
+    assert found.unknown == (("code.commit", "its node told 'main; rm', which is no git object id"),)
+
+
 def test_a_gang_is_one_unless_its_nodes_differ() -> None:
     alike = as_seen([row(1, seen(cards=1), seen(cards=1))], [attempt(1)])
     assert alike is not None and alike.hardware is not None and (alike.hardware.nodes, alike.unknown) == (2, ())

@@ -216,13 +216,17 @@ def test_tags_come_before_the_card_and_both_before_what_the_run_shows() -> None:
     tags = {
         "groundplane.license": "Apache-2.0",
         "groundplane.data.text": "a" * 64,
-        "mlflow.source.git.commit": "c0ffee",
+        "mlflow.source.git.commit": "c" * 40,
     }
     facts = facts_of_tags(card, tags, shown(metrics={"loss": 0.5, "broken": math.nan}))
-    assert (facts.license, facts.framework, facts.owner, facts.code_commit) == ("Apache-2.0", "jax", "ana", "c0ffee")
+    assert (facts.license, facts.framework, facts.owner, facts.code_commit) == ("Apache-2.0", "jax", "ana", "c" * 40)
     assert facts.data == (DataFact(name="text", sha256="a" * 64),)
     assert facts.metrics == {"loss": 0.5, "f1": 0.9} and facts.hyperparameters == {"lr": "1"}
     assert missing_facts(facts) == ()
+    short = facts_of_tags(card, {**tags, "mlflow.source.git.commit": "c0ffee1"}, shown())
+    assert [(each.name, "a whole git object id" in refusal_of(each).hint) for each in missing_facts(short)] == [
+        ("code_commit", True)
+    ]
 
 
 def test_every_missing_fact_names_its_tag() -> None:

@@ -20,6 +20,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from groundplane.domain.certificate import is_commit
 from groundplane.domain.licences import plain
 from groundplane.domain.model import path_fault
 from groundplane.domain.model_card import CARD, facts_of
@@ -227,7 +228,7 @@ def _run_facts(wire: _Wire, run_id: str) -> dict[str, Any]:
         "training_run": f"mlflow:{run_id}",
         "metrics": {row["key"]: float(row["value"]) for row in data["data"].get("metrics") or []},
         "hyperparameters": {row["key"]: str(row["value"]) for row in data["data"].get("params") or []},
-        "code_commit": tags.get("mlflow.source.git.commit", ""),
+        "code_commit": commit if is_commit(commit := tags.get("mlflow.source.git.commit", "")) else "",
         "code_repository": tags.get("mlflow.source.git.repoURL", ""),
     }
     digests = [

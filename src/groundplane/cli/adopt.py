@@ -21,6 +21,7 @@ from groundplane.domain.certificate import (
     Facts,
     MissingFact,
     missing_facts,
+    misstated,
 )
 from groundplane.domain.model import check_name
 from groundplane.domain.model_files import Format
@@ -129,14 +130,13 @@ def _taken_over(facts: Facts, known: dict[str, Any]) -> Facts:
 def _ask(facts: Facts, source: str) -> Facts:
     """Asks for each missing fact on a terminal; refuses with all of them elsewhere."""
     missing = missing_facts(facts)
-    if missing and not sys.stdin.isatty():
-        raise Refusal([_refused(fact) for fact in missing])
+    if not sys.stdin.isatty() and (refused := [*map(_refused, missing), *misstated(facts)]):
+        raise Refusal(refused)
     for fact in missing:
         answer = click.prompt(f"{fact.question} ({fact.flag})", default="", show_default=False, err=True).strip()
         facts = _answered(facts, fact, answer, source)
-    still = missing_facts(facts)
-    if still:
-        raise Refusal([_refused(fact) for fact in still])
+    if still := [*map(_refused, missing_facts(facts)), *misstated(facts)]:
+        raise Refusal(still)
     return facts
 
 

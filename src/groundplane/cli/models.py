@@ -15,7 +15,7 @@ from groundplane.cli.options import Money, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
 from groundplane.domain.byte_view import ByteView
-from groundplane.domain.certificate import missing_facts
+from groundplane.domain.certificate import missing_facts, misstated
 from groundplane.domain.model import ModelVersion, check_name, parse_ref, path_refusals
 from groundplane.domain.model_files import inspect
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
@@ -139,7 +139,7 @@ def register(path: Path, name: str, project: str, output: str, **stated: object)
     files = _files(path)
     facts = facts_of(stated)
     # Both are found out before the first byte travels: 15 GB are not sent to be refused.
-    refused = [*_file_refusals(files), *(missing.refused() for missing in missing_facts(facts))]
+    refused = [*_file_refusals(files), *(missing.refused() for missing in missing_facts(facts)), *misstated(facts)]
     if refused:
         raise Refusal(refused)
     with connect() as client:

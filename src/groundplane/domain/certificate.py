@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -27,7 +28,7 @@ REQUIRED_FACTS = ("owner", "license", "data", "code_commit", "training_run", "me
 """What a model registered by hand must come with."""
 MAY_BE_UNKNOWN = ("data", "code_commit", "training_run", "metrics")
 """What an adopted model may lack, when somebody says why. Who answers for it, and its terms, are always known."""
-
+_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 Unknown = tuple[str, str]
 """A fact, and why nobody knows it."""
@@ -235,6 +236,28 @@ def missing_facts(facts: Facts, required: Sequence[str] = REQUIRED_FACTS) -> tup
             question, flag = _QUESTIONS[name]
             missing.append(MissingFact(name=name, question=question, flag=flag))
     return tuple(missing)
+
+
+def is_commit(text: str) -> bool:
+    """A whole git object id, SHA-1 or SHA-256. Source: gitglossary(7), object identifier."""
+    return bool(_COMMIT.fullmatch(text))
+
+
+def misstated(facts: Facts) -> tuple[Refused, ...]:
+    """What is stated and can't be so. An abbreviated commit means another object in another repository, or later on."""
+    said = facts.code_commit
+    if not said.strip() or is_commit(said):
+        return ()
+    short = re.fullmatch(r"[0-9a-f]{4,39}", said)
+    hint = f"git rev-parse {said if short else 'HEAD'} prints it"
+    return (
+        Refused(
+            rule="code-commit",
+            need="a whole git object id: 40 or 64 lower-case hex digits",
+            have=f"{said[:80]!r}{f', {len(said)} of them' if short else ''}",
+            hint=hint if short else f"{hint}; code that is in no git repository is unknown, with the reason why",
+        ),
+    )
 
 
 def finite_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], tuple[tuple[str, str], ...]]:

@@ -14,6 +14,7 @@ from groundplane.domain.certificate import (
     EnergyFact,
     EnvironmentFact,
     HardwareFact,
+    is_commit,
 )
 from groundplane.domain.run import Attempt
 
@@ -58,9 +59,13 @@ def as_seen(rows: Sequence[AttemptCircumstances], attempts: Sequence[Attempt]) -
         unknown += _unlike(first, other, f"rank {rank} of the gang")
     for row in known[:-1]:
         unknown += _unlike(first, row.members[0], f"attempt {numbers.get(row.id)}")
+    code = _code(_part(first, "code"))
+    if code is not None and not is_commit(code.commit):
+        unknown.append(("code.commit", f"its node told {code.commit[:80]!r}, which is no git object id"))
+        code = None
     return Circumstances(
         observed=f"before the command of attempt {number} started, {first.get('observed_at')}",
-        code=_code(_part(first, "code")),
+        code=code,
         environment=_environment(_part(first, "environment")),
         hardware=_hardware(_part(first, "hardware"), len(newest.members)),
         container=_container(_part(first, "container")),

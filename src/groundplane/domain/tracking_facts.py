@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from groundplane.domain.certificate import MAY_BE_UNKNOWN, DataFact, Facts, MissingFact
+from groundplane.domain.certificate import MAY_BE_UNKNOWN, DataFact, Facts, MissingFact, is_commit
 from groundplane.domain.tracking import DatasetUse
 from groundplane.errors import InvalidInput, Refused
 from groundplane.units import MICROUSD_PER_USD
@@ -87,6 +87,7 @@ def refusal_of(missing: MissingFact) -> Refused:
     how = {
         "data": f"set tags {PREFIX}data.<name>=<sha256> on the run or the version",
         "metrics": "log a metric in the run",
+        "code_commit": f"set {tag} on the run or the version; {_COMMIT_TAG} counts when it is a whole git object id",
     }.get(missing.name, f"set {tag} on the run or the version")
     refused = missing.refused()
     if missing.name in MAY_BE_UNKNOWN:
@@ -98,7 +99,8 @@ def _shown(name: str, tags: Mapping[str, str], shown: Shown) -> str:
     by_itself = {
         "owner": shown.registrant,
         "training_run": shown.run_id,
-        "code_commit": tags.get(_COMMIT_TAG, ""),
+        # The client writes whole ids by itself. What a person or an old tool wrote there names no code for sure.
+        "code_commit": commit if is_commit(commit := tags.get(_COMMIT_TAG, "")) else "",
         "code_repository": tags.get(_REPOSITORY_TAG, ""),
     }
     return by_itself.get(name, "")

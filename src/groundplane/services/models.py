@@ -123,7 +123,7 @@ class Models:
         await self._see_project(actor, project)
         found = await self._files.scan(source)
         missing = delivery.missing if delivery else tuple(fact.refused() for fact in cert.missing_facts(facts))
-        refusals = (*_refusals(source, found), *missing)
+        refusals = (*_refusals(source, found), *missing, *cert.misstated(facts))
         if refusals:
             raise Refusal(refusals)
         if facts.rollback_target:
