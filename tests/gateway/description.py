@@ -1,9 +1,9 @@
 """The gateway against OpenAI's description of its API, played by schemathesis: `python -m tests.gateway.description`.
 
-The description is put together from the official client's types, which are made from the one that OpenAI publishes, so
-it is as new as the client. `--file openapi.json` (or GROUND_OPENAPI in the tests) plays the published document itself,
-cut to the paths that the gateway serves. Requests of its shapes, and of shapes it forbids, are sent through a gateway
-to an upstream that answers well:
+A description comes from the official client's types, which are made from the one that OpenAI publishes, so it is as new
+as the client. Or, with `--file openapi.json`, it is a published document itself, cut to the paths that the gateway
+serves, with errors and events of streams from the client's types where an older document says them in prose only.
+Requests of its shapes, and of shapes it forbids, are sent through a gateway to an upstream that answers well:
 
 * every one has an answer, whole, and never a 5xx; a request that is forwarded arrives as it was sent;
 * answers, errors and each event of a stream, usage among them, have the shapes that are described.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import functools
 import json
 import sys
 import tempfile
@@ -64,6 +65,7 @@ STREAM_ONE_IN = 3
 # ---------------------------------------------------------------- the description
 
 
+@functools.cache
 def of_the_client() -> dict[str, Any]:
     """An OpenAPI document of the paths we serve, from the types of the installed client."""
     asked: dict[str, tuple[Any, Any, Any]] = {  # path: request, answer, event of a stream
@@ -158,35 +160,34 @@ def _form(schemas: dict[str, Any], shape: Any) -> dict[str, Any]:
 
 
 def cut(document: dict[str, Any]) -> dict[str, Any]:
-    """A published description with the operations we serve, what they reach, and errors of any 4xx as it has them."""
-    served = {door.path.decode().removeprefix("/v1") for door in DOORS.values()}
+    """A published description's operations that we serve, and what they reach; any 4xx is an error in its shape."""
+    client = of_the_client()
+    served = {door.path.decode().removeprefix("/v1"): "post" for door in DOORS.values()}
+    served |= {"/models": "get", "/models/{model}": "get"}
     paths: dict[str, Any] = {}
-    for path, operations in document["paths"].items():
-        methods = {"post"} if path in served else {"get"} if path in {"/models", "/models/{model}"} else set()
-        kept = {method: one for method, one in operations.items() if method in methods}
-        if kept:
-            paths[path] = kept
-    told = {"description": "refused", "content": {"application/json": {"schema": _ERROR}}}
-    for path, operations in paths.items():
-        for operation in operations.values():
-            answer = operation["responses"]["200"]
-            operation["responses"] = {"200": answer, "4XX": told}
-            if "/v1" + path in _STREAMS:  # of completions it is said in prose only
-                answer["content"].setdefault("text/event-stream", answer["content"]["application/json"])
+    for path, method in served.items():
+        if path in document["paths"]:
+            operation = document["paths"][path][method]
+            told = operation["responses"]["200"]
+            if "/v1" + path in _STREAMS:
+                streamed = client["paths"][path][method]["responses"]["200"]["content"]["text/event-stream"]
+                told = told | {"content": {"text/event-stream": streamed} | told["content"]}
+            paths[path] = {method: operation | {"responses": {"200": told, "4XX": _REFUSED}}}
+    schemas = client["components"]["schemas"] | document["components"]["schemas"]
+    components = document["components"] | {"schemas": schemas}
     reached: dict[str, Any] = {}
     waiting = [paths]
     while waiting:
         for reference in _references(waiting.pop()):
-            kind, name = reference.split("/")[2:]
+            kind, name = reference.split("/")[2:4]
             if name not in reached.setdefault(kind, {}):
-                reached[kind][name] = document["components"][kind][name]
+                reached[kind][name] = components[kind][name]
                 waiting.append(reached[kind][name])
     return {"openapi": document["openapi"], "info": document["info"], "paths": paths, "components": reached}
 
 
-_ERROR = {"$ref": "#/components/schemas/ErrorResponse"}
-
-
+_ERROR = {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}
+_REFUSED = {"description": "refused", "content": {"application/json": _ERROR}}
 _STREAMS = {door.path.decode() for door in DOORS.values() if door.stream is not None}
 
 
