@@ -11,6 +11,7 @@ from pathlib import Path
 import openai
 import pytest
 from tests.gateway.harness import (
+    DONE,
     PRICE,
     SECRET,
     Bench,
@@ -20,6 +21,7 @@ from tests.gateway.harness import (
     ask,
     chat,
     completion,
+    event,
     get,
     key,
     left,
@@ -99,6 +101,7 @@ async def test_no_project_sees_anothers_answers(tmp_path: Path, upstream: MockUp
         (chat(temperature=0), "/v1/chat/completions", 1),
         (chat(temperature=0, store=True), "/v1/chat/completions", 2),
         ({"model": "tiny", "input": "hi"}, "/v1/embeddings", 1),
+        ({"model": "tiny", "input": "hi"}, "/v1/embeddings?v={}", 2),
         ({"model": "tiny", "input": "hi", "temperature": 0}, "/v1/responses", 2),
         ({"model": "tiny", "input": "hi", "temperature": 0, "store": False}, "/v1/responses", 1),
     ],
@@ -107,8 +110,8 @@ async def test_only_what_has_one_answer_is_kept(
     tmp_path: Path, upstream: MockUpstream, body: dict[str, object], path: str, upstream_calls: int
 ) -> None:
     async with running(tmp_path, keys=(key(),), routes=(keeping(upstream),)) as bench:
-        for _ in range(2):
-            assert (await ask(bench.port, post(body, path=path))).status == 200
+        for number in range(2):
+            assert (await ask(bench.port, post(body, path=path.format(number)))).status == 200
     assert len(upstream.seen) == upstream_calls
 
 
@@ -168,16 +171,26 @@ async def too_large(exchange: Exchange) -> None:
     await exchange.json(completion("x" * 2**20))
 
 
-@pytest.mark.parametrize("behave", [failing, cut_short, too_large])
+async def broken_stream(exchange: Exchange) -> None:
+    """As vLLM ends a stream that fails: an error event, then [DONE]."""
+    await exchange.begin_stream()
+    await exchange.chunk(event("one"))
+    await exchange.chunk(b'data: {"error": {"message": "the engine is gone"}}\n\n')
+    await exchange.chunk(DONE)
+    await exchange.end()
+
+
+@pytest.mark.parametrize("behave", [failing, cut_short, too_large, broken_stream])
 async def test_what_is_no_good_answer_is_not_kept(
     tmp_path: Path, upstream: MockUpstream, behave: Callable[[Exchange], object]
 ) -> None:
     upstream.behave = behave  # type: ignore[assignment]
     async with running(tmp_path, keys=(key(),), routes=(keeping(upstream),)) as bench:
         for _ in range(2):
-            await ask(bench.port, post(sure()))
+            await ask(bench.port, post(sure(stream=behave is broken_stream)))
         assert bench.gateway is not None
         assert not bench.gateway.state.answers._flights
+        assert 200 not in {one.status for one in await bench.records()} or behave is too_large
     assert len(upstream.seen) >= 2
 
 

@@ -7,10 +7,11 @@ import contextlib
 import fcntl
 import itertools
 import os
+import re
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from groundplane.gateway.counting import redis_counters
 from groundplane.gateway.counting.broker import BrokerCounters
 from groundplane.gateway.counting.counters import Counters, MemoryCounters
 from groundplane.gateway.counting.redis_counters import RedisCounters
+from groundplane.gateway.counting.resp import call, connect
 
 _NAMES = itertools.count()
 
@@ -290,6 +292,13 @@ async def test_a_reboot_does_not_stop_the_clock(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- Redis away
 
 
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    end = time.monotonic() + 30
+    while not await condition():
+        assert time.monotonic() < end, "the condition did not come true in time"
+        await asyncio.sleep(0.02)
+
+
 @contextlib.contextmanager
 def paused(pid: int) -> Iterator[None]:
     os.kill(pid, signal.SIGSTOP)
@@ -330,14 +339,47 @@ async def test_a_silent_server_is_answered_for_by_policy_within_milliseconds(red
         told = await get(counters, (closed, 1))
         return told is None
 
-    end = time.monotonic() + 15
-    while not await answered():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.05)
+    await until(answered)
     # What was admitted meanwhile is charged now: 1 before, 24 without the server.
     told = await get(counters, (local, 76))
     assert told is not None and told.left == 75
     counters.close()
+
+
+@pytest.mark.needs("redis")
+async def test_a_server_that_forgot_the_script_or_may_not_write_is_not_connected_to_for_every_request(
+    redis_socket: tuple[str, int],
+) -> None:
+    url, _ = redis_socket
+    counters = RedisCounters(url, f"h{next(_NAMES)}", 1)
+    assert await counters.ready()
+    server = await connect(url, lambda: None)
+    mine = share(counters, limit(10**6, when_down=WhenDown.CLOSED))
+
+    async def connections() -> int:
+        stats = await call(server, b"INFO", b"stats")
+        return int(re.findall(rb"total_connections_received:(\d+)", stats)[0])
+
+    async def asked(units: int) -> bool:
+        told = await get(counters, (mine, units))
+        await asyncio.sleep(0)
+        return told is None
+
+    assert await asked(1)
+    await call(server, b"SCRIPT", b"FLUSH")
+    await until(lambda: asked(mine.free + 1))
+    await call(server, b"REPLICAOF", b"127.0.0.1", b"1")
+    try:
+        before = await connections()
+        for _ in range(200):
+            assert not await asked(mine.free + 1)
+            await asyncio.sleep(0.001)
+        assert await connections() - before <= 5
+    finally:
+        await call(server, b"REPLICAOF", b"NO", b"ONE")
+    await until(lambda: asked(mine.free + 1))
+    counters.close()
+    server.close()
 
 
 @pytest.mark.needs("redis")
@@ -400,10 +442,7 @@ async def test_units_of_an_answer_that_came_too_late_go_to_the_next_or_back(
         async def rest_is_theirs() -> bool:
             return await get(near, (theirs, 40)) is None
 
-        end = time.monotonic() + 30
-        while not await rest_is_theirs():
-            assert time.monotonic() < end
-            await asyncio.sleep(0.02)
+        await until(rest_is_theirs)
         far.close()
         near.close()
 

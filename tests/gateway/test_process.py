@@ -145,10 +145,12 @@ async def test_draining_is_bounded(tmp_path: Path, upstream: MockUpstream, bench
     assert bench.process is not None
     client = await RawClient.open(bench.port)
     await client.send(post(chat(stream=True)))
-    await client.head()
     bench.process.send_signal(signal.SIGTERM)
-    assert await asyncio.to_thread(bench.process.wait, 5) == 0
-    assert [record.status for record in await bench.records()] == [499]
+    answer = await client.answer()
+    assert answer.status == 200 and not answer.whole and b'"gateway_stopping"' in answer.body
+    assert b"[DONE]" not in answer.body
+    assert await asyncio.to_thread(bench.process.wait, 30) == 0
+    assert [record.status for record in await bench.records()] == [503]
     await client.close()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import openai
@@ -28,6 +29,7 @@ from tests.gateway.harness import (
     usage_event,
 )
 
+from groundplane.gateway.protocol.json_body import read_fields, read_members
 from groundplane.gateway.state import Options
 
 
@@ -103,6 +105,41 @@ async def test_another_upstream_name_replaces_only_the_models_value(tmp_path: Pa
         await ask(bench.port, post(body))
     expected = body[1:].replace(b', "model" : "tiny"', b', "model" : "tiny-v2"')
     assert upstream.seen[0].body == b'{"stream_options":{"include_usage":true},' + expected
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model": "big", "model": "tiny", "messages": []}',
+        b'{"mod\\u0065l": "big", "messages": [], "model": "tiny"}',
+        b'{"model": "tiny", "MODEL": "big", "messages": []}',
+        b'{"max_tokens": 1, "model": "tiny", "max_tokens": 12}',
+        b'{"max_tokens": 12, "model": "tiny", "max_tokens": 1}',
+    ],
+)
+async def test_what_two_servers_could_read_differently_goes_to_none_that_has_a_choice(
+    tmp_path: Path, upstream: MockUpstream, body: bytes
+) -> None:
+    """A server of several models, or a key that may use one of them: the gateway must have read what they read."""
+    for number, (owner, name) in enumerate(((key(), "tiny-v2"), (key(models=("tiny",)), "tiny"))):
+        routes = (route("tiny", upstream.base_url, upstream_model=name),)
+        async with running(tmp_path / str(number), keys=(owner,), routes=routes) as bench:
+            answer = await ask(bench.port, post(body))
+        assert (answer.status, answer.error["code"]) == (400, "ambiguous_field")
+    assert not upstream.seen
+
+
+def test_where_fields_stand_is_found_without_going_over_what_is_in_them() -> None:
+    """Millions of small values cost a few times what the decoder takes, and not hundreds of times."""
+    body = b'{"messages": [' + b"[]," * 1_000_000 + b'[]] , "model" :"tiny","x":"}"}'
+
+    def cpu_s(work: Callable[[bytes], object]) -> float:
+        began = time.process_time()
+        work(body)
+        return time.process_time() - began
+
+    assert body[slice(*read_members(body)["model"])] == b'"tiny"'
+    assert min(cpu_s(read_members) for _ in range(3)) < 30 * min(cpu_s(read_fields) for _ in range(3))
 
 
 async def test_a_stream_split_at_every_byte_arrives_whole(tmp_path: Path, upstream: MockUpstream) -> None:
@@ -286,6 +323,53 @@ async def test_garbage_from_the_upstream_is_a_502(tmp_path: Path, upstream: Mock
         async with running(folder, keys=(key(),), routes=(route("tiny", upstream.base_url),)) as bench:
             answer = await ask(bench.port, post(chat()))
         assert answer.status == 502, wire
+
+
+@pytest.mark.parametrize(
+    ("wire", "code"),
+    [
+        (
+            b"302 Found\r\nlocation: http://elsewhere/v1/chat/completions\r\ncontent-length: 0\r\n\r\n",
+            "upstream_no_answer",
+        ),
+        (b"204 No Content\r\n\r\n", "upstream_no_answer"),
+        (b"304 Not Modified\r\n\r\n", "upstream_no_answer"),
+        (b"200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 3\r\n\r\n\x1f\x8b\x08", "upstream_encoded"),
+    ],
+)
+async def test_what_answers_no_question_goes_to_nobody_and_costs_nothing(
+    tmp_path: Path, upstream: MockUpstream, wire: bytes, code: str
+) -> None:
+    async def misbehave(exchange: Exchange) -> None:
+        await exchange.send(b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 " + wire)
+
+    upstream.behave = misbehave
+    async with running(tmp_path, keys=(key(),), routes=(route("tiny", upstream.base_url),)) as bench:
+        answer = await ask(bench.port, post(chat()))
+        assert (answer.status, answer.error["code"]) == (502, code)
+        assert "location" not in answer.headers
+        (record,) = await bench.records()
+    assert (record.prompt_tokens, record.amount_microusd) == (0, 0)
+
+
+async def test_an_upstream_that_has_lost_count_is_not_believed(tmp_path: Path, upstream: MockUpstream) -> None:
+    used: dict[str, object] = {}
+
+    async def miscount(exchange: Exchange) -> None:
+        await exchange.json({**completion(), "usage": used})
+
+    upstream.behave = miscount
+    async with running(tmp_path, keys=(key(),), routes=(route("tiny", upstream.base_url),)) as bench:
+        for used in (  # noqa: B007 - read by the upstream
+            {"prompt_tokens": 10**30, "completion_tokens": 1},
+            {"prompt_tokens": 1, "completion_tokens": 10**18},
+            {"input_tokens": 10**18, "output_tokens": 1},
+            {"prompt_tokens": -1, "completion_tokens": 1},
+        ):
+            assert (await ask(bench.port, post(chat()))).status == 200
+        records = await bench.records()
+    assert [record.estimated for record in records] == [True] * 4
+    assert max(record.amount_microusd for record in records) < 1000
 
 
 async def test_an_upstream_that_cannot_be_reached_is_a_502_and_then_a_503(tmp_path: Path) -> None:

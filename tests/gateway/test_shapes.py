@@ -102,7 +102,7 @@ def _play(folder: Path, upstream: MockUpstream, work: Any) -> None:
 
 @pytest.mark.parametrize("path", ASKED)
 def test_whatever_may_be_asked_arrives_byte_for_byte(tmp_path_factory: pytest.TempPathFactory, path: str) -> None:
-    shapes = values(schema_of(ASKED[path]), fixed={"model": "tiny", "stream": None})
+    shapes = values(schema_of(ASKED[path]), fixed={"model": "tiny", "stream": None, "background": None})
 
     @ROUNDS
     @given(st.lists(shapes, min_size=MANY, max_size=MANY))

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from groundplane.domain.spec import TokenPrice
 
 BYTES_PER_TOKEN = 4
+TOKENS_MAX = 10**9
+"""More than any request can have: an upstream that says more has lost count, and is not believed."""
 _UNKNOWN_ANSWER_TOKENS = 512
 _ANSWERS_MIN = 8
 _QUANTILE = 0.98
@@ -172,6 +174,6 @@ def read_usage_words(words: dict[str, object]) -> Usage | None:
 
 def _count(value: dict[str, object], name: str) -> int | None:
     number = value.get(name)
-    if isinstance(number, int) and not isinstance(number, bool) and number >= 0:
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= TOKENS_MAX:
         return number
     return None

@@ -17,11 +17,11 @@ from groundplane.gateway.cache import Flight
 from groundplane.gateway.hedging import Hedge
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.patience import Patience
-from groundplane.gateway.protocol.doors import JSON_DOORS, Door
-from groundplane.gateway.protocol.errors import Fault, upstream_fault
+from groundplane.gateway.protocol.doors import JSON_DOORS, RESPONSE_EVENTS, Door
+from groundplane.gateway.protocol.errors import Fault, bad_request, upstream_fault
 from groundplane.gateway.protocol.form_body import read_form
 from groundplane.gateway.protocol.http1 import RequestHead, ResponseHead
-from groundplane.gateway.protocol.json_body import Fields, read_fields
+from groundplane.gateway.protocol.json_body import NO_MEMBERS, Fields, read_fields, read_members
 from groundplane.gateway.protocol.sse import EventStream
 from groundplane.gateway.records import decimal_s, reserved_members
 from groundplane.gateway.selection import Selection
@@ -52,7 +52,7 @@ class Approach(Patience):
     __slots__ = (
         "_caller", "_connected_ns", "_connection", "_content_bytes", "_content_type", "_door", "_events", "_fault",
         "_flight", "_gaps", "_gate", "_head", "_head_sent", "_hedge", "_hedge_timer", "_held", "_last_ns", "_leads",
-        "_loaded", "_loaded_ns", "_model_span", "_passed_headers", "_prompt_tokens", "_query", "_sent_ns",
+        "_loaded", "_loaded_ns", "_members", "_model_span", "_passed_headers", "_prompt_tokens", "_query", "_sent_ns",
         "_stale_retried", "_streams", "_tail", "_target", "_ttft_us", "_unbounded", "_waits_for_hedge",
         "_wants_usage", "_watch", "request_id", "said_id", "settled", "started_at",
     )  # fmt: skip
@@ -73,8 +73,13 @@ class Approach(Patience):
             fields = read_fields(body)
         model = fields.model
         assert model is not None
-        self._lane = key.lanes.get(model) or state.lane(key, find_route(key, model))
-        generates = door.generates
+        lane = self._lane = key.lanes.get(model) or state.lane(key, find_route(key, model))
+        bounds = door.bounds
+        generates = bool(bounds)
+        limit = fields.answer_tokens_max(bounds)
+        if door.stream is RESPONSE_EVENTS and bytes(fields.background) == b"true":
+            told = "background responses are not served here, because nobody could meter them: leave background out"
+            raise bad_request(told, "background_not_served", "background")
         self._state = state
         self._caller = caller
         self._door = door
@@ -82,9 +87,14 @@ class Approach(Patience):
         self._passed_headers = head.passed
         self._streams = generates and bool(fields.stream)
         self._wants_usage = self._streams and (fields.wants_usage or not door.stream.asks_usage)  # type: ignore[union-attr]
-        self._unbounded = generates and fields.answer_tokens_max is None
+        self._unbounded = generates and limit is None
+        self._members = NO_MEMBERS
+        if not door.form and (
+            lane.exact or (self._streams and not self._wants_usage and (b"stream_options" in body or b"\\u" in body))
+        ):
+            self._members = read_members(body)
         self.key = key
-        self.ask = (0, 0) if door.free else self._lane.ask(fields, size_bytes, generates=generates)
+        self.ask = (0, 0) if door.free else lane.ask(fields, size_bytes, limit, generates=generates)
         # The caller's own id is what everybody says; what is charged goes by ours, which nobody can repeat.
         self.request_id = state.new_request_id()
         self.said_id = head.request_id or self.request_id
@@ -320,7 +330,7 @@ class Approach(Patience):
                 self._asked_only = True
                 return only
             session = self._headers.get(b"x-session-id", b"")
-            selection = self._selection = Selection(self._lane.route, self._door, self._request, session)
+            selection = self._selection = Selection(self._lane.route, self._door, self._request, self._members, session)
             if self._asked_only:
                 raise selection.nobody(monotonic_ns())
         now = monotonic_ns()

@@ -139,10 +139,12 @@ class Answers:
         return rule.sampled or said.temperature == 0
 
     @staticmethod
-    def name(route: RouteState, door: Door, passed: bytes, body: bytes) -> bytes:
+    def name(route: RouteState, door: Door, query: bytes, passed: bytes, body: bytes) -> bytes:
         """W3C trace context is no part of the question; versions of APIs are."""
         versions = b"".join(line for line in passed.splitlines(keepends=True) if not line.startswith(b"trace"))
-        return answer_name(route.route.project, (route.route.model.encode(), route.print, door.path, versions, body))
+        return answer_name(
+            route.route.project, (route.route.model.encode(), route.print, door.path, query, versions, body)
+        )
 
     def find(self, project: str, name: bytes, wish: Wish) -> tuple[Kept | None, Result]:
         """The answer, or why there is none."""

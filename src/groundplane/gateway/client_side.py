@@ -41,6 +41,7 @@ from groundplane.gateway.telemetry.watch import refusal_of
 
 _PIPELINE_MAX_BYTES = 65_536
 _DISCARD_MAX_BYTES = 65_536
+_BODY_BYTES_PER_S_MIN = 1024
 _FIRST_REQUEST_S = 1.0
 """How long a connection that was just made may take to send its request when the gateway is draining."""
 _FOREVER = float("inf")
@@ -58,9 +59,9 @@ class ClientConnection(asyncio.Protocol):
     """Is the `Caller` of its exchanges."""
 
     __slots__ = (
-        "_body", "_body_bytes", "_buffer", "_came_late", "_chunks", "_door", "_exchange", "_head", "_is_new", "_key",
-        "_peer", "_peer_is_local", "_phase", "_read_paused", "_refusal", "_state", "_transport", "_write_paused",
-        "closes", "deadline_s",
+        "_body", "_body_began_s", "_body_bytes", "_buffer", "_came_late", "_chunks", "_door", "_exchange", "_head",
+        "_is_new", "_key", "_peer", "_peer_is_local", "_phase", "_read_paused", "_refusal", "_state", "_transport",
+        "_write_paused", "closes", "deadline_s",
     )  # fmt: skip
 
     def __init__(self, state: GatewayState) -> None:
@@ -76,6 +77,7 @@ class ClientConnection(asyncio.Protocol):
         self._refusal: Fault | None = None
         self._body: list[bytes] = []
         self._body_bytes = 0
+        self._body_began_s = 0.0
         self._chunks: ChunkDecoder | None = None
         self._exchange: Exchange | None = None
         self._peer = ""
@@ -167,6 +169,14 @@ class ClientConnection(asyncio.Protocol):
             else:
                 self._transport.close()
 
+    def stop_now(self) -> None:
+        """Draining has taken long enough: who still waits for an answer is told so."""
+        self.closes = True
+        if self._exchange is not None:
+            self._exchange.stop()
+        else:
+            self.abort()
+
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
@@ -186,7 +196,6 @@ class ClientConnection(asyncio.Protocol):
             else:
                 self._bound_buffer()
         elif phase is Phase.BODY:
-            self.deadline_s = self._state.now_s + self._state.options.body_timeout_s
             self._take_body(data)
         elif phase is not Phase.LINGER:
             self._buffer += data
@@ -272,8 +281,7 @@ class ClientConnection(asyncio.Protocol):
         """A head is whole: decides from it alone, then reads the body."""
         self._head = head
         self._door = DOORS.get(head.path)
-        # The answer to a HEAD must have no body: ours have one, so nothing may follow it.
-        self.closes = self.closes or head.close or self._state.draining or head.method == b"HEAD"
+        self.closes = self.closes or head.close or self._state.draining
         self._refusal = self._key = None
         try:
             self._key = self._admit_head(head)
@@ -289,7 +297,7 @@ class ClientConnection(asyncio.Protocol):
         data, self._buffer = self._buffer, b""
         if head.expects_continue and not data:
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self.deadline_s = self._state.now_s + self._state.options.body_timeout_s
+        self._body_began_s = self._state.now_s
         if len(data) == head.content_length and self._refusal is None:
             self._dispatch(head, data)  # the usual case: head and body came together
         else:
@@ -301,10 +309,11 @@ class ClientConnection(asyncio.Protocol):
         local = path in LOCAL_PATHS or path.startswith(b"/v1/models/")
         if not local and self._door is None:
             raise Fault(404, "there is nothing at this path", "not_found")
-        method = b"GET" if local else b"POST"
-        if head.method != method:
-            message = f"this path takes {method.decode()} only"
-            raise Fault(405, message, "method_not_allowed", headers=b"allow: %b\r\n" % method)
+        methods = (b"GET", b"HEAD") if local else (b"POST",)
+        if head.method not in methods:
+            allowed = b", ".join(methods)
+            message = f"this path takes {allowed.decode()} only"
+            raise Fault(405, message, "method_not_allowed", headers=b"allow: %b\r\n" % allowed)
         if head.content_length is not None and head.content_length > self._state.options.body_max_bytes:
             raise _too_large(head.content_length, self._state.options.body_max_bytes)
         if not needs_key(path, self._peer_is_local):
@@ -353,6 +362,10 @@ class ClientConnection(asyncio.Protocol):
             if whole:
                 self._buffer = data[missing:]
         self._body_bytes += len(piece)
+        # Who sends a byte now and then is as slow as who sends none.
+        allowed_s = self._state.options.body_timeout_s
+        slowest_s = self._body_began_s + allowed_s + self._body_bytes / _BODY_BYTES_PER_S_MIN
+        self.deadline_s = min(self._state.now_s + allowed_s, slowest_s)
         if piece and self._refusal is None:
             self._state.bodies_bytes += len(piece)
             self._body.append(piece)
@@ -384,7 +397,7 @@ class ClientConnection(asyncio.Protocol):
                 self._state.scrapes.ask(self._scraped)
                 return
             if self._door is None:
-                self.write(answer_locally(self._state, head, self._key, close=self.closes))
+                self._say(answer_locally(self._state, head, self._key, close=self.closes))
                 self.finished()
                 return
             assert self._key is not None
@@ -396,7 +409,7 @@ class ClientConnection(asyncio.Protocol):
         exchange.start()
 
     def _scraped(self, text: bytes) -> None:
-        self.write(answer_scrape(self._state, text, close=self.closes))
+        self._say(answer_scrape(self._state, text, close=self.closes))
         self.finished()
 
     def write(self, data: bytes) -> None:
@@ -404,10 +417,16 @@ class ClientConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
+    def _say(self, answer: bytes) -> None:
+        """An answer of ours; to a HEAD it is its head alone."""
+        if self._head is not None and self._head.method == b"HEAD":
+            answer = answer[: answer.index(b"\r\n\r\n") + 4]
+        self.write(answer)
+
     def fail(self, fault: Fault) -> None:
         """An error is the answer."""
         self._count_fault(fault)
-        self.write(fault.answer(self._request_id(), close=self.closes, door=self._door))
+        self._say(fault.answer(self._request_id(), close=self.closes, door=self._door))
         late_ns = self._note_refusal() if self._exchange is None or not self._exchange.admitted else 0
         self.finished(late_ns)
 
@@ -468,7 +487,7 @@ class ClientConnection(asyncio.Protocol):
         self.closes = True
         self._phase = Phase.LINGER
         self.deadline_s = self._state.now_s + self._state.options.linger_s
-        self.write(fault.answer(self._request_id(), close=True, door=self._door))
+        self._say(fault.answer(self._request_id(), close=True, door=self._door))
         if self._transport is not None and self._transport.can_write_eof():
             with contextlib.suppress(OSError):  # the caller is gone, which `connection_lost` is about to say
                 self._transport.write_eof()

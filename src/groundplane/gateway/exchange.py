@@ -13,6 +13,7 @@ from groundplane.domain.snapshot import Target
 from groundplane.domain.usage import NOTHING, Usage, estimated_tokens, find_usage, rate, saved
 from groundplane.gateway.hedging import Hedge
 from groundplane.gateway.lanes import Lane
+from groundplane.gateway.protocol.doors import Door
 from groundplane.gateway.protocol.errors import REASONS, Fault, error_event, upstream_fault
 from groundplane.gateway.protocol.http1 import ResponseHead
 from groundplane.gateway.protocol.json_body import read_usage, splice
@@ -32,6 +33,7 @@ _TAIL_BYTES = 65_536
 _RETRIED = frozenset({502, 503, 504, 529})
 """529 is how Anthropic says that it is overloaded."""
 _KEY_REFUSED = frozenset({401, 403})
+_EMPTY = frozenset({204, 205})
 _ENDLESS = (b"text/event-stream", b"audio/")
 """What is not held back: its beginning is of use before its end is there."""
 
@@ -80,7 +82,7 @@ class Exchange(Replay):
             start, end = self._model_span
             return self._request[:start] + model.encode() + self._request[end:]
         if not self._door.form and (model is not None or inject):
-            return splice(self._request, model=model, include_usage=inject)
+            return splice(self._request, self._members, model=model, include_usage=inject)
         return self._request
 
     def send_to(self, target: TargetState, connection: UpstreamConnection, reader: AnswerReader) -> None:
@@ -116,6 +118,10 @@ class Exchange(Replay):
                 status = 503 if head.status == 529 else head.status
                 self._try_another(upstream_fault(status, "the upstream is not available", "upstream_unavailable"))
                 return
+        elif (unfit := _unfit(head, self._door)) is not None:
+            self._connection.abort()
+            self._try_another(unfit)
+            return
         elif head.status in _KEY_REFUSED and self._target.target.kind:
             # Ours, not the caller's: it would look for the fault in its own key.
             circuit.failed(monotonic_ns())
@@ -148,7 +154,7 @@ class Exchange(Replay):
         if len(route.targets) == 1 and route.queue is None:
             return False
         if selection is None:
-            selection = self._selection = Selection(route, self._door, self._request, b"")
+            selection = self._selection = Selection(route, self._door, self._request, self._members, b"")
             selection.tried_only()
         selection.limited(self._target, head.retry_after_s)
         assert self._connection is not None
@@ -161,7 +167,7 @@ class Exchange(Replay):
         """All of an answer at once: what `head`, `content` and `ended` come to."""
         connection = self._connection
         assert connection is not None
-        if head.status != 200 or (self._streams and head.content_type.startswith(b"text/event-stream")):
+        if head.status != 200 or head.encoded or (self._streams and head.content_type.startswith(b"text/event-stream")):
             self._whole_in_steps(head, body)
             return
         self._target.upstream.circuit.succeeded()
@@ -263,7 +269,7 @@ class Exchange(Replay):
         if self._flight is not None:
             self._flight.take(frames)
         # `[DONE]` tells the caller that all is there, so the settlement comes before it.
-        if events.done and not self.settled and not self._settle(200):
+        if events.done and not self.settled and not self._settle(502 if events.failed else 200):
             return
         chunk = b"%x\r\n%b\r\n" % (len(frames), frames)
         if not self._head_sent:
@@ -343,6 +349,19 @@ class Exchange(Replay):
             self._target.upstream.circuit.failed(monotonic_ns())
             self._fail(fault)
         elif self._settle(fault.status):
+            self._break_off(fault)
+
+    def stop(self) -> None:
+        """The gateway ends before the answer does."""
+        fault = upstream_fault(503, "the gateway stops; try again", "gateway_stopping", b"retry-after: 1\r\n")
+        if self._over:
+            return
+        self._abort_upstream()
+        if not self._admitted:
+            self._refuse(fault)
+        elif not self._head_sent:
+            self._fail(fault)
+        elif self.settled or self._settle(fault.status):
             self._break_off(fault)
 
     def _break_off(self, fault: Fault) -> None:
@@ -492,6 +511,19 @@ class Exchange(Replay):
             return found
         completion = estimated_tokens(self._content_bytes) if self._door.generates else 0
         return Usage(self._prompt_tokens, completion, 0, estimated=True)
+
+
+def _unfit(head: ResponseHead, door: Door) -> Fault | None:
+    """Answers that are none: nobody goes after them with the caller's request, and nobody pays for them."""
+    if head.status < 300 and head.status not in _EMPTY:
+        if not (head.encoded and door.generates):
+            return None
+        return upstream_fault(
+            502, "the upstream compresses its answer, although it was asked not to", "upstream_encoded"
+        )
+    if head.status >= 400:
+        return None
+    return upstream_fault(502, f"the upstream says {head.status}, which answers no question", "upstream_no_answer")
 
 
 def _looks_whole(body: bytes, head: ResponseHead) -> bool:

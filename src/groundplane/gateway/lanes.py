@@ -20,14 +20,14 @@ class Lane:
     """A key on a route, with its limits resolved: what every request of that key for that model needs.
 
     `ones` are charged one unit when a request is admitted, `slots` lent one unit until it is over; `tokens` and `money`
-    are reserved by estimate and at worst, and settled. `gates`: of a route with several targets, those with limits.
-    `lines`: where requests of this lane may have to wait. `samples`: prompts that were looked at; `sample_in`: after
-    how many requests the next one is.
+    are reserved by estimate and at worst, and settled. `exact`: no field of a request may mean two things. `gates`: of
+    a route with several targets, those with limits. `lines`: where requests of this lane may have to wait. `samples`:
+    prompts that were looked at; `sample_in`: after how many requests the next one is.
     """
 
     __slots__ = (
-        "_counters", "_dirty", "_shared", "_single_price", "answers", "gates", "has_budget", "key", "lines", "model",
-        "money", "ones", "route", "sample_in", "samples", "shown_requests", "shown_tokens", "slots", "tokens",
+        "_counters", "_dirty", "_shared", "_single_price", "answers", "exact", "gates", "has_budget", "key", "lines",
+        "model", "money", "ones", "route", "sample_in", "samples", "shown_requests", "shown_tokens", "slots", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -49,6 +49,7 @@ class Lane:
         self.slots = tuple(by_measure[Measure.CONCURRENT])
         self.tokens = tuple(by_measure[Measure.TOKENS] + by_measure[Measure.TOKENS_DAY])
         self.money = tuple(share for share in shares if share.limit.measure in PURSES)
+        self.exact = bool(key.key.models) or route.reads_fields
         self.has_budget = bool(by_measure[Measure.BUDGET])
         self.shown_requests = self.ones
         self.shown_tokens = tuple(by_measure[Measure.TOKENS])
@@ -65,11 +66,12 @@ class Lane:
 
     # ------------------------------------------------------------ how much
 
-    def ask(self, fields: Fields, body_bytes: int, *, generates: bool) -> tuple[int, int]:
-        """Tokens estimated, micro-dollars at worst over every target that may answer. Embeddings generate nothing."""
+    def ask(self, fields: Fields, body_bytes: int, limit: int | None, *, generates: bool) -> tuple[int, int]:
+        """Tokens estimated, micro-dollars at worst over every target that may answer. `limit` is of one answer's
+        tokens. Embeddings generate nothing."""
         tokens = most = 0
         if generates:
-            answers, limit = fields.answers(), fields.answer_tokens_max
+            answers = fields.answers()
             longest = self.route.max_output_tokens
             if limit is None:
                 tokens, most = answers * min(self.answers.expected(), longest), answers * longest

@@ -34,7 +34,7 @@ class Replay(Approach):
         if not Answers.may_keep(rule, door, self._request):
             return False
         wish = read_wish(self._headers.get(b"cache-control", b""))
-        name = Answers.name(route, door, self._passed_headers, self._request)
+        name = Answers.name(route, door, self._query, self._passed_headers, self._request)
         kept, result = state.answers.find(route.route.project, name, wish)
         if kept is not None:
             self.serve(kept, collapsed=False)

@@ -8,7 +8,7 @@ import random
 from groundplane.domain.routing import FAR_RETRY_S, Candidate, RoutePolicy, Wish, choose
 from groundplane.gateway.protocol.doors import Door
 from groundplane.gateway.protocol.errors import Fault, upstream_fault
-from groundplane.gateway.protocol.json_body import top_level_values
+from groundplane.gateway.protocol.json_body import Members
 from groundplane.gateway.tables import RouteState, TargetState
 
 _HEAD_FIELDS = ("system", "instructions", "tools", "messages", "input", "prompt")
@@ -20,7 +20,7 @@ class Selection:
 
     __slots__ = ("_affinity", "_bounded", "_door", "_far_from", "_near", "_route", "_tried")
 
-    def __init__(self, route: RouteState, door: Door, body: bytes, session: bytes) -> None:
+    def __init__(self, route: RouteState, door: Door, body: bytes, members: Members, session: bytes) -> None:
         self._route = route
         self._door = door
         self._tried = [not one.speaks(door) for one in route.targets]
@@ -30,7 +30,7 @@ class Selection:
         if session and route.route.sticky:
             self._affinity, self._bounded = hashlib.blake2b(session, digest_size=32).digest(), False
         elif route.policy is RoutePolicy.PREFIX and not door.form:
-            self._affinity = _prompt_head(body)
+            self._affinity = _prompt_head(body, members)
 
     @property
     def none_left(self) -> bool:
@@ -104,13 +104,8 @@ class Selection:
         return upstream_fault(503, told, "upstream_unavailable", b"retry-after: %d\r\n" % wait_s)
 
 
-def _prompt_head(body: bytes) -> bytes:
+def _prompt_head(body: bytes, members: Members) -> bytes:
     """What begins alike in requests that share a prompt: the first bytes of what providers put first."""
-    found: list[bytes] = []
-    for name in _HEAD_FIELDS:
-        if f'"{name}"'.encode() in body:
-            found += [
-                body[start : min(end, start + _HEAD_MAX_BYTES)] for start, end in top_level_values(body, name)[:1]
-            ]
-    head = b"\0".join(found)
+    spans = [members[name] for name in _HEAD_FIELDS if name in members]
+    head = b"\0".join(body[start : min(end, start + _HEAD_MAX_BYTES)] for start, end in spans)
     return hashlib.blake2b(head, digest_size=32).digest() if head else b""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ _TICK_S = 0.05
 _SWEEP_TICKS = 4
 _SPACE_TICKS = 20
 _BACKLOG = 2048
+_LAST_WORDS_S = 1.0
 
 
 class Gateway:
@@ -144,6 +146,10 @@ class Gateway:
         try:
             await asyncio.wait_for(state.no_clients.wait(), state.options.drain_s)
         except TimeoutError:
+            for client in list(state.clients):
+                client.stop_now()
+            with contextlib.suppress(TimeoutError):  # who does not read what it is told
+                await asyncio.wait_for(state.no_clients.wait(), _LAST_WORDS_S)
             for client in list(state.clients):
                 client.abort()
             await state.no_clients.wait()

@@ -29,7 +29,7 @@ from groundplane.gateway.counting.counters import Counters, MemoryCounters
 from groundplane.gateway.fairness import STARTS_PER_TURN, Starts
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.protocol.http1 import HeadMemo, parse_request_head
-from groundplane.gateway.tables import KeyState, RouteState, Tables, TargetState, dated, let_wait
+from groundplane.gateway.tables import KeyState, RouteState, Tables, TargetState, dated, fill_in
 from groundplane.gateway.telemetry.aside import Chore, Files
 from groundplane.gateway.telemetry.metrics import Metrics
 from groundplane.gateway.telemetry.metrics_files import MetricsFiles
@@ -350,7 +350,7 @@ class GatewayState:
             only = targets[0] if len(targets) == 1 and not targets[0].target.kind and not adapts else None
             policy = RoutePolicy(route.policy)
             state = RouteState(route, targets, self.metrics.model(route.model), longest, policy, only)
-            let_wait(state)
+            fill_in(state)
             by_project.setdefault(route.project, {})[route.model] = state
         self._adapt(by_project)
         self.telemetry.keep(snapshot.predictions)

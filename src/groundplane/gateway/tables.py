@@ -133,7 +133,8 @@ class RouteState:
     """A route with its targets' states, its counters, and the longest answer any target gives.
 
     `only`: its one target, where there is nothing to choose. `lines`: where its requests wait for targets' limits and
-    for replicas in `places`. `print`: changes with whatever its answers depend on.
+    for replicas in `places`. `print`: changes with whatever its answers depend on. `reads_fields`: where single
+    fields stand in a request matters: a target calls the model otherwise or has more, or prompts go by their head.
     """
 
     route: Route
@@ -150,6 +151,7 @@ class RouteState:
     replicas_line: str = ""
     lines: tuple[str, ...] = ()
     print: bytes = b""
+    reads_fields: bool = False
 
 
 @dataclass(slots=True)
@@ -253,9 +255,12 @@ def dated(limit: Limit, version: int) -> Limit:
     return replace(limit, version=version) if limit.measure in PURSES else limit
 
 
-def let_wait(route: RouteState) -> None:
-    """Fills in where requests of the route wait, and what its kept answers depend on."""
+def fill_in(route: RouteState) -> None:
+    """What is read of requests of the route, where they wait, and what its kept answers depend on."""
     rule = route.route
+    route.reads_fields = route.policy is RoutePolicy.PREFIX or any(
+        one.target.kind or one.target.upstream_model != rule.model for one in route.targets
+    )
     route.queue, route.cache = rule.queue, rule.cache
     if rule.queue is not None:
         route.priorities = {one.key_id: one.priority for one in rule.queue.keys}

@@ -305,8 +305,9 @@ class RedisCounters:
             self._closed_at_s = loop.time() + self._pause_s
             self._pause_s = min(2 * self._pause_s, _PAUSE_MAX_S)
         else:
+            # A server that is there and refuses to write (a replica, a full one) fails all the same: only an answer
+            # closes the breaker.
             self._stated.clear()
-            self._silences, self._closed_at_s, self._pause_s = 0, 0.0, _PAUSE_FIRST_S
             self._connection = connection
             self._heartbeat()
         finally:

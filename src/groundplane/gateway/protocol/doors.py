@@ -52,15 +52,20 @@ MESSAGE_EVENTS = StreamRules(
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """A forwarded path. `generates`: its answers are text whose length is bounded and estimated; `form`: its body is
+    """A forwarded path. `bounds`: its answers are text, and these fields bound their length; `form`: its body is
     multipart; `free`: asking costs nothing; `anthropic`: it is of Anthropic's API, and so are its errors."""
 
     path: bytes
-    generates: bool = False
+    bounds: tuple[str, ...] = ()
     stream: StreamRules | None = None
     form: bool = False
     free: bool = False
     anthropic: bool = False
+
+    @property
+    def generates(self) -> bool:
+        """Whether answers are text whose length is estimated."""
+        return bool(self.bounds)
 
     def broken_stream(self, body: dict[str, Any]) -> dict[str, Any]:
         """What the error event of this path's streams says, from the body an error answer would have."""
@@ -75,9 +80,9 @@ JSON_DOORS = {b"/v1/images/edits": Door(b"/v1/images/edits")}
 DOORS: dict[bytes, Door] = {
     door.path: door
     for door in (
-        Door(b"/v1/chat/completions", generates=True, stream=CHUNKS),
-        Door(b"/v1/completions", generates=True, stream=CHUNKS),
-        Door(b"/v1/responses", generates=True, stream=RESPONSE_EVENTS),
+        Door(b"/v1/chat/completions", ("max_completion_tokens", "max_tokens"), stream=CHUNKS),
+        Door(b"/v1/completions", ("max_tokens",), stream=CHUNKS),
+        Door(b"/v1/responses", ("max_output_tokens",), stream=RESPONSE_EVENTS),
         Door(b"/v1/embeddings"),
         Door(b"/v1/moderations"),
         Door(b"/v1/rerank"),
@@ -87,7 +92,7 @@ DOORS: dict[bytes, Door] = {
         Door(b"/v1/audio/speech"),
         Door(b"/v1/audio/transcriptions", form=True),
         Door(b"/v1/audio/translations", form=True),
-        Door(b"/v1/messages", generates=True, stream=MESSAGE_EVENTS, anthropic=True),
+        Door(b"/v1/messages", ("max_tokens",), stream=MESSAGE_EVENTS, anthropic=True),
         Door(b"/v1/messages/count_tokens", free=True, anthropic=True),
     )
 }

@@ -26,7 +26,11 @@ _TRAILERS_MAX_BYTES = 4096
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]"
 _FIELD = _TOKEN + rb"++:[\t\x20-\x7e\x80-\xff]*+\r\n"
-_REQUEST = re.compile(rb"(" + _TOKEN + rb"++) (/[\x21-\x7e]*+) HTTP/(\d\.\d)\r\n((?:" + _FIELD + rb")*+)\r\n")
+_ORIGIN = rb"(?:[Hh][Tt][Tt][Pp][Ss]?://[0-9A-Za-z.:\-\[\]]++)?"
+"""Stands before the path when a caller takes us for a proxy (RFC 9112, 3.2.2). As with Host, we are whoever it asks."""
+_REQUEST = re.compile(
+    rb"(" + _TOKEN + rb"++) " + _ORIGIN + rb"(/[\x21-\x7e]*+) HTTP/(\d\.\d)\r\n((?:" + _FIELD + rb")*+)\r\n"
+)
 _RESPONSE = re.compile(rb"HTTP/1\.[01] ([1-5]\d\d)(?: [\t\x20-\x7e\x80-\xff]*+)?\r\n((?:" + _FIELD + rb")*+)\r\n")
 _PAIR = re.compile(rb"([^:]++):([^\r]*+)\r\n")
 _ONE_FIELD = re.compile(_FIELD)
@@ -90,7 +94,7 @@ class RequestHead:
 class ResponseHead:
     """An answer's head. `content_length` is None when the body is chunked or ends with the connection.
 
-    `passed` are the header lines that go on to the caller, as they came.
+    `passed` are the header lines that go on to the caller, as they came. `encoded`: its content is compressed.
     """
 
     status: int
@@ -99,6 +103,7 @@ class ResponseHead:
     chunked: bool
     close: bool
     content_type: bytes
+    encoded: bool = False
     retry_after_s: float | None = None
 
 
@@ -201,7 +206,7 @@ def parse_response_head(data: bytes, end: int) -> ResponseHead:
     if match is None:
         raise Malformed("the upstream's answer is no HTTP/1.1")
     length: bytes | None = None
-    chunked = close = False
+    chunked = close = encoded = False
     content_type = passed = b""
     retry: dict[bytes, bytes] = {}
     for raw_name, raw_value in _PAIR.findall(match[2]):
@@ -221,13 +226,17 @@ def parse_response_head(data: bytes, end: int) -> ResponseHead:
             passed += b"%b:%b\r\n" % (raw_name, raw_value)
             if name == b"content-type":
                 content_type = raw_value.strip(b" \t").lower()
+            elif name == b"content-encoding":
+                encoded = raw_value.strip(b" \t").lower() not in {b"", b"identity"}
             elif name.startswith(b"retry-after"):
                 retry[name] = raw_value.strip(b" \t")
     if length is not None and (chunked or not length.isdigit() or len(length) > 15):
         raise Malformed("the upstream's answer has no clear length")
     status = int(match[1])
     known = 0 if status in {204, 304} else None if length is None else int(length)
-    return ResponseHead(status, passed, known, chunked and known is None, close, content_type, _retry_after(retry))
+    return ResponseHead(
+        status, passed, known, chunked and known is None, close, content_type, encoded, _retry_after(retry)
+    )
 
 
 def _retry_after(said: dict[bytes, bytes]) -> float | None:

@@ -6,17 +6,21 @@ Only the routing fields are decoded; the caller's bytes are forwarded as they ar
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from groundplane.domain.usage import Usage, read_usage_words
-from groundplane.gateway.protocol.errors import Fault, bad_request
+from groundplane.domain.usage import TOKENS_MAX, Usage, read_usage_words
+from groundplane.gateway.protocol.errors import bad_request
 
-_STRING = rb'"(?:[^"\\]++|\\.)*+"'
-_TOKENS = re.compile(_STRING + rb"|[{}\[\]]", re.DOTALL)
-_SPACE = re.compile(rb"[ \t\r\n]*+")
-_SCALAR = re.compile(rb"[^,}\] \t\r\n]++")
+_SPACE = rb"[ \t\r\n]*+"
+_NAME = re.compile(_SPACE + rb'("(?:[^"\\]++|\\.)*+")' + _SPACE + b":" + _SPACE, re.DOTALL)
+_AFTER = re.compile(_SPACE + rb"([,}])")
+
+Members = Mapping[str, tuple[int, int]]
+"""Where the value of each field of the outermost object stands."""
+NO_MEMBERS: Members = {}
 
 
 class StreamOptions(msgspec.Struct):
@@ -34,18 +38,24 @@ class Fields(msgspec.Struct):
     max_output_tokens: int | None = None
     n: int | None = None
     best_of: int | None = None
+    background: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
 
     @property
     def wants_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    @property
-    def answer_tokens_max(self) -> int | None:
-        """The most completion tokens of one answer that the caller asked for, if it named a limit."""
-        limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        limit = self.max_output_tokens if limit is None else limit
-        return None if limit is None else max(0, limit)
+    def answer_tokens_max(self, names: tuple[str, ...]) -> int | None:
+        """The most completion tokens of one answer that the caller asked for, in the fields of this path; None when it
+        named no limit. Engines read 0 and -1 as none, and which of two fields counts differs: the larger is safe."""
+        most = None
+        for name in names:
+            limit: int | None = getattr(self, name)
+            if limit is not None:
+                if limit < 1:
+                    return None
+                most = limit if most is None else max(most, limit)
+        return most
 
     def answers(self) -> int:
         """How many answers are asked for: choices times prompts. A list of texts or of token lists is a batch."""
@@ -60,6 +70,8 @@ class Fields(msgspec.Struct):
 
 
 _DECODER = msgspec.json.Decoder(Fields)
+_ROUTING = frozenset(Fields.__struct_fields__)
+_MEMBERS_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 class _Used(msgspec.Struct):
@@ -88,12 +100,12 @@ def read_usage(body: bytes) -> Usage | None:
         used = _ANSWER_DECODER.decode(body).usage
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    if used is None or used.completion_tokens < 0:
+    if used is None or not 0 <= used.completion_tokens <= TOKENS_MAX:
         return None
     if used.prompt_tokens is None:
         words = _WORDS_DECODER.decode(body).usage
         return None if words is None else read_usage_words(words)
-    if used.prompt_tokens < 0:
+    if not 0 <= used.prompt_tokens <= TOKENS_MAX:
         return None
     cached = used.prompt_tokens_details.get("cached_tokens") if used.prompt_tokens_details else None
     known = cached if isinstance(cached, int) and 0 < cached <= used.prompt_tokens else 0
@@ -117,19 +129,43 @@ def read_fields(body: bytes) -> Fields:
     return fields
 
 
-def splice(body: bytes, *, model: str | None, include_usage: bool) -> bytes:
-    """The body with another model name and, when asked, with `stream_options.include_usage` set; all else untouched."""
+def read_members(body: bytes) -> Members:
+    """Raises Fault 400 when two servers could read different fields. `read_fields` has accepted the body.
+
+    The decoder goes over the values, whatever is in them; Python only steps from one to the next.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    values = _MEMBERS_DECODER.decode(body)
+    position = body.index(b"{") + 1
+    while (match := _NAME.match(body, position)) is not None:
+        name, start = msgspec.json.decode(match[1], type=str), match.end()
+        # Of a field that is there twice the decoder keeps the last value, which is not what stands here first.
+        value = bytes(values[name])
+        after = _AFTER.match(body, start + len(value)) if body.startswith(value, start) else None
+        if after is None or name in found:
+            raise bad_request(f"the field {name[:100]!r} is given twice", "ambiguous_field", name[:100])
+        if name not in _ROUTING and name.lower() in _ROUTING:
+            message = f"the field {name[:100]!r} is one that some servers take for {name.lower()!r}"
+            raise bad_request(message, "ambiguous_field", name[:100])
+        found[name] = start, start + len(value)
+        position = after.end()
+    return found
+
+
+def splice(body: bytes, members: Members, *, model: str | None, include_usage: bool) -> bytes:
+    """The body with another model name and, when asked, with `stream_options.include_usage` set; all else untouched.
+
+    `members` may lack what the body does not have.
+    """
     replacements: list[tuple[int, int, bytes]] = []
-    opening = body.index(b"{") + 1
     if model is not None:
-        name = msgspec.json.encode(model)
-        replacements += [(start, end, name) for start, end in top_level_values(body, "model")]
+        replacements.append((*members["model"], msgspec.json.encode(model)))
     if include_usage:
-        # The substring test is exact enough: a false alarm only costs a scan.
-        found = top_level_values(body, "stream_options") if b"stream_options" in body or b"\\u" in body else []
-        if found:
-            replacements += [(start, end, _with_usage(body[start:end])) for start, end in found]
+        if "stream_options" in members:
+            start, end = members["stream_options"]
+            replacements.append((start, end, _with_usage(body[start:end])))
         else:
+            opening = body.index(b"{") + 1
             replacements.append((opening, opening, b'"stream_options":{"include_usage":true},'))
     for start, end, text in sorted(replacements, reverse=True):
         body = body[:start] + text + body[end:]
@@ -139,42 +175,3 @@ def splice(body: bytes, *, model: str | None, include_usage: bool) -> bytes:
 def _with_usage(value: bytes) -> bytes:
     options: dict[str, msgspec.Raw] | None = msgspec.json.decode(value, type=dict[str, msgspec.Raw] | None)
     return msgspec.json.encode({**(options or {}), "include_usage": msgspec.Raw(b"true")})
-
-
-def top_level_values(body: bytes, key: str) -> list[tuple[int, int]]:
-    """Where the values of a key of the outermost object stand, every one if it is repeated. The body is valid JSON."""
-    found: list[tuple[int, int]] = []
-    position = _skip(body, body.index(b"{") + 1)
-    while body[position : position + 1] == b'"':
-        end = _value_end(body, position)
-        name = msgspec.json.decode(body[position:end], type=str)
-        start = _skip(body, _skip(body, end) + 1)
-        end = _value_end(body, start)
-        if name == key:
-            found.append((start, end))
-        position = _skip(body, _skip(body, end) + 1)
-    return found
-
-
-def _skip(body: bytes, position: int) -> int:
-    match = _SPACE.match(body, position)
-    return position if match is None else match.end()
-
-
-def _value_end(body: bytes, start: int) -> int:
-    """The index after the value that starts at `start`."""
-    first = body[start : start + 1]
-    if first not in b'"{[':
-        match = _SCALAR.match(body, start)
-        assert match is not None, "the decoder has accepted this body"
-        return match.end()
-    depth = 0
-    for token in _TOKENS.finditer(body, start):
-        kind = token.group()[:1]
-        if kind in b"{[":
-            depth += 1
-        elif kind in b"}]":
-            depth -= 1
-        if depth == 0:
-            return token.end()
-    raise Fault(400, "the request body is no valid JSON: it ends in the middle", "invalid_json")

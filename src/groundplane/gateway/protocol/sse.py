@@ -81,7 +81,7 @@ class EventStream:
         if self._end_hint in whole and self.rules.end.search(whole) is not None:
             self.done = True
             self.frames -= 1
-        elif self._error_hint in whole and self.rules.error.search(whole) is not None:
+        if self._error_hint in whole and self.rules.error.search(whole) is not None:
             self.failed = True
         return whole
 
