@@ -37,6 +37,7 @@ from groundplane.errors import GroundError, Unavailable
 from groundplane.wire.runs import RunDetail
 
 EXAMPLE = Path(__file__).parent / "tiny-lm"
+STANDSTILL_S = 240
 console = Console(highlight=False, width=min(120, Console().width))
 
 
@@ -272,9 +273,12 @@ STEPS: tuple[Callable[[Stage], None], ...] = (
 
 
 def follow(stage: Stage, run: str, doing: str, *, until: Callable[[RunDetail], bool]) -> RunDetail:
-    """Watches a run with a progress bar of its training steps until `until` holds; the control plane may be gone."""
+    """Watches a run with a progress bar of its training steps until `until` holds; the control plane may be gone.
+
+    A slow machine may take its time: only one that gets nowhere for `STANDSTILL_S` is given up.
+    """
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[last]}"))
-    deadline = time.monotonic() + 240
+    deadline, last = time.monotonic() + STANDSTILL_S, ""
     with Progress(*columns, TimeElapsedColumn(), console=console, transient=True) as progress:
         task = progress.add_task(doing, total=1.0, last="")
         while time.monotonic() < deadline:
@@ -285,7 +289,8 @@ def follow(stage: Stage, run: str, doing: str, *, until: Callable[[RunDetail], b
             except Unavailable:
                 continue
             lines = [line for line in log.splitlines() if line.startswith("step ")]
-            if lines and (at := re.match(r"step (\d+)/(\d+)", lines[-1])):
+            if lines and lines[-1] != last and (at := re.match(r"step (\d+)/(\d+)", lines[-1])):
+                deadline, last = time.monotonic() + STANDSTILL_S, lines[-1]
                 progress.update(task, completed=int(at[1]) / int(at[2]), last=lines[-1])
             if until(seen):
                 if lines:
@@ -293,7 +298,7 @@ def follow(stage: Stage, run: str, doing: str, *, until: Callable[[RunDetail], b
                 return seen
             if seen.run.status.is_over:
                 raise StepFailedError(f"{run} {seen.run.status}: {seen.run.message}")
-    raise StepFailedError(f"{run} took too long while {doing}")
+    raise StepFailedError(f"{run} got nowhere for {STANDSTILL_S} s while {doing}")
 
 
 def job_process(run: str) -> psutil.Process:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 import click
 import pytest
 
-from groundplane import __version__
+from groundplane import __version__, client
 from groundplane.cli import render
 from groundplane.cli.options import parse_moment
 from groundplane.cli.root import COMMANDS, ground, run
+from groundplane.client import PARTS, Client
+from groundplane.client.transport import Transport
 from groundplane.errors import InvalidInput
 
+LIBRARIES = ("httpx", "rich", "yaml", "jinja2", "cryptography", "asyncio", "ssl")
+RARELY_NEEDED = ("yaml", "jinja2", "groundplane.domain.spec.parse", "groundplane.domain.model_files")
 HEAVY = (
-    "httpx",
-    "rich",
-    "yaml",
+    *LIBRARIES,
     "msgspec",
     "psutil",
     "fastapi",
@@ -46,23 +48,42 @@ def commands(command: click.Command = ground, path: str = "ground") -> Iterator[
             yield from commands(child, f"{path} {name}")
 
 
+def loaded(program: str, *, of: Sequence[str]) -> list[str]:
+    """Which of these modules a fresh interpreter has after a program."""
+    program += "; import sys; print(*(name for name in sys.argv[1:] if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program, *of], capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()[-1].split()
+
+
 def test_help_loads_nothing_that_it_does_not_need() -> None:
-    program = (
-        "import sys; from groundplane.cli.root import run; run(['--help']); "
-        "print([m for m in sys.argv[1:] if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", program, *HEAVY], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert loaded("from groundplane.cli.root import run; run(['--help'])", of=HEAVY) == []
 
 
-def test_help_is_there_before_a_person_notices() -> None:
-    took_s = []
-    for _ in range(5):
-        began = time.monotonic()
-        subprocess.run([sys.executable, "-m", "groundplane.cli", "--help"], capture_output=True, check=True)
-        took_s.append(time.monotonic() - began)
-    # The target is 0.15 s on a quiet machine; tests share theirs.
-    assert min(took_s) < 0.4, took_s
+def test_no_command_loads_what_only_some_of_its_uses_need() -> None:
+    modules = ", ".join(f"groundplane.cli.{module}" for module in sorted({module for module, _ in COMMANDS.values()}))
+    assert loaded(f"import {modules}", of=(*LIBRARIES, "groundplane.client", *RARELY_NEEDED)) == []
+
+
+def test_the_sdk_loads_a_part_when_one_of_its_calls_is_made() -> None:
+    parts = tuple(f"groundplane.client.{part.partition('.')[0]}" for part in PARTS)
+    wanted = ("rich", "pygments", "click", *RARELY_NEEDED, *parts)
+    make = "from groundplane.client import Client; client = Client('http://127.0.0.1:1', 'a key')"
+    assert loaded(make, of=wanted) == []
+    assert loaded(f"{make}; client.models", of=wanted) == ["groundplane.client.models"]
+    assert loaded(f"{make}; Client.follow_log", of=wanted) == ["groundplane.client.runs"]
+
+
+def test_the_table_of_the_sdk_has_every_call_once() -> None:
+    # The type checker sees the parts as base classes; what runs is this table.
+    found = {}
+    for path in Path(client.__file__).parent.glob("*.py"):
+        for name, kind in vars(importlib.import_module(f"groundplane.client.{path.stem}")).items():
+            if isinstance(kind, type) and kind is not Transport and Transport in kind.__bases__ and name != "_Calls":
+                found[f"{path.stem}.{name}"] = {call for call in vars(kind) if not call.startswith("_")}
+    assert {part: set(calls.split()) for part, calls in PARTS.items()} == found
+    calls = [call for calls in PARTS.values() for call in calls.split()]
+    assert len(calls) == len(set(calls))
+    assert all(callable(getattr(Client, call)) for call in calls)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -16,7 +16,8 @@ from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.domain.byte_view import ByteView
 from groundplane.domain.loader_targets import acting_target
 from groundplane.domain.model import path_refusals
-from groundplane.domain.model_files import Format, Inspection, inspect
+from groundplane.domain.model_files import Inspection, inspect
+from groundplane.domain.model_formats import Format
 from groundplane.domain.model_scan import judge_scan
 from groundplane.domain.pickle_scan import scan_for_hidden_pickle
 from groundplane.domain.templates_scan import dangers

@@ -24,7 +24,7 @@ from groundplane.domain.certificate import (
     misstated,
 )
 from groundplane.domain.model import check_name
-from groundplane.domain.model_files import Format
+from groundplane.domain.model_formats import Format
 from groundplane.domain.model_scan import judge_scan, refusals_of
 from groundplane.errors import Refusal, Refused
 

@@ -15,11 +15,11 @@ from groundplane.cli.render import Table, View
 from groundplane.cli.words import age, moment
 from groundplane.domain.approval import Approval, ApprovalStatus, blocked, counted, refusal
 from groundplane.domain.planning import Plan, PlanStatus
-from groundplane.errors import Refused
 from groundplane.units import format_duration, format_usd
 
 if TYPE_CHECKING:
     from groundplane.client import Client
+    from groundplane.errors import Refused
     from groundplane.wire.plans import ApprovalView
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,9 +12,11 @@ from groundplane.cli import render
 from groundplane.cli.options import Moment, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
-from groundplane.domain.artifact import Artifact, ScrubReport
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, Unavailable
 from groundplane.units import format_bytes, parse_bytes, parse_duration_s
+
+if TYPE_CHECKING:
+    from groundplane.domain.artifact import Artifact, ScrubReport
 
 
 @click.group(invoke_without_command=True)

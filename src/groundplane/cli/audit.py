@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
-from groundplane.audit import Event
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
 from groundplane.errors import IntegrityFailure
+
+if TYPE_CHECKING:
+    from groundplane.audit import Event
 
 _WORD_MAX = 60
 

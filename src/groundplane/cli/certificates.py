@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,8 +13,10 @@ from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
 from groundplane.domain.addendum import Addendum, AddendumKind, summary
-from groundplane.domain.gate import Evidence
 from groundplane.domain.required_facts import FACT_NAMES, LATER, Missing, RequiredFacts, Stage, read_required
+
+if TYPE_CHECKING:
+    from groundplane.domain.gate import Evidence
 
 
 @click.command()

@@ -10,8 +10,8 @@ import click
 
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
-from groundplane.cli.preflight import read_spec
 from groundplane.cli.render import Table
+from groundplane.cli.specs import spec_text
 from groundplane.cli.words import moment
 from groundplane.domain.checkpoints import ProofStatus
 from groundplane.domain.run import Checkpoint, CopyState
@@ -88,7 +88,11 @@ def prove_resume(run_id: str | None, path: str | None, detach: bool, output: str
     if (run_id is None) == (path is None):
         raise click.UsageError("Give either a run's id or -f FILE.")
     with connect() as client:
-        proof = client.prove_resume(read_spec(path) if path else "", run_id=run_id or "")
+        if run_id:
+            proof = client.prove_resume("", run_id=run_id)
+        else:
+            with spec_text(str(path)) as text:
+                proof = client.prove_resume(text)
         while proof.status is ProofStatus.RUNNING and not detach:
             time.sleep(LOOK_PERIOD_S)
             proof = client.resume_proofs(proof.run_id)[0]

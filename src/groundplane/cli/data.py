@@ -11,11 +11,11 @@ import click
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
-from groundplane.domain.staging import NodeCache, StagedData
 from groundplane.units import format_bytes
 
 if TYPE_CHECKING:
     from groundplane.client import Client
+    from groundplane.domain.staging import NodeCache, StagedData
 
 _POLL_S = 0.5
 _BEFORE = ("pending", "starting")

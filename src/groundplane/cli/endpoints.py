@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.words import endpoints_table, moment
-from groundplane.domain.endpoint import Endpoint
 from groundplane.units import format_usd
+
+if TYPE_CHECKING:
+    from groundplane.domain.endpoint import Endpoint
 
 
 @click.group(invoke_without_command=True)

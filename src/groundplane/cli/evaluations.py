@@ -13,19 +13,18 @@ from groundplane.cli import render
 from groundplane.cli.following import UNSUCCESSFUL_CODE, follow_run
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
+from groundplane.cli.specs import spec_text
 from groundplane.cli.words import moment
-from groundplane.domain.batch import Batch, BatchProgress
-from groundplane.domain.evaluation import Evaluation, EvaluationComparison, Item, Score
 from groundplane.domain.run import Run, RunStatus
 from groundplane.domain.spec import JobSpec
-from groundplane.domain.spec.parse import parse
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.units import exact_usd
 
 if TYPE_CHECKING:
     from groundplane.client import Client
+    from groundplane.domain.batch import Batch, BatchProgress
+    from groundplane.domain.evaluation import Evaluation, EvaluationComparison, Item, Score
 
-SPEC_MAX_BYTES = 1 << 20
 _SHOWN = 60
 spec_file = click.option(
     "-f", "--file", "path", required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -282,18 +281,15 @@ def _result(made: Batch) -> list[View]:
 
 
 def _submitted(client: Client, path: Path, kind: str) -> Run:
-    if path.stat().st_size > SPEC_MAX_BYTES:
-        raise InvalidInput(f"{path} has {path.stat().st_size:,} bytes; the limit is {SPEC_MAX_BYTES:,}")
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{path} is not UTF-8 at byte {error.start:,}", "save it as UTF-8") from None
-    specs = parse(text, now=datetime.now(UTC))
-    first = specs[0] if len(specs) == 1 else None
-    need = first.inference if isinstance(first, JobSpec) else None
-    if need is None or type(need).__name__ != f"{kind}Need":
-        raise InvalidInput(f"{path} is not one document of kind: {kind}", "ground apply -f takes every kind")
-    applied = client.apply(text)
+    from groundplane.domain.spec.parse import parse  # noqa: PLC0415 - with it comes YAML
+
+    with spec_text(path) as text:
+        specs = parse(text, now=datetime.now(UTC))
+        first = specs[0] if len(specs) == 1 else None
+        need = first.inference if isinstance(first, JobSpec) else None
+        if need is None or type(need).__name__ != f"{kind}Need":
+            raise InvalidInput(f"{path} is not one document of kind: {kind}", "ground apply -f takes every kind")
+        applied = client.apply(text)
     if not applied.runs:
         raise NotFound(f"{path} began nothing", "ground plan -f says why")
     return applied.runs[0]

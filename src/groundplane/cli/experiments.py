@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
@@ -10,7 +11,9 @@ from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import age
-from groundplane.domain.tracking_views import Comparison, ExperimentView, Series, TrackedView
+
+if TYPE_CHECKING:
+    from groundplane.domain.tracking_views import Comparison, ExperimentView, Series, TrackedView
 
 METRICS_SHOWN = 4
 _RIGHT = frozenset({"runs", "steps", "value", "points", "step"})

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from groundplane.cli import render
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
-from groundplane.domain.planning import Plan
 from groundplane.domain.run import Run, RunStatus
 
 if TYPE_CHECKING:
     from groundplane.client import Client
+    from groundplane.domain.planning import Plan
     from groundplane.wire.plans import Applied
 
 UNSUCCESSFUL_CODE = 9

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import click
 
@@ -11,8 +11,10 @@ from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import moment
-from groundplane.domain.lineage import LineageStanding
 from groundplane.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from groundplane.domain.lineage import LineageStanding
 
 
 @click.group()

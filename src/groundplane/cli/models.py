@@ -17,7 +17,6 @@ from groundplane.cli.words import moment
 from groundplane.domain.byte_view import ByteView
 from groundplane.domain.certificate import missing_facts, misstated
 from groundplane.domain.model import ModelVersion, check_name, parse_ref, path_refusals
-from groundplane.domain.model_files import inspect
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
 from groundplane.units import format_bytes
 
@@ -178,6 +177,8 @@ def _files(path: Path) -> dict[str, Path]:
 
 
 def _file_refusals(files: dict[str, Path]) -> list[Refused]:
+    from groundplane.domain.model_files import inspect  # noqa: PLC0415 - it brings readers of a dozen formats
+
     refused = list(path_refusals(list(files)))
     for relative, file in files.items():
         with file.open("rb") as opened:

@@ -14,12 +14,12 @@ from groundplane.cli.options import Moment, Money, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import endpoints_table, moment, runs_table
 from groundplane.domain.budget import Budget, Hold, HoldStatus
-from groundplane.domain.ledger import CostRow
 from groundplane.errors import NotFound
 from groundplane.units import format_usd
 
 if TYPE_CHECKING:
     from groundplane.client import Client
+    from groundplane.domain.ledger import CostRow
     from groundplane.wire.money import Report
 
 GROUPS = ("project", "model", "run", "key", "owner", "cost_center")

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
-from groundplane.client import Client
-from groundplane.domain.node import Node, PoolView
-from groundplane.domain.pool_file import PoolChanges
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.units import format_bytes, format_usd
+
+if TYPE_CHECKING:
+    from groundplane.client import Client
+    from groundplane.domain.node import Node, PoolView
+    from groundplane.domain.pool_file import PoolChanges
 
 pool_option = click.option("--pool", help="Of one pool.")
 

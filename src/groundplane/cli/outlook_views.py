@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from groundplane.cli.render import Table, View
 from groundplane.domain import plan_report
-from groundplane.domain.planning import Plan
+
+if TYPE_CHECKING:
+    from groundplane.domain.planning import Plan
 
 REJECTED_SHOWN = 5
 BELOW = frozenset({"notes", "assumptions"})

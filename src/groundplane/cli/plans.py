@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -17,18 +15,16 @@ from groundplane.cli.following import follow_applied
 from groundplane.cli.options import INTERRUPTED_CODE, Duration, connect, output_option
 from groundplane.cli.outlook_views import outlook_views
 from groundplane.cli.render import Table, View
+from groundplane.cli.specs import spec_text
 from groundplane.cli.words import moment
 from groundplane.domain.plan_report import markdown
 from groundplane.domain.planning import Plan, PlanStatus, Verdict
-from groundplane.domain.spec.parse import with_absolute_paths
-from groundplane.errors import GroundError, InvalidInput, NotFound, Refusal, Refused
+from groundplane.errors import GroundError, InvalidInput, Refusal, Refused
 from groundplane.units import exact_usd, format_bytes, format_duration, format_usd
 
 if TYPE_CHECKING:
     from groundplane.client import Client
     from groundplane.wire.plans import Applied
-
-SPEC_MAX_BYTES = 1 << 20
 
 
 @click.command()
@@ -188,34 +184,8 @@ def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
 
 
 def _planned(client: Client, path: str) -> tuple[Plan, ...]:
-    text, source = _read_spec(path)
-    try:
-        folder = Path.cwd() if path == "-" else Path(path).resolve().parent
-        return client.plan(with_absolute_paths(text, str(folder)))
-    except InvalidInput as error:
-        error.details["source"] = source
-        raise
-
-
-def _read_spec(path: str) -> tuple[str, str]:
-    source = "standard input" if path == "-" else path
-    try:
-        data = sys.stdin.buffer.read(SPEC_MAX_BYTES + 1) if path == "-" else _file_bytes(Path(path))
-        text = data.decode()
-    except FileNotFoundError:
-        raise NotFound(f"no file {path}", "give the path of a spec: ground plan -f job.yaml") from None
-    except OSError as error:
-        raise InvalidInput(f"{path} can't be read: {error.strerror}", "give the path of a spec in YAML") from None
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{source} is not UTF-8 text (byte {error.start})", "save the spec as UTF-8") from None
-    if len(data) > SPEC_MAX_BYTES:
-        raise InvalidInput(f"{source} is over {format_bytes(SPEC_MAX_BYTES)}", "a spec is a few lines of YAML")
-    return text, source
-
-
-def _file_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(SPEC_MAX_BYTES + 1)
+    with spec_text(path) as text:
+        return client.plan(text)
 
 
 def _refusals(plans: tuple[Plan, ...]) -> list[Refused]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,11 +13,13 @@ from groundplane.cli import render
 from groundplane.cli.options import Moment, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import age, moment
-from groundplane.domain.policy.exceptions import PolicyException
-from groundplane.domain.policy.records import PlanMove, PolicyState, Replay, RuleInfo, RuleTestResult
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.settings import Settings
 from groundplane.units import format_usd
+
+if TYPE_CHECKING:
+    from groundplane.domain.policy.exceptions import PolicyException
+    from groundplane.domain.policy.records import PlanMove, PolicyState, Replay, RuleInfo, RuleTestResult
 
 FAILED_CODE = 9
 """What a test that says something else than it should ends with; as a run that did not succeed."""

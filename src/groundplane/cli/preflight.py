@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
+from groundplane.cli.specs import spec_text
 from groundplane.domain.preflight import CheckResult, CheckStatus, PreflightReport
-from groundplane.domain.spec.parse import with_absolute_paths
-from groundplane.errors import InvalidInput, Refusal, Refused
+from groundplane.errors import Refusal, Refused
 
 
 @click.command()
@@ -30,21 +28,15 @@ def preflight(run_id: str | None, path: str | None, node: str, everything: bool,
     if (run_id is None) == (path is None):
         raise click.UsageError("Give either a run's id or -f FILE.")
     with connect() as client:
-        reports = client.run_preflight(run_id) if run_id else client.preflight(read_spec(str(path)), node=node)
+        if run_id:
+            reports = client.run_preflight(run_id)
+        else:
+            with spec_text(str(path)) as text:
+                reports = client.preflight(text, node=node)
     render.show(reports, output, lambda: _views(reports, everything) or ["nothing was checked"])
     refused = _refused(reports)
     if path and refused:
         raise Refusal(refused)
-
-
-def read_spec(path: str) -> str:
-    """The text of a spec file, `-` for standard input, with its paths made absolute."""
-    if path == "-":
-        return with_absolute_paths(sys.stdin.read(), str(Path.cwd()))
-    try:
-        return with_absolute_paths(Path(path).read_text(encoding="utf-8"), str(Path(path).resolve().parent))
-    except OSError as error:
-        raise InvalidInput(f"{path} can't be read: {error.strerror}", "give a file with a spec") from None
 
 
 def _views(reports: Sequence[PreflightReport], everything: bool) -> list[View]:

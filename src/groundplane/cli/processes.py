@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -25,7 +25,9 @@ from groundplane.processes import ProcessMark, end, make_home, read_mark
 from groundplane.settings import Settings
 from groundplane.units import format_bytes, format_usd
 from groundplane.wire import ErrorInfo
-from groundplane.wire.system import Status
+
+if TYPE_CHECKING:
+    from groundplane.wire.system import Status
 
 CHILDREN = ("gateway", "control-plane")
 DOWN_EXIT_CODE = 6

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from groundplane.cli import render
 from groundplane.cli.options import Moment, connect, output_option
 from groundplane.cli.render import Table
+from groundplane.cli.specs import spec_text
 from groundplane.cli.words import age, moment
-from groundplane.domain.queue import Reservation, Schedule
 from groundplane.domain.queue_view import InLine, NodeUse, PoolUse, QuotaUse, clock
-from groundplane.domain.spec.parse import with_absolute_paths
 from groundplane.errors import InvalidInput
 from groundplane.units import format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from groundplane.domain.queue import Reservation, Schedule
 
 NONE = "none"
 pool_option = click.option("--pool", help="Of one pool.")
@@ -57,7 +60,7 @@ def _pool_parts(pool: PoolUse) -> list[Table | str]:
 
 
 def _node_rows(node: NodeUse, now: datetime) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for held in node.held:
         what = f"{node.accelerator} {','.join(map(str, held.accelerators))}" if held.accelerators else ""
         what = f"{what} + {held.cpus:g} CPUs" if what else f"{held.cpus:g} CPUs, {format_bytes(held.memory_bytes)}"
@@ -75,7 +78,7 @@ def _queue_table(pools: list[PoolUse]) -> Table:
     now = datetime.now(UTC)
     several = len(pools) > 1
     rows = [_line_row(line, pool.pool if several else "", now) for pool in pools for line in pool.waiting]
-    columns = ("#", "RUN", "NAME", "PROJECT", "CLASS", "WAITED", "STARTS", "LAYER", "WHY")
+    columns: tuple[str, ...] = ("#", "RUN", "NAME", "PROJECT", "CLASS", "WAITED", "STARTS", "LAYER", "WHY")
     if several:
         columns = ("POOL", *columns)
     return Table(columns, rows, right=frozenset({"#"}), empty="nothing waits")
@@ -291,8 +294,7 @@ def schedules() -> None:
 @output_option
 def create_schedule(path: Path, until: datetime | None, reason: str, output: str) -> None:
     """Keep a job spec that has a `schedule`. One of the same name in the project is replaced."""
-    text = with_absolute_paths(path.read_text(), str(path.resolve().parent))
-    with connect() as client:
+    with connect() as client, spec_text(path) as text:
         made = client.create_schedule(text, until=until, reason=reason)
     render.show(made, output, lambda: [_schedules_table([made])])
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from groundplane.cli import render
 from groundplane.cli.options import Money, connect
 from groundplane.cli.render import Table, View
-from groundplane.domain.planning import Offer
 from groundplane.domain.recon import CLOUDS, Disk, Machine, Quota, Reconnaissance, SkuRow, Survey, Wanted
 from groundplane.units import exact_usd, format_bytes, parse_bytes
+
+if TYPE_CHECKING:
+    from groundplane.domain.planning import Offer
 
 _ROWS_SHOWN = 30
 
@@ -183,7 +185,7 @@ def _cloud_views(found: Reconnaissance, *, wide: bool) -> list[View]:
 
 def _sku_table(rows: Sequence[SkuRow], title: str, *, wide: bool) -> Table:
     narrow = ("CLOUD", "REGION", "SKU", "ACCELERATORS", "GPU MEM", "PRICE/H", "SPOT/H", "QUOTA", "LEAD TIME")
-    columns = (*narrow, "RESTRICTION", "RETIRES", "FROM")
+    columns: tuple[str, ...] = (*narrow, "RESTRICTION", "RETIRES", "FROM")
     if wide:
         columns = (*columns, "CPUS", "MEMORY", "STATUS", "PRICE FROM")
     right = frozenset({"GPU MEM", "PRICE/H", "SPOT/H", "CPUS", "MEMORY"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,8 +12,10 @@ from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import moment
 from groundplane.domain.model import parse_ref
-from groundplane.domain.registry import AliasMove, RegistryEntry, VersionDiff, VersionView
 from groundplane.units import format_bytes
+
+if TYPE_CHECKING:
+    from groundplane.domain.registry import AliasMove, RegistryEntry, VersionDiff, VersionView
 
 
 @click.command()

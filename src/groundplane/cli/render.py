@@ -12,9 +12,10 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from groundplane.errors import GroundError, Problem, Refused
+if TYPE_CHECKING:
+    from groundplane.errors import GroundError, Problem, Refused
 
 STYLES = {
     **dict.fromkeys(("ready", "running", "succeeded", "ok", "up", "pass", "active", "approved"), "green"),

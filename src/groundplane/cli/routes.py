@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table
-from groundplane.domain.prompt_lint import PromptFinding
 from groundplane.domain.provider import Provider, ProviderKind, RouteRule, RouteTarget
 from groundplane.domain.queueing import Priority, QueueStanding
 from groundplane.domain.routing import RoutePolicy
@@ -23,6 +22,9 @@ from groundplane.wire.routes import (
     RouteRequest,
     TargetRequest,
 )
+
+if TYPE_CHECKING:
+    from groundplane.domain.prompt_lint import PromptFinding
 
 _reason = click.option("--reason", default="", help="Why: written to the audit trail.")
 _project = click.option("--project", required=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,9 +12,11 @@ from groundplane.cli import render
 from groundplane.cli.following import follow_endpoint, print_log
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.words import runs_table
-from groundplane.domain.endpoint import Endpoint
-from groundplane.domain.run import Run
 from groundplane.errors import NotFound
+
+if TYPE_CHECKING:
+    from groundplane.domain.endpoint import Endpoint
+    from groundplane.domain.run import Run
 
 RUN_PREFIX = "run-"
 PLAN_PREFIX = "plan-"

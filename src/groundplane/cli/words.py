@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 from groundplane.cli.render import Table
-from groundplane.domain.endpoint import Endpoint
-from groundplane.domain.run import Run
 from groundplane.units import format_duration, format_usd
+
+if TYPE_CHECKING:
+    from groundplane.domain.endpoint import Endpoint
+    from groundplane.domain.run import Run
 
 
 def moment(value: datetime | None) -> str:

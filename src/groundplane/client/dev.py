@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
-
+from groundplane.client.httpx_alone import httpx
 from groundplane.client.transport import Transport, error_from, part
 from groundplane.domain import dev
 from groundplane.domain.dev import DevInfo, DevUse, SshConfig

@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx
 from blake3 import blake3
 
+from groundplane.client.httpx_alone import httpx
 from groundplane.domain.artifact import StoredPiece
 from groundplane.errors import Conflict, IntegrityFailure, Unavailable
 from groundplane.wire.artifacts import FilePieces

@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import httpx
 from blake3 import blake3
 
+from groundplane.client.httpx_alone import httpx
 from groundplane.domain.byte_view import ByteView
 from groundplane.domain.packs import Piece
 from groundplane.domain.pieces import PIECE_BYTES_MAX, cut

@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
-import httpx
 import msgspec
 
 from groundplane import __version__
+from groundplane.client.httpx_alone import httpx
 from groundplane.errors import GroundError, InvalidInput, Refusal, Refused, Unauthenticated, Unavailable
 from groundplane.wire import ErrorBody, ErrorInfo
 

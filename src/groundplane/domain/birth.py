@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from groundplane.domain import certificate as cert
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.model_files import Format
+from groundplane.domain.model_formats import Format
 from groundplane.domain.model_scan import Seen
 from groundplane.domain.run import Attempt, Checkpoint, Run
 from groundplane.domain.spec import ModelOutput

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 
-import yaml
-
 from groundplane.domain.certificate import DataFact, Facts
 from groundplane.errors import InvalidInput, Problem
 from groundplane.units import MICROUSD_PER_USD
@@ -62,6 +60,8 @@ def _head(card: str) -> Mapping[str, object]:
     text = "\n".join(lines[1:end])
     if len(text) > HEAD_BYTES_MAX:
         raise InvalidInput(f"the head of {CARD} has {len(text):,} characters, over {HEAD_BYTES_MAX:,}", "shorten it")
+    import yaml  # noqa: PLC0415 - the SDK names models by way of here, and reads no card
+
     try:
         head = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -13,7 +13,6 @@ import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import PurePosixPath
 
 from groundplane.domain.archives import ArchiveFault, Member, looks_like_tar, tar_members, zip_end, zip_members
@@ -21,6 +20,7 @@ from groundplane.domain.byte_view import ByteView
 from groundplane.domain.gguf import GgufFault, read_gguf
 from groundplane.domain.hdf5_scan import configurations, outside
 from groundplane.domain.model import path_fault
+from groundplane.domain.model_formats import Format
 from groundplane.domain.npy_header import NpyFault, read_npy
 from groundplane.domain.pickle_scan import PickleWalk, scan_for_hidden_pickle, scan_for_pickle
 from groundplane.domain.protobuf_scan import ProtobufFault, acting_operation, onnx_places
@@ -29,47 +29,6 @@ from groundplane.domain.templates_scan import Template, judge_templates
 from groundplane.domain.tensor_header import HeaderFault, looks_like_safetensors, read_tensor_header
 from groundplane.domain.text_scan import judge_configuration, read_text
 from groundplane.errors import Refused
-
-
-class Format(StrEnum):
-    """What a file is. The ones in ACCEPTED may be part of a model version."""
-
-    SAFETENSORS = "safetensors"
-    GGUF = "gguf"
-    ONNX = "onnx"
-    TFLITE = "tflite"
-    NPY = "npy"
-    NPZ = "npz"
-    HDF5 = "hdf5"
-    TEXT = "text"
-    IMAGE = "image"
-    EMPTY = "empty"
-    BINARY = "binary"
-    PICKLE = "pickle"
-    TORCH_ZIP = "torch-zip"
-    TORCH_LEGACY = "torch-legacy"
-    TORCH_TAR = "torch-tar"
-    ZIP = "zip"
-    TAR = "tar"
-    COMPRESSED = "compressed"
-    EXECUTABLE = "executable"
-
-
-ACCEPTED = frozenset(
-    {
-        Format.SAFETENSORS,
-        Format.GGUF,
-        Format.ONNX,
-        Format.TFLITE,
-        Format.NPY,
-        Format.NPZ,
-        Format.HDF5,
-        Format.TEXT,
-        Format.IMAGE,
-        Format.EMPTY,
-        Format.BINARY,
-    }
-)
 
 CONVERT_HINT = (
     "ground models adopt FILE converts weights to safetensors in a process without network, files or identity, "

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from groundplane.domain.licences import TERMS, Terms, conflicts
 from groundplane.domain.model import path_refusals
-from groundplane.domain.model_files import Format
+from groundplane.domain.model_formats import Format
 from groundplane.errors import Refused
 from groundplane.units import format_bytes
 
