@@ -122,7 +122,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, float]]:
         direct = Subject("direct", -1, port, [stack.enter_context(process(command, port, core=-1))])
         url = f"http://127.0.0.1:{port}"
         subjects = [direct] if options.direct else []
-        subjects += [worker(folder, stack, "ours", url, Options().starts_per_turn)]
+        subjects += [worker(folder, stack, "ours", url, Options().pieces_per_turn)]
         subjects += [worker(folder, stack, "unfair", url, 10**9)]
         rounds: dict[str, list[dict[str, float]]] = {}
         for _ in range(options.rounds):
@@ -155,7 +155,7 @@ def main() -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(upstream(options.upstream))
     elif options.worker is not None:
-        app.Options = functools.partial(Options, starts_per_turn=options.worker)
+        app.Options = functools.partial(Options, pieces_per_turn=options.worker)
         sys.exit(app.main(options.rest))
     else:
         table = measure(options)

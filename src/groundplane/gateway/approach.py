@@ -141,6 +141,11 @@ class Approach(Patience):
     # ------------------------------------------------------------ admission
 
     @property
+    def project(self) -> str:
+        """Whose turn its pieces of work wait for."""
+        return self.key.key.project
+
+    @property
     def admitted(self) -> bool:
         """Whether limits have let it pass."""
         return self._admitted
@@ -152,13 +157,15 @@ class Approach(Patience):
         lane.sample_in -= 1
         if not lane.sample_in:
             self._sample()
-        starts = self._state.starts
-        if not starts.left:
-            starts.wait(self.key.key.project, self)
+        pieces, project = self._state.pieces, self.key.key.project
+        if project != pieces.project:
+            pieces.came(project)
+        if pieces.left:
+            pieces.left -= 1
+            if not pieces.left:
+                pieces.used_up()
+        elif pieces.waits(project, self.begin):
             return
-        starts.left -= 1
-        if not starts.left:
-            starts.used_up()
         self.begin()
 
     def begin(self) -> bool:

@@ -31,6 +31,10 @@ class Hedge:
         self.target = target
         self.gate = gate
 
+    @property
+    def project(self) -> str:
+        return self._exchange.project
+
     def start(self) -> None:
         """Its limits are taken by now."""
         self.began_ns = monotonic_ns()

@@ -21,12 +21,12 @@ from groundplane.domain.prompt_lint import PromptFinding, Samples
 from groundplane.domain.provider import check_key
 from groundplane.domain.queueing import REFUSALS_PER_S, Concurrency
 from groundplane.domain.routing import RoutePolicy, Standing
-from groundplane.domain.snapshot import Snapshot, Target, index
+from groundplane.domain.snapshot import Snapshot, Target, index, read_key
 from groundplane.domain.usage import AnswerLength
 from groundplane.errors import IntegrityFailure, InvalidInput
 from groundplane.gateway.cache import Answers
 from groundplane.gateway.counting.counters import Counters, MemoryCounters
-from groundplane.gateway.fairness import STARTS_PER_TURN, Starts
+from groundplane.gateway.fairness import PIECES_PER_TURN, Pieces
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.protocol.http1 import HeadMemo, parse_request_head
 from groundplane.gateway.tables import KeyState, RouteState, Tables, TargetState, dated, fill_in
@@ -72,8 +72,9 @@ class Options:
     drain_s: float = 30.0
     workers: int = 1
     cache_max_bytes: int = 64 * 2**20
+    clients_max: int = 100_000
     refusals_per_s: int = REFUSALS_PER_S
-    starts_per_turn: int = STARTS_PER_TURN
+    pieces_per_turn: int = PIECES_PER_TURN
 
 
 class GatewayState:
@@ -99,7 +100,7 @@ class GatewayState:
         self.metrics = Metrics()
         self.room = WaitingRoom(self.metrics.flow, workers=options.workers, bytes_max=options.bodies_max_bytes)
         self.turns = Turns(self.metrics.flow, options.refusals_per_s)
-        self.starts = Starts(options.starts_per_turn)
+        self.pieces = Pieces(options.pieces_per_turn)
         self.answers = Answers(self.metrics.flow, options.cache_max_bytes)
         self._samples: dict[tuple[str, str, str], Samples] = {}
         self.files = Files()
@@ -393,6 +394,7 @@ class GatewayState:
         if upstream is None:
             upstream = self._upstreams[key] = Upstream(
                 urlsplit(target.base_url),
+                self.pieces,
                 self.options.connect_timeout_s,
                 provider=bool(target.kind),
                 private=target.private,
@@ -420,6 +422,8 @@ def _load(path: Path, keys_folder: Path | None) -> _Loaded | str:
     """The snapshot, indexed, with providers' keys, or what is wrong with it. Runs beside the loop."""
     try:
         snapshot, keys = index(path.read_bytes())
+        for digest, text in itertools.islice(keys.items(), 1):
+            read_key(digest, text)  # one stands for all: they are decoded when they are used, and must not fail then
         files = {target.key_file for route in snapshot.routes for target in route.targets if target.kind}
         return snapshot, keys, {name: _read_key(keys_folder, name) for name in files}
     except OSError as error:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import ssl
 from ipaddress import ip_address
 from typing import Protocol, cast
 from urllib.parse import SplitResult
 
 from groundplane.domain.provider import address_fault
 from groundplane.domain.routing import Circuit
+from groundplane.gateway.fairness import Pieces
 from groundplane.gateway.protocol.http1 import (
     HEAD_MAX_BYTES,
     ChunkDecoder,
@@ -24,6 +26,8 @@ from groundplane.gateway.protocol.http1 import (
 )
 
 _ONE_CHUNK = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,7})\r\n").match
+_LATE_MAX_BYTES = 65_536
+"""What comes while a connection waits for its project's turn is kept; beyond this it is read later."""
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -31,8 +35,11 @@ class AnswerReader(Protocol):
     """Who is told about an answer. After `whole`, `ended` or `cut` the connection belongs to nobody.
 
     `whole` stands for `head`, `content`, `ended` when all came at once; `content_chunk` for `content` when the data is
-    exactly one chunk, whose content is `data[start:-2]`.
+    exactly one chunk, whose content is `data[start:-2]`. All of them may come late: when its `project` has its turn.
     """
+
+    @property
+    def project(self) -> str: ...
 
     def connected(self, connection: UpstreamConnection) -> None: ...
     def connect_failed(self, error: OSError) -> None: ...
@@ -48,13 +55,21 @@ class Upstream:
     """One server behind routes. `base_url` is a root or ends in `/v1`; request paths carry `/v1` themselves."""
 
     def __init__(
-        self, url: SplitResult, connect_timeout_s: float, *, provider: bool = False, private: bool = True
+        self,
+        url: SplitResult,
+        pieces: Pieces,
+        connect_timeout_s: float,
+        *,
+        provider: bool = False,
+        private: bool = True,
     ) -> None:
         self._provider = provider
         self._private = private
         self._host = url.hostname or ""
         self._port = url.port or _PORTS[url.scheme]
         self._tls = url.scheme == "https"
+        self._context: ssl.SSLContext | None = None
+        self._preparing = asyncio.Lock()
         self._connect_timeout_s = connect_timeout_s
         self._idle: list[UpstreamConnection] = []
         self._tasks: set[asyncio.Task[None]] = set()
@@ -62,6 +77,7 @@ class Upstream:
         self.connections: set[UpstreamConnection] = set()
         self.circuit = Circuit()
         self.heads = HeadMemo(parse_response_head)
+        self.pieces = pieces
         self.authority = url.netloc.rpartition("@")[2].encode("ascii")
         self.path = url.path.rstrip("/").encode("ascii")
         self.prefix = url.path.rstrip("/").removesuffix("/v1").encode("ascii")
@@ -84,14 +100,7 @@ class Upstream:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._connect_timeout_s):
-                host = await self._address(loop) if self._provider else self._host
-                _, connection = await loop.create_connection(
-                    lambda: UpstreamConnection(self),
-                    host,
-                    self._port,
-                    ssl=True if self._tls else None,
-                    server_hostname=self._host if self._tls else None,
-                )
+                connection = await self._reach(loop)
         except TimeoutError:
             reader.connect_failed(TimeoutError(f"no connection within {self._connect_timeout_s:g} s"))
         except OSError as error:
@@ -99,17 +108,36 @@ class Upstream:
         else:
             reader.connected(connection)
 
-    async def _address(self, loop: asyncio.AbstractEventLoop) -> str:
+    async def _reach(self, loop: asyncio.AbstractEventLoop) -> UpstreamConnection:
+        """A connection to the first of its addresses that takes one. Raises OSError."""
+        async with self._preparing:
+            if self._tls and self._context is None:
+                # Reading the certificates of the world takes tens of milliseconds, so not on the loop, and once.
+                self._context = await loop.run_in_executor(None, ssl.create_default_context)
+        hosts = await self._addresses(loop) if self._provider else [self._host]
+        while True:
+            try:
+                _, connection = await loop.create_connection(
+                    lambda: UpstreamConnection(self),
+                    hosts.pop(0),
+                    self._port,
+                    ssl=self._context,
+                    server_hostname=self._host if self._tls else None,
+                )
+                return connection
+            except OSError:
+                if not hosts:
+                    raise
+
+    async def _addresses(self, loop: asyncio.AbstractEventLoop) -> list[str]:
         """Where a provider is, judged before it is connected to, so that a name can't lead into a private network."""
         found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-        faults = []
-        for *_, address in found:
-            host = str(address[0])
-            fault = address_fault(ip_address(host), private=self._private)
-            if not fault:
-                return host
-            faults.append(fault)
-        raise PermissionError("; ".join(faults) or f"{self._host} has no address")
+        hosts = [str(address[0]) for *_, address in found]
+        faults = {host: address_fault(ip_address(host), private=self._private) for host in hosts}
+        good = [host for host in hosts if not faults[host]]
+        if not good:
+            raise PermissionError("; ".join(filter(None, faults.values())) or f"{self._host} has no address")
+        return good
 
     def give_back(self, connection: UpstreamConnection, keep_until_s: float) -> None:
         """Keeps a connection for the next request, until then at most."""
@@ -154,7 +182,9 @@ class UpstreamConnection(asyncio.Protocol):
         "_buffer",
         "_chunks",
         "_head",
+        "_late",
         "_left",
+        "_pieces",
         "_reader",
         "_transport",
         "_upstream",
@@ -168,6 +198,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._upstream = upstream
         self._transport: asyncio.Transport | None = None
         self._reader: AnswerReader | None = None
+        self._pieces = upstream.pieces
+        self._late = b""
         self._buffer = b""
         self._head: ResponseHead | None = None
         self._chunks: ChunkDecoder | None = None
@@ -205,6 +237,33 @@ class UpstreamConnection(asyncio.Protocol):
         if reader is None:
             self.abort()  # bytes nobody asked for: what follows could be taken for another request's answer
             return
+        if self._late:
+            self._late += data
+            if len(self._late) > _LATE_MAX_BYTES and self._transport is not None:
+                self._transport.pause_reading()
+            return
+        pieces = self._pieces
+        if pieces.left:
+            pieces.left -= 1
+            if not pieces.left:
+                pieces.used_up()
+        elif pieces.waits(reader.project, self._take_late):
+            self._late = data
+            return
+        self._take(reader, data)
+
+    def _take_late(self) -> bool:
+        """Its project's turn has come. False: nobody wants it any more, or it had to be taken before."""
+        data, self._late = self._late, b""
+        reader = self._reader
+        if reader is None or not data:
+            return False
+        if len(data) > _LATE_MAX_BYTES and not self.paused and self._transport is not None:
+            self._transport.resume_reading()
+        self._take(reader, data)
+        return True
+
+    def _take(self, reader: AnswerReader, data: bytes) -> None:
         try:
             if self._chunks is not None:
                 if self._chunks.at_size:
@@ -290,6 +349,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._upstream.forget(self)
+        self._take_late()  # the end may not overtake it
         self._transport_lost(exc)
 
     def _transport_lost(self, exc: Exception | None) -> None:
