@@ -9,6 +9,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -80,7 +81,9 @@ Behaviour = Callable[[Exchange], Awaitable[None]]
 class MockUpstream:
     """An OpenAI-like server on a free loopback port. `behave` decides each answer; `seen` keeps each request."""
 
-    def __init__(self, behave: Behaviour) -> None:
+    def __init__(self, behave: Behaviour, certificate: Path | None = None) -> None:
+        """`certificate`: with its key, where the server is to speak TLS."""
+        self._certificate = certificate
         self.behave = behave
         self.seen: list[Seen] = []
         self.connections = 0
@@ -89,8 +92,12 @@ class MockUpstream:
         self.base_url = ""
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.base_url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        context = None
+        if self._certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(self._certificate)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=context)
+        self.base_url = f"http{'s' if context else ''}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -250,7 +257,12 @@ def left(state: GatewayState, project: str = "vision") -> int:
 
 @contextlib.asynccontextmanager
 async def running(
-    folder: Path, options: Options | None = None, *, log: dict[str, int] | None = None, **snapshot: object
+    folder: Path,
+    options: Options | None = None,
+    *,
+    log: dict[str, int] | None = None,
+    listener: socket.socket | None = None,
+    **snapshot: object,
 ) -> AsyncIterator[Bench]:
     """The gateway in this process. Without snapshot values it starts without a snapshot."""
     if snapshot:
@@ -263,7 +275,7 @@ async def running(
         options=options or Options(drain_s=0.2),
         keys_folder=folder / "provider-keys",
     )
-    port = await gateway.start("127.0.0.1", 0)
+    port = await gateway.start("127.0.0.1", 0, listener)
     try:
         yield Bench(folder, port, gateway, version=1)
     finally:

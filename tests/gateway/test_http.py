@@ -177,6 +177,8 @@ async def test_the_client_is_told_to_continue_only_when_its_head_is_good(
         await client.close()
         answer = await ask(bench.port, post(BODY, secret="wrong", headers="expect: 100-continue\r\n"))
         assert answer.status == 401
+        answer = await ask(bench.port, post(BODY, headers="content-encoding: gzip\r\n"))
+        assert (answer.status, answer.error["code"]) == (415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize(
@@ -235,6 +237,23 @@ async def test_unknown_paths_and_methods(tmp_path: Path, upstream: MockUpstream)
         await client.send(get("/healthz"))
         assert (await client.answer()).status == 200, "answers to HEAD have no body"
         await client.close()
+
+
+async def test_more_connections_than_there_is_room_for_are_told_so_and_leave_room_again(
+    tmp_path: Path, upstream: MockUpstream
+) -> None:
+    options = Options(clients_max=2, drain_s=0.2)
+    async with running(tmp_path, options, keys=(key(),), routes=(route("tiny", upstream.base_url),)) as bench:
+        first, second = await RawClient.open(bench.port), await RawClient.open(bench.port)
+        await first.send(get("/healthz"))
+        await first.answer()
+        answer = await ask(bench.port, get("/healthz"))
+        assert (answer.status, answer.error["code"], answer.headers["connection"]) == (503, "overloaded", "close")
+        await second.close()
+        while (answer := await ask(bench.port, post(chat()))).status == 503:
+            await asyncio.sleep(0.01)
+        assert answer.status == 200
+        await first.close()
 
 
 async def test_slow_requests_time_out(tmp_path: Path, upstream: MockUpstream) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import socket
 import time
 from pathlib import Path
 
@@ -279,7 +281,9 @@ async def test_a_damaged_snapshot_changes_nothing_but_the_metrics(tmp_path: Path
         good = path.read_text()
         assert bench.gateway is not None
         metrics = bench.gateway.state.metrics
-        for number, damaged in enumerate((good.replace("vision", "speech"), good[:-20], "", "[]", "null"), 1):
+        newer = good.partition("\n")[2].replace('"owner":', '"born_after_this_gateway":1,"owner":')
+        newer = f"groundplane-snapshot 2 {hashlib.sha256(newer.encode()).hexdigest()}\n{newer}"
+        for number, damaged in enumerate((good.replace("vision", "speech"), good[:-20], "", "[]", "null", newer), 1):
             path.write_text(damaged)
             await poll(lambda number=number: metrics.snapshot_failures == number)  # type: ignore[misc]
             assert (await ask(bench.port, post(chat()))).status == 200
@@ -303,7 +307,10 @@ async def test_limits_survive_a_swap_and_a_change(tmp_path: Path, upstream: Mock
 
 async def test_a_key_is_good_from_its_networks_only(tmp_path: Path, upstream: MockUpstream) -> None:
     keys = (key(networks=("10.0.0.0/8",)), key("home", id="key-2", networks=("::1/128", "127.0.0.0/8")))
-    async with running(tmp_path, keys=keys, routes=(route("tiny", upstream.base_url),)) as bench:
+    both = None
+    if socket.has_dualstack_ipv6():  # where IPv4 addresses look like ::ffff:127.0.0.1
+        both = socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    async with running(tmp_path, listener=both, keys=keys, routes=(route("tiny", upstream.base_url),)) as bench:
         refused = await ask(bench.port, post(chat()))
         assert (refused.status, refused.error["code"]) == (403, "network_not_allowed")
         assert (await ask(bench.port, post(chat(), secret="home"))).status == 200

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from tests.gateway.harness import (
     PRICE,
     Exchange,
@@ -18,6 +25,7 @@ from tests.gateway.harness import (
     get,
     key,
     post,
+    route,
     running,
     well_behaved,
 )
@@ -126,6 +134,49 @@ async def test_a_provider_without_a_readable_key_is_not_asked(
         health = (await ask(bench.port, get("/healthz"))).json
     assert not upstream.seen and len(other.seen) == 1
     assert health["snapshot_trouble"] == "keys of providers can't be read: vision/hosted"
+
+
+async def test_certificates_are_verified_and_the_worlds_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ssl.SSLContext] = []
+    make = ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda: made.append(make()) or made[-1])
+    certificate = self_signed(tmp_path)
+    server = MockUpstream(well_behaved, certificate)
+    await server.start()
+    try:
+        for trusted, statuses in ((certificate, [200, 200]), (None, [502, 502])):
+            if trusted is None:
+                monkeypatch.delenv("SSL_CERT_FILE")
+            else:
+                monkeypatch.setenv("SSL_CERT_FILE", str(trusted))
+            folder = tmp_path / str(statuses[0])
+            async with running(folder, keys=(key(),), routes=(route("tiny", server.base_url),)) as bench:
+                answers = await asyncio.gather(*(ask(bench.port, post(chat())) for _ in statuses))
+                assert [answer.status for answer in answers] == statuses
+    finally:
+        await server.stop()
+    assert len(made) == 2, "one for each gateway, however many connections"
+
+
+def self_signed(folder: Path) -> Path:
+    """A certificate of 127.0.0.1 and its key in one file."""
+    path, secret = folder / "server.pem", ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder(name, name, secret.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(secret, hashes.SHA256())
+    )
+    form = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path.write_bytes(
+        secret.private_bytes(serialization.Encoding.PEM, *form) + signed.public_bytes(serialization.Encoding.PEM)
+    )
+    return path
 
 
 async def test_a_providers_name_may_not_lead_into_a_private_network(tmp_path: Path, upstream: MockUpstream) -> None:

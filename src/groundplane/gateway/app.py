@@ -7,6 +7,7 @@ import asyncio
 import errno
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -24,6 +25,10 @@ from groundplane.gateway.state import Options
 from groundplane.gateway.telemetry.watch import TelemetryOptions
 from groundplane.gateway.wal import FREE_MIN_BYTES, WriteAheadLog, adopt_abandoned
 from groundplane.units import parse_bytes
+
+_SPARE_FILES = 32
+"""Descriptors for the log, the snapshot, limits and metrics."""
+_FILES_MAX = 1 << 20
 
 
 def main(argv: Sequence[str]) -> int:
@@ -75,8 +80,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _raise_files() -> int:
+    """As many descriptors as this process may have: a client and its upstream take one each."""
+    have, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES_MAX if most == resource.RLIM_INFINITY else min(most, _FILES_MAX)
+    if have < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+    return wanted
+
+
 async def _serve(arguments: argparse.Namespace) -> None:
     options = Options(
+        clients_max=max(_SPARE_FILES, (_raise_files() - _SPARE_FILES) // 2),
         body_max_bytes=arguments.body_max,
         drain_s=arguments.drain,
         workers=arguments.workers,

@@ -94,12 +94,17 @@ class ClientConnection(asyncio.Protocol):
         transport = cast(asyncio.Transport, transport)
         self._transport = transport
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        peer = self._peer = str((transport.get_extra_info("peername") or ("",))[0])
+        # An IPv4 address is the same one however we listen.
+        peer = self._peer = str((transport.get_extra_info("peername") or ("",))[0]).removeprefix("::ffff:")
         self._peer_is_local = peer.startswith("127.") or peer == "::1"
         self._state.clients.add(self)
         self._state.no_clients.clear()
         self._state.metrics.connections += 1
         self.deadline_s = self._state.now_s + self._state.options.head_timeout_s
+        if len(self._state.clients) > self._state.options.clients_max:
+            # Beyond it there would be no descriptors left to ask upstreams with.
+            self._refuse(Fault(503, "too many connections at once", "overloaded", "server_error"))
+            return
         now_ns = time.monotonic_ns()
         late_ns = self._state.turns.came(peer, now_ns)
         if late_ns:
@@ -314,6 +319,8 @@ class ClientConnection(asyncio.Protocol):
             allowed = b", ".join(methods)
             message = f"this path takes {allowed.decode()} only"
             raise Fault(405, message, "method_not_allowed", headers=b"allow: %b\r\n" % allowed)
+        if head.headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise Fault(415, "a compressed body is not read here; send it as it is", "unsupported_media_type")
         if head.content_length is not None and head.content_length > self._state.options.body_max_bytes:
             raise _too_large(head.content_length, self._state.options.body_max_bytes)
         if not needs_key(path, self._peer_is_local):

@@ -291,9 +291,11 @@ class WriteAheadLog:
         """What a background thread has to do so that what was written survives a power cut; None if nothing."""
         if not self.dirty:
             return None
-        self.dirty = False
-        fds = [*self._sealed_fds, os.dup(self._fd)]
-        self._sealed_fds = []
+        try:
+            fds = [*self._sealed_fds, os.dup(self._fd)]
+        except OSError:
+            return None  # no descriptor to spare: the next tick may have one
+        self._sealed_fds, self.dirty = [], False
         return lambda: _sync_and_close(fds)
 
     def close(self) -> None:

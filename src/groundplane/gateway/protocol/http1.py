@@ -56,7 +56,7 @@ class RequestHead:
 
     `secret_sha256` is the digest, in hex, of what it brought as a bearer's secret or else as `x-api-key`; `passed` are
     the lines that an upstream may see: W3C trace context, API versions, and never the key. `request_id` is the caller's
-    own, empty when it has none or one that is no id. `plain`: a POST that asks nothing of the connection.
+    own, empty when it has none or one that is no id. `plain`: a POST, uncompressed, that asks nothing more.
     """
 
     method: bytes
@@ -82,7 +82,8 @@ class RequestHead:
             self.secret_sha256 = hashlib.sha256(secret.strip(b" ")).hexdigest().encode()
         elif not scheme and headers.get(b"x-api-key"):
             self.secret_sha256 = hashlib.sha256(headers[b"x-api-key"]).hexdigest().encode()
-        self.plain = self.method == b"POST" and not self.close and not self.expects_continue
+        asks_more = self.close or self.expects_continue or b"content-encoding" in headers
+        self.plain = self.method == b"POST" and not asks_more
         self.passed = b"".join(b"%b: %b\r\n" % (name, headers[name]) for name in _PASSED if name in headers)
 
     @property
