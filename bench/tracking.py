@@ -1,12 +1,14 @@
 """Tracking beside the MLflow server: the same requests to both, one after the other, medians and ratios.
 
-    python bench/tracking.py [--mlflow PROGRAM] [--rounds 60] [--ours URL --theirs URL] [--folder DIR] [--json]
+    python bench/tracking.py [--mlflow PROGRAM] [--rounds 60] [--many 10000] [--ours URL --theirs URL] [--folder DIR]
+        [--json]
 
 `--mlflow` names the `mlflow` program of another environment (`pip install mlflow`): its server is the peer, with one
 worker and the default SQLite database, as ours. `--ours` and `--theirs` put each on an empty database of its own.
 Requests are made by the standard library's client over one kept connection, so the figures are the servers' and not a
 client's: one metric, a batch of 1,000 points of 10 metrics, a batch of 1,000 metrics, a batch of 100 parameters, a
-history of 1,000 points, a search among 200 runs. Beside them the floor: what the bare commit of one row takes in a
+history of 1,000 points, a search among 200 runs; with `--many`, a page of 100 among so many runs, the best metric
+first, and the 50th page of them. Beside them the floor: what the bare commit of one row takes in a
 database of that kind on that disk, measured in the same rounds, as nothing is acknowledged before one. Then what 8
 clients at once log here, a metric at a time, and what the server holds in memory before the first request. Goals: one
 metric in 5 ms at the median; batches of 1,000 points 5 times as fast; 200 MB while it idles.
@@ -128,6 +130,30 @@ class Server:
         }
         assert len(self.post("runs/search", body)["runs"]) == SEARCHED_RUNS // 4
 
+    def best_of_many(self) -> None:
+        self._page_of_many("")
+
+    def page_50_of_many(self) -> None:
+        self._page_of_many(self.token)
+
+    def _page_of_many(self, token: str) -> str:
+        body: dict[str, object] = {"experiment_ids": [self.many], "order_by": ["metrics.loss DESC"], "max_results": 100}
+        found = self.post("runs/search", {**body, **({"page_token": token} if token else {})})
+        assert len(found["runs"]) == 100
+        return found.get("next_page_token", "")
+
+    def prepare_many(self, runs: int) -> None:
+        self.many = self.post("experiments/create", {"name": f"bench-many-{os.getpid()}"})["experiment_id"]
+        kept, self.experiment = self.experiment, self.many
+        for number in range(runs):
+            names = ("loss", "f1", "lr")
+            metrics = [{"key": name, "value": number * 7919 % runs / 7, "timestamp": 1, "step": 1} for name in names]
+            params: list[dict[str, str]] = [{"key": f"p{n}", "value": str(n)} for n in range(10)]
+            self.post("runs/log-batch", {"run_id": self.begin(), "metrics": metrics, "params": params})
+        self.experiment, self.token = kept, ""
+        for _ in range(min(49, runs // 100 - 1)):
+            self.token = self._page_of_many(self.token)
+
     def prepare(self) -> None:
         self.long = self.begin()
         points = [{"key": "loss", "value": n / 7, "timestamp": n, "step": n} for n in range(1_000)]
@@ -152,6 +178,12 @@ STEPS: tuple[tuple[str, Callable[[Server], None], int], ...] = (
     ("100 parameters", Server.parameters, 1),
     ("a history of 1,000 points", Server.history, 1),
     (f"a search among {SEARCHED_RUNS} runs", Server.search, 1),
+)
+
+
+MANY_STEPS: tuple[tuple[str, Callable[[Server], None], int], ...] = (
+    ("the best 100 of many runs", Server.best_of_many, 1),
+    ("page 50 of them", Server.page_50_of_many, 1),
 )
 
 
@@ -223,15 +255,18 @@ def side_by_side(url: str, headers: dict[str, str], clients: int, each: int) -> 
         return clients * each / (time.perf_counter() - started)
 
 
-def measure(servers: dict[str, Server], floor: Floor, rounds: int) -> dict[str, dict[str, list[float]]]:
+def measure(servers: dict[str, Server], floor: Floor, rounds: int, many: int) -> dict[str, dict[str, list[float]]]:
     """Step → server → milliseconds, the servers taking turns, and the floor with them."""
-    found: dict[str, dict[str, list[float]]] = {name: {who: [] for who in servers} for name, _, _ in STEPS}
+    steps = STEPS + (MANY_STEPS if many else ())
+    found: dict[str, dict[str, list[float]]] = {name: {who: [] for who in servers} for name, _, _ in steps}
     for server in servers.values():
         server.prepare()
-        for _, step, _ in STEPS:
+        if many:
+            server.prepare_many(many)
+        for _, step, _ in steps:
             step(server)
     for _ in range(rounds):
-        for name, step, times in STEPS:
+        for name, step, times in steps:
             for who, server in servers.items():
                 found[name][who] += [timed(server, step) for _ in range(times)]
         found["one metric"].setdefault("floor", []).extend(floor.commit_ms() for _ in range(10))
@@ -302,6 +337,7 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     arguments.add_argument("--mlflow", default=shutil.which("mlflow") or "", help="the peer's program; empty: none")
     arguments.add_argument("--rounds", type=int, default=60)
+    arguments.add_argument("--many", type=int, default=0, help="also search among so many runs")
     arguments.add_argument("--ours", default="", help="our database's URL; default: SQLite in the home")
     arguments.add_argument("--theirs", default="", help="the peer's database's URL; default: SQLite")
     arguments.add_argument("--folder", default="", help="where homes are made; default: the system's")
@@ -318,7 +354,7 @@ def main() -> int:
                 servers = {"ground": ours}
                 if options.mlflow:
                     servers["mlflow"] = stack.enter_context(peer(options.mlflow, Path(name), options.theirs))
-                found = measure(servers, floor, options.rounds)
+                found = measure(servers, floor, options.rounds, options.many)
             floor.close()
             together = side_by_side(ours.url, ours.headers, CLIENTS, 5 * options.rounds)
     medians = {step: {who: statistics.median(times) for who, times in by.items()} for step, by in found.items()}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -14,13 +16,21 @@ from groundplane.audit import EventDraft, check_chain
 from groundplane.domain.access import Exposure, Key, Project
 from groundplane.domain.approval import Approval, Vote
 from groundplane.domain.budget import Budget, Hold, HoldStatus
-from groundplane.domain.conditions import Among, AtLeast, Below, Between, Contains
+from groundplane.domain.conditions import Among, AtLeast, Below, Between, By, Contains
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
 from groundplane.domain.model import ManifestFile, ModelVersion
 from groundplane.domain.planning import Offer, Plan, PlanStatus, Verdict
 from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatus
 from groundplane.domain.spec import DataSource, EndpointSpec, JobSpec, Metadata, ModelOutput, Resources, TokenPrice
+from groundplane.domain.tracking import (
+    Experiment,
+    Point,
+    RunMetrics,
+    TrackedRun,
+    TrackedState,
+    encode_latest,
+)
 from groundplane.errors import Conflict, InvalidInput, Refused
 from groundplane.identity import Role
 from groundplane.ports import Store
@@ -430,6 +440,49 @@ async def test_pages_by_key_join_up_where_many_rows_share_it(store: Store) -> No
                 found += page
                 after = (getattr(page[-1], order.removeprefix("-")), page[-1].id)
             assert found == everything, order
+
+
+async def test_rows_are_ordered_by_what_json_in_them_says_and_pages_join_up(store: Store) -> None:
+    names = ["b", "ä", "B", None, "\U0001f600", "a", "with \0", "a", None, "z"]
+    losses = [0.5, math.nan, -math.inf, 1e-300, 2.0, math.inf, 0.5, None, 1e300, -3.25]
+    experiment = Experiment(id="exp-1", project="p", name="e", created_by="ana", created_at=NOW, updated_at=NOW)
+    told = [
+        (
+            TrackedRun(
+                id=f"trk-{n}", experiment_id="exp-1", project="p", name="", started_ms=n // 2, created_by="ana",
+                created_at=NOW, tags={} if name is None else {"a.b/c d": name}, state=list(TrackedState)[n % 3],
+                ended_ms=n % 4 or None,
+            ),
+            RunMetrics(id=f"trk-{n}", latest=encode_latest({"m-1": Point(value=loss, timestamp_ms=1)})),
+            loss,
+        )
+        for n, (name, loss) in enumerate(zip(names, losses, strict=True)) if loss is not None
+    ]  # fmt: skip
+    await add(store, experiment, *(run for run, _, _ in told), *(row for _, row, _ in told))
+    value = {run.id: None if math.isnan(loss) else loss for run, _, loss in told}
+
+    def says(run: TrackedRun, by: By) -> Any:
+        return value[run.id] if by.key == "m-1" else run.tags.get(by.key) if by.key else getattr(run, by.column)
+
+    loss = By("latest", key="m-1", kind=RunMetrics, is_number=True)
+    tag = By("tags", key="a.b/c d")
+    newest = By("started_ms", descending=True)
+    flipped = replace(loss, descending=True), replace(tag, descending=True)
+    orders = [(loss,), (tag,), *((each,) for each in flipped), (By("state"), flipped[0]), (By("ended_ms"), tag)]
+    orders += [(By("tags", key='no such "key'),), (By("latest", key="'; --", kind=RunMetrics, is_number=True),)]
+    async with store.transaction() as tx:
+        for order in orders:
+            by = (*order, newest)
+            expected = sorted((run for run, _, _ in told), key=lambda run: run.id)
+            for each in reversed(by):
+                have = [run for run in expected if says(run, each) is not None]
+                have.sort(key=lambda run: says(run, each), reverse=each.descending)
+                expected = have + [run for run in expected if says(run, each) is None]
+            after, found = None, []
+            while page := await tx.ranked(TrackedRun, {"experiment_id": "exp-1"}, by, limit=4, after=after):
+                found += [run.id for run, _ in page]
+                after = json.loads(json.dumps(page[-1][1]))
+            assert found == [run.id for run in expected], order
 
 
 @pytest.mark.parametrize("where", [{"spec": JOB}, {"nothing": 1}])

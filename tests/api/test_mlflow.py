@@ -151,10 +151,26 @@ def test_runs_are_found_by_what_they_measured(name: str, client: MlflowClient) -
     first = client.search_runs([experiment_id], max_results=3)
     assert len(first) == 3 and first.token
     assert [each.info.run_name for each in client.search_runs([experiment_id], max_results=3, page_token=first.token)]
+    for order, expected in (
+        (["metrics.loss DESC"], ["run 2", "run 1", "run 0", "run 3"]),
+        (["params.size DESC", "metrics.loss"], ["run 0", "run 2", "run 1", "run 3"]),
+        (["tags.`a b`"], ["run 0", "run 1", "run 2", "run 3"]),
+        (["attributes.status", "start_time ASC"], ["run 0", "run 1", "run 2", "run 3"]),
+    ):
+        names, token = list[str](), None
+        while token != "":
+            page = client.search_runs([experiment_id], order_by=order, max_results=1, page_token=token)
+            if not names:  # a run that begins while somebody pages moves nothing
+                late = client.create_run(experiment_id, run_name="late", start_time=5000).info.run_id
+            names, token = names + [each.info.run_name for each in page], page.token or ""
+        assert [each for each in names if each != "late"] == expected, order
+        client.delete_run(late)
     for bad in ("loss < 1 OR 1", "metrics.loss < 'x'", "params.size > 3", "nonsense", "metrics.loss <"):
         with pytest.raises(MlflowException) as refused:
             found(bad)
         assert code_of(refused) == "INVALID_PARAMETER_VALUE"
+    with pytest.raises(MlflowException, match="none orders it"):
+        found("", ["datasets.name"])
     with pytest.raises(MlflowException, match="page token"):
         client.search_runs([experiment_id], "metrics.loss > 0", page_token=first.token)
 

@@ -1,4 +1,4 @@
-"""What rows are asked for beside equality: ranges, parts of texts, and what other rows say of them."""
+"""What rows are asked for beside equality: ranges, parts of texts, what other rows say of them, and in which order."""
 
 from __future__ import annotations
 
@@ -46,3 +46,18 @@ class Among:
     kind: type
     column: str
     where: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class By:
+    """What rows are ordered by: a column, or with `key` what the JSON object in it has there.
+
+    `kind` is another kind whose row of the same id has the column. `is_number`: there is a list that begins with a
+    number, or with `nan`, `inf` or `-inf`. What is not there, and `nan`, comes last, descending too.
+    """
+
+    column: str
+    descending: bool = False
+    key: str = ""
+    kind: type | None = None
+    is_number: bool = False

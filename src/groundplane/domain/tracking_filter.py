@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from groundplane.errors import InvalidInput
 
@@ -51,6 +51,7 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
+_INT64_MAX = 2**63 - 1
 _LONE_NUMBER = {"nan": math.nan, "inf": math.inf, "infinity": math.inf}
 
 
@@ -120,6 +121,8 @@ def parse_order(texts: Sequence[str], grammar: Grammar) -> tuple[Order, ...]:
             if direction not in {"ASC", "DESC"} or not reader.done():
                 raise InvalidInput(f"{text[:80]!r} is no order", "write NAME, NAME ASC or NAME DESC")
             descending = direction == "DESC"
+        if kind == "dataset":
+            raise InvalidInput(f"{text[:80]!r}: a run may have many datasets, so none orders it", "filter by them")
         found.append(Order(kind, name, descending))
     return tuple(found)
 
@@ -382,19 +385,29 @@ PageKey = tuple[int | str, str]
 """Where something stands in an order that is kept by an index: what it is ordered by, and its id."""
 
 
-def key_token(key: PageKey | None, question: object) -> str:
+def key_token(key: Sequence[object] | None, question: object) -> str:
     """The token of the part behind this key; "" for None."""
     return _token([*key], question) if key else ""
 
 
 def token_key(token: str, question: object, kind: type[int] | type[str]) -> PageKey | None:
     """The key that a token of `key_token` stands for. InvalidInput for another search's."""
+    found = token_place(token, question, ((kind,),))
+    return None if found is None else (cast("int | str", found[0]), cast(str, found[1]))
+
+
+def token_place(token: str, question: object, kinds: Sequence[tuple[type, ...]]) -> list[object] | None:
+    """The same of a key of several values, each of one of its kinds. Who makes tokens up gets no further than here."""
     if not token:
         return None
-    match _place(token, question, list):
-        case [int() | str() as value, str() as id] if type(value) is kind:
-            return value, id
-    raise _foreign()
+    found = _place(token, question, list)
+    all_kinds = (*kinds, (str,))
+    if len(found) != len(all_kinds):
+        raise _foreign()
+    for value, allowed in zip(found, all_kinds, strict=True):
+        if type(value) not in allowed or (type(value) is int and abs(value) > _INT64_MAX):
+            raise _foreign()
+    return found
 
 
 def check_limit(limit: int) -> None:

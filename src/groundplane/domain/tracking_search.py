@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import NoneType
 
-from groundplane.domain.tracking import Experiment, LoggedModel, Point, TrackedRun
-from groundplane.domain.tracking_filter import Facts, Grammar
+from groundplane.domain.conditions import By
+from groundplane.domain.tracking import Experiment, LoggedModel, Point, RunMetrics, TrackedRun
+from groundplane.domain.tracking_filter import Facts, Grammar, Order
 
 EXPERIMENTS = Grammar(
     what="experiments",
@@ -95,6 +97,35 @@ def run_facts(found: TrackedRun, latest: Mapping[str, Point]) -> Facts:
             "context": tuple(contexts) or None,
         },
     }
+
+
+_RUN_COLUMNS = {
+    "run_id": "id",
+    "run_name": "name",
+    "experiment_id": "experiment_id",
+    "user_id": "user",
+    "status": "state",
+    "artifact_uri": "id",
+    "lifecycle_stage": "stage",
+    "start_time": "started_ms",
+    "end_time": "ended_ms",
+}
+
+
+def run_ranks(orders: Sequence[Order]) -> tuple[list[By], list[tuple[type, ...]]]:
+    """Orders of runs as the store knows them, ties by the newest start; and of which kinds a run's values are."""
+    by, kinds = list[By](), list[tuple[type, ...]]()
+    for each in (*orders, Order("attribute", "start_time", descending=True)):
+        if each.kind == "attribute":
+            by.append(By(_RUN_COLUMNS[each.name], each.descending))
+            kinds.append({"start_time": (int,), "end_time": (int, NoneType)}.get(each.name, (str,)))
+        elif each.kind == "metric":
+            by.append(By("latest", each.descending, key=each.name, kind=RunMetrics, is_number=True))
+            kinds.append((float, NoneType))
+        else:
+            by.append(By("params" if each.kind == "param" else "tags", each.descending, key=each.name))
+            kinds.append((str, NoneType))
+    return by, kinds
 
 
 def logged_model_facts(found: LoggedModel) -> Facts:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Protocol, TypeVar
 
 from groundplane.audit import Event, EventDraft
+from groundplane.domain.conditions import By
 
 Row = TypeVar("Row")
 """A frozen dataclass with an `id`, and a `version` when it can change."""
@@ -48,6 +49,19 @@ class Tx(Protocol):
         A tuple value means "one of"; AtLeast, Below and Between are ranges; Contains and Among say what they mean.
         `after` is (value of the ordering column, id) of a row: only what stands behind it. The column may not be None.
         """
+        ...
+
+    async def ranked(
+        self,
+        kind: type[Row],
+        where: Mapping[str, object] | None,
+        by: Sequence[By],
+        *,
+        limit: int,
+        after: Sequence[object] | None = None,
+    ) -> list[tuple[Row, list[object]]]:
+        """Rows as `find` gives them, by several orders one after the other and then by id, each with its place: what
+        it has of each order, and its id. `after` is a place: only what stands behind it."""
         ...
 
     async def insert(self, row: Row) -> None:

@@ -28,16 +28,15 @@ from groundplane.domain.tracking import (
     TrackedState,
 )
 from groundplane.domain.tracking_filter import (
-    PageKey,
     key_token,
     matches,
     ordered,
     page,
     parse_filter,
     parse_order,
-    token_key,
+    token_place,
 )
-from groundplane.domain.tracking_search import EXPERIMENTS, RUNS, experiment_facts, millis, run_facts
+from groundplane.domain.tracking_search import EXPERIMENTS, RUNS, experiment_facts, millis, run_facts, run_ranks
 from groundplane.errors import Conflict, Forbidden, InvalidInput, NotFound
 from groundplane.identity import CROSS_PROJECT, Actor
 from groundplane.ports import Clock, Ids, Store, Tx
@@ -47,6 +46,8 @@ from groundplane.services.measures import HINT, Measures, measure, metrics_of, s
 from groundplane.services.walking import walk
 
 RUN_NAME_TAG = "mlflow.runName"
+Place = list[object]
+"""Where a run stands in an order: what it is ordered by, and its id."""
 MAX_LISTED = 1_000
 
 
@@ -267,25 +268,24 @@ class Tracking:
                 where["project"] = actor.project
             question = (tuple(ids), search.filter, tuple(search.order), search.stages)
 
-            async def sift(runs: list[TrackedRun]) -> list[tuple[PageKey, Told]]:
-                rows = {row.id: row for row in await tx.find(RunMetrics, {"id": tuple(run.id for run in runs)})}
-                told = [_as_told(run, rows[run.id]) for run in runs]
-                return [(_key_of(each.run), each) for each in told if matches(conditions, _facts_of(each))]
+            async def sift(runs: list[tuple[TrackedRun, Place]]) -> list[tuple[Place, Told]]:
+                rows = {row.id: row for row in await tx.find(RunMetrics, {"id": tuple(run.id for run, _ in runs)})}
+                told = [(place, _as_told(run, rows[run.id])) for run, place in runs]
+                return [(place, each) for place, each in told if matches(conditions, _facts_of(each))]
 
-            async def read(after: PageKey | None, size: int) -> list[TrackedRun]:
-                return await tx.find(TrackedRun, where, order="-started_ms", limit=size, after=after)
+            async def read(after: Place | None, size: int) -> list[tuple[TrackedRun, Place]]:
+                if not orders:  # an index keeps this one
+                    key = (after[0], str(after[1])) if after else None
+                    found = await tx.find(TrackedRun, where, order="-started_ms", limit=size, after=key)
+                    return [(run, [run.started_ms, run.id]) for run in found]
+                return await tx.ranked(TrackedRun, where, by, limit=size, after=after)
 
             if not ids:
                 return [], ""
-            if not orders:
-                after = token_key(search.token, question, int)
-                found, last = await walk(read, sift, _key_of, after, search.limit)
-                return found, key_token(last, question)
-            runs = await tx.find(TrackedRun, where, order="-started_ms")
-            # In parts: a statement takes only so many values.
-            parts = [await sift(runs[start : start + MAX_LISTED]) for start in range(0, len(runs), MAX_LISTED)]
-        told = [each for part in parts for _, each in part]
-        return page(ordered(told, orders, _facts_of), search.token, search.limit, question)
+            by, kinds = run_ranks(orders)
+            after = token_place(search.token, question, kinds)
+            found, last = await walk(read, sift, lambda pair: pair[1], after, search.limit)
+            return found, key_token(last, question)
 
     async def update_run(
         self, actor: Actor, run_id: str, *, state: TrackedState | None, ended_ms: int | None, name: str
@@ -516,10 +516,6 @@ async def _told(tx: Tx, run: TrackedRun) -> Told:
 def _as_told(run: TrackedRun, row: RunMetrics | None) -> Told:
     latest = domain.decode_latest(row.latest) if row is not None else {}
     return Told(run=run, latest=latest, points=row.points if row is not None else 0)
-
-
-def _key_of(run: TrackedRun) -> PageKey:
-    return run.started_ms, run.id
 
 
 def _facts_of(told: Told) -> Mapping[str, Mapping[str, object]]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
+import json
+import math
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields, replace
@@ -13,7 +15,7 @@ from typing import Any, cast
 
 from groundplane.adapters.store.tables import KINDS, PENDING, check_row, scalar_column
 from groundplane.audit import GENESIS, Event, EventDraft, seal
-from groundplane.domain.conditions import Among, AtLeast, Below, Between, Contains
+from groundplane.domain.conditions import Among, AtLeast, Below, Between, By, Contains
 from groundplane.errors import Conflict
 from groundplane.ports import ChainHead, Row, Tx
 
@@ -87,6 +89,36 @@ class _MemoryTx:
         if limit is not None:
             found = found[: offset + limit]
         return [cast(Row, _copied(row)) for row in found[offset:]]
+
+    async def ranked(
+        self,
+        kind: type[Row],
+        where: Mapping[str, object] | None,
+        by: Sequence[By],
+        *,
+        limit: int,
+        after: Sequence[object] | None = None,
+    ) -> list[tuple[Row, list[object]]]:
+        places = {row.id: [*(self._rank(row, each) for each in by), row.id] for row in self._matching(kind, where)}
+        found = sorted(self._matching(kind, where), key=lambda row: row.id)
+        for number, each in reversed(list(enumerate(by))):
+            there = [row for row in found if places[row.id][number] is not None]
+            missing = [row for row in found if places[row.id][number] is None]
+            there.sort(key=lambda row: places[row.id][number], reverse=each.descending)
+            found = there + missing
+        if after is not None:
+            found = [row for row in found if _ranks_behind(places[row.id], after, by)]
+        return [(cast(Row, _copied(row)), places[row.id]) for row in found[:limit]]
+
+    def _rank(self, row: Any, by: By) -> Any:
+        holder = row if by.kind is None else self._peek(by.kind, row.id)
+        have = None if holder is None else getattr(holder, by.column)
+        if not by.key or have is None:
+            return have
+        found = (json.loads(have) if isinstance(have, str) else have).get(by.key)
+        if not by.is_number or found is None:
+            return found
+        return None if math.isnan(number := float(found[0])) else number
 
     async def insert(self, row: Row) -> None:
         if not await self.insert_once(row):
@@ -236,6 +268,15 @@ def _stands_behind(row: Any, name: str, after: tuple[object, str], *, descending
     if value is None or value == other:
         return value is not None and row.id > id
     return bool(value < other if descending else value > other)
+
+
+def _ranks_behind(place: Sequence[Any], after: Sequence[Any], by: Sequence[By]) -> bool:
+    for have, other, each in zip(place, after, by, strict=False):
+        if have != other:
+            if have is None or other is None:
+                return have is None
+            return bool(have < other) if each.descending else bool(have > other)
+    return bool(place[-1] > after[-1])
 
 
 def _nulls_first(value: object) -> tuple[bool, Any]:

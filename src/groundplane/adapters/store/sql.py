@@ -17,11 +17,12 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
+from groundplane.adapters.store import ranking
 from groundplane.adapters.store.engines import Connection, Values, engine_for
 from groundplane.adapters.store.migrations import migrate
 from groundplane.adapters.store.tables import CHAIN_HEAD, KINDS, TABLES, check_row, scalar_column
 from groundplane.audit import Event, EventDraft, seal
-from groundplane.domain.conditions import Among, AtLeast, Below, Between, Contains
+from groundplane.domain.conditions import Among, AtLeast, Below, Between, By, Contains
 from groundplane.errors import Conflict, IntegrityFailure
 from groundplane.ports import ChainHead, Row, Tx
 
@@ -150,6 +151,33 @@ class _SqlTx:
             statement = statement.where(at_or_behind, sa.or_(behind, TABLES[kind].c.id > id))
         statement = statement.order_by(ordering, TABLES[kind].c.id).limit(limit).offset(offset or None)
         return await self._rows(kind, statement, long=not _by_unique_column(kind, where))
+
+    async def ranked(
+        self,
+        kind: type[Row],
+        where: Mapping[str, object] | None,
+        by: Sequence[By],
+        *,
+        limit: int,
+        after: Sequence[object] | None = None,
+    ) -> list[tuple[Row, list[object]]]:
+        table = TABLES[kind]
+        others = {each.kind: TABLES[each.kind] for each in by if each.kind is not None}
+        ranks = [ranking.rank_of(each, kind, others, self._dialect) for each in by]
+        joined: sa.FromClause = table
+        for other in others.values():
+            joined = joined.outerjoin(other, other.c.id == table.c.id)
+        labelled = [rank.label(f"rank_{number}") for number, rank in enumerate(ranks)]
+        statement = sa.select(table, *labelled).select_from(joined).where(*_conditions(kind, where))
+        if after is not None:
+            statement = statement.where(ranking.behind(ranks, by, table.c.id, after))
+        statement = statement.order_by(*ranking.ordering(ranks, by), table.c.id).limit(limit)
+        names = [item.name for item in fields(cast(Any, kind))]
+        found = [
+            (kind(**dict(zip(names, row, strict=False))), list(row[len(names) :]))
+            for row in await self._decoded(kind, statement, None, long=True)
+        ]
+        return [(row, [*place, _id(row)]) for row, place in found]
 
     async def insert(self, row: Row) -> None:
         if not await self._added([row]):
