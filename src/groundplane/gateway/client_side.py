@@ -42,8 +42,8 @@ from groundplane.gateway.telemetry.watch import refusal_of
 _PIPELINE_MAX_BYTES = 65_536
 _DISCARD_MAX_BYTES = 65_536
 _BODY_BYTES_PER_S_MIN = 1024
-_FIRST_REQUEST_S = 1.0
-"""How long a connection that was just made may take to send its request when the gateway is draining."""
+_LAST_REQUEST_S = 1.0
+"""How long an idle connection may take to send one more request when the gateway is draining."""
 _FOREVER = float("inf")
 
 
@@ -163,16 +163,12 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
 
     def close_when_idle(self) -> None:
-        """Draining: an idle connection closes now, a busy one after its answer, a new one after its first answer."""
+        """Draining: a busy connection closes after its answer. An idle one may have a request on its way to us: it is
+        answered as the last one."""
         self.closes = True
-        # What was not read for a while may have sent a request by now.
-        may_have_sent = self._is_new or self._phase is Phase.TURN
         self.read_on()
-        if self._phase is Phase.HEAD and not self._buffer and self._transport is not None:
-            if may_have_sent:
-                self.deadline_s = self._state.now_s + _FIRST_REQUEST_S
-            else:
-                self._transport.close()
+        if self._phase is Phase.HEAD and not self._buffer:
+            self.deadline_s = self._state.now_s + _LAST_REQUEST_S
 
     def stop_now(self) -> None:
         """Draining has taken long enough: who still waits for an answer is told so."""
