@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import Duration, Moment, Money, connect, output_option
+from groundplane.cli.options import Duration, Listing, Moment, Money, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
 from groundplane.domain.access import Exposure, Key, Project, SelfService
@@ -17,7 +17,7 @@ from groundplane.units import format_usd
 # ---------------------------------------------------------------- keys
 
 
-@click.group()
+@click.group(cls=Listing)
 def keys() -> None:
     """Create, list, rotate and revoke keys."""
 
@@ -133,7 +133,7 @@ def _key_state(key: Key, now: datetime) -> str:
 # ---------------------------------------------------------------- projects
 
 
-@click.group()
+@click.group(cls=Listing)
 def projects() -> None:
     """Create and list projects."""
 
@@ -272,20 +272,18 @@ def _projects_table(found: list[Project]) -> Table:
 # ---------------------------------------------------------------- exposures
 
 
-@click.group(invoke_without_command=True)
-@output_option
-@click.pass_context
-def exposures(ctx: click.Context, output: str) -> None:
+@click.group(cls=Listing)
+def exposures() -> None:
     """What may be reachable beyond loopback: owned, reasoned, ending."""
-    if ctx.invoked_subcommand is None:
-        _list_exposures(output)
 
 
 @exposures.command("list")
 @output_option
 def list_exposures(output: str) -> None:
     """List exposures, in force and over."""
-    _list_exposures(output)
+    with connect() as client:
+        found = client.exposures()
+    render.show(found, output, lambda: [_exposures_table(found)])
 
 
 @exposures.command("add")
@@ -309,12 +307,6 @@ def withdraw_exposure(address: str, reason: str) -> None:
     with connect() as client:
         client.withdraw_exposure(address, reason)
     render.line(f"{address} may not be reachable any more")
-
-
-def _list_exposures(output: str) -> None:
-    with connect() as client:
-        found = client.exposures()
-    render.show(found, output, lambda: [_exposures_table(found)])
 
 
 def _exposures_table(found: list[Exposure]) -> Table:

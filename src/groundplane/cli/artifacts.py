@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import Moment, connect, output_option
+from groundplane.cli.options import Listing, Moment, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, Unavailable
@@ -19,21 +19,33 @@ if TYPE_CHECKING:
     from groundplane.domain.artifact import Artifact, ScrubReport
 
 
-@click.group(invoke_without_command=True)
-@output_option
-@click.pass_context
-def artifacts(ctx: click.Context, output: str) -> None:
+@click.group(cls=Listing)
+def artifacts() -> None:
     """Push, pull and list files; see what the store holds, collect and scrub it."""
-    if ctx.invoked_subcommand is None:
-        _list(None, output)
 
 
-@artifacts.command("ls")
+@artifacts.command("list")
 @click.option("--project", help="Only this project's.")
 @output_option
 def list_(project: str | None, output: str) -> None:
     """List artifacts, newest first."""
-    _list(project, output)
+    with connect() as client:
+        found = client.artifacts(project=project, limit=1000)
+    rows = [
+        (
+            artifact.id,
+            artifact.name,
+            artifact.project,
+            str(len(artifact.files)),
+            format_bytes(artifact.size_bytes),
+            "pinned" if artifact.pinned else moment(artifact.keep_until) if artifact.keep_until else "-",
+            moment(artifact.created_at),
+        )
+        for artifact in found
+    ]
+    columns = ("ID", "NAME", "PROJECT", "FILES", "SIZE", "KEPT UNTIL", "PUSHED")
+    table = Table(columns, rows, right=frozenset({"FILES", "SIZE"}), empty="no artifacts pushed yet")
+    render.show(found, output, lambda: [table])
 
 
 @artifacts.command()
@@ -200,26 +212,6 @@ def quota(project: str, size: str, output: str) -> None:
         kept = client.set_storage_quota(project, limit_bytes)
     limit = "no quota" if kept.limit_bytes is None else f"a quota of {format_bytes(kept.limit_bytes)}"
     render.show(kept, output, lambda: [f"{project} keeps {format_bytes(kept.used_bytes)} and has {limit}"])
-
-
-def _list(project: str | None, output: str) -> None:
-    with connect() as client:
-        found = client.artifacts(project=project, limit=1000)
-    rows = [
-        (
-            artifact.id,
-            artifact.name,
-            artifact.project,
-            str(len(artifact.files)),
-            format_bytes(artifact.size_bytes),
-            "pinned" if artifact.pinned else moment(artifact.keep_until) if artifact.keep_until else "-",
-            moment(artifact.created_at),
-        )
-        for artifact in found
-    ]
-    columns = ("ID", "NAME", "PROJECT", "FILES", "SIZE", "KEPT UNTIL", "PUSHED")
-    table = Table(columns, rows, right=frozenset({"FILES", "SIZE"}), empty="no artifacts pushed yet")
-    render.show(found, output, lambda: [table])
 
 
 def _lines(artifact: Artifact) -> list[str]:

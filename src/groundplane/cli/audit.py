@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import connect, output_option
+from groundplane.cli.options import Listing, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
 from groundplane.errors import IntegrityFailure
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _WORD_MAX = 60
 
 
-@click.group()
+@click.group(cls=Listing, bare="log")
 def audit() -> None:
     """Read and prove the audit trail."""
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import connect, output_option
+from groundplane.cli.options import Listing, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.domain.catalogue_changes import PRICE_COLUMNS, CatalogueChange, PriceMove, TableView
 from groundplane.domain.price_lists import GOOGLE_CARDS, ListPrice, MachineShape, price_format, read_prices
@@ -28,7 +28,7 @@ _CHANGES_SHOWN = 60
 _COLUMNS_SHOWN = 8
 
 
-@click.group()
+@click.group(cls=Listing, bare="show")
 def catalog() -> None:
     """Show the catalogue, and update it from one's own rows or a fresh price list."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import connect, output_option
+from groundplane.cli.options import Listing, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.units import format_bytes
 
@@ -37,7 +37,7 @@ def progress(run_id: str, follow: bool, output: str) -> None:
     render.show(found, output, lambda: _views(found))
 
 
-@data.group()
+@data.group(cls=Listing)
 def cache() -> None:
     """Staged data that nodes keep for later runs."""
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import Duration, Moment, connect, output_option
+from groundplane.cli.options import Duration, Listing, Moment, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import moment
 from groundplane.domain.dataset import (
@@ -33,13 +33,9 @@ from groundplane.units import format_bytes, format_duration
 PARALLEL = 4
 
 
-@click.group(invoke_without_command=True)
-@output_option
-@click.pass_context
-def datasets(ctx: click.Context, output: str) -> None:
+@click.group(cls=Listing)
+def datasets() -> None:
     """Register, compare, verify, follow and erase datasets."""
-    if ctx.invoked_subcommand is None:
-        _list("", output)
 
 
 @datasets.command("list")
@@ -47,7 +43,27 @@ def datasets(ctx: click.Context, output: str) -> None:
 @output_option
 def list_(name: str, output: str) -> None:
     """List versions, by name, newest first."""
-    _list(name, output)
+    with connect() as client:
+        found = client.datasets(name=name)
+    now = datetime.now(UTC)
+    rows = [
+        (
+            row.id,
+            row.project,
+            row.owner,
+            row.classification,
+            row.license,
+            str(len(row.files)),
+            format_bytes(row.size_bytes),
+            str(row.pointer),
+            _state(row, now),
+            moment(row.created_at),
+        )
+        for row in found
+    ]
+    columns = ("DATASET", "PROJECT", "OWNER", "CLASS", "LICENSE", "FILES", "SIZE", "WHERE", "STATE", "REGISTERED")
+    table = Table(columns, rows, right=frozenset({"FILES", "SIZE"}), empty="no datasets registered yet")
+    render.show(found, output, lambda: [table])
 
 
 @datasets.command()
@@ -190,30 +206,6 @@ def erasures(ref: str, proof: str, output: str) -> None:
     ]
     columns = ("ERASURE", "DATASET", "RECORDS", "BY", "AT", "LEFT", "WHY")
     render.show(found, output, lambda: [Table(columns, rows, right=frozenset({"LEFT"}), empty="nothing was erased")])
-
-
-def _list(name: str, output: str) -> None:
-    with connect() as client:
-        found = client.datasets(name=name)
-    now = datetime.now(UTC)
-    rows = [
-        (
-            row.id,
-            row.project,
-            row.owner,
-            row.classification,
-            row.license,
-            str(len(row.files)),
-            format_bytes(row.size_bytes),
-            str(row.pointer),
-            _state(row, now),
-            moment(row.created_at),
-        )
-        for row in found
-    ]
-    columns = ("DATASET", "PROJECT", "OWNER", "CLASS", "LICENSE", "FILES", "SIZE", "WHERE", "STATE", "REGISTERED")
-    table = Table(columns, rows, right=frozenset({"FILES", "SIZE"}), empty="no datasets registered yet")
-    render.show(found, output, lambda: [table])
 
 
 def _state(row: DatasetVersion, now: datetime) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import connect, output_option
+from groundplane.cli.options import Listing, connect, output_option
 from groundplane.cli.words import moment
 from groundplane.domain import dev as words
 from groundplane.domain.dev import idle_words
@@ -35,7 +35,7 @@ CHUNK = 2**15
 _POLL_S = 0.3
 
 
-@click.group()
+@click.group(cls=Listing)
 def dev() -> None:
     """Start a dev environment, look at it, and reach its ports and its node.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import connect, output_option
+from groundplane.cli.options import Listing, connect, output_option
 from groundplane.cli.words import endpoints_table, moment
 from groundplane.units import format_usd
 
@@ -16,14 +16,9 @@ if TYPE_CHECKING:
     from groundplane.domain.endpoint import Endpoint
 
 
-@click.group(invoke_without_command=True)
-@click.option("--project", help="Of one project.")
-@output_option
-@click.pass_context
-def endpoints(ctx: click.Context, project: str | None, output: str) -> None:
+@click.group(cls=Listing)
+def endpoints() -> None:
     """List and show endpoints. They are deployed with apply and stopped with stop."""
-    if ctx.invoked_subcommand is None:
-        _list(project, output)
 
 
 @endpoints.command("list")
@@ -31,7 +26,9 @@ def endpoints(ctx: click.Context, project: str | None, output: str) -> None:
 @output_option
 def list_(project: str | None, output: str) -> None:
     """List endpoints by name."""
-    _list(project, output)
+    with connect() as client:
+        found = client.endpoints(project)
+    render.show(found, output, lambda: [endpoints_table(found, datetime.now(UTC))])
 
 
 @endpoints.command()
@@ -42,12 +39,6 @@ def show(name: str, output: str) -> None:
     with connect() as client:
         found, gateway_url = client.endpoint(name), client.status().gateway_url
     render.show(found, output, lambda: _lines(found, gateway_url))
-
-
-def _list(project: str | None, output: str) -> None:
-    with connect() as client:
-        found = client.endpoints(project)
-    render.show(found, output, lambda: [endpoints_table(found, datetime.now(UTC))])
 
 
 def _lines(found: Endpoint, gateway_url: str) -> list[str]:

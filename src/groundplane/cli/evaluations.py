@@ -11,7 +11,7 @@ import click
 
 from groundplane.cli import render
 from groundplane.cli.following import UNSUCCESSFUL_CODE, follow_run
-from groundplane.cli.options import connect, output_option
+from groundplane.cli.options import Listing, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.specs import spec_text
 from groundplane.cli.words import moment
@@ -34,13 +34,9 @@ spec_file = click.option(
 # ---------------------------------------------------------------- evaluations
 
 
-@click.group(invoke_without_command=True)
-@output_option
-@click.pass_context
-def eval(ctx: click.Context, output: str) -> None:
+@click.group(cls=Listing)
+def eval() -> None:
     """Evaluate models on a dataset's rows: run, list, show, compare."""
-    if ctx.invoked_subcommand is None:
-        _list_evaluations("", "", "", 20, output)
 
 
 @eval.command("run")
@@ -71,7 +67,26 @@ def run_evaluation(path: Path, wait: bool, output: str) -> int:
 @output_option
 def list_evaluations(project: str, name: str, version: str, limit: int, output: str) -> None:
     """List evaluations, newest first."""
-    _list_evaluations(project, name, version, limit, output)
+    with connect() as client:
+        found = client.evaluations(project=project, name=name, version=version, limit=limit)
+    rows = [
+        (
+            each.id,
+            each.name,
+            each.project,
+            each.model_version or each.target,
+            each.dataset,
+            f"{each.items:,}",
+            ", ".join(f"{score.metric} {_score(score)}" for score in each.scores),
+            exact_usd(each.cost_microusd_per_1000),
+            ", ".join(alarm.kind for alarm in each.alarms) or "-",
+            moment(each.at),
+        )
+        for each in found
+    ]
+    headings = ("EVALUATION", "NAME", "PROJECT", "MODEL", "DATASET", "ITEMS", "SCORES", "PER 1,000", "ALARMS", "AT")
+    table = Table(headings, rows, right=frozenset({"ITEMS", "PER 1,000"}), empty="none; ground eval run -f FILE")
+    render.show(found, output, lambda: [table])
 
 
 @eval.command("show")
@@ -98,29 +113,6 @@ def compare_evaluations(before: str, after: str, output: str) -> None:
     with connect() as client:
         found = client.compare_evaluations(before, after)
     render.show(found, output, lambda: _comparison(found))
-
-
-def _list_evaluations(project: str, name: str, version: str, limit: int, output: str) -> None:
-    with connect() as client:
-        found = client.evaluations(project=project, name=name, version=version, limit=limit)
-    rows = [
-        (
-            each.id,
-            each.name,
-            each.project,
-            each.model_version or each.target,
-            each.dataset,
-            f"{each.items:,}",
-            ", ".join(f"{score.metric} {_score(score)}" for score in each.scores),
-            exact_usd(each.cost_microusd_per_1000),
-            ", ".join(alarm.kind for alarm in each.alarms) or "-",
-            moment(each.at),
-        )
-        for each in found
-    ]
-    headings = ("EVALUATION", "NAME", "PROJECT", "MODEL", "DATASET", "ITEMS", "SCORES", "PER 1,000", "ALARMS", "AT")
-    table = Table(headings, rows, right=frozenset({"ITEMS", "PER 1,000"}), empty="none; ground eval run -f FILE")
-    render.show(found, output, lambda: [table])
 
 
 def evaluation_views(found: Evaluation) -> list[View]:
@@ -194,13 +186,9 @@ def _comparison(found: EvaluationComparison) -> list[View]:
 # ---------------------------------------------------------------- batches
 
 
-@click.group(invoke_without_command=True)
-@output_option
-@click.pass_context
-def batch(ctx: click.Context, output: str) -> None:
+@click.group(cls=Listing)
+def batch() -> None:
     """Answer a dataset's rows with a model, in shards that survive a kill: run, list, status."""
-    if ctx.invoked_subcommand is None:
-        _list_batches("", output)
 
 
 @batch.command("run")
@@ -227,20 +215,6 @@ def run_batch(path: Path, wait: bool, output: str) -> int:
 @output_option
 def list_batches(project: str, output: str) -> None:
     """List batches that ended well, newest first."""
-    _list_batches(project, output)
-
-
-@batch.command("status")
-@click.argument("run_id", metavar="BATCH")
-@output_option
-def batch_status(run_id: str, output: str) -> None:
-    """Say how far a batch is, what its rows cost, and which dataset they became."""
-    with connect() as client:
-        told = client.batch(run_id)
-    render.show(told, output, lambda: _progress(told))
-
-
-def _list_batches(project: str, output: str) -> None:
     with connect() as client:
         found = client.batches(project=project)
     rows = [
@@ -261,6 +235,16 @@ def _list_batches(project: str, output: str) -> None:
     headings = ("BATCH", "NAME", "PROJECT", "MODEL", "DATASET", "OUTPUT", "ROWS", "ERRORS", "PER 1,000 ROWS", "AT")
     right = frozenset({"ROWS", "ERRORS", "PER 1,000 ROWS"})
     render.show(found, output, lambda: [Table(headings, rows, right=right, empty="none; ground batch run -f FILE")])
+
+
+@batch.command("status")
+@click.argument("run_id", metavar="BATCH")
+@output_option
+def batch_status(run_id: str, output: str) -> None:
+    """Say how far a batch is, what its rows cost, and which dataset they became."""
+    with connect() as client:
+        told = client.batch(run_id)
+    render.show(told, output, lambda: _progress(told))
 
 
 def _progress(told: BatchProgress) -> list[View]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import connect, output_option
+from groundplane.cli.options import Listing, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import age
 
@@ -19,20 +19,18 @@ METRICS_SHOWN = 4
 _RIGHT = frozenset({"runs", "steps", "value", "points", "step"})
 
 
-@click.group(invoke_without_command=True)
-@output_option
-@click.pass_context
-def experiments(ctx: click.Context, output: str) -> None:
+@click.group(cls=Listing)
+def experiments() -> None:
     """Show experiments, their runs and what was measured in them."""
-    if ctx.invoked_subcommand is None:
-        _list(output)
 
 
 @experiments.command("list")
 @output_option
 def list_(output: str) -> None:
     """List experiments, newest first."""
-    _list(output)
+    with connect() as client:
+        found = client.experiments()
+    render.show(found, output, lambda: [_experiments(found)])
 
 
 @experiments.command()
@@ -73,12 +71,6 @@ def metrics(run_id: str, keys: tuple[str, ...], limit: int, output: str) -> None
             return
         found = client.tracked_of_run(run_id) or [client.tracked_run(run_id)]
     render.show(found, output, lambda: [part for each in found for part in _measured(each)])
-
-
-def _list(output: str) -> None:
-    with connect() as client:
-        found = client.experiments()
-    render.show(found, output, lambda: [_experiments(found)])
 
 
 def _experiments(found: list[ExperimentView]) -> Table:

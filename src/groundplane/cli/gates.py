@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import Moment, connect, output_option
+from groundplane.cli.options import Listing, Moment, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import moment
 from groundplane.domain.gate import Evidence, Gate, GateCheck, Kind, Requirement
@@ -18,13 +18,9 @@ from groundplane.errors import InvalidInput, Refusal
 from groundplane.units import format_usd
 
 
-@click.group(invoke_without_command=True)
-@output_option
-@click.pass_context
-def gates(ctx: click.Context, output: str) -> None:
+@click.group(cls=Listing)
+def gates() -> None:
     """Requirements on evidence before an alias moves: define, check, measure, approve, waive."""
-    if ctx.invoked_subcommand is None:
-        _list("", output)
 
 
 @gates.command("list")
@@ -32,7 +28,9 @@ def gates(ctx: click.Context, output: str) -> None:
 @output_option
 def list_(model: str, output: str) -> None:
     """List gates with their requirements."""
-    _list(model, output)
+    with connect() as client:
+        found = client.gates(model=model)
+    render.show(found, output, lambda: [_gates_table(found)])
 
 
 @gates.command()
@@ -211,12 +209,6 @@ def evidence_text(made: Evidence) -> str:
     sample = made.sample
     shown = f"{made.successes} of {made.trials}" if sample.counted else f"{len(made.values)} examples"
     return f"{made.name} {sample.mean or 0.0:.4g} ({shown}), {made.source} by {made.by}"
-
-
-def _list(model: str, output: str) -> None:
-    with connect() as client:
-        found = client.gates(model=model)
-    render.show(found, output, lambda: [_gates_table(found)])
 
 
 def _gates_table(found: Sequence[Gate]) -> Table:

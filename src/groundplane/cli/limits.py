@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import connect, output_option
+from groundplane.cli.options import Listing, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.domain.limits import PURSES, LimitRule, Measure, WhenDown
 from groundplane.errors import InvalidInput
 from groundplane.units import format_usd, parse_usd
 
 
-@click.group()
+@click.group(cls=Listing)
 def limits() -> None:
     """Limit what goes through the gateway."""
 

@@ -11,7 +11,7 @@ import click
 
 from groundplane.cli import adopt, certificates, model_checks, packages, registry, render
 from groundplane.cli.model_facts import facts_of, further_facts
-from groundplane.cli.options import Money, connect, output_option
+from groundplane.cli.options import Listing, Money, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
 from groundplane.domain.byte_view import ByteView
@@ -24,20 +24,18 @@ if TYPE_CHECKING:
     from groundplane.client import Client
 
 
-@click.group(invoke_without_command=True)
-@output_option
-@click.pass_context
-def models(ctx: click.Context, output: str) -> None:
+@click.group(cls=Listing)
+def models() -> None:
     """List, show, search, register, verify and promote models."""
-    if ctx.invoked_subcommand is None:
-        _list(output)
 
 
 @models.command("list")
 @output_option
 def list_(output: str) -> None:
     """List every version, by name, newest first."""
-    _list(output)
+    with connect() as client:
+        versions = client.models()
+    render.show(versions, output, lambda: [_versions_table(versions)])
 
 
 @models.command()
@@ -151,12 +149,6 @@ def register(path: Path, name: str, project: str, output: str, **stated: object)
 
 for command in (*registry.COMMANDS, *model_checks.COMMANDS, *certificates.COMMANDS, adopt.adopt, packages.packages):
     models.add_command(command)
-
-
-def _list(output: str) -> None:
-    with connect() as client:
-        versions = client.models()
-    render.show(versions, output, lambda: [_versions_table(versions)])
 
 
 def _version(client: Client, ref: str) -> ModelVersion:

@@ -10,7 +10,7 @@ import click
 
 from groundplane.cli import render
 from groundplane.cli.access import percents
-from groundplane.cli.options import Moment, Money, connect, output_option
+from groundplane.cli.options import Listing, Moment, Money, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import endpoints_table, moment, runs_table
 from groundplane.domain.budget import Budget, Hold, HoldStatus
@@ -27,7 +27,7 @@ GROUPS = ("project", "model", "run", "key", "owner", "cost_center")
 # ---------------------------------------------------------------- budgets
 
 
-@click.group()
+@click.group(cls=Listing, bare="show")
 def budget() -> None:
     """Show and set budgets."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import connect, output_option
+from groundplane.cli.options import Listing, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
 from groundplane.errors import InvalidInput, NotFound
@@ -21,14 +21,9 @@ if TYPE_CHECKING:
 pool_option = click.option("--pool", help="Of one pool.")
 
 
-@click.group(invoke_without_command=True)
-@pool_option
-@output_option
-@click.pass_context
-def nodes(ctx: click.Context, pool: str | None, output: str) -> None:
+@click.group(cls=Listing)
+def nodes() -> None:
     """List and show nodes; keep new work away from one, and let it there again."""
-    if ctx.invoked_subcommand is None:
-        _list(pool, output)
 
 
 @nodes.command("list")
@@ -36,7 +31,9 @@ def nodes(ctx: click.Context, pool: str | None, output: str) -> None:
 @output_option
 def list_(pool: str | None, output: str) -> None:
     """List nodes by pool and name, also those that do not answer."""
-    _list(pool, output)
+    with connect() as client:
+        found = client.nodes(pool)
+    render.show(found, output, lambda: [_nodes_table(found)])
 
 
 @nodes.command()
@@ -76,20 +73,18 @@ def uncordon(node: str, pool: str | None, reason: str, output: str) -> None:
     render.show(now, output, lambda: [f"node {now.name} of pool {now.pool} takes work again"])
 
 
-@click.group(invoke_without_command=True)
-@output_option
-@click.pass_context
-def pools(ctx: click.Context, output: str) -> None:
+@click.group(cls=Listing)
+def pools() -> None:
     """List pools: nodes, accelerators, price, and why one does not answer; read the pool file anew."""
-    if ctx.invoked_subcommand is None:
-        _list_pools(output)
 
 
 @pools.command("list")
 @output_option
 def list_pools(output: str) -> None:
     """List pools in numbers."""
-    _list_pools(output)
+    with connect() as client:
+        found = client.pools()
+    render.show(found, output, lambda: [_pools_table(found), *(f"{p.name}: {p.why}" for p in found if p.why)])
 
 
 @pools.command("reload")
@@ -105,18 +100,6 @@ def reload(reason: str, output: str) -> None:
 def _change_lines(changes: PoolChanges) -> list[str]:
     told = {"added": changes.added, "removed": changes.removed, "changed": changes.changed}
     return [f"{what}: {', '.join(names)}" for what, names in told.items() if names] or ["nothing has changed"]
-
-
-def _list_pools(output: str) -> None:
-    with connect() as client:
-        found = client.pools()
-    render.show(found, output, lambda: [_pools_table(found), *(f"{p.name}: {p.why}" for p in found if p.why)])
-
-
-def _list(pool: str | None, output: str) -> None:
-    with connect() as client:
-        found = client.nodes(pool)
-    render.show(found, output, lambda: [_nodes_table(found)])
 
 
 def _one(client: Client, name: str, pool: str | None) -> Node:

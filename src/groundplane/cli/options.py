@@ -21,6 +21,22 @@ INTERRUPTED_CODE = 130
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+class Listing(click.Group):
+    """A group that lists when no command is named: `ground models -o json` is `ground models list -o json`."""
+
+    def __init__(self, *args: Any, bare: str = "list", **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self._bare = bare
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = [self._bare, *args]
+        return super().parse_args(ctx, args)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        return super().get_command(ctx, "list" if cmd_name == "ls" else cmd_name)
+
+
 def output_option(command: Command) -> Command:
     """`-o table|json|yaml`: every command that reads has it."""
     option = click.option(

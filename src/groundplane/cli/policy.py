@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import Moment, connect, output_option
+from groundplane.cli.options import Listing, Moment, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import age, moment
 from groundplane.errors import InvalidInput, NotFound
@@ -27,7 +27,7 @@ FAILED_CODE = 9
 _SEVERITIES = {"refuse": "refuses", "approve": "asks", "warn": "warns"}
 
 
-@click.group()
+@click.group(cls=Listing)
 def policy() -> None:
     """List, test, replay and reload the rules that plans are judged by, and except from them."""
 
@@ -119,13 +119,9 @@ def check(request_id: str, output: str) -> None:
 # ---------------------------------------------------------------- exceptions
 
 
-@policy.group("except", invoke_without_command=True)
-@output_option
-@click.pass_context
-def exceptions(ctx: click.Context, output: str) -> None:
+@policy.group("except", cls=Listing)
+def exceptions() -> None:
     """Lift a rule for a while: owned, reasoned, ending by itself."""
-    if ctx.invoked_subcommand is None:
-        _list_exceptions(None, False, output)
 
 
 @exceptions.command("add")
@@ -158,7 +154,9 @@ def add_exception(
 @output_option
 def list_exceptions(project: str | None, over_too: bool, output: str) -> None:
     """List exceptions, soonest to end first."""
-    _list_exceptions(project, over_too, output)
+    with connect() as client:
+        found = client.policy_exceptions(project=project, over_too=over_too)
+    render.show(found, output, lambda: [_exceptions_table(found)])
 
 
 @exceptions.command("remove")
@@ -170,12 +168,6 @@ def remove_exception(exception_id: str, reason: str, output: str) -> None:
     with connect() as client:
         ended = client.remove_policy_exception(exception_id, reason)
     render.show(ended, output, lambda: [f"{ended.rule} holds again for {_scope(ended)}"])
-
-
-def _list_exceptions(project: str | None, over_too: bool, output: str) -> None:
-    with connect() as client:
-        found = client.policy_exceptions(project=project, over_too=over_too)
-    render.show(found, output, lambda: [_exceptions_table(found)])
 
 
 # ---------------------------------------------------------------- files

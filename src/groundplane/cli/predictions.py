@@ -13,7 +13,7 @@ import click
 import msgspec
 
 from groundplane.cli import render
-from groundplane.cli.options import Moment, connect, output_option
+from groundplane.cli.options import Listing, Moment, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.domain.prediction import Form, PredictionRule
 from groundplane.errors import InvalidInput, Unavailable
@@ -24,7 +24,7 @@ _PROMPT_CHARACTERS = 60
 _project = click.option("--project", required=True)
 
 
-@click.group()
+@click.group(cls=Listing)
 def predictions() -> None:
     """Keep prompts and answers of a project: show, export, erase, and what is kept."""
 

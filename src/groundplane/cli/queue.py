@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import Moment, connect, output_option
+from groundplane.cli.options import Listing, Moment, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.specs import spec_text
 from groundplane.cli.words import age, moment
@@ -107,7 +107,7 @@ def _line_row(line: InLine, pool: str, now: datetime) -> tuple[str, ...]:
 # ---------------------------------------------------------------- quotas
 
 
-@click.group()
+@click.group(cls=Listing)
 def quotas() -> None:
     """Show and set what projects may hold at once."""
 
@@ -197,7 +197,7 @@ def _quotas_table(found: list[QuotaUse]) -> Table:
 # ---------------------------------------------------------------- reservations
 
 
-@click.group()
+@click.group(cls=Listing)
 def reserve() -> None:
     """Keep capacity for a project from a time to a time."""
 
@@ -282,7 +282,7 @@ def _reservations_table(found: list[Reservation]) -> Table:
 # ---------------------------------------------------------------- schedules
 
 
-@click.group()
+@click.group(cls=Listing)
 def schedules() -> None:
     """Submit jobs at times."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import connect, output_option
+from groundplane.cli.options import Listing, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.domain.provider import Provider, ProviderKind, RouteRule, RouteTarget
 from groundplane.domain.queueing import Priority, QueueStanding
@@ -31,7 +31,7 @@ _project = click.option("--project", required=True)
 _PRIORITY = click.Choice([one.value for one in Priority])
 
 
-@click.group()
+@click.group(cls=Listing)
 def providers() -> None:
     """Ask hosted providers for models, with a key that stays in the gateway's hands."""
 
@@ -102,7 +102,7 @@ def remove_provider(name: str, project: str, reason: str, output: str) -> None:
     render.show(gone, output, lambda: [f"provider {gone.name} is forgotten, and its key"])
 
 
-@click.group()
+@click.group(cls=Listing)
 def routes() -> None:
     """Say which endpoints and providers a model name leads to, and how one of them is chosen."""
 
