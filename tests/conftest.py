@@ -138,6 +138,22 @@ def _has_tmpfs() -> bool:
         return made.returncode == 0
 
 
+@functools.cache
+def _has_ext4() -> bool:
+    """Whether a small disk with a device below it can be made and mounted."""
+    if shutil.which("mkfs.ext4") is None or not _has_tmpfs():
+        return False
+    with tempfile.TemporaryDirectory() as place:
+        image = Path(place) / "image"
+        image.touch()
+        os.truncate(image, 2**20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+        mounted = subprocess.run(["mount", "-o", "loop", image, place], capture_output=True, check=False)
+        if mounted.returncode == 0:
+            subprocess.run(["umount", place], check=True)
+        return mounted.returncode == 0
+
+
 def _has_transformers() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
 
@@ -165,6 +181,7 @@ SERVICES: dict[str, Callable[[], bool]] = {
     "bubblewrap": _has_bubblewrap,
     "podman": _has_podman,
     "tmpfs": _has_tmpfs,
+    "ext4": _has_ext4,
     "sshd": hosts_available,
 }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import click
@@ -341,14 +340,6 @@ def whoami(output: str) -> None:
         output,
         lambda: [
             f"{me.name}, {me.role}, {f'project {me.project}' if me.project else 'every project'}, key {me.key_id}",
-            _permissions_table(me.permissions),
+            f"  may: {', '.join(me.permissions)}",
         ],
     )
-
-
-def _permissions_table(permissions: Sequence[str]) -> Table:
-    acts: dict[str, list[str]] = {}
-    for permission in permissions:
-        resource, _, act = permission.partition(":")
-        acts.setdefault(resource, []).append(act)
-    return Table(("ON", "MAY"), [(resource, ", ".join(may)) for resource, may in acts.items()], empty="may nothing")

@@ -45,10 +45,10 @@ def part_of(file: FilePieces, target: Path) -> Path:
 
 
 def pull_file(file: FilePieces, target: Path, through_us: Range, progress: Callable[[int], object]) -> None:
-    """Writes the file beside its place and renames it when every piece is there, verified and on disk.
+    """Writes the file beside its place and renames it when every piece is there, verified.
 
-    What lies beside it from a pull that broke off is verified and kept. Twice is the same as once. Conflict while
-    another pull of the same file is at work.
+    What lies beside it from a pull that broke off is verified and kept. Twice is the same as once. Not flushed: after a
+    power cut it may lack bytes, like any copy. Conflict while another pull of the same file is at work.
     """
     part = part_of(file, target)
     descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -58,7 +58,6 @@ def pull_file(file: FilePieces, target: Path, through_us: Range, progress: Calla
         except BlockingIOError:
             raise Conflict(f"{target} is being pulled already", "wait for the other pull") from None
         _Pull(file, descriptor, through_us, progress).run()
-        os.fsync(descriptor)
         part.replace(target)
     except OSError as error:
         if error.errno not in _FULL:

@@ -28,7 +28,10 @@ class BlobStore(Protocol):
         ...
 
     async def fetch(self, sha256: str, target: Path) -> None:
-        """Writes the blob to `target` atomically, verified. NotFound, or IntegrityFailure when the bytes changed."""
+        """Writes the blob to `target` by one rename, verified. NotFound, or IntegrityFailure when the bytes changed.
+
+        Not flushed: whoever promises that it survives a power cut does that.
+        """
         ...
 
     async def verify(self, sha256: str, size_bytes: int) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
+import mmap
 import os
 import secrets
 import shutil
@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 _READ_NOTED_S = 3600.0
-_SMALL_BYTES = 4 << 20
-_ALLOCATED_BYTES = 64 << 20
+_BLOCK_BYTES = 4 << 20
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -219,38 +218,73 @@ class FolderObjects:
 
 
 class _FileDraft:
+    """Full blocks go to the disk past the page cache where the file system takes that, everything else through it.
+
+    A pack is read rarely and written at once: pages for it cost more than the disk does, and would drive out what is
+    in use. Why, with figures: docs/decisions/0012-past-the-page-cache.md.
+    """
+
     def __init__(self, path: Path, descriptor: int, packs: Path) -> None:
         self._path, self._descriptor, self._packs = path, descriptor, packs
-        self._written_bytes = self._allocated_bytes = 0
+        # Begins at a page, as disks want it.
+        self._block = memoryview(mmap.mmap(-1, _BLOCK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        self._filled_bytes = 0
+        self._direct: bool | None = None
 
     def write(self, data: memoryview) -> None:
-        self._written_bytes += len(data)
-        if self._written_bytes > max(self._allocated_bytes, _SMALL_BYTES):
-            self._allocate()
         while data:
-            data = data[os.write(self._descriptor, data) :]
+            part = data[: _BLOCK_BYTES - self._filled_bytes]
+            self._block[self._filled_bytes : self._filled_bytes + len(part)] = part
+            self._filled_bytes += len(part)
+            data = data[len(part) :]
+            if self._filled_bytes == _BLOCK_BYTES:
+                if self._direct is None:
+                    self._go(direct=True)
+                self._flush()
 
-    def _allocate(self) -> None:
-        """Blocks asked for together: ext4 writes into them faster than it finds them one by one."""
-        self._allocated_bytes = self._written_bytes + _ALLOCATED_BYTES
-        # A disk without room for so much at once may still take what is really written.
-        with contextlib.suppress(OSError):
-            os.posix_fallocate(self._descriptor, 0, self._allocated_bytes)
+    def _flush(self) -> None:
+        """Writes the block. After a direct write that was refused or fell short the page cache takes the rest, and
+        says what is wrong where something is: a full disk."""
+        data = self._block[: self._filled_bytes]
+        while data:
+            try:
+                data = data[os.write(self._descriptor, data) :]
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._direct:
+                    raise
+            if data and self._direct:
+                self._go(direct=False)
+        self._filled_bytes = 0
+
+    def _go(self, *, direct: bool) -> None:
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL) & ~os.O_DIRECT
+        try:
+            fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags | os.O_DIRECT if direct else flags)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            direct = False
+        self._direct = direct
 
     def publish(self, name: str) -> None:
-        os.ftruncate(self._descriptor, self._written_bytes)
+        if self._direct:
+            self._go(direct=False)
+        self._flush()
         os.fchmod(self._descriptor, 0o444)
         os.fsync(self._descriptor)
         self._path.replace(self._packs / name)
         sync_folder(self._packs)
-        os.close(self._descriptor)
-        self._descriptor = -1
+        self._close()
 
     def discard(self) -> None:
         if self._descriptor >= 0:
             self._path.unlink(missing_ok=True)
-            os.close(self._descriptor)
-            self._descriptor = -1
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._descriptor)
+        self._descriptor = -1
+        self._block.release()
 
 
 class _FileReader:

@@ -10,7 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -40,7 +40,6 @@ _T = TypeVar("_T")
 _SMALL_FILE_BYTES = 256 << 10
 _SMALL_FILES_PER_TASK = 256
 _PARALLEL_FROM_PIECES = 8
-_FLUSH_BYTES = 64 << 20
 
 
 class PackStore:
@@ -234,11 +233,9 @@ class PackStore:
                     self._legacy.copy(sha256, copy)
                 else:
                     self._lay_out(recipe, copy)
-                os.fsync(copy)
             finally:
                 os.close(copy)
             part.replace(target)
-            sync_folder(target.parent)
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -248,24 +245,15 @@ class PackStore:
 
     def _lay_out(self, recipe: Recipe, copy: int) -> None:
         # A file takes one writer at a time; waiting here costs less than waiting in the kernel.
-        writing, unflushed_bytes = threading.Lock(), 0
-        flushing: Future[None] | None = None
+        writing = threading.Lock()
 
         def write(data: memoryview, offset: int) -> None:
-            nonlocal unflushed_bytes, flushing
             with writing:
-                unflushed_bytes += len(data)
                 while data:
                     count = os.pwrite(copy, data, offset)
                     data, offset = data[count:], offset + count
-                if unflushed_bytes >= _FLUSH_BYTES and (flushing is None or flushing.done()):
-                    flushing, unflushed_bytes = flusher.submit(os.fdatasync, copy), 0
 
-        # The disk works while pieces are read and verified, so that little is left for the last flush.
-        with ThreadPoolExecutor(1, thread_name_prefix="artifacts-flush") as flusher:
-            self._each(recipe, write)
-        if flushing is not None:
-            flushing.result()
+        self._each(recipe, write)
         if not is_sealed(self._key, recipe):
             with os.fdopen(os.dup(copy), "rb") as file:
                 file.seek(0)
