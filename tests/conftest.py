@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib.util
 import itertools
 import os
 import pwd
@@ -155,7 +154,9 @@ def _has_ext4() -> bool:
 
 
 def _has_transformers() -> bool:
-    return all(importlib.util.find_spec(name) is not None for name in ("torch", "transformers"))
+    """Whether PyTorch is on the PATH in an environment of its own, with the library beside it."""
+    torchrun = shutil.which("torchrun")
+    return torchrun is not None and any(Path(torchrun).parent.parent.glob("lib/*/site-packages/transformers"))
 
 
 def _has_prometheus() -> bool:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ FACTS = Facts(
     training_run="made-for-a-test",
     metrics={"loss": 1.0},
 )
-# In processes of their own: the libraries weigh hundreds of megabytes, and read HF_ENDPOINT when they are imported.
+# In an environment of their own: the libraries weigh a gigabyte, and read HF_ENDPOINT when they are imported.
 MAKE = """
 import sys, torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -42,8 +42,10 @@ print("equal", tuple(logits.shape))
 
 
 def python(text: str, *words: str, **env: str) -> str:
+    torchrun = shutil.which("torchrun")
+    assert torchrun is not None
     done = subprocess.run(
-        [sys.executable, "-c", text, *words],
+        [Path(torchrun).with_name("python"), "-c", text, *words],
         env={**os.environ, "OMP_NUM_THREADS": "1", **env},
         capture_output=True,
         text=True,
