@@ -54,7 +54,7 @@ def test_a_plan_shows_its_price_its_sum_and_its_hash(up: Any, say: Any, tmp_path
     assert said.code == 0
     assert re.match(r"plan-\w+: job shown of project research is ready\n  runs on     local / ", said.out)
     assert "worst case  $0.10/h × 1 node × 300 s ÷ 3,600 s/h = $0.008334" in said.out
-    assert "rules ok" in said.out
+    assert "rules and checks ok" in said.out
     assert re.search(r"^apply it: ground apply plan-", said.err, re.MULTILINE)
     every = say(up, "plan", "--rules", "-f", str(job(tmp_path, "shown", "true")))
     assert re.search(r"^max-cost\s+ok ", every.out, re.MULTILINE)

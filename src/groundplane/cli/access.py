@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import click
@@ -340,6 +341,14 @@ def whoami(output: str) -> None:
         output,
         lambda: [
             f"{me.name}, {me.role}, {f'project {me.project}' if me.project else 'every project'}, key {me.key_id}",
-            f"  may: {', '.join(me.permissions)}",
+            _permissions_table(me.permissions),
         ],
     )
+
+
+def _permissions_table(permissions: Sequence[str]) -> Table:
+    acts: dict[str, list[str]] = {}
+    for permission in permissions:
+        resource, _, act = permission.partition(":")
+        acts.setdefault(resource, []).append(act)
+    return Table(("ON", "MAY"), [(resource, ", ".join(may)) for resource, may in acts.items()], empty="may nothing")

@@ -166,7 +166,7 @@ def _policy(verdicts: Sequence[Verdict]) -> str:
     refused = sum(verdict.refused is not None for verdict in verdicts)
     asking = sum(verdict.refused is None and bool(verdict.approval) for verdict in verdicts)
     warned = sum(v.refused is None and not v.approval and bool(v.warning) for v in verdicts)
-    parts = [f"{len(verdicts) - refused - asking - warned} of {len(verdicts)} rules ok"]
+    parts = [f"{len(verdicts) - refused - asking - warned} of {len(verdicts)} rules and checks ok"]
     parts += [f"{number} {word}" for number, word in ((warned, "warn"), (asking, "ask"), (refused, "refuse")) if number]
     return ", ".join(parts)
 

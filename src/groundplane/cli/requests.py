@@ -216,7 +216,7 @@ def _item_views(found: Request, item: WorkItem) -> list[View]:
         lines.append(Table(("KNOWN", "VALUE", "FROM", "NOTE"), facts))
     asked = [
         (q.fact, "yes" if q.required else "", q.why, " | ".join(q.choices) or known_fact(q.fact).example)
-        for q in item.questions
+        for q in sorted(item.questions, key=lambda question: not question.required)
     ]
     if asked:
         lines.append(Table(("MISSING", "NEEDED", "WHY", "SUCH AS"), asked))
