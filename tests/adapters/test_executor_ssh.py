@@ -27,7 +27,7 @@ from groundplane.domain.run import EndReason, Observation
 from groundplane.errors import InvalidInput, Unavailable
 
 pytestmark = pytest.mark.needs("sshd")
-PATIENCE_S = 25.0
+PATIENCE_S = 90.0
 SOON = Patience(connect_s=1, answer_s=1.5, alive_s=1, retry_max_s=0.5)
 NVML = r"""
 #include <string.h>
@@ -456,7 +456,7 @@ dist.destroy_process_group()
 async def test_torchrun_needs_no_option_to_span_a_gang(lab: Lab) -> None:
     script = lab.place / "train.py"
     script.write_text(ALL_REDUCE)
-    executor = lab.open(2)
+    executor = lab.open(2, patience=Patience(connect_s=30, answer_s=30, alive_s=1, retry_max_s=0.5))
     torchrun = shutil.which("torchrun")
     await executor.start(lab.order(f"exec {torchrun} {script}", nodes=2, env={"GLOO_SOCKET_IFNAME": "eth0"}))
     assert (await lab.ended(executor)).end_reason is EndReason.SUCCEEDED, await lab.log(executor)
