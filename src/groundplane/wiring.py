@@ -433,7 +433,7 @@ async def build(settings: Settings) -> App:
         ),
         evaluations=evaluations,
         batches=batches,
-        hub=Hub(models=models, blobs=blobs),
+        hub=Hub(models=models, datasets=datasets, blobs=blobs),
         oci=OciRegistry(store=store, clock=clock, models=models, blobs=blobs, files=FolderModelFiles()),
         lineage=OpenLineage(
             store=store, clock=clock, sink=_lineage_sink(settings, secrets), namespace=settings.lineage_namespace

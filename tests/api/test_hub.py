@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
 from groundplane.domain.certificate import DataFact, Facts
+from groundplane.domain.dataset import DatasetFacts
 from groundplane.identity import Role
 
 FACTS = Facts(
@@ -165,9 +167,79 @@ def test_what_is_not_there_is_told_apart(hub: hf.HfApi, cache: Path) -> None:
     assert hub.file_exists(REPO, "config.json")
 
 
+def test_versions_are_commits_and_each_file_says_which_changed_it_last(hub: hf.HfApi, files: Any) -> None:
+    newest, first = hub.list_repo_commits(REPO)
+    assert [newest.title, first.title] == ["registered hubbed@2", "registered hubbed@1"]
+    assert [each.commit_id for each in hub.list_repo_commits(REPO, revision="v1")] == [first.commit_id]
+    last = {each.path: each.last_commit.oid for each in hub.list_repo_tree(REPO, recursive=True, expand=True)}
+    assert last["model.safetensors"] == last["config.json"] == newest.commit_id
+    assert last["tokenizer"] == last["tokenizer/vocab.txt"] == last["empty.txt"] == first.commit_id
+    (told,) = hub.get_paths_info(REPO, ["empty.txt"], expand=True)
+    assert told.last_commit.oid == first.commit_id
+
+
+def test_a_filter_is_never_left_out_and_what_is_not_kept_says_so(hub: hf.HfApi, files: Any) -> None:
+    assert REPO in [model.id for model in hub.list_models(filter="license:apache-2.0", sort="last_modified")]
+    assert not list(hub.list_models(search="hubbed", filter="license:mit"))
+    hub.auth_check(REPO)
+    with pytest.raises(RepositoryNotFoundError):
+        hub.auth_check("default/absent")
+    for call in (lambda: hub.space_info(REPO), lambda: hub.create_branch(REPO, branch="dev")):
+        with pytest.raises(HfHubHTTPError, match="here") as refused:
+            call()
+        assert not isinstance(refused.value, RepositoryNotFoundError), "the repository is there"
+
+
+def test_a_dataset_that_is_kept_here_is_a_repository_too(served: Any, hub: hf.HfApi, tmp_path: Path) -> None:
+    facts = DatasetFacts(owner="ana", license="MIT", classification="internal")
+    versions = []
+    for number in (1, 2):
+        folder = tmp_path / f"data{number}"
+        (folder / "data").mkdir(parents=True)
+        (folder / "data" / "train.csv").write_text("text,label\n" + "a,1\n" * number)
+        (folder / "README.md").write_text("# rows")
+        pushed = served.client.push(folder, name="rows", project="default")
+        served.client.register_dataset("rows", project="default", facts=facts, artifact_id=pushed.id)
+        versions.append(content_of(folder))
+    served.client.register_dataset(
+        "far", project="default", facts=facts, location="s3://elsewhere/far", files=pushed.files
+    )
+    assert "default/rows" in [each.id for each in hub.list_datasets()]
+    told = hub.dataset_info("default/rows", files_metadata=True)
+    assert (told.sha, told.tags) != (hub.dataset_info("default/rows", revision="v1").sha, [])
+    for revision, content in (("v1", versions[0]), ("main", versions[1]), (told.sha, versions[1])):
+        got = hub.snapshot_download("default/rows", repo_type="dataset", revision=revision, cache_dir=tmp_path / "c")
+        assert content_of(got) == content
+    filesystem = hf.HfFileSystem(endpoint=f"{served.url}/hf", token=served.admin_key, skip_instance_cache=True)
+    assert filesystem.read_text("datasets/default/rows@v1/data/train.csv") == "text,label\na,1\n"
+    with pytest.raises(RepositoryNotFoundError, match="far@1 lies at s3://elsewhere/far"):
+        hub.dataset_info("default/far")
+    stranger = hf.HfApi(endpoint=f"{served.url}/hf", token=served.key(Role.MEMBER, project_of(served, "far-away")))
+    with pytest.raises(RepositoryNotFoundError):
+        stranger.dataset_info("default/rows")
+
+
+def test_a_key_spelt_as_a_hubs_token_walks_the_way_of_llama_cpp(served: Any, files: Any) -> None:
+    """It sends no token that is not `hf_` and letters and digits, and asks so (llama.cpp `common/hf-cache.cpp`)."""
+    spelt = "hf_" + served.key(Role.VIEWER, "default").replace("-", "")
+    assert re.fullmatch("hf_[0-9A-Za-z]{34,253}", spelt)
+    refs = served.raw("GET", f"/hf/api/models/{REPO}/refs", key=spelt).json()
+    commit = next(branch["targetCommit"] for branch in refs["branches"] if branch["name"] == "main")
+    listed = served.raw("GET", f"/hf/api/models/{REPO}/tree/{commit}?recursive=true", key=spelt).json()
+    weights = next(each for each in listed if each["path"] == "model.safetensors")
+    got = served.raw("GET", f"/hf/{REPO}/resolve/{commit}/{weights['path']}", key=spelt).content
+    assert hashlib.sha256(got).hexdigest() == weights["lfs"]["oid"]
+    for wrong in (spelt[:-1] + "7", "hf_gp" + "a" * 40, "hf_gpviewer"):
+        assert served.raw("GET", f"/hf/api/models/{REPO}/refs", key=wrong).status_code == 401
+
+
+def project_of(served: Any, name: str) -> str:
+    served.client.create_project(name=name, owner="bo", cost_center="cc-2")
+    return name
+
+
 def test_another_projects_key_and_no_key_see_nothing(served: Any, hub: hf.HfApi) -> None:
-    served.client.create_project(name="strangers", owner="bo", cost_center="cc-2")
-    stranger = hf.HfApi(endpoint=f"{served.url}/hf", token=served.key(Role.MEMBER, "strangers"))
+    stranger = hf.HfApi(endpoint=f"{served.url}/hf", token=served.key(Role.MEMBER, project_of(served, "strangers")))
     with pytest.raises(RepositoryNotFoundError):
         stranger.model_info(REPO)
     nobody = hf.HfApi(endpoint=f"{served.url}/hf", token=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import huggingface_hub as hf
 import huggingface_hub.constants
 import pytest
-from huggingface_hub.errors import BadRequestError, HfHubHTTPError
+from huggingface_hub.errors import BadRequestError, EntryNotFoundError, HfHubHTTPError
 
 from groundplane.identity import Role
 
@@ -88,6 +89,56 @@ def test_a_commit_changes_what_it_names_and_keeps_the_rest(served: Any, hub: hf.
     parent = hub.model_info(repo, revision="v1").sha
     with pytest.raises(HfHubHTTPError, match="is at .* not at"):
         hub.upload_file(repo_id=repo, path_or_fileobj=b"{}", path_in_repo="x.json", parent_commit=parent)
+
+
+def test_what_changes_nothing_makes_no_version_and_what_is_copied_does_not_travel(
+    served: Any, hub: hf.HfApi, tmp_path: Path
+) -> None:
+    repo, folder = "default/copied", model(tmp_path / "m")
+    first = hub.upload_folder(repo_id=repo, folder_path=folder)
+    assert hub.upload_folder(repo_id=repo, folder_path=folder).oid == first.oid
+    with pytest.raises(EntryNotFoundError, match="no file or folder gone"):
+        hub.delete_file(repo_id=repo, path_in_repo="gone.txt")
+    lines = [
+        json.dumps({"key": "lfsFile", "value": {"path": file.path, "oid": file.sha256}}).encode()
+        for file in versions(served, repo)[0]
+    ]
+    again = served.raw("POST", f"/hf/api/models/{repo}/commit/main", content=b"\n".join(lines))
+    assert again.json()["commitOid"] == first.oid
+    hub.create_commit(repo, [hf.CommitOperationDelete("extra/empty.txt")], commit_message="less")
+    copies = [
+        hf.CommitOperationCopy("model.safetensors", "old/model.safetensors", src_revision="v1"),
+        hf.CommitOperationCopy("extra/empty.txt", "back.txt", src_revision="v1"),
+    ]
+    hub.create_commit(repo, copies, commit_message="copies")
+    whole, less, more = versions(served, repo)
+    assert len(less) == len(whole) - 1
+    digests = {file.path: file.sha256 for file in more}
+    assert digests["old/model.safetensors"] == digests["model.safetensors"]
+    assert digests["back.txt"] == hashlib.sha256(b"").hexdigest()
+    assert served.client.verify_model("copied", 3).ok
+
+
+def test_a_pull_request_is_refused_and_nothing_is_registered_under_its_name(
+    served: Any, hub: hf.HfApi, tmp_path: Path
+) -> None:
+    repo = "default/reviewed"
+    hub.upload_folder(repo_id=repo, folder_path=model(tmp_path / "m"))
+    with pytest.raises(HfHubHTTPError, match="pull requests are not offered"):
+        hub.upload_file(repo_id=repo, path_or_fileobj=b"x", path_in_repo="x.txt", create_pr=True)
+    sent = served.raw("POST", f"/hf/api/models/{repo}/commit/main?create_pr=1", content=b"")
+    assert (sent.status_code, len(versions(served, repo))) == (422, 1)
+
+
+def test_the_hubs_own_chunk_service_says_how_to_go_without_it(served: Any) -> None:
+    """Its client, `hf_xet`, tells people nothing of an answer but its address."""
+    answer = served.raw("GET", "/hf/api/models/default/any/xet-write-token/main", follow_redirects=True)
+    assert (answer.status_code, answer.url.path) == (404, "/hf/no-xet-here/set-HF_HUB_DISABLE_XET=1")
+
+
+def versions(served: Any, repo: str) -> list[Any]:
+    """The files of each version, the first first."""
+    return [version.files for version in reversed(served.client.model(repo.partition("/")[2]))]
 
 
 def test_a_card_that_is_silent_is_told_every_missing_fact(hub: hf.HfApi, served: Any, tmp_path: Path) -> None:

@@ -42,6 +42,14 @@ def safetensors(fill: bytes) -> bytes:
     return struct.pack("<Q", len(header)) + header + fill * 16
 
 
+GATE = """
+apiVersion: groundplane/v1
+kind: Gate
+metadata: {name: before, project: default}
+spec: {model: gated, aliases: [production], requirements: [{approvals: 1}]}
+"""
+
+
 def digest_of(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
@@ -146,6 +154,27 @@ def test_the_same_push_again_is_the_same_version_and_other_content_under_its_tag
     assert "push it as v2 or latest" in caplog.text
     push("again", "v2", {"model.safetensors": safetensors(b"\2")}, ANNOTATIONS)
     assert numbers(served, "again") == [2, 1]
+
+
+def test_a_tag_is_no_way_round_a_gate_and_hides_no_alias(served: Any) -> None:
+    def pushed(tag: str, fill: bytes) -> Any:
+        files = {"model.safetensors": safetensors(fill)}
+        for content in (b"{}", *files.values()):
+            send(served, "gated", content)
+        return put(served, "gated", tag, manifest_of(files, annotations=ANNOTATIONS))
+
+    assert [pushed("beta", b"\5").status_code, pushed("2.0", b"\6").status_code] == [201, 201]
+    served.client.define_gates(GATE)
+    served.client.move_alias("gated", "canary", to="1", reason="an alias, and no gate before it")
+    for tag in ("production", "canary"):
+        for fill in (b"\6", b"\7"):  # a version that is there already, and one that would be new
+            answer = pushed(tag, fill)
+            assert answer.status_code == 409
+            assert f"the alias {tag}" in answer.text or "stands for other content" in answer.text
+    assert numbers(served, "gated") == [2, 1]
+    served.client.move_alias("gated", "beta", to="2", reason="on")
+    beta, second = (served.raw("GET", f"/v2/default/gated/manifests/{tag}").content for tag in ("beta", "2.0"))
+    assert beta == second, "an alias was moved through the gates: it counts before a tag of its name"
 
 
 def test_missing_facts_are_all_named_with_the_annotation_that_states_them(served: Any, push: Any) -> None:

@@ -13,13 +13,17 @@ from groundplane.adapters.artifacts import folder_store
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.provenance import MachineProvenance
 from groundplane.adapters.signing import FileSigner
+from groundplane.adapters.system import RandomIds
 from groundplane.domain.access import Project
 from groundplane.domain.certificate import DataFact, Facts
 from groundplane.domain.model import ModelVersion
 from groundplane.identity import Actor, Role
 from groundplane.ports import Clock, Store
 from groundplane.services.addenda import Addenda
+from groundplane.services.datasets import Datasets
+from groundplane.services.hub import Hub
 from groundplane.services.models import Models, Verification
+from groundplane.services.oci_registry import OciRegistry
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 ADA = Actor(name="ada", role=Role.MEMBER, project="vision")
@@ -86,6 +90,14 @@ class House:
 
     async def actions(self) -> list[str]:
         return [event.action async for event in self.store.events()]
+
+
+def doors_of(house: House, clock: Clock) -> tuple[Hub, OciRegistry]:
+    """What clients of other registries read this installation through."""
+    parts = {"store": house.store, "clock": clock, "blobs": house.blobs}
+    datasets = Datasets(ids=RandomIds(), signer=house.signer, **parts)  # type: ignore[arg-type]
+    oci = OciRegistry(models=house.models, files=FolderModelFiles(), **parts)  # type: ignore[arg-type]
+    return Hub(models=house.models, datasets=datasets, blobs=house.blobs), oci
 
 
 async def built(store: Store, clock: Clock, home: Path, quota_bytes: int = 0) -> House:

@@ -8,11 +8,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from tests.services.model_house import ADA, NOW, House, built, flip
+from tests.services.model_house import ADA, NOW, House, built, doors_of, flip
 
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.store.memory import MemoryStore
+from groundplane.domain.hub import Kind
 from groundplane.domain.model import ManifestFile
+from groundplane.domain.oci import find_manifest
 from groundplane.errors import IntegrityFailure
 from groundplane.ports import Clock, Store
 
@@ -73,7 +75,9 @@ CHANGES: dict[str, object] = {
 
 
 @pytest.mark.parametrize("column", list(CHANGES))
-async def test_a_changed_column_is_found_named_and_nothing_is_served(every_house: House, column: str) -> None:
+async def test_a_changed_column_is_found_named_and_nothing_is_served(
+    every_house: House, clock: Clock, column: str
+) -> None:
     await every_house.register()
     await every_house.tamper(**{column: CHANGES[column]})
     checked = await every_house.verify()
@@ -84,6 +88,14 @@ async def test_a_changed_column_is_found_named_and_nothing_is_served(every_house
     with pytest.raises(IntegrityFailure):
         await every_house.models.certificate(ADA, "tiny@1")
     assert not (every_house.home / "out").exists()
+    hub, oci = doors_of(every_house, clock)
+    with pytest.raises(IntegrityFailure, match="not what was signed"):
+        await hub.revision(ADA, Kind.MODELS, "vision", "tiny", "main")
+    with pytest.raises(IntegrityFailure, match="not what was signed"):
+        await hub.parent(ADA, "vision", "tiny", "")
+    shelf = await oci.shelf(ADA, "vision", "tiny")
+    with pytest.raises(IntegrityFailure, match="not what was signed"):
+        oci.demand_sound(shelf, find_manifest(shelf, "latest"))  # type: ignore[arg-type]
 
 
 async def test_a_swapped_file_is_found_even_when_its_blob_exists(every_house: House) -> None:

@@ -9,16 +9,16 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from tests.services.model_house import ADA, EVE, FACTS, House, built
+from tests.services.model_house import ADA, EVE, FACTS, House, built, doors_of
 
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds
+from groundplane.domain.hub import Kind
 from groundplane.domain.model_card import facts_of
 from groundplane.domain.registry import MoveKind, Query, metric_bound
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal
 from groundplane.ports import Clock, Store
 from groundplane.services.gates import Gates
-from groundplane.services.hub import Hub
 from groundplane.services.registry import Registry
 
 
@@ -58,10 +58,10 @@ async def test_an_alias_stands_for_a_version_wherever_one_is_named(store: Store,
     assert (await house.models.get(ADA, "tiny@production")).number == 1
     assert (await house.models.verify(ADA, "tiny@production")).ref == "tiny@1"
     assert (await house.models.certificate(ADA, "tiny@production"))["key_id"] == house.signer.key_id
-    hub = Hub(models=house.models, blobs=house.blobs)
-    assert (await hub.version(ADA, "vision", "tiny", "production")).number == 1
+    hub, _ = doors_of(house, clock)
+    assert (await hub.revision(ADA, Kind.MODELS, "vision", "tiny", "production")).number == 1
     await registry.move(ADA, "tiny", "production", "latest", "better")
-    assert (await hub.version(ADA, "vision", "tiny", "production")).number == 2
+    assert (await hub.revision(ADA, Kind.MODELS, "vision", "tiny", "production")).number == 2
     assert [(row.id, row.number) for row in await registry.aliases(ADA, "tiny")] == [("tiny@production", 2)]
     assert (await registry.view(ADA, "tiny@2")).aliases == ("production",)
     assert (await house.actions())[-3:] == ["alias.set", "alias.set", "model.addendum"]

@@ -5,19 +5,19 @@ Routes, headers and fields are the hub's own, as huggingface_hub reads them; `HF
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import msgspec
-from fastapi import Query, Request
+from fastapi import Depends, Query, Request
 from starlette.responses import Response
 
 from groundplane.api.access import Ground, requires, requires_any_key
 from groundplane.api.ranges import file_answer
 from groundplane.api.routing import Route, Router
 from groundplane.domain import hub
-from groundplane.domain.model import ModelVersion
+from groundplane.domain.hub import Kind
 from groundplane.errors import GroundError, InvalidInput, NotFound
 from groundplane.identity import Actor, Permission
 from groundplane.services.hub import RevisionNotFound
@@ -25,6 +25,12 @@ from groundplane.services.hub import RevisionNotFound
 
 class EntryNotFound(NotFound):
     """The revision exists, the file or folder does not. Kept beside the door: only the hub's wire tells them apart."""
+
+
+class NotOffered(InvalidInput):
+    """A part of the hub that this installation has not. No repository is missing: the clients must not say so."""
+
+    http_status = 404
 
 
 _CODES: tuple[tuple[type[GroundError], str], ...] = (
@@ -69,41 +75,85 @@ async def who_am_i(actor: Annotated[Actor, requires_any_key()]) -> Response:
     )
 
 
-@router.get("/api/models")
-async def search_models(
+def repository_kind(kind: str) -> Kind:
+    """Which part of the hub an address names."""
+    if kind not in list(Kind):
+        raise NotOffered(f"repositories of kind {kind} are not kept here", f"there are {' and '.join(Kind)}")
+    return Kind(kind)
+
+
+Kinds = Annotated[Kind, Depends(repository_kind)]
+
+
+@router.get("/api/{kind}")
+async def search_repositories(
+    kind: Kinds,
     app: Ground,
     actor: Reader,
     search: str = "",
     author: str = "",
+    filter: Annotated[Sequence[str], Query()] = (),
+    pipeline_tag: str = "",
+    sort: str = "",
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> Response:
-    """Repositories whose name holds the text, by name."""
-    found = await app.hub.search(actor, text=search, project=author, limit=limit)
-    return answer([hub.info(version) for version in found])
+    """Repositories whose name holds the text and that have each tag of the filter, by name, or newest first."""
+    wanted = [*filter, pipeline_tag] if pipeline_tag else filter
+    found = await app.hub.search(actor, kind, text=search, project=author, tags=wanted)
+    if sort in ("lastModified", "createdAt"):
+        found = sorted(found, key=lambda version: version.made_at, reverse=True)
+    return answer([hub.info(version) for version in found[:limit]])
 
 
-@router.get("/api/models/{project}/{name}")
-async def repository(project: str, name: str, app: Ground, actor: Reader, blobs: bool = False) -> Response:
+@router.get("/api/{kind}/{project}/{name}")
+async def repository(kind: Kinds, project: str, name: str, app: Ground, actor: Reader, blobs: bool = False) -> Response:
     """The newest version."""
-    return answer(hub.info(await app.hub.version(actor, project, name, hub.MAIN), blobs=blobs))
+    return answer(hub.info(await app.hub.revision(actor, kind, project, name, hub.MAIN), blobs=blobs))
 
 
-@router.get("/api/models/{project}/{name}/refs")
-async def references(project: str, name: str, app: Ground, actor: Reader) -> Response:
+@router.get("/api/{kind}/{project}/{name}/auth-check")
+async def authorised(kind: Kinds, project: str, name: str, app: Ground, actor: Reader) -> Response:
+    """Whether the caller may read a repository."""
+    await app.hub.revisions(actor, kind, project, name)
+    return answer({})
+
+
+@router.get("/api/{kind}/{project}/{name}/refs")
+async def references(kind: Kinds, project: str, name: str, app: Ground, actor: Reader) -> Response:
     """Branch and tags with their commits."""
-    versions = await app.hub.versions(actor, project, name)
-    return answer(hub.refs(versions, await app.hub.aliases(name)))
+    versions = await app.hub.revisions(actor, kind, project, name)
+    return answer(hub.refs(versions, await app.hub.aliases(kind, name)))
 
 
-@router.get("/api/models/{project}/{name}/revision/{revision:path}")
-async def revision(project: str, name: str, revision: str, app: Ground, actor: Reader, blobs: bool = False) -> Response:
+@router.get("/api/{kind}/{project}/{name}/commits/{revision:path}")
+async def commits(
+    kind: Kinds,
+    project: str,
+    name: str,
+    revision: str,
+    app: Ground,
+    actor: Reader,
+    p: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+) -> Response:
+    """The versions up to one, newest first, in pages."""
+    last = await app.hub.revision(actor, kind, project, name, revision)
+    found = hub.commits(await app.hub.revisions(actor, kind, project, name), last)
+    return answer(found[p * limit : (p + 1) * limit], headers={"X-Total-Count": str(len(found))})
+
+
+@router.get("/api/{kind}/{project}/{name}/revision/{revision:path}")
+async def revision(
+    kind: Kinds, project: str, name: str, revision: str, app: Ground, actor: Reader, blobs: bool = False
+) -> Response:
     """One version."""
-    return answer(hub.info(await app.hub.version(actor, project, name, revision), blobs=blobs))
+    return answer(hub.info(await app.hub.revision(actor, kind, project, name, revision), blobs=blobs))
 
 
-@router.get("/api/models/{project}/{name}/tree/{revision}")
-@router.get("/api/models/{project}/{name}/tree/{revision}/{folder:path}")
+@router.get("/api/{kind}/{project}/{name}/tree/{revision}")
+@router.get("/api/{kind}/{project}/{name}/tree/{revision}/{folder:path}")
 async def tree(
+    kind: Kinds,
     project: str,
     name: str,
     revision: str,
@@ -111,49 +161,77 @@ async def tree(
     actor: Reader,
     folder: str = "",
     recursive: bool = False,
+    expand: bool = False,
 ) -> Response:
     """What lies in a folder of a version."""
-    version = await app.hub.version(actor, project, name, revision)
+    version = await app.hub.revision(actor, kind, project, name, revision)
     entries = hub.tree(version, folder.strip("/"), recursive=recursive)
     if entries is None:
-        raise EntryNotFound(f"{version.id} has no folder {folder}", f"ground models show {version.id} lists its files")
+        raise EntryNotFound(f"{version.id} has no folder {folder}", _lists_files(version))
+    if expand:
+        entries = hub.dated(entries, version, await app.hub.revisions(actor, kind, project, name))
     return answer(entries)
 
 
-@router.post("/api/models/{project}/{name}/paths-info/{revision}")
-async def paths_info(project: str, name: str, revision: str, request: Request, app: Ground, actor: Reader) -> Response:
+@router.post("/api/{kind}/{project}/{name}/paths-info/{revision}")
+async def paths_info(
+    kind: Kinds, project: str, name: str, revision: str, request: Request, app: Ground, actor: Reader
+) -> Response:
     """Entries of the files and folders that the body names."""
-    version = await app.hub.version(actor, project, name, revision)
+    version = await app.hub.revision(actor, kind, project, name, revision)
+    dated = False
     if request.headers.get("content-type", "").startswith("application/json"):
         try:
-            wanted = msgspec.json.decode(await request.body(), type=_PathsInfo).paths
+            body = msgspec.json.decode(await request.body(), type=_PathsInfo)
         except msgspec.MsgspecError as error:
             raise InvalidInput(f"the body names no paths: {error}", 'send {"paths": ["config.json"]}') from None
+        wanted, dated = body.paths, body.expand
     else:
-        wanted = [value for value in (await request.form()).getlist("paths") if isinstance(value, str)]
-    return answer(hub.paths(version, wanted))
+        form = await request.form()
+        wanted = [value for value in form.getlist("paths") if isinstance(value, str)]
+        dated = str(form.get("expand", "")).lower() == "true"
+    entries = hub.paths(version, wanted)
+    if dated:
+        entries = hub.dated(entries, version, await app.hub.revisions(actor, kind, project, name))
+    return answer(entries)
 
 
 class _PathsInfo(msgspec.Struct):
     paths: list[str]
+    expand: bool = False
 
 
 @router.api_route("/{project}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
 async def resolve(
     project: str, name: str, revision: str, path: str, request: Request, app: Ground, actor: Reader
 ) -> Response:
-    """A file of a version, whole or one range; its ETag is its SHA-256."""
-    version: ModelVersion = await app.hub.version(actor, project, name, revision)
-    file = next((file for file in version.files if file.path == path), None)
+    """A file of a model's version, whole or one range; its ETag is its SHA-256."""
+    return _file(request, app, await app.hub.revision(actor, Kind.MODELS, project, name, revision), path)
+
+
+@router.api_route("/datasets/{project}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
+async def resolve_dataset(
+    project: str, name: str, revision: str, path: str, request: Request, app: Ground, actor: Reader
+) -> Response:
+    """A file of a dataset's version, as `resolve` gives a model's."""
+    return _file(request, app, await app.hub.revision(actor, Kind.DATASETS, project, name, revision), path)
+
+
+def _file(request: Request, app: Any, version: hub.Revision, path: str) -> Response:
+    file = version.file(path)
     if file is None:
-        raise EntryNotFound(f"{version.id} has no file {path}", f"ground models show {version.id} lists its files")
+        raise EntryNotFound(f"{version.id} has no file {path}", _lists_files(version))
     headers = {
         "X-Linked-ETag": f'"{file.sha256}"',
         "X-Linked-Size": str(file.size_bytes),
-        "X-Repo-Commit": hub.commit_of(version),
+        "X-Repo-Commit": version.commit,
         "Content-Disposition": f"inline; filename*=UTF-8''{quote(path.rpartition('/')[2])}",
     }
     return file_answer(request, file, app.hub.content, headers)
+
+
+def _lists_files(version: hub.Revision) -> str:
+    return f"ground {version.kind} show {version.id} lists its files"
 
 
 def answer(document: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

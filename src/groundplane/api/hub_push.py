@@ -8,22 +8,23 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import AsyncIterator
-from typing import Annotated, TypeVar
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from fastapi import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
-from groundplane.api.access import Ground, requires
-from groundplane.api.hub import HubRoute, answer
+from groundplane.api.access import Ground, requires, requires_any_key
+from groundplane.api.hub import EntryNotFound, HubRoute, NotOffered, answer
 from groundplane.api.routing import Router
 from groundplane.api.staging import Staging
 from groundplane.api.uploads import Landing
 from groundplane.domain import hub
 from groundplane.domain.model import ManifestFile, check_name, check_sha256
 from groundplane.domain.model_card import facts_of
-from groundplane.errors import InvalidInput
+from groundplane.errors import InvalidInput, NotFound
 from groundplane.identity import Actor, Permission
 
 router = Router(prefix="/hf", tags=["hub"], route_class=HubRoute, include_in_schema=False)
@@ -91,7 +92,8 @@ async def create_repository(request: Request, app: Ground, actor: Writer) -> Res
     """Says whether such a repository may be pushed to. It exists from its first version on."""
     body = await _read(request, _NewRepository)
     if body.type not in (None, "model"):
-        raise InvalidInput(f"repositories of type {body.type} are not kept here", "push a model")
+        hint = "ground datasets register --managed" if body.type == "dataset" else "push a model"
+        raise InvalidInput(f"repositories of type {body.type} are not pushed here", hint)
     project = body.organization or actor.project
     if not project:
         raise InvalidInput(f"{body.name} names no project", f"write PROJECT/{body.name}")
@@ -117,29 +119,43 @@ async def validate_card(request: Request, actor: Writer) -> Response:
 @router.post("/api/models/{project}/{name}/preupload/{revision}")
 async def preupload(project: str, name: str, revision: str, request: Request, app: Ground, actor: Writer) -> Response:
     """How each file is to be sent: by its digest."""
-    _only_main(revision)
-    await app.hub.parent(actor, project, name, "")
+    _only_main(request, revision)
+    parent = await app.hub.parent(actor, project, name, "")
     body = await _read(request, _Preupload)
-    files = [{"path": file.path, "uploadMode": "lfs", "shouldIgnore": False, "oid": None} for file in body.files]
+    there = _digests(parent.files) if parent else {}
+    files = [
+        {"path": file.path, "uploadMode": "lfs", "shouldIgnore": False, "oid": there.get(file.path)}
+        for file in body.files
+    ]
     return answer({"files": files})
+
+
+@router.get("/api/models/{project}/{name}/xet-write-token/{revision}")
+async def xet_token(project: str, name: str, revision: str, request: Request, actor: Writer) -> Response:
+    """The hub's chunk service is not here. Its client shows no answer's text, only the address that said no."""
+    return RedirectResponse(f"{request.base_url}hf/no-xet-here/set-HF_HUB_DISABLE_XET=1")
 
 
 @router.post("/{project}/{name}.git/info/lfs/objects/batch")
 async def lfs_batch(
     project: str, name: str, request: Request, app: Ground, landing: Landing, actor: Writer
 ) -> Response:
-    """A link for each object that has not landed yet. Who has the link may send that object: it can't be guessed."""
+    """A link for each object that has not landed yet and that no version of the repository has.
+
+    Who has the link may send that object: it can't be guessed.
+    """
     body = await _read(request, _Batch)
     if body.operation != "upload":
         raise InvalidInput(f"the operation {body.operation} is not offered", "download through /resolve/")
     await app.hub.parent(actor, project, name, "")
+    held = await _held(app, actor, project, name)
     owner = _owner(actor, project, name)
     upload_id = await landing.find(owner) or await landing.begin(owner)
     landed = landing.folder(upload_id, owner)
     objects: list[dict[str, object]] = []
     for wanted in body.objects:
         told: dict[str, object] = {"oid": check_sha256(wanted.oid), "size": wanted.size}
-        if not (landed / wanted.oid).is_file():
+        if wanted.oid not in held and not (landed / wanted.oid).is_file():
             href = f"{request.base_url}hf/lfs/{upload_id}/{wanted.oid}"
             told["actions"] = {"upload": {"href": href}}
         objects.append(told)
@@ -164,8 +180,11 @@ async def lfs_upload(upload_id: str, oid: str, request: Request, landing: Landin
 async def commit(
     project: str, name: str, revision: str, request: Request, app: Ground, landing: Landing, actor: Writer
 ) -> Response:
-    """Registers the next version, the parent's files with these changes, or none when anything stands against it."""
-    _only_main(revision)
+    """Registers the next version, the parent's files with these changes, or none when anything stands against it.
+
+    A commit that changes nothing is the parent itself: a push that is sent again makes no second version.
+    """
+    _only_main(request, revision)
     owner = _owner(actor, project, name)
     upload_id = await landing.find(owner) or await landing.begin(owner)
     header, layout, gone = _Header(), dict[str, str](), set[str]()
@@ -189,14 +208,47 @@ async def commit(
         except msgspec.MsgspecError as error:
             raise InvalidInput(f"line {number} of the commit can't be read: {error}") from None
     parent = await app.hub.parent(actor, project, name, header.parentCommit)
+    _demand_there(parent, gone)
     kept = [file for file in parent.files if _stays(file, layout, gone)] if parent else []
-    tree = await landing.compose(upload_id, owner, layout, [file.path for file in kept])
+    if parent and layout.items() | _digests(kept).items() == _digests(parent.files).items():
+        await landing.discard(upload_id, owner)
+        return _committed(request, parent, f"nothing changed since {parent.id}")
+    landed, held = landing.folder(upload_id, owner), await _held(app, actor, project, name)
+    copied = {path for path, oid in layout.items() if oid in held and not (landed / oid).is_file()}
+    kept += [replace(held[layout[path]], path=path) for path in sorted(copied)]
+    arrived = {path: oid for path, oid in layout.items() if path not in copied}
+    tree = await landing.compose(upload_id, owner, arrived, [file.path for file in kept])
     message = header.summary or "pushed"
     version = await app.hub.push(actor, project, name, tree=tree, kept=kept, message=message)
     await landing.discard(upload_id, owner)
-    commit_id = hub.commit_of(version)
-    url = f"{request.base_url}hf/{project}/{name}/commit/{commit_id}"
-    return answer({"success": True, "commitOid": commit_id, "commitUrl": url, "hookOutput": f"registered {version.id}"})
+    return _committed(request, version, f"registered {version.id}")
+
+
+def _committed(request: Request, version: hub.Revision, said: str) -> Response:
+    url = f"{request.base_url}hf/{version.repository}/commit/{version.commit}"
+    return answer({"success": True, "commitOid": version.commit, "commitUrl": url, "hookOutput": said})
+
+
+async def _held(app: Any, actor: Actor, project: str, name: str) -> dict[str, ManifestFile]:
+    """SHA-256 → a file of some version of the repository: what is copied or sent again need not travel."""
+    try:
+        versions = await app.hub.revisions(actor, hub.Kind.MODELS, project, name)
+    except NotFound:
+        return {}
+    return {file.sha256: file for version in versions for file in version.files}
+
+
+def _demand_there(parent: hub.Revision | None, gone: set[str]) -> None:
+    """EntryNotFound for a deletion of what is not there."""
+    files = [file.path for file in parent.files] if parent else []
+    for path in sorted(gone):
+        if not any(file == path or file.startswith(f"{path}/") for file in files):
+            have = parent.id if parent else "the repository"
+            raise EntryNotFound(f"{have} has no file or folder {path}", "leave its deletion out")
+
+
+def _digests(files: Iterable[ManifestFile]) -> dict[str, str]:
+    return {file.path: file.sha256 for file in files}
 
 
 def _stays(file: ManifestFile, layout: dict[str, str], gone: set[str]) -> bool:
@@ -232,8 +284,16 @@ def _owner(actor: Actor, project: str, name: str) -> str:
     return f"hub/{actor.key_id}/{project}/{name}"
 
 
-def _only_main(revision: str) -> None:
+def _only_main(request: Request, revision: str) -> None:
+    if request.query_params.get("create_pr", "").lower() in ("1", "true"):
+        raise InvalidInput("pull requests are not offered: a version is reviewed by gates", "push without create_pr")
     if revision != hub.MAIN:
         raise InvalidInput(
             f"{revision} can't be pushed to: versions never change", f"push to {hub.MAIN}: the next version"
         )
+
+
+@router.api_route("/{path:path}", methods=["GET", "HEAD", "POST", "PUT", "DELETE"])
+async def not_offered(path: str, actor: Annotated[Actor, requires_any_key()]) -> Response:
+    """The rest of the hub. Stands last: whatever is served was asked for before."""
+    raise NotOffered(f"there is no /hf/{path[:200]} here", "docs/guides/models.md says what hub clients find")

@@ -146,6 +146,7 @@ async def get_manifest(
     if found is None:
         hint = f"try v{shelf.versions[0].number} or latest" if shelf.versions else "it has no version yet"
         raise ManifestUnknown(f"{project}/{name} has no manifest {reference}", hint)
+    app.oci.demand_sound(shelf, found)
     return _document(request, found)
 
 

@@ -1,7 +1,8 @@
-"""Model versions as a Hugging Face hub names them: repositories, revisions, commits, trees.
+"""Versions of models and datasets as a Hugging Face hub names them: repositories, revisions, commits, trees.
 
-A repository is `project/model`. A version's commit is the first 40 hex digits of its certificate's SHA-256: it names
-these bytes with these facts for ever, which is what a client's cache relies on. `main` is the newest version.
+A repository is `project/name`. A model version's commit is the first 40 hex digits of its certificate's SHA-256: it
+names these bytes with these facts for ever, which is what a client's cache relies on. A dataset has no certificate: its
+commit is over its id and its digest. `main` is the newest version.
 Source: huggingface_hub 2.4 (`hf_api.py`, `file_download.py`), the routes and fields that it reads.
 """
 
@@ -10,8 +11,12 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
 
 from groundplane.domain.canonical import canonical_json
+from groundplane.domain.dataset import DatasetVersion
 from groundplane.domain.model import ManifestFile, ModelVersion
 
 MAIN = "main"
@@ -24,15 +29,64 @@ _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 Document = dict[str, object]
 
 
-def commit_of(version: ModelVersion) -> str:
-    """The commit that stands for a version."""
-    return version.certificate_sha256[:COMMIT_HEX]
+class Kind(StrEnum):
+    """What a repository holds, as the hub's addresses spell it."""
+
+    MODELS = "models"
+    DATASETS = "datasets"
 
 
-def at_revision(versions: Sequence[ModelVersion], revision: str, aliases: Mapping[str, int]) -> ModelVersion | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revision:
+    """A version as a repository's state; `id` is `name@number`."""
+
+    kind: Kind
+    id: str
+    project: str
+    name: str
+    number: int
+    commit: str
+    files: tuple[ManifestFile, ...]
+    license: str
+    made_by: str
+    made_at: datetime
+
+    @property
+    def repository(self) -> str:
+        return f"{self.project}/{self.name}"
+
+    def file(self, path: str) -> ManifestFile | None:
+        return next((file for file in self.files if file.path == path), None)
+
+
+def of_model(version: ModelVersion) -> Revision:
+    return _revision(Kind.MODELS, version, version.certificate_sha256[:COMMIT_HEX])
+
+
+def of_dataset(version: DatasetVersion) -> Revision:
+    named: list[object] = [version.id, version.digest]
+    return _revision(Kind.DATASETS, version, hashlib.sha256(canonical_json(named)).hexdigest()[:COMMIT_HEX])
+
+
+def _revision(kind: Kind, version: ModelVersion | DatasetVersion, commit: str) -> Revision:
+    return Revision(
+        kind=kind,
+        id=version.id,
+        project=version.project,
+        name=version.name,
+        number=version.number,
+        commit=commit,
+        files=version.files,
+        license=version.license,
+        made_by=version.created_by,
+        made_at=version.created_at,
+    )
+
+
+def at_revision(versions: Sequence[Revision], revision: str, aliases: Mapping[str, int]) -> Revision | None:
     """The version a revision names: `main`, an alias, `3`, `v3`, or a commit of seven hex digits or more.
 
-    `versions` are one model's; `aliases` give numbers. None where nothing is named, or a short commit fits several.
+    `versions` are one repository's; `aliases` give numbers. None where nothing is named, or a short commit fits two.
     """
     if revision in (MAIN, f"refs/heads/{MAIN}", "latest"):
         return max(versions, key=lambda version: version.number, default=None)
@@ -41,12 +95,12 @@ def at_revision(versions: Sequence[ModelVersion], revision: str, aliases: Mappin
     if number := _NUMBER.fullmatch(revision):
         return next((version for version in versions if version.number == int(number[1])), None)
     if _COMMIT.fullmatch(revision):
-        found = [version for version in versions if commit_of(version).startswith(revision)]
+        found = [version for version in versions if version.commit.startswith(revision)]
         return found[0] if len(found) == 1 else None
     return None
 
 
-def info(version: ModelVersion, *, blobs: bool = False) -> Document:
+def info(version: Revision, *, blobs: bool = False) -> Document:
     """What `GET /api/models/{repo}` says of a version; sizes and digests of files with `blobs`."""
     siblings: list[Document] = []
     for file in version.files:
@@ -54,29 +108,44 @@ def info(version: ModelVersion, *, blobs: bool = False) -> Document:
         if blobs:
             sibling |= {"size": file.size_bytes, "blobId": _oid(file), "lfs": _lfs(file, "sha256")}
         siblings.append(sibling)
-    licensed: Document = {"license": version.license.lower()} if version.license else {}
-    repo = f"{version.project}/{version.name}"
-    return {
-        "_id": hashlib.sha256(repo.encode()).hexdigest()[:24],
-        "id": repo,
-        "modelId": repo,
+    told: Document = {
+        "_id": hashlib.sha256(version.repository.encode()).hexdigest()[:24],
+        "id": version.repository,
         "author": version.project,
-        "sha": commit_of(version),
+        "sha": version.commit,
         "private": True,
         "gated": False,
         "disabled": False,
         "downloads": 0,
         "likes": 0,
-        "tags": [f"license:{licensed['license']}"] if licensed else [],
-        "cardData": licensed,
+        "tags": tags(version),
+        "cardData": {"license": version.license.lower()} if version.license else {},
         "createdAt": _time(version),
         "lastModified": _time(version),
         "siblings": siblings,
-        "usedStorage": version.size_bytes,
+        "usedStorage": sum(file.size_bytes for file in version.files),
     }
+    if version.kind is Kind.MODELS:
+        told["modelId"] = version.repository
+    return told
 
 
-def tree(version: ModelVersion, folder: str, *, recursive: bool) -> list[Document] | None:
+def tags(version: Revision) -> list[str]:
+    """What a listing is filtered by: the licence, as `license:apache-2.0`."""
+    return [f"license:{version.license.lower()}"] if version.license else []
+
+
+def commits(versions: Sequence[Revision], until: Revision) -> list[Document]:
+    """A repository's states up to one, newest first, as commits."""
+    upto = sorted((each for each in versions if each.number <= until.number), key=lambda each: -each.number)
+    return [_commit(each) | {"message": "", "authors": [{"user": each.made_by}]} for each in upto]
+
+
+def _commit(version: Revision) -> Document:
+    return {"id": version.commit, "title": f"registered {version.id}", "date": _time(version)}
+
+
+def tree(version: Revision, folder: str, *, recursive: bool) -> list[Document] | None:
     """Files and folders below `folder` ("" is all), as the tree route lists them. None where there is no such folder.
 
     A folder's oid is over what it holds: it changes when any of that does.
@@ -97,7 +166,24 @@ def tree(version: ModelVersion, folder: str, *, recursive: bool) -> list[Documen
     return sorted(entries, key=lambda item: str(item["path"]).encode())
 
 
-def paths(version: ModelVersion, wanted: Iterable[str]) -> list[Document]:
+def dated(entries: Iterable[Document], version: Revision, versions: Sequence[Revision]) -> list[Document]:
+    """The entries with the commit that last changed each: the first of the versions since which it is as it is."""
+    earlier = sorted((each for each in versions if each.number <= version.number), key=lambda each: -each.number)
+    states = [
+        (each, {entry["path"]: entry["oid"] for entry in tree(each, "", recursive=True) or ()}) for each in earlier
+    ]
+    told = []
+    for item in entries:
+        last = version
+        for each, oids in states:
+            if oids.get(item["path"]) != item["oid"]:
+                break
+            last = each
+        told.append(item | {"lastCommit": _commit(last)})
+    return told
+
+
+def paths(version: Revision, wanted: Iterable[str]) -> list[Document]:
     """Entries of the named files and folders; those that are not there are left out, as the hub does."""
     found: list[Document] = []
     files = {file.path: file for file in version.files}
@@ -114,14 +200,18 @@ def entry(file: ManifestFile) -> Document:
     return {"type": "file", "path": file.path, "size": file.size_bytes, "oid": _oid(file), "lfs": _lfs(file, "oid")}
 
 
-def refs(versions: Sequence[ModelVersion], aliases: Mapping[str, int]) -> Document:
+def refs(versions: Sequence[Revision], aliases: Mapping[str, int]) -> Document:
     """`main` as the only branch; numbers and aliases as tags, which is what they are: names for a commit."""
     newest = at_revision(versions, MAIN, {})
-    by_number = {version.number: commit_of(version) for version in versions}
-    tags = {f"v{number}": commit for number, commit in sorted(by_number.items())}
-    tags |= {alias: by_number[number] for alias, number in sorted(aliases.items()) if number in by_number}
-    branches = [_ref("heads", MAIN, commit_of(newest))] if newest else []
-    return {"branches": branches, "tags": [_ref("tags", name, commit) for name, commit in tags.items()], "converts": []}
+    by_number = {version.number: version.commit for version in versions}
+    named = {f"v{number}": commit for number, commit in sorted(by_number.items())}
+    named |= {alias: by_number[number] for alias, number in sorted(aliases.items()) if number in by_number}
+    branches = [_ref("heads", MAIN, newest.commit)] if newest else []
+    return {
+        "branches": branches,
+        "tags": [_ref("tags", name, commit) for name, commit in named.items()],
+        "converts": [],
+    }
 
 
 def _ref(kind: str, name: str, commit: str) -> Document:
@@ -142,5 +232,5 @@ def _lfs(file: ManifestFile, name: str) -> Document:
     return {name: file.sha256, "size": file.size_bytes, "pointerSize": _POINTER_BYTES}
 
 
-def _time(version: ModelVersion) -> str:
-    return version.created_at.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+def _time(version: Revision) -> str:
+    return version.made_at.strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

@@ -218,6 +218,26 @@ def referrers(shelf: Shelf, digest: str, artifact_type: str) -> bytes:
     return canonical_json({"schemaVersion": 2, "mediaType": INDEX, "manifests": chosen})
 
 
+def stands_for(shelf: Shelf, found: Blob) -> ModelVersion | None:
+    """The version whose manifest this is; None for what refers to one, or is no manifest."""
+    return next(
+        (
+            version
+            for version in shelf.versions
+            if any(blob.digest == found.digest for blob in shelf.manifests(version))
+        ),
+        None,
+    )
+
+
+def unlike(found: Blob, version: ModelVersion) -> str:
+    """What a manifest says that its version does not: how a touched row of a push is seen. "" where they agree."""
+    if hashlib.sha256(found.content).hexdigest() != found.digest.removeprefix("sha256:"):
+        return "its manifest is not the one that was pushed"
+    layers = {str(layer["digest"]).removeprefix("sha256:") for layer in json.loads(found.content)["layers"]}
+    return "" if layers == {file.sha256 for file in version.files} else "its manifest lists other files"
+
+
 def fallback_subject(reference: str) -> str:
     """The digest whose referrers are meant by the tag `sha256-…`, for clients without the referrers API; or ""."""
     found = _FALLBACK.fullmatch(reference)
@@ -232,10 +252,11 @@ def find_manifest(shelf: Shelf, reference: str) -> Blob | None:
         return _small(referrers(shelf, subject, ""), INDEX) if known else None
     if reference.startswith("sha256:"):
         return next((blob for blob in _all_manifests(shelf) if blob.digest == reference), None)
-    own = next((tag for tag in shelf.tags if tag.tag == reference), None)
-    if own is not None:
-        return find_manifest(shelf, own.digest)
     number = shelf.aliases.get(reference)
+    own = next((tag for tag in shelf.tags if tag.tag == reference), None)
+    # An alias was moved through the gates: what it stands for counts before what somebody pushed under its name.
+    if own is not None and number is None:
+        return find_manifest(shelf, own.digest)
     if reference == LATEST:
         number = max((version.number for version in shelf.versions), default=None)
     elif number is None:

@@ -40,6 +40,16 @@ def new_secret(role: Role) -> str:
     return f"gp-{role.value}-{random}"
 
 
+def unspelled(token: str) -> str:
+    """The key behind a token that is spelt as a hub's: `hf_gpcallerk3j…` is `gp-caller-k3j…`; any other as it is.
+
+    llama.cpp sends nothing as a token but `hf_` and letters and digits (its `common/hf-cache.cpp`, 2026).
+    """
+    spelt = token.removeprefix("hf_gp")
+    role = next((role.value for role in Role if spelt.startswith(role.value)), None)
+    return f"gp-{role}-{spelt.removeprefix(role)}" if role and token.startswith("hf_gp") else token
+
+
 def secret_sha256(secret: str) -> str:
     """SHA-256 hex. Unsalted on purpose: 200 random bits can't be guessed, and the hash is what we look up."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()
@@ -127,7 +137,7 @@ class Access:
             raise unknown
         if self._jobs is not None and (run_id := self._jobs.run_of(secret)) is not None:
             return await self._job(run_id)
-        digest = secret_sha256(secret)
+        digest = secret_sha256(unspelled(secret))
         key = await self._keys.row(digest, lambda: self._key_of(digest))
         # The index compares hashes, which tell nothing of the secret; the last word takes constant time.
         if key is None:

@@ -12,10 +12,12 @@ from groundplane.domain import oci, oci_push
 from groundplane.domain.access import Project
 from groundplane.domain.addendum import Addendum
 from groundplane.domain.birth import Delivery
+from groundplane.domain.gate import Gate
 from groundplane.domain.model import LATEST, ManifestFile, ModelVersion, check_name, manifest
 from groundplane.domain.model_card import CARD
 from groundplane.domain.oci_push import Packed, PushedManifest, PushedTag
-from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Refused
+from groundplane.domain.registry import ModelAlias
+from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, ModelFiles, Store
 from groundplane.services.artifacts import demand_quota
@@ -68,6 +70,15 @@ class OciRegistry:
         async with self._store.transaction() as tx:
             where = {"version_id": tuple(version.id for version in shelf.versions)}
             return replace(shelf, addenda=await tx.find(Addendum, where, order="sequence"))
+
+    def demand_sound(self, shelf: oci.Shelf, found: oci.Blob) -> None:
+        """IntegrityFailure where a manifest stands for a version that is not what was signed."""
+        version = oci.stands_for(shelf, found)
+        if version is None:
+            return
+        self._models.demand(version)
+        if said := oci.unlike(found, version):
+            raise IntegrityFailure(f"{version.id} is not what was signed: {said}", f"ground models verify {version.id}")
 
     async def demand_push(self, actor: Actor, project: str, name: str) -> oci.Shelf:
         """What a repository holds before a push into it, maybe nothing. NotFound for an unseen project."""
@@ -122,6 +133,7 @@ class OciRegistry:
         try:
             if await self._known(actor, arrived):
                 return
+            await self._demand_no_alias(arrived)
             await self._models.register(
                 actor,
                 name=arrived.name,
@@ -156,6 +168,8 @@ class OciRegistry:
             )
         if not same:
             return False
+        if all(row.tag != reference for row in shelf.tags):
+            await self._demand_no_alias(arrived)
         version_id = same[0].version_id
         async with self._store.transaction() as tx:
             await tx.insert_once(self._row(actor, arrived, version_id=version_id))
@@ -165,8 +179,20 @@ class OciRegistry:
         self.outcomes["known"] += 1
         return True
 
+    async def _demand_no_alias(self, arrived: Arrived) -> None:
+        """Refusal where the tag is an alias, or a gate stands before it: aliases are moved and judged, not pushed."""
+        tag, name = arrived.reference, arrived.name
+        async with self._store.transaction() as tx:
+            taken = await tx.get(ModelAlias, f"{name}@{tag}") is not None
+            gates = [gate for gate in await tx.find(Gate, {"project": arrived.project}) if gate.guards(name, tag)]
+        if taken or gates:
+            have = f"the alias {tag}" + (f", behind the gate {gates[0].id}" if gates else "")
+            hint = f"push under latest, then: ground models alias {name}@{tag} NUMBER"
+            raise Refusal([Refused(rule="alias", need="a tag that is no alias", have=have, hint=hint)])
+
     async def _refer(self, actor: Actor, arrived: Arrived) -> None:
         packed, reference = arrived.packed, arrived.reference
+        await self._demand_no_alias(arrived)
         found = await self._files.scan(arrived.tree)
         refused = [file.refused for file in found if file.refused is not None]
         if refused:
