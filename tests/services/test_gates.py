@@ -155,6 +155,11 @@ async def test_what_was_measured_counts_before_the_certificate_and_what_is_state
     assert await hall.say() == (Status.NOT_MET, "f1 0.93 (certificate)")
     await hall.know(kind=Kind.METRIC, name="f1", successes=97, trials=100)
     assert await hall.say() == (Status.MET, "f1 0.97 (measured by ada)")
+    hall.clock.advance(1)  # type: ignore[attr-defined]
+    for number in range(201):
+        await hall.know(id=f"said-{number}", kind=Kind.METRIC, name="noise", source="stated", values=(1.0,))
+    hall.clock.advance(1)  # type: ignore[attr-defined]
+    assert await hall.say() == (Status.MET, "f1 0.97 (measured by ada)"), "many words push out no measurement"
     await hall.demand("{metric: recall, at_least: 0.5}")
     assert (await hall.say())[0] is Status.NO_EVIDENCE
     await hall.gates.state(ADA, "tiny@1", Scores(metric="recall", values=(0.5, 0.7)))
@@ -195,6 +200,10 @@ async def test_a_regression_is_judged_by_its_confidence_interval(hall: Hall) -> 
     await hall.gates.state(ADA, "tiny@2", Scores(metric="accuracy", successes=9_050, trials=10_000))
     assert (await hall.say("tiny@2"))[0] is Status.MET
     assert (await hall.registry.move(ADA, "tiny", "production", "2", "as good")).from_number == 1
+    await hall.registry.remove(ADA, "tiny", "production", "so that nothing stands there")
+    await hall.register()
+    await hall.gates.state(ADA, "tiny@3", Scores(metric="accuracy", successes=5_000, trials=10_000))
+    assert (await hall.say("tiny@3"))[0] is Status.NOT_MET, "what stood there last is still what it is held against"
 
 
 async def test_cost_is_what_a_measured_run_came_to(hall: Hall) -> None:
@@ -218,6 +227,7 @@ async def test_data_is_as_old_as_its_registered_dataset(hall: Hall) -> None:
     )  # fmt: skip
     async with hall.house.store.transaction() as tx:
         await tx.insert(row)
+        await tx.insert(replace(row, id="other@2", name="other", number=2, project="speech", as_of=hall.clock.now()))
     assert await hall.say() == (Status.MET, "corpus is 29d old")
     await hall.demand("{data_age: own}")
     assert (await hall.say())[0] is Status.NOT_MET

@@ -34,7 +34,7 @@ from groundplane.domain.gate import (
 from groundplane.domain.gate_file import REQUESTS_MAX, read_gates
 from groundplane.domain.model import ModelVersion, check_alias
 from groundplane.domain.policy.exceptions import checked_expiry
-from groundplane.domain.registry import ModelAlias
+from groundplane.domain.registry import AliasMove, ModelAlias
 from groundplane.domain.run import Run
 from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Refused, Unavailable
 from groundplane.identity import Actor
@@ -132,7 +132,8 @@ class Gates:
         """
         now = self._clock.now()
         gates = [gate for gate in await tx.find(Gate, {"project": version.project}) if gate.guards(version.name, alias)]
-        baseline = f"{version.name}@{current.number}" if current else ""
+        stood = current.number if current else await _last_number(tx, f"{version.name}@{alias}")
+        baseline = f"{version.name}@{stood}" if stood else ""
         verdicts = []
         if gates:
             case = await self._case(tx, version, alias, baseline, now)
@@ -187,7 +188,7 @@ class Gates:
             evidence=await _evidence(tx, version.id),
             baseline_id=baseline,
             baseline=await _evidence(tx, baseline) if baseline else (),
-            data=await _ages(tx, said),
+            data=await _ages(tx, said, version.project),
             missing_facts=_missing(said),
             certificate_problem=str(problems[0]) if problems else "",
             scan_rules=self._models.scan_rules(),
@@ -414,16 +415,31 @@ class Gates:
 
 
 async def _evidence(tx: Tx, version_id: str) -> Sequence[Evidence]:
-    return await tx.find(Evidence, {"version_id": version_id}, order="-at", limit=_EVIDENCE_MAX)
+    """The newest of each source: what many state must not push out what was measured."""
+    found: list[Evidence] = []
+    for source in (MEASURED, STATED):
+        where = {"version_id": version_id, "source": source}
+        found += await tx.find(Evidence, where, order="-at", limit=_EVIDENCE_MAX)
+    return sorted(found, key=lambda each: each.at, reverse=True)
 
 
-async def _ages(tx: Tx, said: Mapping[str, object]) -> list[DataAge]:
-    """How old each dataset of the certificate is, by its digest: a name alone proves nothing."""
+async def _last_number(tx: Tx, alias_id: str) -> int | None:
+    """What an alias that was taken away stood for: what comes after it is no worse, or is refused, all the same."""
+    last = await tx.find(AliasMove, {"alias_id": alias_id}, order="-sequence", limit=1)
+    return last[0].from_number if last else None
+
+
+async def _ages(tx: Tx, said: Mapping[str, object], project: str) -> list[DataAge]:
+    """How old each dataset of the certificate is, by its digest: a name alone proves nothing.
+
+    What the version's own project says of these bytes counts before what any other does.
+    """
     rows = _rows(said, "data")
     digests = tuple({str(row.get("sha256")) for row in rows if row.get("sha256")})
     known = {}
     if digests:
-        for found in await tx.find(DatasetVersion, {"digest": digests}, order="number"):
+        rows_known = await tx.find(DatasetVersion, {"digest": digests}, order="number")
+        for found in sorted(rows_known, key=lambda row: row.project == project):
             known[found.digest] = found
     ages = []
     for row in rows:
