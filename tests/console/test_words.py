@@ -29,7 +29,7 @@ def test_a_sparkline_stands_on_zero_and_tells_its_figures() -> None:
     line = words.sparkline([50.0, 100.0, 75.0], ["50 %", "100 %", "75 %"], width=100, height=54)
     assert line is not None
     assert line.points == "0.0,27.0 50.0,2.0 100.0,14.5"
-    assert line.summary == "now 75 %, highest 100 %"
+    assert line.summary == "last 75 %, highest 100 %"
 
 
 def test_one_value_is_no_line() -> None:

@@ -48,19 +48,17 @@ def chart(
     name: str, series: Mapping[str, Sequence[tuple[float, float]]], *, width: float = 640, height: float = 220
 ) -> Chart | None:
     """(step, value) of each line, by step. What is no finite number leaves a gap. None when nothing can be drawn."""
-    known = [(x, y) for points in series.values() for x, y in points if math.isfinite(y)]
+    known = [pair for points in series.values() for pair in points if math.isfinite(pair[1])]
     if not known:
         return None
-    low_x, high_x = min(x for x, _ in known), max(x for x, _ in known)
-    up = _ticks(min(y for _, y in known), max(y for _, y in known))
+    across, values = zip(*known, strict=True)
+    low_x, high_x = min(across), max(across)
+    up = _ticks(min(values), max(values))
     low_y, high_y = up[0], up[-1]
-    span_x = (high_x - low_x) or 1.0
+    wide, high = (width - _LEFT - _RIGHT) / ((high_x - low_x) or 1.0), (height - _TOP - _BOTTOM) / (high_y - low_y)
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return (
-            round(_LEFT + (width - _LEFT - _RIGHT) * (x - low_x) / span_x, 1),
-            round(height - _BOTTOM - (height - _TOP - _BOTTOM) * (y - low_y) / (high_y - low_y), 1),
-        )
+        return _LEFT + wide * (x - low_x), height - _BOTTOM - high * (y - low_y)
 
     lines = tuple(_line(label, number % LOOKS, points, place) for number, (label, points) in enumerate(series.items()))
     ends = ", ".join(f"{line.label} {line.last}" for line in lines)
@@ -69,8 +67,8 @@ def chart(
         width=width,
         height=height,
         lines=lines,
-        across=tuple(Tick(place(x, low_y)[0], f"{x:g}") for x in sorted({low_x, high_x})),
-        up=tuple(Tick(place(low_x, y)[1], f"{y:.4g}") for y in up),
+        across=tuple(Tick(round(place(x, low_y)[0], 1), f"{x:g}") for x in sorted({low_x, high_x})),
+        up=tuple(Tick(round(place(low_x, y)[1], 1), f"{y:.4g}") for y in up),
         summary=f"{name} over steps {low_x:g} to {high_x:g}; last: {ends}",
         bottom=height - _BOTTOM,
     )
@@ -84,8 +82,8 @@ def _line(label: str, look: int, points: Sequence[tuple[float, float]], place: o
             pieces[-1].append(place(x, y))
         elif pieces[-1]:
             pieces.append([])
-    drawn = tuple(" ".join(f"{x},{y}" for x, y in piece) for piece in pieces if len(piece) > 1)
-    dots = tuple(piece[0] for piece in pieces if len(piece) == 1)
+    drawn = tuple(" ".join(["%.1f,%.1f" % pair for pair in piece]) for piece in pieces if len(piece) > 1)
+    dots = tuple((round(piece[0][0], 1), round(piece[0][1], 1)) for piece in pieces if len(piece) == 1)
     return Line(label, look, drawn, dots, f"{points[-1][1]:.6g}" if points else "nothing")
 
 

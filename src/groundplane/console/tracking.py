@@ -96,11 +96,12 @@ def routes() -> Router:
 async def charts_of(ground: Any, actor: Actor, told: list[Told]) -> list[Chart]:
     """A picture of each metric that has two points in some run; with one line a run."""
     found, names = [], Counter(each.run.name for each in told)
-    for key in _common([each.latest for each in told], CHARTS_MAX):
+    keys = _common([each.latest for each in told], CHARTS_MAX)
+    histories = await ground.tracking.histories(actor, [each.run.id for each in told], keys, POINTS)
+    for key in keys:
         series = {}
         for each in told:
-            if key in each.latest:
-                points = (await ground.tracking.histories(actor, [each.run.id], [key], POINTS))[key][each.run.id]
+            if points := histories[key].get(each.run.id):
                 label = each.run.name if names[each.run.name] == 1 else f"{each.run.name} {each.run.id}"
                 series[label] = [(float(point.step), point.value) for point in points]
         if any(len(points) > 1 for points in series.values()) and (drawn := chart(key, series)) is not None:

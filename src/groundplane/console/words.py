@@ -87,7 +87,7 @@ def sparkline(values: Sequence[float], texts: Sequence[str], *, width: int = 320
         area=f"0,{height} {line} {width},{height}",
         width=width,
         height=height,
-        summary=f"now {texts[-1]}, highest {highest}",
+        summary=f"last {texts[-1]}, highest {highest}",
     )
 
 
