@@ -84,10 +84,10 @@ def verify(
             f"{checked.ref} is not what was signed: {checked.problems[0]}", "stop what serves it and register it anew"
         )
     size = format_bytes(checked.checked_bytes)
-    text = (
-        f"{checked.ref}: {checked.checked_files} files ({size}), the certificate and {checked.addenda} addenda are as "
-        f"key {checked.key_id} signed"
-    )
+    papers = " and the certificate"
+    if checked.addenda:
+        papers = f", the certificate and {checked.addenda} {'addendum' if checked.addenda == 1 else 'addenda'}"
+    text = f"{checked.ref}: {checked.checked_files} files ({size}){papers} are as key {checked.key_id[:8]}… signed"
     render.show(checked, output, lambda: [text])
 
 
