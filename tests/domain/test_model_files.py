@@ -313,7 +313,7 @@ def test_what_cannot_be_vouched_for_is_refused(name: str, data: bytes, expected:
 def test_a_file_that_begins_as_one_thing_and_ends_as_a_zip_is_refused() -> None:
     box = zipped({"data.pkl": pickle.dumps(Payload(), 2)})
     assert rule("notes.txt", b"Harmless words.\n" + box) == "no-pickles"
-    assert rule("model.gguf", b"GGUF" + struct.pack("<LQQ", 3, 0, 0) + box) == "no-pickles"
+    assert rule("model.gguf", b"GGUF" + struct.pack("<LQQ", 3, 0, 0) + box) == "gguf-header"
     assert rule("model.safetensors", WEIGHTS + box) == "safetensors-header"
 
 

@@ -17,12 +17,14 @@ from pathlib import Path
 from groundplane.adapters.templates import render_templates
 from groundplane.domain import (
     archives,
+    code_scan,
     gguf,
     hdf5_scan,
     licences,
     loader_targets,
     model_files,
     model_scan,
+    name_scan,
     npy_header,
     pickle_scan,
     protobuf_scan,
@@ -39,8 +41,9 @@ from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFoun
 from groundplane.ports import BlobStore, FoundFile
 
 FILES_MAX = 100_000
-_RULES = (archives, gguf, hdf5_scan, licences, loader_targets, model_files, model_scan, npy_header, pickle_scan,
-          protobuf_scan, secrets_scan, templates_scan, tensor_header, text_scan, yaml_scan)  # fmt: skip
+_RULES = (archives, code_scan, gguf, hdf5_scan, licences, loader_targets, model_files, model_scan, name_scan,
+          npy_header, pickle_scan, protobuf_scan, secrets_scan, templates_scan, tensor_header, text_scan,
+          yaml_scan)  # fmt: skip
 _LOCK_PERIOD_S = 0.05
 
 

@@ -31,11 +31,15 @@ class ArchiveFault(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One entry. `content` holds the whole bytes when they are stored as they are, else the first decompressed ones."""
+    """One entry. `content` holds the whole bytes when they are stored as they are, else the first decompressed ones.
+
+    `size_bytes` is what it says that it has when it is unpacked.
+    """
 
     path: str
     content: ByteView
     kind: str = "file"
+    size_bytes: int = 0
 
 
 def zip_end(view: ByteView) -> int | None:
@@ -118,7 +122,7 @@ def _zip_member(view: ByteView, directory: bytes, at: int, shift: int) -> tuple[
     kind = _ZIP_KINDS.get((mode >> 16) & 0o170000, "special")
     if _other_name(extra, name):
         raise ArchiveFault(f"its member {name.decode(errors='replace')!r} has a second name")
-    member = Member(path=name.decode(errors="replace"), content=content, kind=kind)
+    member = Member(path=name.decode(errors="replace"), content=content, kind=kind, size_bytes=plain)
     return member, (header + shift, start + packed), plain, at + 46 + name_size + extra_size + comment_size
 
 
@@ -242,7 +246,7 @@ def tar_members(view: ByteView) -> list[Member]:
         path = (prefix + block[:100].split(b"\0")[0]).decode(errors="replace")
         size = _tar_number(block[124:136])
         kind = _TAR_KINDS.get(block[156:157], "special")
-        members.append(Member(path=path, content=view.part(at + _TAR_BLOCK, size), kind=kind))
+        members.append(Member(path=path, content=view.part(at + _TAR_BLOCK, size), kind=kind, size_bytes=size))
         at += _TAR_BLOCK + -(-size // _TAR_BLOCK) * _TAR_BLOCK
     return members
 

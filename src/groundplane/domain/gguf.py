@@ -30,6 +30,7 @@ _BLOCKS = {
 _ARRAY_ITEMS_MAX = 2**26
 _TEXTS_MAX = 2**22
 _NESTED_MAX = 4
+_BEHIND_BYTES = 2**20
 
 
 class GgufFault(ValueError):
@@ -41,6 +42,8 @@ class GgufSummary:
     version: int
     tensors: int
     templates: tuple[Template, ...]
+    text: str = ""
+    """The metadata's texts, each with its key, a line each; not the lists'."""
 
 
 def read_gguf(view: ByteView) -> GgufSummary:
@@ -48,7 +51,7 @@ def read_gguf(view: ByteView) -> GgufSummary:
     version, tensors, keys = struct.unpack("<LQQ", _at(view, 4, 20))
     if version not in {2, 3} or tensors > _COUNT_MAX or keys > _COUNT_MAX:
         raise GgufFault(f"version {version}, {tensors:,} tensors, {keys:,} keys")
-    reader, templates, seen = _Reader(view, 24), [], set()
+    reader, templates, texts, seen = _Reader(view, 24), [], [], set()
     for _ in range(keys):
         key = reader.text()
         if key in seen:
@@ -58,14 +61,20 @@ def read_gguf(view: ByteView) -> GgufSummary:
         if key == "general.alignment":
             reader.read_alignment(kind)
             continue
-        value = reader.value(kind, wanted="chat_template" in key)
+        value = reader.value(kind, wanted=kind == _STRING or "chat_template" in key)
         if value is not None and "chat_template" in key:
             templates.append(Template(name=key, source=value))
+        elif value is not None:
+            texts.append(f"{key}: {value}")
     alignment = reader.alignment
     spans = [reader.tensor(alignment) for _ in range(tensors)]
     data_bytes = view.size_bytes - -(-reader.position // alignment) * alignment
     _check_spans(spans, data_bytes)
-    return GgufSummary(version=version, tensors=tensors, templates=tuple(templates))
+    end = max((end for _, end, _ in spans), default=0) if reader.sizes_known else data_bytes
+    behind = view.at(view.size_bytes - data_bytes + end, _BEHIND_BYTES)
+    if data_bytes > 0 and any(behind):
+        raise GgufFault(f"bytes that no tensor names lie behind the last one, at byte {end:,} of the data")
+    return GgufSummary(version=version, tensors=tensors, templates=tuple(templates), text="\n".join(texts))
 
 
 def _at(view: ByteView, offset: int, count: int) -> bytes:
@@ -82,6 +91,7 @@ class _Reader:
         self._view = view
         self.position = position
         self.alignment = 32
+        self.sizes_known = True
 
     def number(self, size: int) -> int:
         found = int.from_bytes(_at(self._view, self.position, size), "little")
@@ -146,6 +156,7 @@ class _Reader:
         if begin % alignment:
             raise GgufFault(f"tensor {name[:60]!r} begins at byte {begin:,}, which is no multiple of {alignment}")
         block, block_bytes = _BLOCKS.get(kind, (1, 0))
+        self.sizes_known = self.sizes_known and kind in _BLOCKS
         if (shape[0] if shape else 1) % block:
             raise GgufFault(f"tensor {name[:60]!r} has rows of {shape[0]:,}, its type has blocks of {block}")
         return begin, begin + count // block * block_bytes, name

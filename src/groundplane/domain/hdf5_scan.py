@@ -8,6 +8,7 @@ Source: HDF5 File Format Specification 3.0, IV.A.2.g (link), IV.A.2.h (external 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from itertools import chain
@@ -37,6 +38,38 @@ def outside(view: ByteView, base: int) -> str:
             if found:
                 return found
         offset += _WINDOW_BYTES
+    return ""
+
+
+# Dataspace messages: the message's type, size and flags, then version, rank and flags. Old headers, then new ones.
+_SPACES = (
+    (re.compile(rb"\x01\0(.)\0[\0-\x07]\0\0\0\x01([\x01-\x20])([\0-\x03])\0{5}", re.DOTALL), 8),
+    (re.compile(rb"\x01(.)\0[\0-\x7f]\x02([\x01-\x20])([\0\x01])\x01", re.DOTALL), 4),
+)
+_SPACES_MAX = 500_000
+_SQUEEZED_MAX = 1100
+_CLAIMED_MIN = 2**31
+
+
+def oversized(view: ByteView) -> str:
+    """The first dataset that says it has far more elements than the file's bytes unpack to, in words; "" when none.
+
+    deflate makes at most 1,032 bytes of one; a reader takes memory for what the dataset says.
+    """
+    limit = max(_CLAIMED_MIN, _SQUEEZED_MAX * view.size_bytes)
+    for pattern, fixed_bytes in _SPACES:
+        for count, place in enumerate(view.places(pattern, longest_bytes=16)):
+            found = pattern.match(view.at(place, 16))
+            if count > _SPACES_MAX or found is None:
+                return f"holds over {_SPACES_MAX:,} datasets"
+            rank = found[2][0]
+            if found[1][0] != (fixed_bytes + 8 * rank * (1 + (found[3][0] & 1))) & 0xFF:
+                continue
+            sizes = view.at(place + found.end(), 8 * rank)
+            shape = [int.from_bytes(sizes[at : at + 8], "little") for at in range(0, len(sizes), 8)]
+            if len(sizes) == 8 * rank and all(0 < size < 2**48 for size in shape) and math.prod(shape) > limit:
+                said = " x ".join(f"{size:,}" for size in shape)
+                return f"holds a dataset of {said} elements in {view.size_bytes:,} bytes"
     return ""
 
 

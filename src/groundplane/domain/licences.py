@@ -57,6 +57,7 @@ _TEXTS = (
     (re.compile(r"Apache License\s+Version 2\.0"), "apache-2.0"),
     (re.compile(r"GNU AFFERO GENERAL PUBLIC LICENSE\s+Version 3"), "agpl-3.0"),
     (re.compile(r"GNU LESSER GENERAL PUBLIC LICENSE\s+Version 3"), "lgpl-3.0"),
+    (re.compile(r"GNU LESSER GENERAL PUBLIC LICENSE\s+Version 2\.1"), "lgpl-2.1"),
     (re.compile(r"GNU GENERAL PUBLIC LICENSE\s+Version 3"), "gpl-3.0"),
     (re.compile(r"GNU GENERAL PUBLIC LICENSE\s+Version 2"), "gpl-2.0"),
     (re.compile(r"Mozilla Public License,? [Vv]ersion 2\.0"), "mpl-2.0"),
@@ -77,7 +78,7 @@ _TEXTS = (
 )
 _HEAD = 4000
 _LICENCE_NAME = re.compile(r"(licen[cs]e|copying)([._-].*)?$", re.IGNORECASE)
-_CARD_LICENCE = re.compile(r"^license:\s*[\"']?([\w.+-]+)[\"']?\s*$", re.MULTILINE | re.IGNORECASE)
+_CARD_LICENCE = re.compile(r"^license:[\s\[-]*[\"']?([\w.+-]*\w)[\"']?[ \t]*[\],]?", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

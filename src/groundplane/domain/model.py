@@ -132,12 +132,16 @@ def path_fault(path: str) -> str | None:
     for part in path.split("/"):
         if part in {"", ".", ".."}:
             return f"has the part {part!r}"
-        if part.lower() in _REPOSITORIES:
+        if part.lower().partition("::$")[0] in _REPOSITORIES:
             return f"lies in {part}, whose settings run programs"
         if part[-1] in ". " or _DEVICES.fullmatch(part):
             return f"has the part {part!r}, which some systems take for another file"
         if len(part.encode()) > PART_BYTES_MAX:
             return f"has a part over {PART_BYTES_MAX} bytes"
+    if _COMMANDS.search(path):
+        return "holds what shells and systems read as more than a name"
+    if any(_hides(character) for character in path):
+        return "holds a letter that reads as a dot, a slash or a space and is none"
     # Cc: control characters. Cf: invisible ones, among them the overrides that make a name read backwards.
     if any(unicodedata.category(character) in {"Cc", "Cf"} for character in path):
         return "holds an invisible or control character"
@@ -146,8 +150,16 @@ def path_fault(path: str) -> str | None:
     return None
 
 
-_REPOSITORIES = frozenset({".git", ".hg", ".svn"})
-_DEVICES = re.compile(r"(?:con|prn|aux|nul|com\d|lpt\d)(?:\..*)?", re.IGNORECASE)
+# git~1 is what old Windows names call .git, and ::$ begins a stream of a folder's own.
+_REPOSITORIES = frozenset({".git", "git~1", ".hg", ".svn"})
+_DEVICES = re.compile(r"(?:con|conin\$|conout\$|prn|aux|nul|com[\d¹²³]|lpt[\d¹²³])(?:\..*)?", re.IGNORECASE)
+_COMMANDS = re.compile(r"(?:^|/)-|[<>|\"*?`]|\$[({]|::\$")
+
+
+def _hides(character: str) -> bool:
+    return not character.isascii() and bool(set(unicodedata.normalize("NFKC", character)) & set("./\\: "))
+
+
 _LOOK_ALIKE = frozenset({"LATIN", "CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE"})
 
 

@@ -18,16 +18,17 @@ from pathlib import PurePosixPath
 from groundplane.domain.archives import ArchiveFault, Member, looks_like_tar, tar_members, zip_end, zip_members
 from groundplane.domain.byte_view import ByteView
 from groundplane.domain.gguf import GgufFault, read_gguf
-from groundplane.domain.hdf5_scan import configurations, outside
+from groundplane.domain.hdf5_scan import configurations, outside, oversized
 from groundplane.domain.model import path_fault
 from groundplane.domain.model_formats import Format
+from groundplane.domain.name_scan import acted_on
 from groundplane.domain.npy_header import NpyFault, read_npy
 from groundplane.domain.pickle_scan import PickleWalk, scan_for_hidden_pickle, scan_for_pickle
-from groundplane.domain.protobuf_scan import ProtobufFault, acting_operation, onnx_places
+from groundplane.domain.protobuf_scan import ProtobufFault, acting_operation, flex_operation, read_onnx
 from groundplane.domain.secrets_scan import judge_secrets
 from groundplane.domain.templates_scan import Template, judge_templates
 from groundplane.domain.tensor_header import HeaderFault, looks_like_safetensors, read_tensor_header
-from groundplane.domain.text_scan import judge_configuration, read_text
+from groundplane.domain.text_scan import judge_configuration, judge_told, read_text
 from groundplane.errors import Refused
 
 CONVERT_HINT = (
@@ -53,7 +54,8 @@ _NAMED = {
 """What a file must be when its name says so: loaders go by names, and try something else when it is not."""
 _EXECUTABLES = (b"\x7fELF", b"\xfe\xed\xfa\xce", b"\xfe\xed\xfa\xcf", b"\xce\xfa\xed\xfe", b"\xcf\xfa\xed\xfe",
                 b"\xca\xfe\xba\xbe", b"\xac\xed\x00\x05", b"\x00asm", b"\x1bLua", b"\x1bLJ", b"dex\n03", b"BC\xc0\xde",
-                b"!<arch>\n",
+                b"!<arch>\n", b"MZqFpD", b"jartsr='", b"\xed\xab\xee\xdb", b"\x50\xed\x55\xba", b"\x04\x08o:",
+                b"L\0\0\0\x01\x14\x02\0",
                 b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", b"ftrt", b"ptrt", b"RDX2\n", b"RDX3\n", b"RDA2\n",
                 b"RDA3\n", b"X\n\0\0\0\2", b"X\n\0\0\0\3",
                 b"\0\1\0\0\0\xff\xff\xff\xff\1\0\0\0")  # fmt: skip
@@ -89,7 +91,7 @@ _LOOKED_AT_MAX = 200
 _NESTED_MAX = 20
 _DEPTH_MAX = 3
 _TEXT_BYTES_MAX = 64 * 2**20
-_NPY_HEADER_BYTES_MAX = 64 * 1024
+_TOLD_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +109,14 @@ def inspect(path: str, view: ByteView) -> Inspection:
     found = _identify(path, view, _Depth())
     if found.refused is not None:
         return found
-    if found.format is not Format.NPZ and zip_end(view) is not None and not _labelled(found.format, view):
+    acts = acted_on(path)
+    if acts:
+        return Inspection(format=found.format, refused=_no_program(f"{path} {acts}"))
+    if (
+        found.format not in {Format.NPZ, Format.KERAS}
+        and zip_end(view) is not None
+        and not _labelled(found.format, view)
+    ):
         # A file may begin as one thing and end as a zip: loaders that read from the end would see another file.
         return _archive(path, view, Format.ZIP, _Depth())
     walk = _another_pickle(found.format, view)
@@ -124,19 +133,21 @@ def inspect(path: str, view: ByteView) -> Inspection:
             hint="the file is cut, forged or something else: fetch it again and compare its digest",
         )
         return Inspection(format=found.format, refused=refused)
-    if found.format is Format.BINARY and _PICKLE_NAMES.match(PurePosixPath(path).name):
-        have = f"{path} is named like a pickle and its bytes are of no format known here"
+    if found.format in {Format.BINARY, Format.TEXT} and _PICKLE_NAMES.match(PurePosixPath(path).name):
+        have = f"{path} is named like a pickle and is {_UNLIKE[found.format]}"
         refused = Refused(rule="known-format", need=_SAFE_FORMATS, have=have, hint=CONVERT_HINT)
         return Inspection(format=found.format, refused=refused)
     return found
 
 
+_UNLIKE = {Format.BINARY: "of no format known here", Format.TEXT: "text, which Python may run (.pth) and nothing loads"}
+_HIDES = {Format.HDF5, Format.BINARY, Format.IMAGE, Format.TEXT}
+
+
 def _another_pickle(found: Format, view: ByteView) -> PickleWalk | None:
     """A pickle that the file is besides what it looks like: the first letters of many formats are opcodes too."""
-    if found in {Format.TEXT, Format.EMPTY}:
-        return None
-    walk = scan_for_pickle(view) if found is not Format.BINARY else None
-    return walk or (scan_for_hidden_pickle(view) if found in {Format.HDF5, Format.BINARY} else None)
+    walk = scan_for_pickle(view) if found not in {Format.TEXT, Format.BINARY} else None
+    return walk or (scan_for_hidden_pickle(view, letters=found is not Format.TEXT) if found in _HIDES else None)
 
 
 def _labelled(found: Format, view: ByteView) -> bool:
@@ -205,7 +216,17 @@ def _binary(path: str, view: ByteView) -> Inspection:
         )
         return Inspection(format=Format.BINARY, refused=refused)
     refused_ = _judge_configurations(path, view) if path.lower().endswith(".pb") else None
-    return Inspection(format=Format.BINARY, refused=refused_)
+    return Inspection(format=Format.BINARY, refused=refused_ or judge_told(path, _told(view)))
+
+
+_LETTERS = re.compile(rb"[\t\r\n -~]{16,}")
+
+
+def _told(view: ByteView) -> str:
+    """The texts at the ends of a binary file: metadata lie there, and all of a large one would be read for too long."""
+    size = view.size_bytes
+    ends = view.at(0, _TOLD_BYTES) + view.at(max(size - _TOLD_BYTES, _TOLD_BYTES), _TOLD_BYTES)
+    return "\n".join(found.decode() for found in _LETTERS.findall(ends))
 
 
 def _by_magic(path: str, head: bytes, view: ByteView, depth: _Depth) -> Inspection | None:
@@ -216,26 +237,32 @@ def _by_magic(path: str, head: bytes, view: ByteView, depth: _Depth) -> Inspecti
     if head.startswith(b"GGUF"):
         return _gguf(path, view)
     if head.startswith(b"\x93NUMPY"):
-        return _npy(path, view, whole=depth.level == 0)
+        return _npy(path, view, view.size_bytes if depth.level == 0 else None)
     base = next((offset for offset in _hdf5_starts(view.size_bytes) if view.at(offset, 8) == _HDF5_MAGIC), None)
     if base is not None:
         return _hdf5(path, view, base) if depth.level == 0 else Inspection(format=Format.HDF5)
     if head[4:8] == b"TFL3":
-        return Inspection(format=Format.TFLITE)
+        operation = flex_operation(view)
+        acts = f"{path} has the operation {operation} of TensorFlow's, which acts on what surrounds it"
+        return Inspection(format=Format.TFLITE, refused=_no_program(acts) if operation else None)
     if head.startswith(_IMAGES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         return Inspection(format=Format.IMAGE)
     if head.startswith(_EXECUTABLES) or _is_windows_program(head) or _is_bytecode(head) or _MARSHALLED.match(head):
-        refused = Refused(
-            rule="no-programs",
-            need="weights, configuration and text only",
-            have=f"{path} is a program, or what a loader runs as one",
-            hint="leave it out of the model's folder; engines bring their own code",
-        )
+        refused = _no_program(f"{path} is a program, or what a loader runs as one")
         return Inspection(format=Format.EXECUTABLE, refused=refused)
     for magic, name in _COMPRESSIONS.items():
         if head.startswith(magic) and (name != "lzma" or head[5:13] in {b"\xff" * 8} or head[10:13] == b"\0\0\0"):
             return _compressed(path, name, _unpacked_head(name, head))
     return None
+
+
+def _no_program(have: str) -> Refused:
+    return Refused(
+        rule="no-programs",
+        need="weights, configuration and text only",
+        have=have,
+        hint="leave it out of the model's folder; engines bring their own code",
+    )
 
 
 def _hdf5_starts(size_bytes: int) -> Iterator[int]:
@@ -268,7 +295,22 @@ def _safetensors(path: str, view: ByteView) -> Inspection:
         "dtypes": list(summary.dtypes),
     }
     header = view.at(8, int.from_bytes(view.at(0, 8), "little")).decode(errors="replace")
-    return Inspection(format=Format.SAFETENSORS, details=details, refused=judge_secrets(path, header))
+    return Inspection(
+        format=Format.SAFETENSORS, details=details, refused=_judge_names(path, header) or judge_told(path, header)
+    )
+
+
+_LEAVING = re.compile(r'"(?:[^"\n]{0,200}/)?\.\./[^"\n]{0,200}"\s*:')
+
+
+def _judge_names(path: str, header: str) -> Refused | None:
+    """Tools that write a file per tensor take its name for the file's."""
+    found = _LEAVING.search(header)
+    return (
+        _header_refusal(path, HeaderFault(f"a tensor's name leaves the folder: {found[0][:80]}")).refused
+        if found
+        else None
+    )
 
 
 def _broken_safetensors(path: str, view: ByteView) -> Inspection:
@@ -331,17 +373,45 @@ def _archive(path: str, view: ByteView, kind: Format, depth: _Depth) -> Inspecti
             inside = _member(member, depth)
             if inside.refused is not None and inside.refused.rule == "no-pickles":
                 return _boxed_pickle(path, kind, members, member)
+            if inside.refused is not None and inside.refused.rule == "npy-header":
+                return Inspection(format=kind, refused=inside.refused)
             arrays = arrays and inside.format is Format.NPY and inside.refused is None and member.path.endswith(".npy")
     finally:
         depth.level -= 1
+    if kind is Format.ZIP and path.lower().endswith(".keras"):
+        return _keras_archive(path, members)
     if arrays and path.lower().endswith(".npz"):
         return Inspection(format=Format.NPZ, details={"arrays": len(members)})
     have = f"{path} is a {kind} archive of {len(members)} entries"
     return Inspection(format=kind, refused=_refuse_archive(have, _kind_hint(members)))
 
 
+def _keras_archive(path: str, members: list[Member]) -> Inspection:
+    """Keras 3 saves its configuration and HDF5 weights in a zip, stored as they are: each is judged as a file is."""
+    for member in members:
+        wanted = _KERAS_PARTS.get(member.path)
+        if wanted is None or member.kind != "file" or member.content.size_bytes != member.size_bytes:
+            have = f"{path} holds {member.path}, or has it packed: a Keras file stores its configuration and weights"
+            return Inspection(format=Format.ZIP, refused=_refuse_archive(have, _KERAS_HINT))
+        inside = inspect(f"{path}/{member.path}", member.content)
+        if inside.refused is not None or inside.format is not wanted:
+            have = f"{path} holds {member.path}, which is {inside.format}"
+            return Inspection(format=Format.ZIP, refused=inside.refused or _refuse_archive(have, _KERAS_HINT))
+    if {member.path for member in members} != _KERAS_PARTS.keys():
+        return Inspection(format=Format.ZIP, refused=_refuse_archive(f"{path} is no whole Keras file", _KERAS_HINT))
+    return Inspection(format=Format.KERAS)
+
+
+_KERAS_PARTS = {"config.json": Format.TEXT, "metadata.json": Format.TEXT, "model.weights.h5": Format.HDF5}
+_KERAS_HINT = "save the model again with Keras 3, or export its weights to safetensors"
+
+
 def _member(member: Member, depth: _Depth) -> Inspection:
-    return _identify(member.path, member.content, depth) if member.kind == "file" else Inspection(format=Format.EMPTY)
+    if member.kind != "file":
+        return Inspection(format=Format.EMPTY)
+    inside = _identify(member.path, member.content, depth)
+    plain = inside.format is Format.NPY and inside.refused is None
+    return _npy(member.path, member.content, member.size_bytes) if plain else inside
 
 
 def _boxed_pickle(path: str, kind: Format, members: list[Member], member: Member) -> Inspection:
@@ -413,19 +483,22 @@ def _gguf(path: str, view: ByteView) -> Inspection:
         )
         return Inspection(format=Format.GGUF, refused=refused)
     details: dict[str, object] = {"tensors": summary.tensors, "gguf_version": summary.version}
-    refused_ = judge_templates(path, summary.templates)
+    refused_ = judge_templates(path, summary.templates) or judge_told(path, summary.text)
     return Inspection(format=Format.GGUF, details=details, refused=refused_, templates=summary.templates)
 
 
 def _onnx(path: str, view: ByteView) -> Inspection:
     try:
-        outside = [place for place in onnx_places(view) if path_fault(place) is not None]
+        seen = read_onnx(view)
     except ProtobufFault as fault:
         have, hint = f"{path}: {fault}", "the file is cut or forged: export it again, or compare its digest"
         refused = Refused(rule="onnx-header", need="one whole ONNX model", have=have, hint=hint)
         return Inspection(format=Format.ONNX, refused=refused)
+    outside = [place for place in seen.places if path_fault(place) is not None]
     if not outside:
-        return Inspection(format=Format.ONNX)
+        acts = f"{path} has the operation {seen.foreign}, which calls Python or code of another library"
+        against = _no_program(acts) if seen.foreign else judge_told(path, seen.text)
+        return Inspection(format=Format.ONNX, refused=against)
     refused = Refused(
         rule="onnx-external-data",
         need="weights in the model's own folder",
@@ -435,9 +508,9 @@ def _onnx(path: str, view: ByteView) -> Inspection:
     return Inspection(format=Format.ONNX, refused=refused)
 
 
-def _npy(path: str, view: ByteView, *, whole: bool) -> Inspection:
+def _npy(path: str, view: ByteView, size_bytes: int | None) -> Inspection:
     try:
-        return Inspection(format=Format.NPY, details={"dtypes": read_npy(view, whole=whole)})
+        return Inspection(format=Format.NPY, details={"dtypes": read_npy(view, size_bytes)})
     except NpyFault as fault:
         if fault.pickle:
             return _refuse_pickle(path, Format.PICKLE, "a numpy array of objects, which is a pickle", None)
@@ -447,19 +520,27 @@ def _npy(path: str, view: ByteView, *, whole: bool) -> Inspection:
 
 
 # Keras names a layer's class in JSON. Python writes printable letters as they are: one that is escaped hides something.
-_KERAS_PROGRAMS = (re.compile(rb'"(?:Lambda|__lambda__|TFSMLayer)"'), re.compile(rb"\\u00[2-7][0-9a-fA-F]"))
+_KERAS_PROGRAMS = (
+    re.compile(rb'"(?:Lambda|__lambda__|TFSMLayer|TorchModuleWrapper)"'),
+    re.compile(rb"\\u00[2-7][0-9a-fA-F]"),
+)
 
 
 def _hdf5(path: str, view: ByteView, base: int) -> Inspection:
-    if any(view.search(pattern, longest_bytes=16) is not None for pattern in _KERAS_PROGRAMS):
+    if any(view.search(pattern, longest_bytes=24) is not None for pattern in _KERAS_PROGRAMS):
         return Inspection(format=Format.HDF5, refused=_keras_program(path, "a Keras file"))
+    claims = oversized(view)
+    if claims:
+        have, hint = f"{path} {claims}", "the file is cut or forged: save it again, or compare its digest"
+        refused = Refused(rule="hdf5-size", need="data that its bytes can hold", have=have, hint=hint)
+        return Inspection(format=Format.HDF5, refused=refused)
     elsewhere = outside(view, base)
     if elsewhere:
         have = f"{path} reads {elsewhere[:160]}"
         hint = "copy the data into the file: h5repack, or save the model again"
         refused = Refused(rule="hdf5-external-data", need="data in the file itself", have=have, hint=hint)
         return Inspection(format=Format.HDF5, refused=refused)
-    return Inspection(format=Format.HDF5, refused=_judge_configurations(path, view))
+    return Inspection(format=Format.HDF5, refused=_judge_configurations(path, view) or judge_told(path, _told(view)))
 
 
 def _judge_configurations(path: str, view: ByteView) -> Refused | None:

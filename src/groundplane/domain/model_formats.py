@@ -15,6 +15,7 @@ class Format(StrEnum):
     NPY = "npy"
     NPZ = "npz"
     HDF5 = "hdf5"
+    KERAS = "keras"
     TEXT = "text"
     IMAGE = "image"
     EMPTY = "empty"
@@ -38,6 +39,7 @@ ACCEPTED = frozenset(
         Format.NPY,
         Format.NPZ,
         Format.HDF5,
+        Format.KERAS,
         Format.TEXT,
         Format.IMAGE,
         Format.EMPTY,

@@ -17,10 +17,10 @@ from groundplane.domain.model_formats import Format
 from groundplane.errors import Refused
 from groundplane.units import format_bytes
 
-SCANNER_VERSION = "3"
+SCANNER_VERSION = "4"
 """Counted up when what is looked for changes; evidence of an older scanner is stale."""
 _WEIGHTS = frozenset({Format.SAFETENSORS, Format.GGUF, Format.ONNX, Format.TFLITE, Format.NPY, Format.NPZ,
-                      Format.HDF5, Format.BINARY, Format.PICKLE,
+                      Format.HDF5, Format.KERAS, Format.BINARY, Format.PICKLE,
                       Format.TORCH_ZIP, Format.TORCH_LEGACY, Format.TORCH_TAR})  # fmt: skip
 
 

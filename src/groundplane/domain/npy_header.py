@@ -28,9 +28,14 @@ class NpyFault(ValueError):
         self.pickle = pickle
 
 
-def read_npy(view: ByteView, *, whole: bool) -> list[str]:
-    """The dtypes, sorted. `whole`: the view is the whole file, so its size must be the array's. Raises NpyFault."""
+_KEYS = {"descr", "fortran_order", "shape"}
+
+
+def read_npy(view: ByteView, size_bytes: int | None = None) -> list[str]:
+    """The dtypes, sorted. `size_bytes` is the whole file's, which the header must give; None: unknown. NpyFault."""
     start = view.at(0, 12)
+    if start[6:7] not in {b"\x01", b"\x02", b"\x03"}:
+        raise NpyFault("it is of no version that numpy writes")
     wide = start[6:7] != b"\x01"
     size = int.from_bytes(start[8:12] if wide else start[8:10], "little")
     text = view.at(12 if wide else 10, min(size, _HEADER_BYTES_MAX)).decode("latin-1")
@@ -39,6 +44,7 @@ def read_npy(view: ByteView, *, whole: bool) -> list[str]:
             warnings.simplefilter("ignore")
             header = ast.literal_eval(text.strip())
         kinds = _kinds(header["descr"], 0)
+        odd_header = set(header) != _KEYS or not isinstance(header["fortran_order"], bool)
     except (ValueError, SyntaxError, KeyError, TypeError, IndexError, RecursionError, MemoryError):
         raise NpyFault("its header can't be read") from None
     if any(_OBJECTS.match(each) for kind in kinds for each in (kind, *kind.split(","))):
@@ -46,8 +52,10 @@ def read_npy(view: ByteView, *, whole: bool) -> list[str]:
     odd = next((kind for kind in kinds if not (_PLAIN.fullmatch(kind) or _TIMES.fullmatch(kind))), None)
     if odd is not None:
         raise NpyFault(f"its dtype {odd[:60]!r} is none of plain numbers, letters or times")
-    if whole:
-        _check_size(header, (12 if wide else 10) + size, view.size_bytes)
+    if odd_header:
+        raise NpyFault("its header says other things than numpy's")
+    if size_bytes is not None:
+        _check_size(header, (12 if wide else 10) + size, size_bytes)
     return sorted(set(kinds))
 
 

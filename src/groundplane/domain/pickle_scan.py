@@ -99,13 +99,15 @@ def scan_for_pickle(view: ByteView) -> PickleWalk | None:
     return walk if whole and walk.opcodes >= 2 and walk.depth_at_stop == 1 else None
 
 
-def scan_for_hidden_pickle(view: ByteView) -> PickleWalk | None:
+def scan_for_hidden_pickle(view: ByteView, *, letters: bool = True) -> PickleWalk | None:
     """The walk of a pickle that imports and calls, anywhere behind the first byte; None when there is none.
+
+    Not `letters`: only such as have a header, because lists of words read as imports in protocol 0.
 
     Whoever walks without end from many places is taken for a program as well: the work in all is bounded by the size.
     """
     opcodes_left = OPCODES_MAX + view.size_bytes // 500
-    places = (view.places(pattern, longest_bytes=_BEGINNING_BYTES) for pattern in _BEGINNINGS)
+    places = (view.places(pattern, longest_bytes=_BEGINNING_BYTES) for pattern in _BEGINNINGS[: 2 if letters else 1])
     for place in chain.from_iterable(places):
         walk = _walk(view.part(place, view.size_bytes - place))
         opcodes_left -= walk.opcodes

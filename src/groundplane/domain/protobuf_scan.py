@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from groundplane.domain.byte_view import ByteView
 
@@ -30,14 +31,43 @@ _WAYS: dict[str, dict[int, str]] = {
 }
 
 
+_TEXTS: dict[str, dict[int, str]] = {
+    "model": {2: "text", 3: "text", 6: "text", 14: "metadata"},
+    "metadata": {1: "text", 2: "text"},
+    "graph": {10: "text", 16: "metadata"},
+    "node": {4: "operation", 7: "domain"},
+    "function": {10: "own"},
+}
+"""Fields that are texts, or hold some: what is told about the model, and whose operations it asks for."""
+_DOMAINS = re.compile(
+    r"(?:ai\.onnx(?:\.ml|\.training|\.preview\.training)?|com\.microsoft(?:\.\w+)*|ai\.onnx\.contrib)?"
+)
+_PYTHON_OPERATIONS = frozenset(
+    {"PythonOp", "PythonOpGrad", "PyOp", "PyCustomOp", "ATen", "ExternalProgram", "EPContext"}
+)
+
+
 class ProtobufFault(ValueError):
     """The bytes are no message of this kind; the message says where they break off."""
 
 
-def onnx_places(view: ByteView) -> list[str]:
-    """Every place outside the file that a tensor's data are read from, in order. Raises ProtobufFault."""
+@dataclass(slots=True)
+class OnnxSeen:
+    """`places`: where tensors' data lie outside the file, in order; `text`: what is told about the model, a line each.
+
+    `foreign`: the first operation that calls Python, or that neither ONNX, its runtime nor the model itself defines.
+    """
+
+    places: list[str] = field(default_factory=list)
+    text: str = ""
+    foreign: str = ""
+
+
+def read_onnx(view: ByteView) -> OnnxSeen:
+    """Walks the ways to tensors, operations and texts. Raises ProtobufFault."""
     cursor = _Cursor(view)
-    places: list[str] = []
+    seen, texts, own = OnnxSeen(), [], set()
+    asked: dict[tuple[str, str], None] = {}
     known = 0
     waiting = [("model", 0, view.size_bytes, 0)]
     while waiting:
@@ -45,20 +75,50 @@ def onnx_places(view: ByteView) -> list[str]:
         if nested > _NESTED_MAX:
             raise ProtobufFault(f"it nests messages over {_NESTED_MAX} deep")
         entry: dict[int, list[str]] = {1: [], 2: []}
+        operation = {"operation": "", "domain": ""}
         for number, wire, at, size in cursor.fields(begin, end):
             known += kind == "model" and number in {1, 7, 8}
             if wire != 2:
                 continue
             inside = _WAYS.get(kind, {}).get(number)
+            told = _TEXTS.get(kind, {}).get(number)
             if inside is not None:
                 waiting.append((inside, at, at + size, nested + 1))
+            elif told == "metadata":
+                waiting.append((told, at, at + size, nested + 1))
+            elif told is not None:
+                words = view.at(at, min(size, _TEXT_BYTES_MAX)).decode(errors="replace")
+                if told in operation:
+                    operation[told] = words
+                elif told == "own":
+                    own.add(words)
+                else:
+                    texts.append(words)
             elif kind == "entry" and number in entry:
                 entry[number].append(view.at(at, min(size, _TEXT_BYTES_MAX)).decode(errors="replace"))
-        if "location" in entry[1]:
-            places += entry[2] or [""]
+        if kind == "node":
+            asked[operation["domain"], operation["operation"]] = None
+        if kind == "entry":
+            seen.places += _places(entry[1], entry[2])
     if known < 2:
         raise ProtobufFault("it has neither version nor graph of a model")
-    return places
+    seen.text = "\n".join(texts)
+    seen.foreign = next(
+        (f"{name[:40]} of {domain[:40] or 'ai.onnx'}" for domain, name in asked if _foreign(domain, name, own)), ""
+    )
+    return seen
+
+
+def _places(keys: list[str], values: list[str]) -> list[str]:
+    """Where data lie, of one entry about external data; its numbers must be numbers that a file can have."""
+    for key, value in zip(keys, values, strict=False):
+        if key in {"offset", "length"} and not (value.isdecimal() and int(value[:20]) < 2**50):
+            raise ProtobufFault(f"its external data have the {key} {value[:30]}")
+    return (values or [""]) if "location" in keys else []
+
+
+def _foreign(domain: str, name: str, own: set[str]) -> bool:
+    return domain not in own and (name in _PYTHON_OPERATIONS or not _DOMAINS.fullmatch(domain))
 
 
 class _Cursor:
@@ -112,7 +172,13 @@ _ACTS = (
     "ReadFile", "WriteFile", "MatchingFiles", "PyFunc", "PyFuncStateless", "EagerPyFunc", "DebugIdentity",
     "DebugIdentityV2", "DebugIdentityV3", "FileSystemSetConfiguration", "WholeFileReader", "WholeFileReaderV2",
     "SaveDataset", "SaveDatasetV2", "DatasetToTFRecord", "CreateSummaryFileWriter", "RpcCall", "Abort",
-    "DecodeProtoV2", "EncodeProto",
+    "DecodeProtoV2", "EncodeProto", "TryRpc", "FixedLengthRecordReader", "FixedLengthRecordReaderV2", "TextLineReader",
+    "TextLineReaderV2", "TFRecordReader", "TFRecordReaderV2", "LMDBReader", "LMDBDataset", "CSVDataset", "CSVDatasetV2",
+    "FixedLengthRecordDataset", "FixedLengthRecordDatasetV2", "TextLineDataset", "TFRecordDataset", "TFRecordDatasetV2",
+    "SqlDataset", "SnapshotDataset", "SnapshotDatasetV2", "LoadDataset", "RegisterDataset", "RegisterDatasetV2",
+    "DataServiceDataset", "DataServiceDatasetV2", "DataServiceDatasetV3", "DataServiceDatasetV4", "ImportEvent",
+    "CreateSummaryDbWriter", "LoadAndRemapMatrix", "GenerateVocabRemapping",
+    "GcsConfigureCredentials",
 )  # fmt: skip
 """Operations that touch files, the network or Python, which no model needs. Restoring weights is none of them."""
 
@@ -128,11 +194,29 @@ OPERATION_LONGEST_BYTES = 2 * 10 + max(len(name) for name in _ACTS)
 _TEXT_OPERATION = re.compile(rf"""\bop\s*:\s*["'](?:({"|".join(_ACTS)})["']|[^"'\n]*\\|[^"'\n]*["']\s*["'])""")
 
 
+# tf.print may be told to write to a file.
+_PRINTS = re.compile(rb"output_stream\x12.{1,6}file://", re.DOTALL)
+_FLEX = re.compile(rb"Flex(?:" + "|".join(_ACTS).encode() + rb")\0")
+
+
+def flex_operation(view: ByteView) -> str:
+    """The first operation of TensorFlow's that acts, in a TFLite file that brings such along; "" when there is none."""
+    found = view.search(_FLEX, longest_bytes=48)
+    return "" if found is None else found[4:-1].decode()
+
+
 def acting_operation(view: ByteView) -> str:
     """The first TensorFlow operation in a binary graph that acts on its surroundings; "" when there is none."""
     searches = (view.search(pattern, longest_bytes=OPERATION_LONGEST_BYTES) for pattern in _OPERATIONS)
     found = next((each for each in searches if each is not None), None)
+    if found is None and view.search(_PRINTS, longest_bytes=32) is not None:
+        return "PrintV2 to a file"
     return "" if found is None else found.lstrip(b"\x12\x92\x80\x00")[1:].lstrip(b"\x80\x00").decode(errors="replace")
+
+
+def names_acting_operation(text: str) -> bool:
+    """Whether one of these operations is named anywhere in a text, which need not be a graph."""
+    return any(name in text for name in _ACTS)
 
 
 def acting_operation_in_text(text: str) -> str:

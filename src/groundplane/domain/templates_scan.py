@@ -90,6 +90,26 @@ def dangers(source: str) -> list[str]:
         return ["nests too deep to be checked"]
 
 
+_REACHES = re.compile(
+    r"__(?:class|mro|base|subclasses|globals|builtins|import)__|\b(?:cycler|lipsum|joiner)(?:\.|\[|\|attr)"
+)
+_EXPRESSION_MAX = 2000
+_REACHES_MAX = 1000
+
+
+def injection(text: str) -> str:
+    """The end of a template, in text that need not be one, that reaches for Python; "" when there is none."""
+    if "{{" not in text and "{%" not in text:
+        return ""
+    for count, found in enumerate(_REACHES.finditer(text)):
+        before = text[max(0, found.start() - _EXPRESSION_MAX) : found.start()].rpartition("\n")[2]
+        if max(before.rfind("{{"), before.rfind("{%")) > max(before.rfind("}}"), before.rfind("%}")):
+            return found[0]
+        if count > _REACHES_MAX:
+            return f"{found[0]}, over {_REACHES_MAX:,} times"
+    return ""
+
+
 def _walk(tree: nodes.Template) -> Iterator[str]:
     stored = {node.name for node in tree.find_all(nodes.Name) if node.ctx != "load"}
     stored |= {node.name for node in tree.find_all(nodes.Macro)}
@@ -138,7 +158,7 @@ def _texts(value: nodes.Node) -> list[str]:
 def _danger(node: nodes.Node, stored: set[str], made_up: set[str]) -> str:
     if isinstance(node, nodes.Include | nodes.Import | nodes.FromImport | nodes.Extends):
         return "loads another template"
-    if isinstance(node, nodes.Getattr):
+    if isinstance(node, nodes.Getattr | nodes.NSRef):
         return _attribute(node.attr)
     if isinstance(node, nodes.Getitem):
         hidden = _text(node.node) is not None and not isinstance(node.arg, nodes.Const | nodes.Slice | nodes.Neg)

@@ -20,10 +20,33 @@ from yaml.events import (
     SequenceStartEvent,
 )
 
+from groundplane.domain.model import path_fault
+
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _PYTHON = "tag:yaml.org,2002:python/"
 # HyperPyYAML (SpeechBrain) calls what stands behind these.
 _CALLS = re.compile(r"!(?:new|name|apply|module|copy|ref):?(?P<name>[\w.]*)")
+_STANDARD = "tag:yaml.org,2002:"
+_KINDS = frozenset(
+    [
+        "map",
+        "seq",
+        "str",
+        "int",
+        "float",
+        "bool",
+        "null",
+        "binary",
+        "timestamp",
+        "omap",
+        "pairs",
+        "set",
+        "merge",
+        "value",
+        "yaml",
+    ]
+)
+_RUNS = re.compile(r"!(?:py|python|eval|exec|import|pickle|lambda)(?![\w-])", re.IGNORECASE)
 _NESTED_MAX = 200
 _EXPANDED_MAX = 2_000_000
 _EVENTS_MAX = 5_000_000
@@ -72,6 +95,12 @@ def _tag_fault(event: Event, acts: Callable[[str], bool]) -> str:
         return ""
     if tag.startswith(_PYTHON):
         return f"holds !!{tag.removeprefix('tag:yaml.org,2002:')[:60]}, which makes Python objects when it is loaded"
+    if tag.startswith(_STANDARD) and tag.removeprefix(_STANDARD) not in _KINDS:
+        return f"holds !!{tag.removeprefix(_STANDARD)[:60]}, which makes another language's objects when it is loaded"
+    if _RUNS.match(tag):
+        return f"holds {tag[:60]}, which stands for something to run"
+    if tag.lower() in {"!include", "!inc"} and path_fault(str(getattr(event, "value", ""))) is not None:
+        return f"includes {str(getattr(event, 'value', ''))[:60]!r}, outside the model's folder"
     called = _CALLS.match(tag)
     return f"lets its loader call {called['name'][:60]}" if called and acts(called["name"]) else ""
 
