@@ -464,6 +464,13 @@ async def test_rows_are_ordered_by_what_json_in_them_says_and_pages_join_up(stor
     def says(run: TrackedRun, by: By) -> Any:
         return value[run.id] if by.key == "m-1" else run.tags.get(by.key) if by.key else getattr(run, by.column)
 
+    async with store.transaction() as tx:
+        joined = await tx.joined(TrackedRun, "id", by=("stage", "state"), where={"project": "p"})
+        assert await tx.joined(TrackedRun, "id", by=("stage",), where={"project": "q"}) == {}
+    assert sorted(sorted(text.split(",")) for text in joined.values()) == [
+        sorted(run.id for run, _, _ in told if run.state is state) for state in list(TrackedState)[:3]
+    ]
+
     loss = By("latest", key="m-1", kind=RunMetrics, is_number=True)
     tag = By("tags", key="a.b/c d")
     newest = By("started_ms", descending=True)

@@ -199,8 +199,25 @@ def test_a_listing_shows_one_floor() -> None:
 
 def test_points_are_thinned_to_the_first_the_last_and_some_between() -> None:
     points = [Point(value=n, timestamp_ms=n, step=n) for n in range(1000)]
-    assert [each.step for each in tracking.thinned(points, 3)] == [0, 500, 999]
+    assert [each.step for each in tracking.thinned(points, 5)] == [0, 1, 998, 999]
+    assert [each.step for each in tracking.thinned(points, 2)] == [0, 999]
     assert tracking.thinned(points[:2], 3) == points[:2]
+
+
+@given(st.lists(numbers, min_size=1, max_size=300), st.integers(4, 60))
+def test_what_is_drawn_keeps_ends_extremes_and_that_something_was_no_number(values: list[float], most: int) -> None:
+    points = [Point(value=value, timestamp_ms=0, step=step) for step, value in enumerate(values)]
+    kept = tracking.thinned(points, most)
+    assert len(kept) <= max(most, 2) and [kept[0], kept[-1]] == [points[0], points[-1]]
+    assert [each.step for each in kept] == sorted({each.step for each in kept})
+    inner = [value for value in values[1:-1] if math.isfinite(value)]
+    if most >= 5 and inner:
+        assert {min(inner), max(inner)} <= {each.value for each in kept}
+    if most >= 5:
+        assert all(map(math.isfinite, values)) == all(math.isfinite(each.value) for each in kept)
+    text = ",".join(tracking.encode_points([each]) for each in reversed(points))
+    drawn = tracking.drawn([("loss", text), ("#00", '{"other":[[1.0,0,0]]}')], ["loss", "gone"], most)
+    assert [repr(each) for each in drawn["loss"]] == [repr(each) for each in kept] and set(drawn) == {"loss"}
 
 
 # ---------------------------------------------------------------- facts

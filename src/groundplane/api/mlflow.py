@@ -482,7 +482,7 @@ async def metric_history_bulk(request: Request, app: Ground, actor: Reader) -> R
 
 @router.get("/metrics/get-history-bulk-interval")
 async def metric_history_interval(request: Request, app: Ground, actor: Reader) -> Response:
-    """At most so many points of each run between two steps, evenly picked."""
+    """At most so many points of each run between two steps, lows and highs among them."""
     body = await read(request, _History)
     return answer({"metrics": await _of_runs(app, actor, body, body.run_ids, thin=True)})
 

@@ -8,7 +8,6 @@ from fastapi import Query
 
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
-from groundplane.domain.tracking import thinned
 from groundplane.domain.tracking_views import (
     Comparison,
     ExperimentView,
@@ -73,13 +72,14 @@ async def get_metric_series(
     key: Annotated[list[str] | None, Query()] = None,
     limit: Annotated[int, Query(ge=2, le=POINTS_MAX)] = 1_000,
 ) -> list[Series]:
-    """The points of the metrics named, or of all; at most so many of each, evenly picked, first and last included."""
+    """The points of the metrics named, or of all; at most so many of each: first, last, lows and highs between."""
     told: Told = await app.tracking.run(actor, run_id)
-    found = []
-    for name in key or sorted(told.latest):
-        points = thinned(await app.tracking.history(actor, run_id, name), limit)
-        found.append(Series(run_id=run_id, key=name, points=tuple(value_of(each) for each in points)))
-    return found
+    names = key or sorted(told.latest)
+    found = await app.tracking.histories(actor, [run_id], names, limit)
+    return [
+        Series(run_id=run_id, key=name, points=tuple(value_of(each) for each in found[name].get(run_id, ())))
+        for name in names
+    ]
 
 
 @router.get("/runs/{run_id}/tracked")

@@ -82,7 +82,7 @@ def _line(label: str, look: int, points: Sequence[tuple[float, float]], place: o
             pieces[-1].append(place(x, y))
         elif pieces[-1]:
             pieces.append([])
-    drawn = tuple(" ".join(["%.1f,%.1f" % pair for pair in piece]) for piece in pieces if len(piece) > 1)
+    drawn = tuple(" ".join([f"{x:.1f},{y:.1f}" for x, y in piece]) for piece in pieces if len(piece) > 1)
     dots = tuple((round(piece[0][0], 1), round(piece[0][1], 1)) for piece in pieces if len(piece) == 1)
     return Line(label, look, drawn, dots, f"{points[-1][1]:.6g}" if points else "nothing")
 

@@ -21,7 +21,8 @@ Reader = Annotated[Actor, requires(Permission.TRACKING_READ)]
 LIST_LIMIT = 200
 COLUMNS_MAX = 6
 CHARTS_MAX = 24
-POINTS = 300
+POINTS, POINTS_OF_MANY = 300, 150
+"""Of a line alone in its picture, and of each of several: a picture is 640 wide."""
 COMPARED_MAX = 12
 FILES_SHOWN = 200
 
@@ -97,7 +98,8 @@ async def charts_of(ground: Any, actor: Actor, told: list[Told]) -> list[Chart]:
     """A picture of each metric that has two points in some run; with one line a run."""
     found, names = [], Counter(each.run.name for each in told)
     keys = _common([each.latest for each in told], CHARTS_MAX)
-    histories = await ground.tracking.histories(actor, [each.run.id for each in told], keys, POINTS)
+    most = POINTS if len(told) == 1 else POINTS_OF_MANY
+    histories = await ground.tracking.histories(actor, [each.run.id for each in told], keys, most)
     for key in keys:
         series = {}
         for each in told:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import cast
+
+import msgspec
 
 from groundplane.domain.model import ManifestFile, path_fault
 from groundplane.domain.run import RunStatus
@@ -31,6 +34,10 @@ PARAMS_MAX = 2_000
 METRICS_MAX = 5_000
 BATCH_METRICS_MAX, BATCH_OTHERS_MAX, BATCH_MAX = 1_000, 100, 1_000
 INPUTS_MAX = 1_000
+_Row = tuple[float | str, int, int]
+"""A point as it is written: value, milliseconds, step."""
+_read_rows = msgspec.json.Decoder(list[_Row]).decode
+_read_buckets = msgspec.json.Decoder(list[dict[str, list[_Row]]]).decode
 BUCKETS = 32
 """A call with more metrics than this is stored by buckets of them."""
 _KEY = re.compile(r"[/\w.\- :]+")
@@ -342,25 +349,60 @@ def parts_of(points: Mapping[str, Sequence[Point]]) -> dict[str, str]:
 def history(parts: Iterable[tuple[str, str]], key: str) -> list[Point]:
     """Every point of a metric in the order of steps and times, given (key, text) of the parts that hold it.
 
-    A call that a client sent twice counts once.
+    A text may be of several parts, with commas between. A call that a client sent twice counts once.
     """
-    texts, rows = [], list[list[object]]()
+    rows = _rows_of(parts, frozenset((key,))).get(key, [])
+    return sorted(map(_point, dict.fromkeys(rows)), key=_rank)
+
+
+def drawn(parts: Iterable[tuple[str, str]], keys: Iterable[str], most: int) -> dict[str, list[Point]]:
+    """What is drawn of each metric, at most so many points as `thinned` picks them: a page reads 300,000 of them."""
+    found = {}
+    for key, rows in _rows_of(parts, frozenset(keys)).items():
+        steps = [row[2] for row in rows]
+        if not all(map(operator.lt, steps, steps[1:])):  # out of order, or sent twice
+            rows = sorted(dict.fromkeys(rows), key=operator.itemgetter(2, 1))
+        found[key] = [_point(rows[at]) for at in _picked([float(row[0]) for row in rows], most)]
+    return found
+
+
+def _rows_of(parts: Iterable[tuple[str, str]], keys: frozenset[str]) -> dict[str, list[_Row]]:
+    """The points of these metrics as they were written, in no order."""
+    found: dict[str, list[_Row]] = {}
     for part, text in parts:
-        if part == key:
-            texts.append(text)
-        else:
-            rows += json.loads(text).get(key, ())
-    # One reading of all: most parts hold a single point.
-    rows = [row for part in json.loads(f"[{','.join(texts)}]") for row in part] + rows
-    return sorted(map(_point, dict.fromkeys(map(tuple, rows))), key=_rank)
+        if part in keys:
+            # Parts of a single point are made one list while they are text: 300,000 lists take as long as all the rest.
+            found.setdefault(part, []).extend(_read_rows(text.replace("]],[[", "],[")))
+        elif part.startswith("#"):
+            for rows in _read_buckets(f"[{text}]"):
+                for key in keys & rows.keys():
+                    found.setdefault(key, []).extend(rows[key])
+    return found
 
 
 def thinned(points: Sequence[Point], most: int) -> list[Point]:
-    """At most that many points, evenly picked, the first and the last among them."""
-    if len(points) <= most or most < 2:
-        return list(points)
-    last = len(points) - 1
-    return [points[round(index * last / (most - 1))] for index in range(most)]
+    """At most that many points: the first, the last, and the lowest and the highest of each stretch between them, so
+    that what jumps out is still seen; and one that is no finite number where there are some."""
+    return [points[at] for at in _picked([point.value for point in points], most)]
+
+
+def _picked(values: Sequence[float], most: int) -> list[int]:
+    count = len(values)
+    if count <= most or most < 2:
+        return list(range(count))
+    whole = math.isfinite(sum(values))
+    stretches = (most - 2) // (2 if whole else 3)
+    found = {0, count - 1}
+    for number in range(stretches):
+        start, end = (1 + at * (count - 2) // stretches for at in (number, number + 1))
+        stretch = values[start:end]
+        if not whole:
+            odd = [at for at, value in enumerate(stretch, start) if not math.isfinite(value)]
+            found.update(odd[:1])
+            stretch = [value for value in stretch if math.isfinite(value)]
+        if stretch:
+            found |= {values.index(pick(stretch), start, end) for pick in (min, max)}
+    return sorted(found)
 
 
 # ---------------------------------------------------------------- what may come in

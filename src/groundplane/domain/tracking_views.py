@@ -38,7 +38,7 @@ class TrackedView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """Points of one metric of one run, by step; evenly picked when there are more than were asked for."""
+    """Points of one metric of one run, by step; when there are more than were asked for, what `thinned` picks."""
 
     run_id: str
     key: str

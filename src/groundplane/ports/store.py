@@ -113,6 +113,12 @@ class Tx(Protocol):
         """How many rows match, up to `most`: nothing beyond that is looked at."""
         ...
 
+    async def joined(
+        self, kind: type[object], column: str, *, by: Sequence[str], where: Mapping[str, object]
+    ) -> dict[tuple[object, ...], str]:
+        """The texts of a column, put together with commas between in no order: {(group values…): text}."""
+        ...
+
     async def append_event(self, draft: EventDraft) -> Event:
         """Seals the draft onto the audit chain, in this transaction.
 

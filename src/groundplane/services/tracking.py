@@ -6,6 +6,7 @@ and nothing is decided by them that does not leave a trace of its own.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -377,17 +378,22 @@ class Tracking:
         """Every point of a metric, by step and time. Empty for a metric that the run has not."""
         async with self._store.transaction() as tx:
             await self._run(tx, actor, run_id)
-            parts = await tx.find(MetricPart, {"run_id": run_id, "key": (key, domain.bucket_of(key))})
-        return domain.history(((part.key, part.points) for part in parts), key)
+            where = {"run_id": run_id, "key": (key, domain.bucket_of(key))}
+            parts = await tx.joined(MetricPart, "points", by=("key",), where=where)
+        return domain.history(((str(part), text) for (part,), text in parts.items()), key)
 
     async def histories(
         self, actor: Actor, run_ids: Sequence[str], keys: Sequence[str], most: int
     ) -> dict[str, dict[str, list[Point]]]:
-        """Metric → run → at most so many of its points: what is drawn."""
-        return {
-            key: {run_id: domain.thinned(await self.history(actor, run_id, key), most) for run_id in run_ids}
-            for key in keys
-        }
+        """Metric → run that has it → at most so many of its points: what is drawn, by one question."""
+        names = tuple({*keys, *map(domain.bucket_of, keys)})
+        async with self._store.transaction() as tx:
+            for run_id in run_ids:
+                await self._run(tx, actor, run_id)
+            where = {"run_id": tuple(run_ids), "key": names}
+            parts = await tx.joined(MetricPart, "points", by=("run_id", "key"), where=where)
+        # Many points take a while to read: meanwhile others are answered.
+        return await asyncio.to_thread(_drawn, parts, run_ids, keys, most)
 
     async def counts(self) -> tuple[dict[str, int], int]:
         """Project → tracked runs; and the points of metrics in all."""
@@ -516,6 +522,16 @@ async def _told(tx: Tx, run: TrackedRun) -> Told:
 def _as_told(run: TrackedRun, row: RunMetrics | None) -> Told:
     latest = domain.decode_latest(row.latest) if row is not None else {}
     return Told(run=run, latest=latest, points=row.points if row is not None else 0)
+
+
+def _drawn(
+    parts: Mapping[tuple[object, ...], str], run_ids: Sequence[str], keys: Sequence[str], most: int
+) -> dict[str, dict[str, list[Point]]]:
+    by_run: dict[str, list[tuple[str, str]]] = {run_id: [] for run_id in run_ids}
+    for (run_id, key), text in parts.items():
+        by_run[str(run_id)].append((str(key), text))
+    found = {run_id: domain.drawn(of_run, keys, most) for run_id, of_run in by_run.items()}
+    return {key: {run_id: lines[key] for run_id, lines in found.items() if key in lines} for key in keys}
 
 
 def _facts_of(told: Told) -> Mapping[str, Mapping[str, object]]:

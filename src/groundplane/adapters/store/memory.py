@@ -197,6 +197,14 @@ class _MemoryTx:
     async def count(self, kind: type[object], where: Mapping[str, object] | None = None, *, most: int) -> int:
         return sum(1 for _ in itertools.islice(self._matching(kind, where), most))
 
+    async def joined(
+        self, kind: type[object], column: str, *, by: Sequence[str], where: Mapping[str, object]
+    ) -> dict[tuple[object, ...], str]:
+        found: dict[tuple[object, ...], list[str]] = {}
+        for row in self._matching(kind, where):
+            found.setdefault(tuple(getattr(row, name) for name in by), []).append(getattr(row, column))
+        return {group: ",".join(texts) for group, texts in found.items()}
+
     async def append_event(self, draft: EventDraft) -> Event:
         head = await self.chain_head() or ChainHead(id=0, hash=GENESIS)
         event = seal(draft, head.id + 1, head.hash)

@@ -269,6 +269,16 @@ class _SqlTx:
         statement = sa.select(sa.func.count()).select_from(some.subquery())
         return int((await self._connection.execute(statement, long=True)).rows[0][0])
 
+    async def joined(
+        self, kind: type[object], column: str, *, by: Sequence[str], where: Mapping[str, object]
+    ) -> dict[tuple[object, ...], str]:
+        for name in (column, *by):
+            scalar_column(kind, name)
+        groups = [TABLES[kind].c[name] for name in by]
+        text = sa.func.aggregate_strings(TABLES[kind].c[column], ",")
+        statement = sa.select(*groups, text).where(*_conditions(kind, where)).group_by(*groups)
+        return {tuple(row[:-1]): row[-1] for row in await self._decoded(kind, statement, None, long=True)}
+
     async def append_event(self, draft: EventDraft) -> Event:
         head = await self._locked_head()
         event = seal(draft, head.id + 1, head.hash)
