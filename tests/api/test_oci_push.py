@@ -171,6 +171,14 @@ def test_a_tag_is_no_way_round_a_gate_and_hides_no_alias(served: Any) -> None:
             answer = pushed(tag, fill)
             assert answer.status_code == 409
             assert f"the alias {tag}" in answer.text or "stands for other content" in answer.text
+    own = served.raw("GET", "/v2/default/gated/manifests/v1").content
+    assert [put(served, "gated", tag, own).status_code for tag in ("v1", "1.0", "v9", "production")] == [
+        201,
+        201,
+        409,
+        409,
+    ]
+    assert served.raw("GET", "/v2/default/gated/manifests/1.0").content == own
     assert numbers(served, "gated") == [2, 1]
     served.client.move_alias("gated", "beta", to="2", reason="on")
     beta, second = (served.raw("GET", f"/v2/default/gated/manifests/{tag}").content for tag in ("beta", "2.0"))

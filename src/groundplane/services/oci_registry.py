@@ -157,8 +157,7 @@ class OciRegistry:
         """
         packed, reference = arrived.packed, arrived.reference
         shelf = await self._shelf(actor, arrived.project, arrived.name)
-        if any(oci.manifest(version).digest == packed.digest for version in shelf.versions):
-            return True
+        computed = [version.id for version in shelf.versions if oci.manifest(version).digest == packed.digest]
         same = [row for row in shelf.pushed if row.content_sha256 == packed.content_sha256]
         stands = oci.find_manifest(shelf, reference) if reference != LATEST else None
         if stands is not None and stands.digest not in {packed.digest, *(row.digest for row in same)}:
@@ -166,14 +165,18 @@ class OciRegistry:
                 f"{arrived}:{reference} stands for other content, {stands.digest}",
                 "versions never change: push under another tag, or under latest for the next version",
             )
-        if not same:
+        if not same and not computed:
             return False
         if all(row.tag != reference for row in shelf.tags):
             await self._demand_no_alias(arrived)
-        version_id = same[0].version_id
+        version_id = (computed or [same[0].version_id])[0]
+        number = int(version_id.rpartition("@")[2])
+        if oci_push.numbered(reference) not in (None, number):
+            raise Refusal([_other_number(arrived, number)])
         async with self._store.transaction() as tx:
-            await tx.insert_once(self._row(actor, arrived, version_id=version_id))
-            for tag in _tags(arrived, int(version_id.rpartition("@")[2])):
+            if not computed:
+                await tx.insert_once(self._row(actor, arrived, version_id=version_id))
+            for tag in _tags(arrived, number):
                 if await tx.insert_once(tag):
                     await tx.append_event(self._event(actor, arrived, version_id, "model.tag", {"tag": tag.tag}))
         self.outcomes["known"] += 1
@@ -273,7 +276,7 @@ def _card(tree: Path) -> str:
 def _other_number(arrived: Arrived, number: int) -> Refused:
     return Refused(
         rule="version-number",
-        need=f"the tag v{number}, which is the next version of {arrived}",
+        need=f"the tag v{number}: what is pushed is that version of {arrived}",
         have=f"the tag {arrived.reference}",
         hint=f"push it as v{number} or latest",
     )
