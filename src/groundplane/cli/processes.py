@@ -304,18 +304,21 @@ def _status_views(found: Installation) -> list[View]:
     if answer is None:
         return [*views, f"down: {found.problem}"]
     disk = f"{format_bytes(answer.disk_free_bytes)} free of {format_bytes(answer.disk_total_bytes)}"
-    holds = "1 hold" if answer.holds_pending == 1 else f"{answer.holds_pending} holds"
     return [
         *views,
         f"version    {answer.version}, up for {age(answer.started_at, answer.now)} since {moment(answer.started_at)}",
         f"addresses  {found.url}, gateway {answer.gateway_url}{'' if found.ready else ' (does not answer)'}",
         f"runs       {_counts(answer.runs_active) or 'none active'}",
         f"endpoints  {_counts(answer.endpoints) or 'none'}",
-        f"models     {answer.model_versions} versions, {answer.projects} projects",
-        f"money      {format_usd(answer.held_microusd)} held in {holds}",
+        f"models     {_number(answer.model_versions, 'version')}, {_number(answer.projects, 'project')}",
+        f"money      {format_usd(answer.held_microusd)} held in {_number(answer.holds_pending, 'hold')}",
         f"policy     {answer.policy}",
         f"state      {answer.home} ({answer.database}), {disk}",
     ]
+
+
+def _number(count: int, thing: str) -> str:
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def _counts(counts: dict[str, int]) -> str:
