@@ -303,6 +303,7 @@ async def build(settings: Settings) -> App:
         budget_s=settings.preflight_budget_s,
         idle_period_s=settings.preflight_idle_s,
         staging=staging,
+        packages=reach.packages,
     )
     watchdogs = Watchdogs(
         store=store,

@@ -352,6 +352,15 @@ async def test_a_failed_check_ends_the_attempt_unrun_and_unpaid(node: Any, tmp_p
     assert "data:corpus" in seen.message and "is missing" in seen.message
 
 
+async def test_a_missing_engine_is_named_before_anything_is_paid_for(node: Any) -> None:
+    await node.start("echo ran", preflight=need(packages=("json", "no_such_engine")))
+    seen = await node.ended()
+    assert (seen.end_reason, seen.started_at, node.log()) == (EndReason.PREFLIGHT_FAILED, None, b"")
+    assert "engine" in seen.message and "no no_such_engine" in seen.message
+    (told,) = [each for each in seen.preflight if each.name == "engine"]
+    assert "pip install 'groundplane[engine]'" in told.hint and told.fault == "run"
+
+
 @pytest.mark.needs("compiler")
 async def test_a_nodes_fault_is_told_with_the_nodes_name(node_with: Any, driver: Any) -> None:
     node = node_with(nvml_library=driver(ECC=2))

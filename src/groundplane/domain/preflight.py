@@ -41,7 +41,8 @@ class DataNeed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreflightNeed:
-    """What an order asks its node to check. `only` names checks to carry out alone; empty means all of them."""
+    """What an order asks its node to check. `only` names checks to carry out alone; empty means all of them.
+    `packages` are what a model server of the job's own imports there."""
 
     sent_at: str
     budget_s: float = 15.0
@@ -51,6 +52,7 @@ class PreflightNeed:
     checkpoint_bytes: int = 0
     memory_bytes_per_s: float = 0.0
     only: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,7 @@ MEANINGS: dict[str, tuple[str, str]] = {
     "disk": ("Free space where the attempt lives, with what the spec asks for.", "node"),
     "clock": ("The node's clock agrees with the control plane's.", "node"),
     "image": ("The container image is on the node.", "run"),
+    "engine": ("The node's Python has what the job's own model server imports.", "run"),
     "checkpoints": ("The target is written, synced and read back, and timed.", "run"),
     "data": ("Each source can be read with the job's rights, fast enough for its size.", "run"),
     "stage": ("Data is fetched to the node's own disk and verified; with its measured speed.", "run"),
@@ -104,7 +107,9 @@ MEANINGS: dict[str, tuple[str, str]] = {
 """Check → what it asks and whose fault a failure is, mostly. A check on one of several things is `data:corpus`."""
 
 
-def need_of(spec: JobSpec, *, now: datetime, memory_bytes_per_s: float, budget_s: float) -> PreflightNeed:
+def need_of(
+    spec: JobSpec, *, now: datetime, memory_bytes_per_s: float, budget_s: float, packages: Sequence[str] = ()
+) -> PreflightNeed:
     """What a node is asked to check before this spec's job starts."""
     return PreflightNeed(
         sent_at=now.isoformat(),
@@ -117,6 +122,7 @@ def need_of(spec: JobSpec, *, now: datetime, memory_bytes_per_s: float, budget_s
         ),
         checkpoint_bytes=spec.checkpoint_bytes,
         memory_bytes_per_s=memory_bytes_per_s,
+        packages=tuple(packages),
     )
 
 

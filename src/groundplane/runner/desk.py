@@ -21,7 +21,7 @@ from groundplane.runner.data_desk import DataDesk
 from groundplane.runner.endings import FULL_DISK, look
 from groundplane.runner.files import is_held, open_inside, read_document, read_state, write_bytes, write_document
 from groundplane.runner.keeping import CheckpointDesk
-from groundplane.runner.processes import boot_id
+from groundplane.runner.processes import FIND_PACKAGES, boot_id
 from groundplane.runner.refusal import No as No
 from groundplane.runner.reservations import Reservations, Short
 
@@ -36,8 +36,6 @@ START_PATIENCE_S = 60.0
 FACTS_AGE_S, SPOT_AGE_S = 60.0, 600.0
 ENDED_KEPT = 10_000
 CHUNK_LIMIT_BYTES = 4 * 2**20
-# What a job's own Python finds, in its site-packages too, which the runner leaves alone.
-_PACKAGES = "import sys, importlib.util as u; print(*(n for n in sys.argv[1:] if u.find_spec(n)))"
 
 
 class Desk:
@@ -304,7 +302,9 @@ class Desk:
 
     def python(self, packages: Sequence[str]) -> Document:
         """The Python that runs here, which of these packages it has, and where this desk's folder lies."""
-        found = self._said([sys.executable, "-c", _PACKAGES, *packages], START_PATIENCE_S).split() if packages else []
+        found = (
+            self._said([sys.executable, "-c", FIND_PACKAGES, *packages], START_PATIENCE_S).split() if packages else []
+        )
         return {"version": sys.version_info[:2], "packages": found, "root": str(self._root)}
 
     def folder_of(self, attempt_id: str) -> Path:

@@ -12,6 +12,8 @@ import os
 import select
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,7 +21,7 @@ from pathlib import Path
 from groundplane.runner import preflight_accelerators, preflight_storage
 from groundplane.runner.files import now_text, parse_time, read_document, write_document
 from groundplane.runner.isolation import NotPossible, Sandbox, image_present
-from groundplane.runner.processes import boot_id
+from groundplane.runner.processes import FIND_PACKAGES, boot_id
 from groundplane.runner.verdicts import failed, ok, skipped
 
 TYPE_CHECKING = False
@@ -167,6 +169,8 @@ def _as_job(order: Document) -> Iterator[tuple[str, Check]]:
         for source in (order.get("staging") or {}).get("sources", ()):
             yield f"data:{source['name']}", lambda order, _, source=source: staging.look(source, order)
     asked = order.get("preflight") or {}
+    if asked.get("packages"):
+        yield "engine", engine
     sources, peer = asked.get("data") or (), asked.get("peer")
     for source in sources:
         if not source.get("url"):
@@ -207,6 +211,24 @@ def image(order: Document, _: Path) -> Document:
         return ok(f"image {name}", "it is on the node")
     hint = f"on the node: podman pull {name}, or podman import"
     return failed(f"image {name}", "it is not on the node", hint, fault="run")
+
+
+def engine(order: Document, _: Path) -> Document:
+    """What a model server beside the job imports, looked for as the job's own Python finds it."""
+    wanted = order["preflight"]["packages"]
+    found = subprocess.run(
+        [sys.executable, "-c", FIND_PACKAGES, *wanted],
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        check=False,
+    ).stdout.split()
+    missing = [name for name in wanted if name.encode() not in found]
+    need = f"{', '.join(wanted)} in {sys.executable}"
+    if not missing:
+        return ok(need, "all of them")
+    hint = f"on the node: {sys.executable} -m pip install 'groundplane[engine]'; or ask an endpoint instead"
+    return failed(need, f"no {', '.join(missing)}", hint, fault="run")
 
 
 # ---------------------------------------------------------------- how they are carried out

@@ -8,6 +8,9 @@ import signal
 import time
 from pathlib import Path
 
+FIND_PACKAGES = "import sys, importlib.util as u; print(*(n for n in sys.argv[1:] if u.find_spec(n)))"
+"""Prints which of its arguments a job's own Python finds, in its site-packages too, which the runner leaves alone."""
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from groundplane.runner.files import Document

@@ -50,6 +50,7 @@ class Preflight:
         budget_s: int,
         idle_period_s: int,
         staging: Staging | None = None,
+        packages: Callable[[JobSpec], Sequence[str]] = lambda spec: (),
     ) -> None:
         self._store = store
         self._clock = clock
@@ -60,6 +61,7 @@ class Preflight:
         self._hardware = hardware
         self.policy = policy
         self.staging = staging
+        self._packages = packages
         self._budget_s = budget_s
         self._idle_period = timedelta(seconds=idle_period_s)
         self._probed_at: dict[str, datetime] = {}
@@ -112,6 +114,7 @@ class Preflight:
             now=self._clock.now(),
             memory_bytes_per_s=float(card.bandwidth_bytes_per_s) if card else 0.0,
             budget_s=float(self._budget_s),
+            packages=self._packages(spec),
         )
 
     async def _staging(self, spec: JobSpec) -> StagingNeed | None:

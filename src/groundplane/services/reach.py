@@ -69,6 +69,12 @@ class Reach:
         executor = self._executors.get(pool)
         return executor.python if executor is not None else ""
 
+    def packages(self, spec: JobSpec) -> Sequence[str]:
+        """What must be installed where a version is served beside an evaluation or a batch."""
+        need = spec.inference
+        engine = self._engines.get(need.asking.engine) if need is not None and need.asking.model else None
+        return engine.packages if engine is not None else ()
+
     async def unfit(self, spec: JobSpec) -> Mapping[str, str]:
         """Nodes of its pool that take work and on which this evaluation or batch can't run, each with why.
 
@@ -79,9 +85,7 @@ class Reach:
             return {}
         if need.asking.model:
             await self._models.cleared(need.asking.model, stage_of(spec))
-        engine = self._engines.get(need.asking.engine) if need.asking.model else None
-        packages = engine.packages if engine is not None else ()
-        found = await executor.unfit(packages, self._gateway if models_asked(need) else "")
+        found = await executor.unfit(self.packages(spec), self._gateway if models_asked(need) else "")
         async with self._store.transaction() as tx:
             cordoned = {each.node for each in await tx.find(Cordon, {"pool": spec.pool})}
         return {node: why for node, why in found.items() if node not in cordoned}
