@@ -209,10 +209,12 @@ async def test_lineage_leads_from_data_to_runs_to_models_to_their_descendants(
         await tx.insert_many_once([edge("run:run-1", "model:early@1", "vision", NOW)])
     await archive.house.register(facts=replace(FACTS, data=(DataFact(name="any", sha256=made.digest),)))
     await archive.house.register("tuned", replace(FACTS, base_model="tiny@1"))
-    await archive.house.register("other")
+    await archive.house.register("adapter", replace(FACTS, base_model="vision/tiny"))
+    await archive.house.register("merged", replace(FACTS, base_model="elsewhere/llama, adapter@latest"))
+    await archive.house.register("other", replace(FACTS, base_model="speech/tiny"))
     found = await archive.datasets.lineage(ADA, "corpus@1")
     assert found.runs == ("run-1",)
-    assert set(found.models) == {"early@1", "tiny@1", "tuned@1"}
+    assert set(found.models) == {"early@1", "tiny@1", "tuned@1", "adapter@1", "merged@1"}
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8)), max_size=30))

@@ -39,6 +39,7 @@ from groundplane.domain.spec import ModelOutput
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
 from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import BlobStore, Clock, FoundFile, ModelFiles, Provenance, Signer, Store, Tx
+from groundplane.services.ancestry import base_versions
 from groundplane.services.artifacts import demand_quota
 from groundplane.units import format_bytes
 
@@ -259,6 +260,7 @@ class Models:
                     number = 1 if newest is None else newest.number + 1
                     version = self._certified(draft, number)
                     await self._demand_facts(tx, version, (), Stage.REGISTER)
+                    made_from = await _lineage(tx, version, draft.birth)  # before it is the newest one itself
                     await tx.insert(version)
                     await tx.insert(entry_of(version))
                     if draft.report is not None:
@@ -269,7 +271,7 @@ class Models:
                     await tx.insert_many_once(metric_labels(version))
                     if draft.birth.adopted_from:
                         await tx.insert(adopted_label(version.id, draft.birth.adopted_from))
-                    await tx.insert_many_once(_lineage(version, draft.birth))
+                    await tx.insert_many_once(made_from)
                     for row in draft.rows(version):
                         await tx.insert(row)
                     await tx.append_event(self._registered(actor, version, draft.reason))
@@ -529,7 +531,7 @@ async def _missing(tx: Tx, version: ModelVersion, addenda: Sequence[Addendum], s
 async def _terms(tx: Tx, birth: cert.Birth) -> tuple[dict[str, str], dict[str, str]]:
     """The licences of the registered models, and of the registered data, that a version was made from."""
     bases, data = {}, {}
-    for base in (name.strip() for name in birth.base_model.split(",") if "@" in name):
+    for base in await base_versions(tx, birth.base_model):
         found = await tx.get(ModelVersion, base)
         if found is not None and found.license:
             bases[found.id] = found.license
@@ -552,11 +554,11 @@ async def _output(tx: Tx, run_id: str, name: str) -> ModelVersion | None:
     return found[0] if found else None
 
 
-def _lineage(version: ModelVersion, birth: cert.Birth) -> list[LineageEdge]:
-    """What it was made from, one edge each: its run, its data by digest, the registered model it began as."""
+async def _lineage(tx: Tx, version: ModelVersion, birth: cert.Birth) -> list[LineageEdge]:
+    """What it was made from, one edge each: its run, its data by digest, the registered models it began as."""
     made_from = [f"run:{version.run_id}"] if version.run_id else []
     made_from += [f"sha256:{data.sha256}" for data in birth.circumstances.data if data.sha256]
-    made_from += [f"model:{base.strip()}" for base in birth.base_model.split(",") if "@" in base]
+    made_from += [f"model:{base}" for base in await base_versions(tx, birth.base_model)]
     edges = {parent: edge(parent, f"model:{version.id}", version.project, version.created_at) for parent in made_from}
     return list(edges.values())
 
