@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.cli.conftest import Home
+from tests.cli.conftest import Home, Said
 
 from groundplane.cli.root import run
 from groundplane.domain.policy import rule_set
@@ -111,13 +112,15 @@ def test_the_guide_names_every_field_that_a_rule_may_ask_for():
             assert not missing, f"{root}: {missing}"
 
 
-def test_policy_on_a_running_installation(up: Home):
-    listed = up.ground("policy", "list", "--over", "endpoint").stdout
+def test_policy_on_a_running_installation(up: Home, say: Callable[..., Said]):
+    listed = say(up, "policy", "list", "--over", "endpoint").out
     assert "private-endpoints" in listed and "image-pinned" not in listed
-    shown = up.ground("policy", "show", "image-pinned").stdout
+    shown = say(up, "policy", "show", "image-pinned").out
     assert "condition   when size(spec.images) > 0; require" in shown
-    assert "no rule image-pined" in up.ground("policy", "show", "image-pined", expect=4).stderr
-    assert "nobody is excepted" in up.ground("policy", "except").stdout
-    missing = up.ground("policy", "except", "add", "sku-allowed", "--project", "default", expect=2)
-    assert "--reason" in missing.stderr
-    assert "no file" in up.ground("policy", "replay", "nowhere.yaml", expect=4).stderr
+    unknown = say(up, "policy", "show", "image-pined")
+    assert (unknown.code, "no rule image-pined" in unknown.err) == (4, True)
+    assert "nobody is excepted" in say(up, "policy", "except").out
+    missing = say(up, "policy", "except", "add", "sku-allowed", "--project", "default")
+    assert (missing.code, "--reason" in missing.err) == (2, True)
+    nowhere = say(up, "policy", "replay", "nowhere.yaml")
+    assert (nowhere.code, "no file" in nowhere.err) == (4, True)
