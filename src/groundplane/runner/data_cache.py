@@ -102,6 +102,9 @@ class DataCache:
         final = self._object(sha256)
         final.parent.mkdir(mode=0o700, exist_ok=True)
         partial.chmod(0o444)
+        # The mark is believed after a power cut too, so the bytes must be there then.
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         self._mark(partial, sha256)
         partial.replace(final)
         self.forget(partial.name)
