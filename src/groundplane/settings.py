@@ -159,6 +159,9 @@ class Settings:
     gateway_cache_bytes: int = _setting(
         "GROUND_GATEWAY_CACHE", 64 * 2**20, "Bytes of answers that each gateway process keeps at most.", parse_bytes
     )
+    gateway_body_bytes: int = _setting(
+        "GROUND_GATEWAY_BODY", 32 * 2**20, "Bytes of the largest request body that the gateway takes.", parse_bytes
+    )
     predictions: str = _setting(
         "GROUND_PREDICTIONS",
         "",

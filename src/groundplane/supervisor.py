@@ -467,6 +467,7 @@ def gateway_child(settings: Settings, number: int, workers: int) -> Child:
         *("--workers", str(workers), "--shared", str(folder)),
         *("--nodes", str(settings.gateway_nodes), "--provider-keys", str(settings.home / "provider-keys")),
         *("--predictions", str(settings.predictions_folder), "--cache-max", str(settings.gateway_cache_bytes)),
+        *("--body-max", str(settings.gateway_body_bytes)),
         *("--traces-url", settings.traces_url, "--traces-percent", str(settings.traces_percent)),
     )
     return Child(name=name, command=("groundplane.gateway", *options), gateway_id=f"gw-{number}")

@@ -77,14 +77,17 @@ def test_it_holds_what_the_gateway_needs() -> None:
 def test_the_longest_answer_is_what_was_said_or_the_served_context_or_4096() -> None:
     served = replace(ENDPOINT, spec=replace(SPEC, serving=ServingNeed(model="x", context=32_768)))
     assert compiled().routes[0].targets[0].max_output_tokens == 4_096
-    assert compiled(endpoints=(served,)).routes[0].targets[0].max_output_tokens == 32_768
-    said = RouteTarget(endpoint="tiny", max_output_tokens=900)
+    assert compiled().routes[0].targets[0].context_tokens == 0
+    (target,) = compiled(endpoints=(served,)).routes[0].targets
+    assert (target.max_output_tokens, target.context_tokens) == (32_768, 32_768)
+    said = RouteTarget(endpoint="tiny", max_output_tokens=900, context_tokens=8_000)
     rule = RouteRule(id="vision:big", project="vision", model="big", policy=RoutePolicy.WEIGHTED, targets=(said,),
                      set_by="ana", set_at=NOW)  # fmt: skip
     routes = compile_snapshot(
         keys=(), endpoints=(served,), budgets={}, ingested={}, version=1, now=NOW, rules=(rule,)
     ).routes
-    assert [route.targets[0].max_output_tokens for route in routes if route.model == "big"] == [900]
+    (target,) = next(route.targets for route in routes if route.model == "big")
+    assert (target.max_output_tokens, target.context_tokens) == (900, 8_000)
 
 
 def test_revoked_and_expired_keys_are_left_out() -> None:

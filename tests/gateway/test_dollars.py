@@ -199,7 +199,7 @@ async def test_what_a_killed_worker_had_spent_is_let_go_once_the_ledger_has_it_a
     await publish(1, 60_000)
     workers = await asyncio.to_thread(start_workers, tmp_path, 2, limits_url=url)
     fleets.append(workers)
-    for _ in range(5):
+    while COST * len(upstream.seen) <= 30_000:  # a Redis that is late on a busy machine lets no dollars through
         await burst(workers.port, 40)
     old = workers.processes[1]
     await asyncio.to_thread(workers.start, 1, "r")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import json
 import socket
@@ -189,6 +190,38 @@ async def test_only_what_bounds_an_answer_of_this_path_lowers_what_is_reserved(
     async with running(tmp_path, keys=(key(),), routes=routes, budgets={"vision": 1000}) as bench:
         assert (await ask(bench.port, post(chat(**more), path=path))).status == status
     assert len(upstream.seen) == (status == 200)
+
+
+async def test_a_picture_is_no_text_and_no_prompt_is_longer_than_the_model_reads(
+    tmp_path: Path, upstream: MockUpstream
+) -> None:
+    """At 1 micro-dollar a token: a picture of a megabyte would be 1.4 dollars and 350,000 tokens of text."""
+    picture = {"url": "data:image/png;base64," + base64.b64encode(bytes(range(256)) * 4096).decode()}
+    far, image = {"url": "https://example.com/a.png"}, "image_url"
+    routes = (
+        route("tiny", upstream.base_url, context_tokens=9000, upstream_model="big"),
+        route("unknown", upstream.base_url),
+    )
+    keys, budgets = (key(tokens_per_minute=80_000),), {"vision": 10_000}
+    async with running(tmp_path, keys=keys, routes=routes, budgets=budgets) as bench:
+
+        async def status(content: object, path: str = "/v1/chat/completions", **more: object) -> int:
+            body = {"model": "tiny", "messages": [{"role": "user", "content": content}], "max_tokens": 5, **more}
+            return (await ask(bench.port, post(body, path=path))).status
+
+        assert await status([{"type": image, image: picture}]) == 200
+        assert await status([{"type": image, image: picture}], model="unknown") == 429, "every byte may be a token"
+        assert await status("word " * 70_000) == 429, "text is"
+        assert await status([{"type": image, image: far}]) == 200
+        await bench.publish(keys=keys, routes=routes, budgets={"vision": 8_000})
+        await poll(lambda: left(bench.gateway.state) < 9_000)  # type: ignore[union-attr]
+        assert await status([{"type": image, image: far}]) == 429, "what is fetched may fill the context"
+        assert await status("hi") == 200
+        answers = [
+            await status("hi", "/v1/responses", max_output_tokens=5, previous_response_id=earlier)
+            for earlier in (None, "resp_1")
+        ]
+    assert answers == [200, 429]
 
 
 async def test_a_new_snapshot_counts_only_what_it_cannot_know(tmp_path: Path, upstream: MockUpstream) -> None:

@@ -60,9 +60,9 @@ def test_a_key_spends_its_day_and_no_more(installation: Any, provider_url: str, 
         *("--private", "--key-file", "-"),
         text="sk-of-the-provider",
     )
-    target = "provider:hosted/m,prompt=2,completion=10,max_output=900"
+    target = "provider:hosted/m,prompt=2,completion=10,max_output=900,context=8000"
     route = installation.data("routes", "set", "big", "--project", "shop", "--target", target)
-    assert route["targets"][0]["max_output_tokens"] == 900
+    assert (route["targets"][0]["max_output_tokens"], route["targets"][0]["context_tokens"]) == (900, 8000)
     keys = [
         installation.data("keys", "create", "--name", name, "--project", "shop", "--owner", "ana")
         for name in ("app", "other")

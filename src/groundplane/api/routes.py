@@ -125,4 +125,5 @@ def _target(one: TargetRequest) -> RouteTarget:
         order=one.order,
         price=price,
         max_output_tokens=one.max_output_tokens,
+        context_tokens=one.context_tokens,
     )

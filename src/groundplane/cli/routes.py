@@ -214,14 +214,14 @@ def parse_target(text: str) -> TargetRequest:
         try:
             if key in {"weight", "order"}:
                 values[key] = int(value)
-            elif key == "max_output":
-                values["max_output_tokens"] = int(value)
+            elif key in {"max_output", "context"}:
+                values[f"{key}_tokens"] = int(value)
             elif key in {"prompt", "completion", "cached", "written"}:
                 values[f"{key}_microusd_per_million"] = parse_usd(value)
             else:
                 raise ValueError
         except ValueError:
-            hint = "weight=3, order=1, prompt=2.50, completion=10, cached=1.25, written=3.125, max_output=16384"
+            hint = "weight=3, order=1, prompt=2.5, completion=10, cached=1, written=3, max_output=16384, context=128000"
             raise InvalidInput(f"{option[:60]!r} of target {place[:60]} can't be understood", hint) from None
     return TargetRequest(**values)
 

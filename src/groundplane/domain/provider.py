@@ -22,6 +22,7 @@ _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 _API_VERSION = re.compile(r"[A-Za-z0-9.-]{1,40}")
 _KEY = re.compile(r"[\x21-\x7e]{1,1000}")
 OUTPUT_TOKENS_MAX = 10_000_000
+CONTEXT_TOKENS_MAX = 100_000_000
 TARGETS_MAX = 20
 HEDGE_MIN_MS = 1
 HEDGE_MAX_MS = 60_000
@@ -76,7 +77,8 @@ class RouteTarget:
     """An endpoint of ours or a provider of the project, with the model's name there.
 
     `order`: lower ones are asked first. The price is what callers are charged; an endpoint has one of its own.
-    `max_output_tokens`: the longest answer there is when a request names no limit; None is not known.
+    `max_output_tokens`: the longest answer there is when a request names no limit; `context_tokens`: the longest prompt
+    and answer together. None is not known.
     """
 
     endpoint: str = ""
@@ -86,6 +88,7 @@ class RouteTarget:
     order: int = 0
     price: TokenPrice | None = None
     max_output_tokens: int | None = None
+    context_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +197,8 @@ def check_route(
             raise InvalidInput("a weight is 0 to 1,000, an order 0 to 100", "weight=3, order=1")
         if one.max_output_tokens is not None and not 1 <= one.max_output_tokens <= OUTPUT_TOKENS_MAX:
             raise InvalidInput(f"an answer has 1 to {OUTPUT_TOKENS_MAX:,} tokens", "max_output=16384")
+        if one.context_tokens is not None and not 1 <= one.context_tokens <= CONTEXT_TOKENS_MAX:
+            raise InvalidInput(f"a context has 1 to {CONTEXT_TOKENS_MAX:,} tokens", "context=128000")
         names.add((one.endpoint, one.provider, one.model))
     if len(names) != len(targets):
         raise InvalidInput("a target is given twice", "use weight= to send more there")

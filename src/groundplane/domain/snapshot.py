@@ -51,7 +51,8 @@ class SnapshotKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One place a route's requests can go. `max_output_tokens` bounds an answer whose request names no limit.
+    """One place a route's requests can go. `max_output_tokens` bounds an answer whose request names no limit,
+    `context_tokens` every prompt; 0 is not known.
 
     `kind` is a provider's, empty for an endpoint of ours; its key is in the file `key_file`, read anew when
     `key_version` changes. `private`: its address may be in a private network.
@@ -64,6 +65,7 @@ class Target:
     price: TokenPrice
     weight: int = 1
     max_output_tokens: int = MAX_OUTPUT_TOKENS
+    context_tokens: int = 0
     order: int = 0
     region: str = ""
     kind: str = ""
@@ -215,6 +217,7 @@ def _endpoint_target(endpoint: Endpoint, wanted: RouteTarget) -> Target:
         price=wanted.price or endpoint.spec.token_price,
         weight=wanted.weight,
         max_output_tokens=longest,
+        context_tokens=wanted.context_tokens or (0 if serving is None else serving.context),
         order=wanted.order,
     )
 
@@ -228,6 +231,7 @@ def _provider_target(provider: Provider, wanted: RouteTarget, price: TokenPrice)
         price=price,
         weight=wanted.weight,
         max_output_tokens=wanted.max_output_tokens or MAX_OUTPUT_TOKENS,
+        context_tokens=wanted.context_tokens or 0,
         order=wanted.order,
         region=provider.region,
         kind=provider.kind.value,

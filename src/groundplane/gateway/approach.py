@@ -15,13 +15,13 @@ from groundplane.domain.usage import BYTES_PER_TOKEN, rate
 from groundplane.gateway.admission import find_route, limit_headers, no_budget, refusal
 from groundplane.gateway.cache import Flight
 from groundplane.gateway.hedging import Hedge
-from groundplane.gateway.lanes import Lane
+from groundplane.gateway.lanes import Lane, Size
 from groundplane.gateway.patience import Patience
 from groundplane.gateway.protocol.doors import JSON_DOORS, RESPONSE_EVENTS, Door
 from groundplane.gateway.protocol.errors import Fault, bad_request, upstream_fault
 from groundplane.gateway.protocol.form_body import read_form
 from groundplane.gateway.protocol.http1 import RequestHead, ResponseHead
-from groundplane.gateway.protocol.json_body import NO_MEMBERS, Fields, read_fields, read_members
+from groundplane.gateway.protocol.json_body import NO_MEMBERS, Fields, read_fields, read_members, refers, weight_bytes
 from groundplane.gateway.protocol.sse import EventStream
 from groundplane.gateway.records import decimal_s, reserved_members
 from groundplane.gateway.selection import Selection
@@ -61,25 +61,23 @@ class Approach(Patience):
         self, state: GatewayState, caller: Caller, key: KeyState, door: Door, body: bytes, head: RequestHead
     ) -> None:
         """Reads the request. Raises Fault when it can't be one of this key's."""
-        size_bytes = len(body)
         self._content_type = JSON
         if door.form and head.headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == JSON:
             door = JSON_DOORS.get(door.path, door)
         if door.form:
             self._content_type = head.headers.get(b"content-type", b"")
             form = read_form(body, self._content_type)
-            fields, size_bytes, self._model_span = Fields(model=form.model), form.weight_bytes, form.model_span
+            fields, self._model_span = Fields(model=form.model), form.model_span
+            size = Size(form.weight_bytes, form.weight_bytes, refers=False)
         else:
             fields = read_fields(body)
+            size = Size(len(body), weight_bytes(body), refers=False)
         model = fields.model
         assert model is not None
         lane = self._lane = key.lanes.get(model) or state.lane(key, find_route(key, model))
         bounds = door.bounds
         generates = bool(bounds)
         limit = fields.answer_tokens_max(bounds)
-        if door.stream is RESPONSE_EVENTS and bytes(fields.background) == b"true":
-            told = "background responses are not served here, because nobody could meter them: leave background out"
-            raise bad_request(told, "background_not_served", "background")
         self._state = state
         self._caller = caller
         self._door = door
@@ -89,19 +87,17 @@ class Approach(Patience):
         self._wants_usage = self._streams and (fields.wants_usage or not door.stream.asks_usage)  # type: ignore[union-attr]
         self._unbounded = generates and limit is None
         self._members = NO_MEMBERS
-        if not door.form and (
-            lane.exact or (self._streams and not self._wants_usage and (b"stream_options" in body or b"\\u" in body))
-        ):
-            self._members = read_members(body)
+        if lane.exact or self._streams or door.stream is RESPONSE_EVENTS:
+            size = self._look_closer(fields, size)
         self.key = key
-        self.ask = (0, 0) if door.free else lane.ask(fields, size_bytes, limit, generates=generates)
+        self.ask = (0, 0) if door.free else lane.ask(fields, size, limit, generates=generates)
         # The caller's own id is what everybody says; what is charged goes by ours, which nobody can repeat.
         self.request_id = state.new_request_id()
         self.said_id = head.request_id or self.request_id
         self._query = head.query
         self.started_at = decimal_s(time_ns())
         self._began_ns = monotonic_ns()
-        self._prompt_tokens = 0 if door.free else -(-size_bytes // BYTES_PER_TOKEN)
+        self._prompt_tokens = 0 if door.free else -(-size.weight_bytes // BYTES_PER_TOKEN)
         self._selection: Selection | None = None
         self._headers = head.headers
         self._ticket: Ticket | None = None
@@ -131,6 +127,19 @@ class Approach(Patience):
             if self._watch is not None:
                 self._passed_headers = self._watch.passed
         self._connection: UpstreamConnection | None = None
+
+    def _look_closer(self, fields: Fields, size: Size) -> Size:
+        """Where the fields stand that may be replaced, and whether the prompt is all here. Raises Fault."""
+        door, body, exact = self._door, self._request, self._lane.exact and not self._door.form
+        responds = door.stream is RESPONSE_EVENTS
+        if responds and bytes(fields.background) == b"true":
+            told = "background responses are not served here, because nobody could meter them: leave background out"
+            raise bad_request(told, "background_not_served", "background")
+        injects = self._streams and not self._wants_usage
+        if exact or (injects and (b"stream_options" in body or b"\\u" in body)):
+            self._members = read_members(body)
+        elsewhere = (responds and fields.goes_on) or (exact and refers(body))
+        return size._replace(refers=True) if elsewhere else size
 
     @abstractmethod
     def _send(self) -> None: ...

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from time import monotonic_ns, time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from groundplane.domain.limits import PURSES, Binding, Measure, Moment, Share
 from groundplane.domain.prompt_lint import Samples
@@ -14,6 +14,14 @@ from groundplane.gateway.protocol.json_body import Fields
 
 if TYPE_CHECKING:
     from groundplane.gateway.tables import KeyState, RouteState
+
+
+class Size(NamedTuple):
+    """Of a request: its bytes, what they count as, as text, and whether it refers to what it does not have."""
+
+    body_bytes: int
+    weight_bytes: int
+    refers: bool
 
 
 class Lane:
@@ -66,9 +74,14 @@ class Lane:
 
     # ------------------------------------------------------------ how much
 
-    def ask(self, fields: Fields, body_bytes: int, limit: int | None, *, generates: bool) -> tuple[int, int]:
+    def ask(self, fields: Fields, size: Size, limit: int | None, *, generates: bool) -> tuple[int, int]:
         """Tokens estimated, micro-dollars at worst over every target that may answer. `limit` is of one answer's
         tokens. Embeddings generate nothing."""
+        body_bytes, weight_bytes, refers = size
+        context = self.route.context_tokens
+        # Every byte a token, but no more than the model reads at once; that much, if what it reads is elsewhere.
+        if context and (refers or context < body_bytes):
+            body_bytes = context
         tokens = most = 0
         if generates:
             answers = fields.answers()
@@ -82,7 +95,7 @@ class Lane:
             microusd = worst_case(body_bytes, most, price)
         else:
             microusd = max((worst_case(body_bytes, most, one.target.price) for one in self.route.targets), default=0)
-        return estimated_tokens(body_bytes) + tokens, microusd
+        return estimated_tokens(weight_bytes) + tokens, microusd
 
     # ------------------------------------------------------------ take and settle
 

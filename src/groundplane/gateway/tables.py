@@ -130,7 +130,7 @@ _KEY_LINES: dict[str, bytes] = {ProviderKind.AZURE: b"api-key: %b\r\n", Provider
 
 @dataclass(slots=True)
 class RouteState:
-    """A route with its targets' states, its counters, and the longest answer any target gives.
+    """A route with its targets' states, its counters, and the longest answer and prompt any target has; 0 is not known.
 
     `only`: its one target, where there is nothing to choose. `lines`: where its requests wait for targets' limits and
     for replicas in `places`. `print`: changes with whatever its answers depend on. `reads_fields`: where single
@@ -152,6 +152,7 @@ class RouteState:
     lines: tuple[str, ...] = ()
     print: bytes = b""
     reads_fields: bool = False
+    context_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -261,6 +262,8 @@ def fill_in(route: RouteState) -> None:
     route.reads_fields = route.policy is RoutePolicy.PREFIX or any(
         one.target.kind or one.target.upstream_model != rule.model for one in route.targets
     )
+    contexts = [one.target.context_tokens for one in route.targets]
+    route.context_tokens = max(contexts) if contexts and all(contexts) else 0
     route.queue, route.cache = rule.queue, rule.cache
     if rule.queue is not None:
         route.priorities = {one.key_id: one.priority for one in rule.queue.keys}

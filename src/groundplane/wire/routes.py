@@ -45,6 +45,7 @@ class TargetRequest:
     cached_microusd_per_million: int | None = None
     written_microusd_per_million: int | None = None
     max_output_tokens: int | None = None
+    context_tokens: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "completion", "cached", "written"):

@@ -10,9 +10,8 @@ import re
 from dataclasses import dataclass
 
 from groundplane.gateway.protocol.errors import Fault, bad_request
+from groundplane.gateway.protocol.json_body import FILE_BYTES_PER_TOKEN
 
-FILE_BYTES_PER_TOKEN = 64
-"""Recorded speech at 6 kbit/s has 75 bytes for each of the ten tokens a second that speech models count."""
 _BOUNDARY = re.compile(rb'multipart/form-data *; *boundary=(?:"([^"\\\r\n]{1,70})"|([^\s";,]{1,70}))', re.IGNORECASE)
 _DISPOSITION = re.compile(
     rb'content-disposition: *form-data *; *name="([^"\\%\r\n]*)"( *; *filename=.*)?', re.IGNORECASE

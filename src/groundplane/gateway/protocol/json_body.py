@@ -11,12 +11,20 @@ from typing import Any
 
 import msgspec
 
-from groundplane.domain.usage import TOKENS_MAX, Usage, read_usage_words
+from groundplane.domain.usage import BYTES_PER_TOKEN, TOKENS_MAX, Usage, read_usage_words
 from groundplane.gateway.protocol.errors import bad_request
 
 _SPACE = rb"[ \t\r\n]*+"
 _NAME = re.compile(_SPACE + rb'("(?:[^"\\]++|\\.)*+")' + _SPACE + b":" + _SPACE, re.DOTALL)
 _AFTER = re.compile(_SPACE + rb"([,}])")
+
+FILE_BYTES_PER_TOKEN = 64
+"""Recorded speech at 6 kbit/s has 75 bytes for each of the ten tokens a second that speech models count."""
+_WEIGHED_MIN_BYTES = 16_384
+_STRINGS_MAX = 100_000
+_BASE64 = bytes(range(48, 58)) + bytes(range(65, 91)) + bytes(range(97, 123)) + b"+/=-_\\"
+_ELSEWHERE = re.compile(rb'"(?:(?:image_|file_)?url"[ \t\r\n]*:[ \t\r\n]*"http|file_id"[ \t\r\n]*:)')
+_BASE64_HEAD = re.compile(rb"data:[^,]{0,200};base64,")
 
 Members = Mapping[str, tuple[int, int]]
 """Where the value of each field of the outermost object stands."""
@@ -39,6 +47,8 @@ class Fields(msgspec.Struct):
     n: int | None = None
     best_of: int | None = None
     background: msgspec.Raw = msgspec.Raw()
+    previous_response_id: msgspec.Raw = msgspec.Raw()
+    conversation: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
 
     @property
@@ -56,6 +66,11 @@ class Fields(msgspec.Struct):
                     return None
                 most = limit if most is None else max(most, limit)
         return most
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the prompt has a part that the upstream keeps, and the body does not have."""
+        return not {bytes(self.previous_response_id), bytes(self.conversation)} <= {b"", b"null"}
 
     def answers(self) -> int:
         """How many answers are asked for: choices times prompts. A list of texts or of token lists is a batch."""
@@ -127,6 +142,25 @@ def read_fields(body: bytes) -> Fields:
     if not fields.model:
         raise bad_request("you must name a model", "missing_required_parameter", "model")
     return fields
+
+
+def refers(body: bytes) -> bool:
+    """Whether it names pictures or files that the upstream is to fetch or has: they are of the prompt as well."""
+    return _ELSEWHERE.search(body) is not None
+
+
+def weight_bytes(body: bytes) -> int:
+    """What a body counts as, as text: pictures, sound and files that are in it as base64 are no text."""
+    weight = len(body)
+    if weight < _WEIGHED_MIN_BYTES or body.count(b'"') > _STRINGS_MAX:
+        return weight
+    for text in body.split(b'"'):
+        if len(text) >= _WEIGHED_MIN_BYTES // 4:
+            head = _BASE64_HEAD.match(text)
+            encoded = text if head is None else text[head.end() :]
+            if not encoded.translate(None, _BASE64):
+                weight -= len(encoded) - -(-len(encoded) // (FILE_BYTES_PER_TOKEN // BYTES_PER_TOKEN))
+    return weight
 
 
 def read_members(body: bytes) -> Members:
