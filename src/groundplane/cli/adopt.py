@@ -14,6 +14,7 @@ import click
 from groundplane.cli import model_tools, render
 from groundplane.cli.model_facts import facts_of, further_facts
 from groundplane.cli.options import Money, connect, output_option
+from groundplane.cli.words import counted
 from groundplane.domain.certificate import (
     MAY_BE_UNKNOWN,
     AdoptedFile,
@@ -85,7 +86,9 @@ def adopt(source: str, name: str, project: str, leave_out: Sequence[str], output
             with render.progress(f"uploading {name}", sum(file.size_bytes for file in files)) as advance:
                 client.upload_files(upload, present, advance)
             version = client.register_model(name, upload_id=upload.id, project=project, facts=facts)
-    lines = [f"adopted {version.id}: {len(version.files)} files, certificate sha256:{version.certificate_sha256}"]
+    lines = [
+        f"adopted {version.id}: {counted(len(version.files), 'file')}, certificate sha256:{version.certificate_sha256}"
+    ]
     lines += [f"  {file.source_path} → {file.path}: {file.tensors} tensors, each compared" for file in adopted]
     lines += [f"  {path} stayed behind" for path in left_out]
     lines += [f"  unknown: {fact} ({why})" for fact, why in facts.unknown.items()]

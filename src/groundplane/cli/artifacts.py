@@ -11,7 +11,7 @@ import click
 from groundplane.cli import render
 from groundplane.cli.options import Listing, Moment, connect, output_option
 from groundplane.cli.render import Table
-from groundplane.cli.words import moment
+from groundplane.cli.words import counted, moment
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, Unavailable
 from groundplane.units import format_bytes, parse_bytes, parse_duration_s
 
@@ -101,7 +101,7 @@ def pull(ref: str, target: Path | None, cache: Path | None, cache_limit: str, pi
             raise Conflict(f"{place} is a file", "give a folder")
         with render.progress(f"pulling {artifact.name}", artifact.size_bytes) as advance:
             client.pull(artifact.id, place, progress=advance, cache=kept, pin=pin)
-    text = f"pulled {artifact.id} into {place}: {len(artifact.files)} files, {format_bytes(artifact.size_bytes)}"
+    text = f"pulled {artifact.id} into {place}: {counted(len(artifact.files), 'file')}, {format_bytes(artifact.size_bytes)}"
     render.show(artifact, output, lambda: [text])
 
 
@@ -218,7 +218,7 @@ def _lines(artifact: Artifact) -> list[str]:
     kept = "pinned" if artifact.pinned else moment(artifact.keep_until) if artifact.keep_until else "until deleted"
     return [
         f"{artifact.name} of project {artifact.project}, by {artifact.created_by}, {moment(artifact.created_at)}",
-        f"  size      {format_bytes(artifact.size_bytes)} in {len(artifact.files)} files",
+        f"  size      {format_bytes(artifact.size_bytes)} in {counted(len(artifact.files), 'file')}",
         f"  kept      {kept}",
         f"  manifest  sha256:{artifact.manifest_sha256}",
     ]

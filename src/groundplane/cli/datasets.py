@@ -13,7 +13,7 @@ import click
 from groundplane.cli import render
 from groundplane.cli.options import Duration, Listing, Moment, connect, output_option
 from groundplane.cli.render import Table, View
-from groundplane.cli.words import moment
+from groundplane.cli.words import counted, moment
 from groundplane.domain.dataset import (
     DatasetCheck,
     DatasetFacts,
@@ -296,7 +296,7 @@ def _lines(row: DatasetVersion) -> list[View]:
         f"{row.id} of project {row.project}, owner {row.owner}, {_state(row, datetime.now(UTC))}",
         f"  where           {row.location} ({row.pointer})",
         f"  digest          sha256:{row.digest} ({row.how} by {row.created_by})",
-        f"  size            {format_bytes(row.size_bytes)} in {len(row.files)} files",
+        f"  size            {format_bytes(row.size_bytes)} in {counted(len(row.files), 'file')}",
         f"  classification  {row.classification}",
         f"  license         {row.license}",
         f"  as of           {moment(row.as_of)}{fresh}",

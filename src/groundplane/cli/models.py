@@ -13,7 +13,7 @@ from groundplane.cli import adopt, certificates, model_checks, packages, registr
 from groundplane.cli.model_facts import facts_of, further_facts
 from groundplane.cli.options import Listing, Money, connect, output_option
 from groundplane.cli.render import Table
-from groundplane.cli.words import moment
+from groundplane.cli.words import counted, moment
 from groundplane.domain.byte_view import ByteView
 from groundplane.domain.certificate import missing_facts, misstated
 from groundplane.domain.model import ModelVersion, check_name, parse_ref, path_refusals
@@ -212,7 +212,7 @@ def _version_lines(version: ModelVersion) -> list[str]:
         f"  made by      {version.run_id or 'hand'}, {moment(version.created_at)}, registered by {version.created_by}",
         f"  license      {version.license or '-'}",
         f"  metrics      {metrics}",
-        f"  size         {format_bytes(version.size_bytes)} in {len(version.files)} files",
+        f"  size         {format_bytes(version.size_bytes)} in {counted(len(version.files), 'file')}",
         f"  manifest     sha256:{version.manifest_sha256}",
         f"  certificate  sha256:{version.certificate_sha256}",
     ]

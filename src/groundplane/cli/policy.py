@@ -12,7 +12,7 @@ import click
 from groundplane.cli import render
 from groundplane.cli.options import Listing, Moment, connect, output_option
 from groundplane.cli.render import Table, View
-from groundplane.cli.words import age, moment
+from groundplane.cli.words import age, counted, moment
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.settings import Settings
 from groundplane.units import format_usd
@@ -255,7 +255,7 @@ def _rule_views(rule: RuleInfo) -> list[View]:
         f"  why         {rule.why}",
         f"  condition   {rule.text or 'in Python'}",
         f"  hint        {rule.hint}",
-        f"  from        {rule.source}{changed}, {rule.tests} tests inside",
+        f"  from        {rule.source}{changed}, {counted(rule.tests, 'test')} inside",
     ]
     if rule.locked:
         lines.append("  locked      nobody is excepted, and no file changes it")

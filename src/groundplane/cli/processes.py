@@ -19,7 +19,7 @@ import click
 from groundplane.cli import render
 from groundplane.cli.options import output_option
 from groundplane.cli.render import Table, View
-from groundplane.cli.words import age, moment
+from groundplane.cli.words import age, counted, moment
 from groundplane.errors import GroundError, Unauthenticated, Unavailable
 from groundplane.processes import ProcessMark, end, make_home, read_mark
 from groundplane.settings import Settings
@@ -310,15 +310,11 @@ def _status_views(found: Installation) -> list[View]:
         f"addresses  {found.url}, gateway {answer.gateway_url}{'' if found.ready else ' (does not answer)'}",
         f"runs       {_counts(answer.runs_active) or 'none active'}",
         f"endpoints  {_counts(answer.endpoints) or 'none'}",
-        f"models     {_number(answer.model_versions, 'version')}, {_number(answer.projects, 'project')}",
-        f"money      {format_usd(answer.held_microusd)} held in {_number(answer.holds_pending, 'hold')}",
+        f"models     {counted(answer.model_versions, 'version')}, {counted(answer.projects, 'project')}",
+        f"money      {format_usd(answer.held_microusd)} held in {counted(answer.holds_pending, 'hold')}",
         f"policy     {answer.policy}",
         f"state      {answer.home} ({answer.database}), {disk}",
     ]
-
-
-def _number(count: int, thing: str) -> str:
-    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def _counts(counts: dict[str, int]) -> str:

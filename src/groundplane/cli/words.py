@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from groundplane.domain.run import Run
 
 
+def counted(count: int, thing: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+
+
 def moment(value: datetime | None) -> str:
     """`2026-12-01 18:00:00Z`, to the second."""
     return f"{value:%Y-%m-%d %H:%M:%S}Z" if value is not None else "-"
