@@ -101,7 +101,8 @@ def pull(ref: str, target: Path | None, cache: Path | None, cache_limit: str, pi
             raise Conflict(f"{place} is a file", "give a folder")
         with render.progress(f"pulling {artifact.name}", artifact.size_bytes) as advance:
             client.pull(artifact.id, place, progress=advance, cache=kept, pin=pin)
-    text = f"pulled {artifact.id} into {place}: {counted(len(artifact.files), 'file')}, {format_bytes(artifact.size_bytes)}"
+    files = counted(len(artifact.files), "file")
+    text = f"pulled {artifact.id} into {place}: {files}, {format_bytes(artifact.size_bytes)}"
     render.show(artifact, output, lambda: [text])
 
 
