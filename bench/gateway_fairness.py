@@ -44,7 +44,7 @@ HERE = Path(__file__)
 FIGURES = ("p50_ms", "p99_ms", "direct_p99_ms", "flood_per_s", "cpu_us_per_request", "waited_ms_per_s")
 _GOAL = 1.10
 _WAITED_MAX_MS_PER_S = 10.0
-"""One request in a hundred waits that long a second: the 99th percentile is that of other work then."""
+"""A hundredth of the time: where it is more, the 99th percentile is that of the other work."""
 _FIRST = ["chrt", "--fifo", "10"]
 
 
