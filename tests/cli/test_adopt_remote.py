@@ -30,13 +30,15 @@ class Hub:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {"model.safetensors": WEIGHTS, "config.json": b"{}"}
         self.listed: list[dict[str, Any]] | None = None
-        self.key = ""
+        self.key = self.elsewhere = ""
         self.asked: list[str] = []
+        self.keys = set[str]()
         hub = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 hub.asked.append(self.path)
+                hub.keys.add(self.headers.get("Authorization", ""))
                 status, body, headers = hub.answer(self.path, self.headers.get("Authorization", ""))
                 self.send_response(status)
                 for name, value in {**headers, "Content-Length": str(len(body))}.items():
@@ -50,6 +52,10 @@ class Hub:
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
 
     def rows(self) -> list[dict[str, Any]]:
         return [
@@ -73,6 +79,8 @@ class Hub:
             more = {"Link": f'<{self.url}{path.partition("&page")[0]}&page={page + 1}>; rel="next"'}
             return 200, json.dumps(rows[page : page + 1]).encode(), more if page + 1 < len(rows) else {}
         name = path.removeprefix(f"/org/name/resolve/{COMMIT}/")
+        if self.elsewhere:
+            return 302, b"", {"Location": self.elsewhere + path}
         return (200, self.files[name], {}) if name in self.files else (404, b"Entry not found", {})
 
 
@@ -86,8 +94,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setenv("HF_ENDPOINT", made.url)
     monkeypatch.delenv("HF_TOKEN", raising=False)
     yield made
-    made.server.shutdown()
-    made.server.server_close()
+    made.close()
 
 
 def test_a_model_comes_from_a_hub_with_what_its_card_states(up: Any, say: Any, hub: Hub) -> None:
@@ -143,6 +150,16 @@ def test_a_hub_that_wants_a_key_is_told_apart_from_one_that_is_down(
     words = ("models", "adopt", "hf:org/name", "--name", "bad", "--project", "research", *STATED, *NOWHERE)
     refused = say(up, *words)
     assert refused.code == 7 and "HF_TOKEN" in refused.err
+    monkeypatch.setenv("HF_TOKEN", "another")
+    assert say(up, *words).code == 7
+    monkeypatch.setenv("HF_TOKEN", hub.key)
+    elsewhere = Hub()  # where the hub's files lie, as with the real one: it gets no key
+    hub.elsewhere, elsewhere.files = elsewhere.url, hub.files
+    private = say(up, *words)
+    assert private.code == 0, private.err
+    assert hub.key not in private.out + private.err
+    assert hub.keys == {"", "Bearer another", f"Bearer {hub.key}"} and elsewhere.keys == {""}
+    elsewhere.close()
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     silent = say(up, *words)
     assert silent.code == 6 and "does not answer" in silent.err
@@ -174,6 +191,16 @@ def test_our_own_hub_and_tracking_server_are_sources_as_any(
     assert hubbed.code == 0, hubbed.err
     mirrored = say(up, "models", "adopt", "mlflow:models:/origin/1", "--name", "from-own-mlflow", *words)
     assert mirrored.code == 0, mirrored.err
+
+    # A name with a password goes before a token, as MLflow's client has it.
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ana")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "wrong")
+    unknown = say(up, "models", "adopt", "mlflow:models:/origin/1", "--name", "x", *words)
+    assert unknown.code == 7 and "MLFLOW_TRACKING_USERNAME" in unknown.err, unknown.err
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", key)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "wrong")
+    named = say(up, "models", "adopt", "mlflow:models:/origin/1", "--name", "from-named", *words)
+    assert named.code == 0 and key not in named.out + named.err, named.err
 
     client = mlflow.MlflowClient(tracking_uri=f"{base}/mlflow")
     run = client.create_run(client.create_experiment("adoptable"))

@@ -136,11 +136,12 @@ def _mlflow(address: str, folder: Path, env: Mapping[str, str]) -> Fetched:
             f"MLFLOW_TRACKING_URI is {uri or 'not set'}", "set it to the tracking server, such as http://mlflow:5000"
         )
     headers, auth = {}, None
-    if token := env.get("MLFLOW_TRACKING_TOKEN"):
+    # Name and password come before a token, as MLflow's own client has it.
+    if (user := env.get("MLFLOW_TRACKING_USERNAME")) and (password := env.get("MLFLOW_TRACKING_PASSWORD")):
+        auth = (user, password)
+    elif token := env.get("MLFLOW_TRACKING_TOKEN"):
         headers["Authorization"] = f"Bearer {token}"
-    elif user := env.get("MLFLOW_TRACKING_USERNAME"):
-        auth = (user, env.get("MLFLOW_TRACKING_PASSWORD", ""))
-    with _Wire(uri, headers, "MLFLOW_TRACKING_TOKEN", auth) as wire:
+    with _Wire(uri, headers, "MLFLOW_TRACKING_TOKEN, or MLFLOW_TRACKING_USERNAME and _PASSWORD,", auth) as wire:
         exact, place, run_id, facts = _find(wire, address)
         root = _proxied(place)
         files = list(_artifacts(wire, root, ""))
