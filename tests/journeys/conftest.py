@@ -32,14 +32,15 @@ GROUND = str(Path(sys.executable).parent / "ground")
 class Installation:
     """One home. `ground()` runs the command; `client` is the SDK with the admin key.
 
-    `quick`: commands run in this process, which spares the start of one each; `up` and `down` never do.
+    Commands run in this process, which spares the start of one each: that `ground` is a program like others is what
+    tests/cli shows. Two are one here: what `up` leaves behind must not be this process's child, and `attach` takes its
+    standard input over.
     """
 
     home: Path
     port: int
     gateway_port: int
     extra_env: dict[str, str] = field(default_factory=dict)
-    quick: bool = False
 
     @property
     def env(self) -> dict[str, str]:
@@ -61,19 +62,19 @@ class Installation:
 
     def ground(self, *args: str, expect: int | None = 0, text: str = "") -> subprocess.CompletedProcess[str]:
         """`text` is what standard input says."""
-        if self.quick and args[0] not in {"up", "down"}:
-            done = self._here(args, text)
-        else:
+        if args[0] in {"up", "attach"}:
             done = subprocess.run(
                 [GROUND, *args],
                 env=self.env,
                 capture_output=True,
                 text=True,
-                errors="replace",  # logs are the job's bytes, whatever they are
+                errors="replace",
                 check=False,
                 input=text,
                 timeout=120,
             )
+        else:
+            done = self._here(args, text)
         if expect is not None:
             assert done.returncode == expect, f"ground {args} exited {done.returncode}\n{done.stdout}{done.stderr}"
         assert "Traceback" not in done.stderr, done.stderr
@@ -81,7 +82,8 @@ class Installation:
 
     def _here(self, args: tuple[str, ...], text: str) -> subprocess.CompletedProcess[str]:
         env, before, stdin = self.env, dict(os.environ), sys.stdin
-        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2))
+        # Logs are the job's bytes, whatever they are.
+        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors="replace") for _ in range(2))
         try:
             os.environ.clear()
             os.environ.update(env)
@@ -219,11 +221,9 @@ def installation(new_installation: Callable[..., Installation]) -> Installation:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Installation]:
-    """One installation that is up, for a module's tests that don't disturb each other; quick when its `QUICK` says."""
-    port, gateway_port = free_ports(2)
-    home, quick = tmp_path_factory.mktemp("shared") / "ground", getattr(request.module, "QUICK", False)
-    installation = Installation(home, port, gateway_port, quick=quick)
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+    """One installation that is up, for a module's tests that don't disturb each other."""
+    installation = Installation(tmp_path_factory.mktemp("shared") / "ground", *free_ports(2))
     yield bring_up(installation)
     shut_down(installation)
 

@@ -40,7 +40,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     library = folder / "libnvidia-ml.so.1"
     subprocess.run(["gcc", "-shared", "-fPIC", "-w", "-o", library, folder / "nvml.c"], check=True, timeout=60)
     port, gateway_port = free_ports(2)
-    made = Installation(folder / "ground", port, gateway_port, {"LD_LIBRARY_PATH": str(folder)}, quick=True)
+    made = Installation(folder / "ground", port, gateway_port, {"LD_LIBRARY_PATH": str(folder)})
     yield bring_up(made)
     shut_down(made)
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-QUICK = True
 # Writes a checkpoint per step, and goes on from the newest it is given. `die_at` kills it there in its first attempts.
 TRAIN = r"""
 import hashlib, json, os, signal, sys, time

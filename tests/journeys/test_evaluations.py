@@ -14,7 +14,6 @@ import psutil
 import pytest
 from tests.journeys.inference import FACTS, STATED, HostedModels, completion, trained
 
-QUICK = True
 HEAD = """
 apiVersion: groundplane/v1
 kind: {kind}

@@ -67,7 +67,7 @@ def lab(session_hosts: Hosts, hosted: Hosted, tmp_path_factory: pytest.TempPathF
     """The pool `lab` of two machines whose Python is this one; `tiny@1`, 12 questions, 40 rows, and the route `big`."""
     session_hosts.mend()
     folder = tmp_path_factory.mktemp("lab")
-    installation = Installation(folder / "ground", *free_ports(2), quick=True)
+    installation = Installation(folder / "ground", *free_ports(2))
     installation.home.mkdir()
     write_pools(installation, session_hosts)
     bring_up(installation)

@@ -80,7 +80,7 @@ def ground(hosted: Hosted, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """An installation with `tiny@1`, made from corpus@1; 6 questions, 40 rows, and the hosted models as routes."""
     folder = tmp_path_factory.mktemp("life")
     told = {"GROUND_LINEAGE_URL": str(folder / "events.jsonl")}
-    made = bring_up(Installation(folder / "ground", *free_ports(2), told, quick=True))
+    made = bring_up(Installation(folder / "ground", *free_ports(2), told))
     model = trained(folder)
     (folder / "corpus.txt").write_text("In the beginning")
     corpus = made.data("datasets", "register", str(folder / "corpus.txt"), "--name", "corpus", *FACTS)

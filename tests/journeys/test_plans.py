@@ -78,7 +78,7 @@ def plane(tmp_path_factory: pytest.TempPathFactory, azure: Azure) -> Iterator[In
     port, gateway_port = free_ports(2)
     path = os.pathsep.join((str(azure.tools), str(Path(sys.executable).parent), "/usr/bin", "/bin"))
     home = tmp_path_factory.mktemp("plans") / "ground"
-    made = Installation(home, port, gateway_port, {"PATH": path}, quick=True)
+    made = Installation(home, port, gateway_port, {"PATH": path})
     yield bring_up(made)
     shut_down(made)
 

@@ -12,7 +12,6 @@ from tests.journeys.conftest import Installation
 
 from groundplane.domain.planning import Plan
 
-QUICK = True
 RULE = """\
 policy: groundplane/policy/v1
 rules:

@@ -22,7 +22,6 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-QUICK = True
 MIB = 2**20
 # A driver whose state is a file's content: 0 well, 18 versions differ. As after a kernel update under a running node.
 DRIVER = r"""
@@ -176,7 +175,6 @@ def test_t16_a_driver_that_a_kernel_update_broke_cordons_its_idle_node(
     subprocess.run(["gcc", *flags], cwd=tmp_path, check=True, timeout=60)
     (tmp_path / "libcuda.so.1").symlink_to("libnvidia-ml.so.1")
     plane = new_installation(LD_LIBRARY_PATH=str(tmp_path), GROUND_PREFLIGHT_IDLE="1s")
-    plane.quick = True
     plane.ground("up", "--detach")
     plane.ground("projects", "create", "research", "--owner", "ana", "--cost-center", "r1", "--budget", "$20")
     wait(lambda: any("preflight_checks" in line and '"driver"' in line for line in metrics(plane)), "a probe")

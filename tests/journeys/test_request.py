@@ -12,7 +12,6 @@ import pytest
 from tests.domain.intake_messages import MONDAY
 from tests.journeys.conftest import Installation
 
-QUICK = True
 END = (datetime.now(UTC) + timedelta(days=30)).date().isoformat()
 ANSWERS = {
     "project": "research", "owner": "ana", "cost_center": "r1", "end_date": END, "budget": "$2",

@@ -46,7 +46,7 @@ spec:
 def lab(session_hosts: Hosts, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """An installation with the pool `lab` of four machines."""
     session_hosts.mend()
-    installation = Installation(tmp_path_factory.mktemp("lab") / "ground", *free_ports(2), quick=True)
+    installation = Installation(tmp_path_factory.mktemp("lab") / "ground", *free_ports(2))
     installation.home.mkdir()
     (installation.home / "pools.yaml").write_text(json.dumps(pool_file(session_hosts)))
     yield wait_until_ready(bring_up(installation))

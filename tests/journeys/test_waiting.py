@@ -79,7 +79,6 @@ def provider() -> Iterator[Provider]:
 def test_queues_caches_and_lint_from_the_command_to_the_bill(
     installation: Any, provider: Provider, wait: Callable[..., Any]
 ) -> None:
-    installation.quick = True
     ground = installation.ground
     ground("projects", "create", "shop", "--owner", "ana", "--cost-center", "c1", "--budget", "$50")
     ground(

@@ -30,7 +30,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     port, gateway_port = free_ports(2)
     home = tmp_path_factory.mktemp("night") / "ground"
     env = {"GROUND_IDLE_NOTICE": "2s", "GROUND_SPOT_METADATA": f"simulated:{home.parent / 'notice'}"}
-    yield bring_up(made := Installation(home, port, gateway_port, extra_env=env, quick=True))
+    yield bring_up(made := Installation(home, port, gateway_port, extra_env=env))
     shut_down(made)
 
 
@@ -113,7 +113,6 @@ def test_spot_is_for_jobs_that_were_seen_to_resume(night: Any, wait: Callable[..
 def lab(new_installation: Callable[..., Installation], hosts: Hosts) -> Installation:
     """An installation with the pool `lab` of four machines."""
     installation = new_installation()
-    installation.quick = True
     installation.home.mkdir()
     (installation.home / "pools.yaml").write_text(json.dumps(pool_file(hosts)))
     return bring_up(installation)
