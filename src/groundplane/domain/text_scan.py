@@ -72,8 +72,8 @@ _INSECURE = re.compile(
     r"""^[^#\n]*?(?:--trusted-host\b|(?<![\w+])http://|\b(?:git|svn|hg|bzr)\+(?:http|git|svn|ftp)://|\bfile:/)""",
     re.MULTILINE,
 )
-_OUTSIDE = re.compile(r"""^\s*(?:-[rce]\s*|--(?:requirement|constraint|editable)[= ]\s*)(?:/|\.\./|~)""", re.MULTILINE)
-_ELSEWHERE = re.compile(r"""^\s*(?:-\s+)?["']?((?:--(?:extra-)?index-url|--find-links|-i|-f)\b.{0,80}|(?:[\w.\[\]-]+\s*@\s*)?(?:git\+|https://).{1,80})""", re.MULTILINE)  # fmt: skip
+_OUTSIDE = re.compile(r"""^[ \t]*(?:-[rce]\s*|--(?:requirement|constraint|editable)[= ]\s*)(?:/|\.\./|~)""", re.MULTILINE)
+_ELSEWHERE = re.compile(r"""^[ \t]*(?:-[ \t]+)?["']?((?:--(?:extra-)?index-url|--find-links|-i|-f)\b.{0,80}|(?:[\w.\[\]-]+\s*@\s*)?(?:git\+|https://).{1,80})""", re.MULTILINE)  # fmt: skip
 _R_TEXT = re.compile(r"A\n[23]\n\d{1,9}\n\d{1,9}\n")
 _PLACES = frozenset(
     {"weight_map", "paths", "python_model", "model_code_path", "default_model_filename", "op_library_filename"}
@@ -85,7 +85,7 @@ _JSONPICKLE = frozenset(
     ["object", "reduce", "function", "type", "repr", "class", "method", "newargs", "newargsex", "initargs"]
 )
 _NAME_MAX = 200
-_SETTING = re.compile(r"""^\s*["']?([\w.@-]{1,80})["']?\s*=\s*["']?([^"'\n#]{1,200})""", re.MULTILINE)
+_SETTING = re.compile(r"""^[ \t]*["']?([\w.@-]{1,80})["']?\s*=\s*["']?([^"'\n#]{1,200})""", re.MULTILINE)
 _TRITON = re.compile(
     r"""\b(op_library_filename|default_model_filename|EXECUTION_ENV_PATH)\b[^"']{0,60}["']([^"']*)["'][^"'}]{0,40}(?:string_value\s*:\s*["']([^"']*)["'])?"""
 )
