@@ -72,7 +72,9 @@ _INSECURE = re.compile(
     r"""^[^#\n]*?(?:--trusted-host\b|(?<![\w+])http://|\b(?:git|svn|hg|bzr)\+(?:http|git|svn|ftp)://|\bfile:/)""",
     re.MULTILINE,
 )
-_OUTSIDE = re.compile(r"""^[ \t]*(?:-[rce]\s*|--(?:requirement|constraint|editable)[= ]\s*)(?:/|\.\./|~)""", re.MULTILINE)
+_OUTSIDE = re.compile(
+    r"""^[ \t]*(?:-[rce]\s*|--(?:requirement|constraint|editable)[= ]\s*)(?:/|\.\./|~)""", re.MULTILINE
+)
 _ELSEWHERE = re.compile(r"""^[ \t]*(?:-[ \t]+)?["']?((?:--(?:extra-)?index-url|--find-links|-i|-f)\b.{0,80}|(?:[\w.\[\]-]+\s*@\s*)?(?:git\+|https://).{1,80})""", re.MULTILINE)  # fmt: skip
 _R_TEXT = re.compile(r"A\n[23]\n\d{1,9}\n\d{1,9}\n")
 _PLACES = frozenset(
