@@ -158,11 +158,14 @@ async def paced(options: argparse.Namespace) -> dict[str, object]:
     idle: deque[Caller] = deque()
     waiting: deque[float] = deque()
     text = request(False, options.lines, options.secret)
-    failed = opened = 0
+    failed = opened = early = 0
 
     def answered(caller: Caller, status: int) -> None:
-        nonlocal failed
-        latencies_s.append(time.perf_counter() - caller.due_s)
+        nonlocal failed, early
+        if caller.due_s >= began + options.settle:
+            latencies_s.append(time.perf_counter() - caller.due_s)
+        else:
+            early += 1
         failed += status not in options.good
         if waiting:
             caller.ask(text, waiting.popleft())
@@ -204,12 +207,12 @@ async def paced(options: argparse.Namespace) -> dict[str, object]:
                 task.add_done_callback(tasks.discard)
 
     loop.add_reader(timer, tick)
-    await asyncio.sleep(options.seconds)
+    await asyncio.sleep(options.settle + options.seconds)
     loop.remove_reader(timer)
     os.close(timer)
-    took_s = time.perf_counter() - began
+    took_s = time.perf_counter() - began - options.settle
     await asyncio.sleep(0.3)
-    unanswered = due - len(latencies_s)
+    unanswered = due - early - len(latencies_s)
     # What is overdue counts with the time it has waited so far, or overload would look like speed.
     latencies_s += [time.perf_counter() - due_s for due_s in waiting]
     return figures(latencies_s, took_s, failed) | {"due": due, "unanswered": unanswered, "connections": opened}
@@ -289,6 +292,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.2)
     parser.add_argument("--requests", type=int, default=0)
     parser.add_argument("--rate", type=float, default=1000)
+    parser.add_argument("--settle", type=float, default=0.0, help="seconds of paced requests that are not counted")
     parser.add_argument("--streams", type=int, default=50)
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--upstream", type=int, default=0)

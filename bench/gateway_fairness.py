@@ -11,7 +11,7 @@ allowed; and in every window the same requests go past the worker as well (`dire
 
 `x_p99` is the victim's 99th percentile beside the flood over that without, divided by the same of `direct`: medians of
 the windows' ratios. `waited_ms_per_s`: how long the worker was ready and other work had its core, which no order within
-it can help; the goal is judged where that is little.
+it can help (among it its own writing of usage); where that is much, a goal that is missed is not judged.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ FIGURES = ("p50_ms", "p99_ms", "direct_p99_ms", "flood_per_s", "cpu_us_per_reque
 _GOAL = 1.10
 _WAITED_MAX_MS_PER_S = 10.0
 """A hundredth of the time: where it is more, the 99th percentile is that of the other work."""
+_SETTLE_S = 1.0
+"""Two generators that start side by side at real-time priority keep each other waiting while they are loaded."""
 _FIRST = ["chrt", "--fifo", "10"]
 
 
@@ -126,34 +128,35 @@ class Yard:
         """The victim's figures through a worker and past it, and what the flood got through meanwhile."""
         options, flood, per_s = self.options, None, 0.0
         if flooded:
-            seconds = options.seconds + 2  # it begins before and ends after: generators need half a second to start
+            seconds = options.seconds + _SETTLE_S + 2  # it begins before and ends after
             command = one.command("answers", connections=options.connections, seconds=seconds, secret=FLOOD)
             flood = subprocess.Popen(command, stdout=subprocess.PIPE)
             time.sleep(1)
+        paced = {"rate": options.rate, "seconds": options.seconds, "connections": 32}
         before_s, waited_ns = one.cpu_s(), _waited_ns(one)
         asked = [
             subprocess.Popen(
-                [*self.first, *way.command("paced", rate=options.rate, seconds=options.seconds, connections=32)],
+                [*self.first, *way.command("paced", settle=_SETTLE_S, **paced)],
                 stdout=subprocess.PIPE,
             )
             for way in (one, self.direct)
         ]
         told, direct = (json.loads(each.communicate()[0]) for each in asked)
-        cpu_s, requests = one.cpu_s() - before_s, told["requests"]
+        cpu_s, requests, lasted_s = one.cpu_s() - before_s, told["due"], options.seconds + _SETTLE_S
         waited_ms = (_waited_ns(one) - waited_ns) / 1e6
         if flood is not None:
             said = json.loads(flood.communicate()[0])
             if said["failed"]:
                 raise SystemExit(f"error: {said['failed']} requests of the flood were refused")
             per_s = said["per_s"]
-            requests += per_s * options.seconds
+            requests += per_s * lasted_s
         return {
             "p50_ms": told["p50_ms"],
             "p99_ms": told["p99_ms"],
             "direct_p99_ms": direct["p99_ms"],
             "flood_per_s": per_s,
             "cpu_us_per_request": cpu_s / requests * 1e6,
-            "waited_ms_per_s": waited_ms / options.seconds,
+            "waited_ms_per_s": waited_ms / lasted_s,
         }
 
 
@@ -186,7 +189,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, dict[str, float]], l
     ours = table["ours flooded"]
     waited, times = ours["waited_ms_per_s"], ours["x_p99"]
     verdict = "kept" if times <= _GOAL else "MISSED"
-    if waited > _WAITED_MAX_MS_PER_S:
+    if times > _GOAL and waited > _WAITED_MAX_MS_PER_S:
         verdict = f"NOT JUDGED (other work had the worker's core for {waited:.0f} ms a second)"
     said.append(f"goal {verdict}: × {times:.2f} of the p99 without a flood, at most {_GOAL:.2f} wanted")
     return table, said
