@@ -13,7 +13,7 @@ import pytest
 
 from groundplane.api.staging import Staging
 from groundplane.domain.certificate import DataFact, Facts
-from groundplane.errors import NotFound, Refusal, TooLarge
+from groundplane.errors import InvalidInput, NotFound, Refusal, TooLarge
 from groundplane.identity import Role
 
 FACTS = Facts(
@@ -53,6 +53,14 @@ def test_an_upload_becomes_a_signed_version_that_verifies(served: Any, model: Pa
     assert certificate.key_id == checked.key_id
     assert "signatures" in certificate.envelope
     assert not list((served.home / "uploads").glob(upload.id)), "what is registered leaves the landing place"
+    pulled = model / "pulled"
+    assert served.client.pull_model("by-hand@latest", pulled).id == "by-hand@1"
+    assert (pulled / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
+    assert (pulled / "config.json").read_text() == "{}"
+    with pytest.raises(InvalidInput, match="names no model version"):
+        served.client.pull_model("by-hand", pulled)
+    with pytest.raises(NotFound, match="by-hand@7"):
+        served.client.pull_model("by-hand@7", pulled)
 
 
 def test_a_loose_pickle_is_refused_with_all_that_is_missing(served: Any) -> None:

@@ -164,8 +164,9 @@ async def test_only_who_sees_every_project_gets_a_signed_url(
     """A pack may hold pieces of other projects."""
     artifact = await artifacts.push(ADA, pushed(tmp_path / "a"))
     monkeypatch.setattr(blobs._objects, "address", lambda pack: f"https://bucket.example/{pack}?signature=1")
-    assert (await artifacts.pieces(ADA, artifact.id, "weights/w.bin"))[1] == {}
-    assert len((await artifacts.pieces(OPS, artifact.id, "weights/w.bin"))[1]) == 1
+    file = await artifacts.file(ADA, artifact.id, "weights/w.bin")
+    assert (await artifacts.pieces(ADA, file))[1] == {}
+    assert len((await artifacts.pieces(OPS, file))[1]) == 1
 
 
 async def test_files_are_listed_in_manifest_order(artifacts: Artifacts, tmp_path: Path) -> None:

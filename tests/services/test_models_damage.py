@@ -93,6 +93,8 @@ async def test_a_changed_column_is_found_named_and_nothing_is_served(
         await hub.revision(ADA, Kind.MODELS, "vision", "tiny", "main")
     with pytest.raises(IntegrityFailure, match="not what was signed"):
         await hub.parent(ADA, "vision", "tiny", "")
+    with pytest.raises(IntegrityFailure):
+        await every_house.models.file(ADA, "tiny@1", "model.safetensors")
     shelf = await oci.shelf(ADA, "vision", "tiny")
     with pytest.raises(IntegrityFailure, match="not what was signed"):
         oci.demand_sound(shelf, find_manifest(shelf, "latest"))  # type: ignore[arg-type]

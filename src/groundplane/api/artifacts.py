@@ -10,6 +10,7 @@ from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
 from groundplane.api.uploads import Landing
 from groundplane.domain.artifact import Artifact, ArtifactCheck, Collected, ProjectStorage, ScrubReport
+from groundplane.domain.model import ManifestFile
 from groundplane.identity import Actor, Permission
 from groundplane.services.artifacts import Pushed
 from groundplane.wire.artifacts import (
@@ -22,6 +23,7 @@ from groundplane.wire.artifacts import (
     ScrubRequest,
     StorageView,
 )
+from groundplane.wiring import App
 
 router = Router(prefix="/v1", tags=["artifacts"])
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
@@ -85,9 +87,12 @@ async def verify_artifact(ref: str, app: Ground, actor: Reader) -> ArtifactCheck
 @router.get("/artifacts/{ref}/pieces")
 async def get_pieces(ref: str, path: str, app: Ground, actor: Reader) -> FilePieces:
     """A file's pieces, and where a client reads them without us: a path on this machine, or a signed URL."""
-    artifact = await app.artifacts.get(actor, ref)
-    pieces, addresses = await app.artifacts.pieces(actor, artifact.id, path)
-    file = next(file for file in artifact.files if file.path == path)
+    return await file_pieces(app, actor, await app.artifacts.file(actor, ref, path))
+
+
+async def file_pieces(app: App, actor: Actor, file: ManifestFile) -> FilePieces:
+    """A file that the actor was found to see, as a pull needs it."""
+    pieces, addresses = await app.artifacts.pieces(actor, file)
     return FilePieces(sha256=file.sha256, size_bytes=file.size_bytes, pieces=tuple(pieces), addresses=addresses)
 
 
@@ -101,7 +106,7 @@ async def get_content(
     limit: Annotated[int, Query(ge=1, le=RANGE_BYTES_MAX)] = RANGE_BYTES_MAX,
 ) -> Response:
     """A range of a file, verified before it is sent; no bytes past its end."""
-    data = await app.artifacts.content(actor, ref, path, offset, limit)
+    data = await app.artifacts.content(await app.artifacts.file(actor, ref, path), offset, limit)
     return Response(data, media_type="application/octet-stream")
 
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Path
+from fastapi import Path, Query, Response
 
 from groundplane.api.access import Ground, requires
+from groundplane.api.artifacts import RANGE_BYTES_MAX, file_pieces
 from groundplane.api.routing import Router
 from groundplane.api.uploads import Landing
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.model_scan import ScanReport
 from groundplane.identity import Actor, Permission
+from groundplane.wire.artifacts import FilePieces
 from groundplane.wire.models import Certificate, ModelCheck, ModelSignature, PublicKeys, RegisterRequest, ScanRequest
 
 router = Router(prefix="/v1/models", tags=["models"])
@@ -45,6 +47,27 @@ async def get_version(name: str, number: Number, app: Ground, actor: Reader) -> 
     """One version with its files."""
     version: ModelVersion = await app.models.get(actor, f"{name}@{number}")
     return version
+
+
+@router.get("/{name}/versions/{number}/pieces")
+async def get_version_pieces(name: str, number: Number, path: str, app: Ground, actor: Reader) -> FilePieces:
+    """A file's pieces, and where a client reads them without us. An error unless the version is what was signed."""
+    return await file_pieces(app, actor, await app.models.file(actor, f"{name}@{number}", path))
+
+
+@router.get("/{name}/versions/{number}/content", response_class=Response)
+async def get_version_content(
+    name: str,
+    number: Number,
+    path: str,
+    app: Ground,
+    actor: Reader,
+    offset: Annotated[int, Query(ge=0)] = 0,
+    limit: Annotated[int, Query(ge=1, le=RANGE_BYTES_MAX)] = RANGE_BYTES_MAX,
+) -> Response:
+    """A range of a file, verified before it is sent. An error unless the version is what was signed."""
+    data = await app.artifacts.content(await app.models.file(actor, f"{name}@{number}", path), offset, limit)
+    return Response(data, media_type="application/octet-stream")
 
 
 @router.post("/{name}/versions", status_code=201)

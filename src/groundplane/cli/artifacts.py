@@ -10,10 +10,11 @@ import click
 
 from groundplane.cli import render
 from groundplane.cli.options import Listing, Moment, connect, output_option
+from groundplane.cli.pulling import pull_into, pull_options, size_of
 from groundplane.cli.render import Table
 from groundplane.cli.words import counted, moment
-from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, Unavailable
-from groundplane.units import format_bytes, parse_bytes, parse_duration_s
+from groundplane.errors import IntegrityFailure, InvalidInput, Unavailable
+from groundplane.units import format_bytes, parse_duration_s
 
 if TYPE_CHECKING:
     from groundplane.domain.artifact import Artifact, ScrubReport
@@ -84,23 +85,13 @@ def push(
 
 @artifacts.command()
 @click.argument("ref", metavar="NAME|ID")
-@click.argument("target", type=click.Path(path_type=Path), required=False)
-@click.option("--cache", type=click.Path(path_type=Path), metavar="DIR", help="This node's own cache of files.")
-@click.option("--cache-limit", default="100GiB", show_default=True, metavar="SIZE", help="Most bytes it may hold.")
-@click.option("--pin", is_flag=True, help="Keep these files in the cache when others have to go.")
+@pull_options
 @output_option
-def pull(ref: str, target: Path | None, cache: Path | None, cache_limit: str, pin: bool, output: str) -> None:
+def pull(ref: str, target: Path | None, output: str, **options: object) -> None:
     """Pull an artifact's files into TARGET, each piece verified. Broken off, it goes on where it was."""
-    from groundplane.client.node_cache import NodeCache  # noqa: PLC0415 - the SDK is loaded by commands that call
-
-    kept = NodeCache(cache, _size_bytes(cache_limit)) if cache is not None else None
     with connect() as client:
         artifact = client.artifact(ref)
-        place = target or Path(artifact.name)
-        if place.exists() and not place.is_dir():
-            raise Conflict(f"{place} is a file", "give a folder")
-        with render.progress(f"pulling {artifact.name}", artifact.size_bytes) as advance:
-            client.pull(artifact.id, place, progress=advance, cache=kept, pin=pin)
+        place = pull_into(client.pull, artifact.id, artifact.name, artifact.size_bytes, target, **options)
     files = counted(len(artifact.files), "file")
     text = f"pulled {artifact.id} into {place}: {files}, {format_bytes(artifact.size_bytes)}"
     render.show(artifact, output, lambda: [text])
@@ -208,7 +199,7 @@ def scrub(output: str) -> None:
 @output_option
 def quota(project: str, size: str, output: str) -> None:
     """Set the most bytes a project may keep, like 500GiB; `none` lifts it."""
-    limit_bytes = None if size == "none" else _size_bytes(size)
+    limit_bytes = None if size == "none" else size_of(size)
     with connect() as client:
         kept = client.set_storage_quota(project, limit_bytes)
     limit = "no quota" if kept.limit_bytes is None else f"a quota of {format_bytes(kept.limit_bytes)}"
@@ -235,13 +226,6 @@ def _scrub_lines(report: ScrubReport) -> list[str]:
         lines += [f"  used by {name}" for name in found.used_by] or ["  used by nothing"]
     lines += [f"lost: {name}" for name in report.lost]
     return lines if not report.ok else [*lines, "no damage"]
-
-
-def _size_bytes(text: str) -> int:
-    try:
-        return parse_bytes(text)
-    except ValueError as error:
-        raise InvalidInput(f"{text!r} is no size: {error}", "write 500GiB") from None
 
 
 def _duration_s(text: str) -> float:

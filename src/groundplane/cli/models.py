@@ -12,6 +12,7 @@ import click
 from groundplane.cli import adopt, certificates, model_checks, packages, registry, render
 from groundplane.cli.model_facts import facts_of, further_facts
 from groundplane.cli.options import Listing, Money, connect, output_option
+from groundplane.cli.pulling import pull_into, pull_options
 from groundplane.cli.render import Table
 from groundplane.cli.words import counted, moment
 from groundplane.domain.byte_view import ByteView
@@ -50,6 +51,20 @@ def show(ref: str, output: str) -> None:
             return
         version = _version(client, ref)
     render.show(version, output, lambda: [*_version_lines(version), _files_table(version)])
+
+
+@models.command()
+@click.argument("ref", metavar="NAME@VERSION")
+@pull_options
+@output_option
+def pull(ref: str, target: Path | None, output: str, **options: object) -> None:
+    """Pull a version's files into TARGET, signature and pieces verified. Broken off, it goes on where it was."""
+    with connect() as client:
+        version = _version(client, ref)
+        place = pull_into(client.pull_model, version.id, version.name, version.size_bytes, target, **options)
+    files = counted(len(version.files), "file")
+    text = f"pulled {version.id} into {place}: {files}, {format_bytes(version.size_bytes)}"
+    render.show(version, output, lambda: [text])
 
 
 @models.command()

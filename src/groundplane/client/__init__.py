@@ -30,8 +30,8 @@ PARTS: dict[str, str] = {
     ),
     "approvals.ApprovalCalls": "approvals approval approve_plan reject_plan wait_for_approval set_self_service",
     "artifacts.ArtifactCalls": (
-        "push upload_files create_upload upload_file delete_upload pull pieces artifacts artifact verify_artifact "
-        "delete_artifact storage collect scrub set_storage_quota"
+        "push upload_files create_upload upload_file delete_upload pull pull_model pieces artifacts artifact "
+        "verify_artifact delete_artifact storage collect scrub set_storage_quota"
     ),
     "certificates.CertificateCalls": (
         "addenda add_addendum missing_facts required_facts require_facts release_facts scans adoptions"

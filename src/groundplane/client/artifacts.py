@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
@@ -16,9 +16,9 @@ from groundplane.client.pulling import part_of, pull_file
 from groundplane.client.sending import BY_PIECES_FROM_BYTES, bundles, pieces_of, put_at
 from groundplane.client.transport import Transport, part
 from groundplane.domain.artifact import Artifact, ArtifactCheck, Collected, ProjectStorage, ScrubReport
-from groundplane.domain.model import ManifestFile, path_refusals
+from groundplane.domain.model import ManifestFile, ModelVersion, parse_ref, path_refusals
 from groundplane.domain.packs import pack_pieces
-from groundplane.errors import InvalidInput, NotFound, Refusal
+from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Refusal
 from groundplane.wire.artifacts import (
     Bundle,
     CollectRequest,
@@ -164,25 +164,56 @@ class ArtifactCalls(Transport):
         a full disk.
         """
         artifact = self.artifact(ref)
-        refusals = path_refusals([file.path for file in artifact.files])
-        if refusals:
-            raise Refusal(refusals)
-        for file in artifact.files:
-            place = target / file.path
-            place.parent.mkdir(parents=True, exist_ok=True)
-            pieces = self.pieces(artifact.id, file.path)
-            if cache is not None and not part_of(pieces, place).exists():
-                cache.give(file.sha256, part_of(pieces, place))
-            pull_file(pieces, place, self._range_of(artifact.id, file.path), progress)
-            if cache is not None:
-                cache.take(file.sha256, place, pin=pin)
+        self._bring(artifact.files, f"/v1/artifacts/{part(artifact.id)}", target, progress, cache, pin)
         return artifact
 
-    def _range_of(self, artifact_id: str, path: str) -> Callable[[int, int], bytes]:
+    def pull_model(
+        self,
+        ref: str,
+        target: Path,
+        *,
+        progress: Progress = lambda count: None,
+        cache: NodeCache | None = None,
+        pin: bool = False,
+    ) -> ModelVersion:
+        """Every file of a model version (`name`, `name@3`, `name@production`), as `pull` does for an artifact.
+
+        Raises IntegrityFailure unless row, certificate and signature of the version are what was signed, too.
+        """
+        name, _, number = str(parse_ref(ref)).partition("@")
+        version = self._get(f"/v1/models/{part(name)}/versions/{part(number)}", ModelVersion)
+        where = f"/v1/models/{part(version.name)}/versions/{version.number}"
+        self._bring(version.files, where, target, progress, cache, pin)
+        return version
+
+    def _bring(
+        self,
+        files: Sequence[ManifestFile],
+        where: str,
+        target: Path,
+        progress: Progress,
+        cache: NodeCache | None,
+        pin: bool,
+    ) -> None:
+        refusals = path_refusals([file.path for file in files])
+        if refusals:
+            raise Refusal(refusals)
+        for file in files:
+            place = target / file.path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            pieces = self._get(f"{where}/pieces", FilePieces, params={"path": file.path})
+            if pieces.sha256 != file.sha256:
+                raise IntegrityFailure(f"{file.path} is another file by now", "pull again")
+            if cache is not None and not part_of(pieces, place).exists():
+                cache.give(file.sha256, part_of(pieces, place))
+            pull_file(pieces, place, self._range_of(where, file.path), progress)
+            if cache is not None:
+                cache.take(file.sha256, place, pin=pin)
+
+    def _range_of(self, where: str, path: str) -> Callable[[int, int], bytes]:
         def read(offset: int, count: int) -> bytes:
             params = {"path": path, "offset": offset, "limit": count}
-            answer = self._send("GET", f"/v1/artifacts/{part(artifact_id)}/content", params=params, timeout_s=600)
-            content: bytes = answer.content
+            content: bytes = self._send("GET", f"{where}/content", params=params, timeout_s=600).content
             return content
 
         return read

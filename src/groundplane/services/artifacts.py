@@ -204,22 +204,26 @@ class Artifacts:
         async with self._store.transaction() as tx:
             return await self._load(tx, actor, ref)
 
-    async def pieces(self, actor: Actor, ref: str, path: str) -> tuple[list[StoredPiece], dict[str, str]]:
-        """A file's pieces, and for each pack where the actor may read it without us.
+    async def file(self, actor: Actor, ref: str, path: str) -> ManifestFile:
+        """One of an artifact's files. NotFound."""
+        artifact = await self.get(actor, ref)
+        return named(artifact.files, path, artifact.id)
+
+    async def pieces(self, actor: Actor, file: ManifestFile) -> tuple[list[StoredPiece], dict[str, str]]:
+        """The pieces of a file that the actor may read, and for each pack where that can be done without us.
 
         A signed URL opens a whole pack, in which other projects' pieces may lie: only who sees every project gets one.
         A local path opens nothing that the file system would not.
         """
-        file = _file(await self.get(actor, ref), path)
         found = await self._blobs.pieces(file.sha256)
         addresses = {pack: await self._blobs.address(pack) for pack in {piece.pack for piece in found}}
         return found, {
             pack: address for pack, address in addresses.items() if address.startswith("/") or actor.project is None
         }
 
-    async def content(self, actor: Actor, ref: str, path: str, offset: int, limit_bytes: int) -> bytes:
-        """A range of a file, verified."""
-        return await self._blobs.read(_file(await self.get(actor, ref), path).sha256, offset, limit_bytes)
+    async def content(self, file: ManifestFile, offset: int, limit_bytes: int) -> bytes:
+        """A range of a file that the caller was found to see, verified."""
+        return await self._blobs.read(file.sha256, offset, limit_bytes)
 
     async def verify(self, actor: Actor, ref: str) -> ArtifactCheck:
         """Reads every piece of every file again. Damage is an answer, not an error."""
@@ -471,10 +475,11 @@ def _distinct_bytes(files: Iterable[ManifestFile]) -> int:
     return sum({file.sha256: file.size_bytes for file in files}.values())
 
 
-def _file(artifact: Artifact, path: str) -> ManifestFile:
-    found = next((file for file in artifact.files if file.path == path), None)
+def named(files: Sequence[ManifestFile], path: str, ref: str) -> ManifestFile:
+    """The file of an artifact or a model version at a path. NotFound."""
+    found = next((file for file in files if file.path == path), None)
     if found is None:
-        raise NotFound(f"{artifact.id} has no file {path}", f"ground artifacts show {artifact.id} lists its files")
+        raise NotFound(f"{ref} has no file {path}", f"it has {len(files)}: show lists them")
     return found
 
 

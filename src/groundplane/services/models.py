@@ -40,7 +40,7 @@ from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFoun
 from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import BlobStore, Clock, FoundFile, ModelFiles, Provenance, Signer, Store, Tx
 from groundplane.services.ancestry import base_versions
-from groundplane.services.artifacts import demand_quota
+from groundplane.services.artifacts import demand_quota, named
 from groundplane.units import format_bytes
 
 LOCAL_POOL = "local"
@@ -367,13 +367,19 @@ class Models:
         async with self._store.transaction() as tx:
             return {row.alias: row.number for row in await tx.find(ModelAlias, {"name": name}, order="alias")}
 
+    async def file(self, actor: Actor, ref: str, path: str) -> ManifestFile:
+        """One of a version's files, to be read. NotFound; IntegrityFailure unless the version is what was signed."""
+        version = await self.get(actor, ref)
+        self.demand(version)
+        return named(version.files, path, version.id)
+
     async def certificate(self, actor: Actor, ref: str) -> dict[str, object]:
         """{"envelope" (DSSE), "statement" (its meaning), "key_id", "sha256", "addenda" (envelopes, oldest first)}.
 
         IntegrityFailure unless all of them hold.
         """
         version = await self.get(actor, ref)
-        _demand(version, self.problems(version))
+        self.demand(version)
         opened = cert.open_envelope(version.certificate)
         return {
             "envelope": parse_json(version.certificate),
