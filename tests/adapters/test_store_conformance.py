@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
@@ -33,7 +33,7 @@ from groundplane.domain.tracking import (
 )
 from groundplane.errors import Conflict, InvalidInput, Refused
 from groundplane.identity import Role
-from groundplane.ports import Store
+from groundplane.ports import Store, Tx
 
 NOW = datetime(2026, 11, 20, 12, 0, 0, 123456, tzinfo=UTC)
 META = Metadata(name="tiny-lm", project="vision", owner="ana", cost_center="r&d", labels={"team": "ü"})
@@ -273,6 +273,31 @@ async def test_an_exception_commits_nothing_of_it(store: Store) -> None:
     async with store.transaction() as tx:
         assert await tx.find(Project) == [a_project()]
         assert await tx.chain_head() is None
+
+
+async def test_writes_rise_with_what_was_written_and_with_nothing_else(store: Store) -> None:
+    seen = [store.writes]
+
+    async def rises(step: Callable[[Tx], Awaitable[object]]) -> bool:
+        async with store.transaction() as tx:
+            await step(tx)
+        seen.append(store.writes)
+        return seen[-1] > seen[-2]
+
+    def claim(tx: Tx) -> Awaitable[object]:
+        return tx.claim(Run, now=NOW, owner="us", lease_s=60, limit=10)
+
+    assert await rises(lambda tx: tx.insert(a_run()))
+    assert await rises(lambda tx: tx.insert_many_once([a_project("a"), a_project("b")]))
+    assert not await rises(lambda tx: tx.find(Run))
+    assert await rises(claim)
+    assert not await rises(claim), "it is leased: there was nothing to claim"
+    assert await rises(lambda tx: tx.delete(Project, "a"))
+    with pytest.raises(ZeroDivisionError):
+        async with store.transaction() as tx:
+            await tx.insert(a_project("c"))
+            raise ZeroDivisionError
+    assert store.writes == seen[-1], "what was taken back counts as nothing"
 
 
 async def test_a_transaction_sees_its_own_writes(store: Store) -> None:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from groundplane.domain.access import Project
 from groundplane.domain.order import Order
 from groundplane.domain.run import Run, RunStatus
 from groundplane.errors import Unavailable
 from groundplane.identity import Actor, Role
 from groundplane.loops import schedule
 from groundplane.loops.worker import Loop, run_loop
+from groundplane.services import gateway_config
 from groundplane.settings import Settings
 from groundplane.wiring import App, build
 
@@ -167,3 +169,54 @@ async def test_the_loops_carry_a_submitted_run_to_its_end(app: App) -> None:
     await asyncio.wait_for(loops, 20)
     assert run.status is RunStatus.SUCCEEDED
     assert {loop.failures for loop in app.loops} == {0}
+
+
+async def test_where_nothing_is_due_it_is_looked_for_less_often_until_something_is_written(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[type] = []
+    transaction = app.store.transaction
+
+    def counted() -> object:
+        looks.append(Run)
+        return transaction()
+
+    monkeypatch.setattr(schedule, "REST_S", 3600.0)
+    monkeypatch.setattr(app.store, "transaction", counted)
+    due = schedule._Due(app, Run)
+    for _ in range(50):
+        assert await due.claim() == []
+    assert len(looks) == schedule.LOOKS_BEFORE_REST
+    async with transaction() as tx:
+        await tx.insert(Project(id="new", owner="ana", cost_center="r1", created_at=datetime.now(UTC)))
+    for _ in range(50):
+        assert await due.claim() == []
+    assert len(looks) == schedule.LOOKS_BEFORE_REST + 1
+
+
+async def test_gateways_hear_of_a_key_at_once_and_of_time_within_seconds(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, published = datetime.now(UTC), list[bytes]()
+    config = app.gateway_config
+    await app.access.create_project(ADMIN, name="vision", owner="ana", cost_center="r1")
+
+    async def publish(data: bytes) -> None:
+        published.append(data)
+
+    monkeypatch.setattr(config._sink, "publish", publish)
+    monkeypatch.setattr(app.clock, "now", lambda: now)
+    while not published or config._seen_writes != app.store.writes:
+        await config.refresh()  # the first ones write, too: money is reserved ahead
+    count = len(published)
+    await app.access.create_key(ADMIN, name="caller", project="vision", owner="ana", role=Role.CALLER)
+    await config.refresh()
+    assert len(published) == count + 1
+    while config._seen_writes != app.store.writes:
+        await config.refresh()
+    looked_at = config._look_at
+    await config.refresh()
+    assert config._look_at == looked_at, "nothing was written: nothing is read"
+    now += timedelta(seconds=gateway_config.LOOK_S)
+    await config.refresh()
+    assert config._look_at > looked_at

@@ -86,6 +86,10 @@ class CrashingStore:
         self.after_commit = False
         self.commits = 0
 
+    @property
+    def writes(self) -> int:
+        return self.inner.writes
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Tx]:
         self.commits += 1

@@ -17,13 +17,23 @@ import msgspec
 
 from groundplane.adapters.snapshot_file import replace_durably
 from groundplane.domain.ledger import UsageRecord
-from groundplane.domain.usage_records import SETTLED, Settled, Tail, parse_segment_name, read_frames, segment_name
+from groundplane.domain.usage_records import (
+    FRAME_MAX_BYTES,
+    SETTLED,
+    Settled,
+    Tail,
+    parse_segment_name,
+    read_frames,
+    segment_name,
+)
 from groundplane.errors import IntegrityFailure, Unavailable
 
 _CURSOR = "cursor.json"
 _KEEP_S = 30.0
 """How long an acknowledged segment stays: a gateway that restarts meanwhile, still on the snapshot before, reads from
 it what it has spent since."""
+_SEALED_BYTES, _OPEN_BYTES = 1 << 20, 2 * FRAME_MAX_BYTES
+"""Read at once. An open segment ends in zeros, which are looked through each time; a frame has to fit."""
 _decode_settled = msgspec.json.Decoder(Settled).decode
 
 
@@ -139,8 +149,9 @@ class FolderUsageLog:
         path = self._path(gateway_id, position.segment)
         with path.open("rb") as file:
             file.seek(position.offset)
-            data = file.read(1 << 20)
-            more = len(data) == 1 << 20
+            most = _SEALED_BYTES if sealed else _OPEN_BYTES
+            data = file.read(most)
+            more = len(data) == most
         frames = read_frames(data)
         if frames.tail is Tail.DAMAGED:
             raise IntegrityFailure(

@@ -26,8 +26,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import replace
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from groundplane.domain.approval import Approval
 from groundplane.domain.endpoint import Endpoint
@@ -42,14 +43,17 @@ from groundplane.wiring import App
 log = logging.getLogger(__name__)
 CLAIM_LIMIT = 64
 COLLECT_GRACE_S = 3600.0
+LOOKS_BEFORE_REST, REST_S = 12, 1.0
 Claimed = TypeVar("Claimed", Run, Endpoint, Approval, Schedule)
 
 
 def schedule(app: App) -> tuple[Loop, ...]:
     """The table above, bound to an app."""
 
+    due_runs, due_endpoints = _Due(app, Run), _Due(app, Endpoint)
+
     async def runs() -> bool:
-        claimed = await _claim(app, Run)
+        claimed = await due_runs.claim()
         if claimed:
             await app.reconcile.step(claimed)
         return len(claimed) == CLAIM_LIMIT
@@ -66,7 +70,7 @@ def schedule(app: App) -> tuple[Loop, ...]:
         return False
 
     async def endpoints() -> bool:
-        for endpoint in await _claim(app, Endpoint):
+        for endpoint in await due_endpoints.claim():
             try:
                 await app.endpoints.step(endpoint)
             except Conflict:
@@ -214,6 +218,28 @@ async def _end_orphan(executor: Executor, pool: str, seen: Observation) -> None:
         await executor.stop(seen.attempt_id, EndReason.STOPPED_BY_USER)
     else:
         await executor.release(seen.attempt_id)
+
+
+class _Due(Generic[Claimed]):
+    """Claims often while there is something to claim; else when something was written, and once a second.
+
+    A look costs a transaction, which an installation where nothing runs would pay four times a second, for ever.
+    """
+
+    def __init__(self, app: App, kind: type[Claimed]) -> None:
+        self._app, self._kind = app, kind
+        self._looks_for_nothing = 0
+        self._seen_writes, self._look_at_s = -1, 0.0
+
+    async def claim(self) -> list[Claimed]:
+        writes, now_s = self._app.store.writes, time.monotonic()
+        resting = self._looks_for_nothing >= LOOKS_BEFORE_REST
+        if resting and writes == self._seen_writes and now_s < self._look_at_s:
+            return []
+        found = await _claim(self._app, self._kind)
+        self._looks_for_nothing = 0 if found else self._looks_for_nothing + 1
+        self._seen_writes, self._look_at_s = writes, now_s + REST_S
+        return found
 
 
 async def _claim(app: App, kind: type[Claimed]) -> list[Claimed]:

@@ -134,6 +134,12 @@ class Tx(Protocol):
 class Store(Protocol):
     """The one durable memory of the control plane."""
 
+    @property
+    def writes(self) -> int:
+        """Rises with each transaction that wrote and was committed through this object: who looks need not look again
+        while it stands still, as long as nobody else writes."""
+        ...
+
     def transaction(self) -> AbstractAsyncContextManager[Tx]:
         """Opens a transaction.
 

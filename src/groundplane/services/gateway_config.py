@@ -1,13 +1,13 @@
 """The gateway's configuration: compiled from keys, ready endpoints and reserved money, published whole.
 
-The order in `refresh` keeps money exact: keys and endpoints are read first, so that none is published before money
-is reserved for its project; usage is taken into the ledger, then money is reserved ahead, then both are published
-with the sequence number they are true for.
+The order in `refresh` keeps money exact: usage is taken into the ledger; keys and endpoints are read before money is
+reserved ahead, so that none is published without it; then all are published with the sequence number they are true for.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 from groundplane.domain import snapshot as compiled
 from groundplane.domain.access import Key
@@ -18,6 +18,9 @@ from groundplane.domain.provider import Provider, RouteRule
 from groundplane.ports import Clock, SnapshotSink, Store, UsageLog
 from groundplane.services.costs import Costs
 from groundplane.services.gateway_limits import compiled as compiled_limits
+
+LOOK_S = 5.0
+"""What time alone changes, a new month or a key that ends, is seen so late; what is written, at the next refresh."""
 
 
 class GatewayConfig:
@@ -30,19 +33,28 @@ class GatewayConfig:
         self._usage_log = usage_log
         self._sink = sink
         self._last: compiled.Snapshot | None = None
+        self._seen_writes = -1
+        self._look_at = datetime.min.replace(tzinfo=UTC)
 
     async def refresh(self) -> None:
-        """Read, ingest, reserve, publish."""
+        """Ingest, read, reserve, publish; only the first while nothing is used and nothing written."""
+        took = False
+        while await self._costs.ingest():
+            took = True
+        writes, now = self._store.writes, self._clock.now()
+        if not took and writes == self._seen_writes and now < self._look_at:
+            return
+        await self._publish(now)
+        self._seen_writes, self._look_at = writes, now + timedelta(seconds=LOOK_S)
+
+    async def _publish(self, now: datetime) -> None:
         async with self._store.transaction() as tx:
             keys = await tx.find(Key, {"revoked_at": None})
             endpoints = await tx.find(Endpoint, {"status": EndpointStatus.READY})
             providers = await tx.find(Provider)
             routes = await tx.find(RouteRule)
             predictions = await tx.find(PredictionRule)
-        while await self._costs.ingest():
-            pass
         await self._costs.top_up_gateway()
-        now = self._clock.now()
         ingested = await self._usage_log.ingested()
         budgets = await self._costs.gateway_budgets()
         # After `ingested` was read: what is left of dollars may know of more records than that says, never of fewer.

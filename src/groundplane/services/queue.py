@@ -88,6 +88,18 @@ class Tally:
     passes: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What the last pass over a pool saw and decided nothing on: the next would decide the same until `until`.
+
+    `at_all` is the same while nothing at all was written, `stamp` while nothing was that a decision depends on.
+    """
+
+    at_all: object
+    stamp: object
+    until: datetime
+
+
 class Queue:
     """Passes over the queues of all pools. `half_life_s` is how fast what a project held is forgotten."""
 
@@ -107,7 +119,7 @@ class Queue:
         self._half_life_s = half_life_s
         self._rules = rules or Rules()
         self._wake = wake
-        self._seen: dict[str, tuple[object, datetime]] = {}
+        self._seen: dict[str, _Seen] = {}
         self._entries: dict[str, QueueEntry] = {}
         self._waiting: dict[str, tuple[QueueEntry, Waiting]] = {}
 
@@ -218,10 +230,14 @@ class Queue:
 
     async def _pass(self, pool: str, nodes: tuple[Node, ...]) -> int:
         now = self._clock.now()
+        shapes = tuple((n.name, n.takes_work, n.cpus, n.memory_bytes, len(n.accelerators)) for n in nodes)
+        at_all, last = (self._store.writes, shapes), self._seen.get(pool)
+        if last is not None and last.at_all == at_all and now < last.until:
+            return 0
         async with self._store.transaction() as tx:
-            stamp = await self._stamp(tx, pool, nodes)
-            last = self._seen.get(pool)
-            if last is not None and last[0] == stamp and now < last[1]:
+            stamp = (*await _versions(tx), shapes)
+            if last is not None and last.stamp == stamp and now < last.until:
+                self._seen[pool] = replace(last, at_all=at_all)
                 return 0  # nothing came, ended or changed: the last pass would decide the same again
             seen = await self.view(tx, pool, nodes)
         decisions = await asyncio.to_thread(_decide, seen.state, now) if seen.entries else []
@@ -231,7 +247,7 @@ class Queue:
         if decisions or seen.fresh or seen.failed_needs or due:
             decided = await self._write(seen, decisions, now)
         if not decisions and not decided:
-            self._seen[pool] = (stamp, _look_again_at(seen, now))
+            self._seen[pool] = _Seen(at_all, stamp, _look_again_at(seen, now))
         return decided
 
     async def _write(self, seen: View, decisions: Sequence[Start | Preempt], now: datetime) -> int:
@@ -264,14 +280,6 @@ class Queue:
                 fence = await _fence(tx, state)
             done += tally.total
         return done
-
-    async def _stamp(self, tx: Tx, pool: str, nodes: tuple[Node, ...]) -> object:
-        """Equal as long as nothing changed that a decision depends on, time apart."""
-        kinds: tuple[type, ...] = (QueueEntry, ProjectQuota, Reservation, Cordon)
-        versions = [(await tx.total(kind, "version")).get((), 0) for kind in kinds]
-        counts = [(await tx.total(kind, "*")).get((), 0) for kind in kinds]
-        shapes = tuple((n.name, n.takes_work, n.cpus, n.memory_bytes, len(n.accelerators)) for n in nodes)
-        return tuple(versions), tuple(counts), shapes
 
     async def _place(self, tx: Tx, entry: QueueEntry, start: Start, now: datetime, taken: _Taken) -> None:
         """The placement is durable before anything starts there; then the run is due, to begin its attempt."""
@@ -345,6 +353,12 @@ class Queue:
 
 def _decide(state: PoolState, now: datetime) -> list[Start | Preempt]:
     return Scheduler(state).decide(now.timestamp())
+
+
+async def _versions(tx: Tx) -> tuple[int, ...]:
+    """Equal as long as no row changed that a decision depends on."""
+    kinds: tuple[type, ...] = (QueueEntry, ProjectQuota, Reservation, Cordon)
+    return tuple([(await tx.total(kind, what)).get((), 0) for kind in kinds for what in ("version", "*")])
 
 
 async def _fence(tx: Tx, state: QueueState | None) -> object:

@@ -29,6 +29,7 @@ class MemoryStore:
         self._rows: dict[type, _Rows] = {kind: {} for kind in KINDS}
         self._lock = asyncio.Lock()
         self._holder: asyncio.Task[Any] | None = None
+        self.writes = 0
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Tx]:
@@ -40,7 +41,7 @@ class MemoryStore:
             try:
                 tx = _MemoryTx(self._rows)
                 yield tx
-                tx.commit()
+                self.writes += tx.commit()
             finally:
                 self._holder = None
 
@@ -58,13 +59,15 @@ class _MemoryTx:
         # None marks a row deleted by this transaction.
         self._overlay: dict[type, dict[object, Any]] = {kind: {} for kind in KINDS}
 
-    def commit(self) -> None:
+    def commit(self) -> bool:
+        """Says whether there was anything to write."""
         for kind, changed in self._overlay.items():
             for id, row in changed.items():
                 if row is None:
                     self._rows[kind].pop(id, None)
                 else:
                     self._rows[kind][id] = row
+        return any(self._overlay.values())
 
     async def get(self, kind: type[Row], id: str, *, lock: bool = False) -> Row | None:
         row = self._peek(kind, int(id) if kind is Event else id)

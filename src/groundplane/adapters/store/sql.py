@@ -41,6 +41,7 @@ class SqlStore:
     def __init__(self, url: str) -> None:
         self._engine = engine_for(url)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.writes = 0
 
     @classmethod
     async def open(cls, url: str) -> SqlStore:
@@ -70,6 +71,7 @@ class SqlStore:
                 yield tx
                 await tx.flush()
                 await connection.commit()
+                self.writes += tx.wrote
             finally:
                 await connection.close()
         finally:
@@ -117,6 +119,7 @@ class _SqlTx:
         self._connection = connection
         self._dialect = connection.dialect
         self._head: ChainHead | None = None
+        self.wrote = False
 
     async def get(self, kind: type[Row], id: str, *, lock: bool = False) -> Row | None:
         statement = _statements(kind, self._dialect).get_locked if lock else _statements(kind, self._dialect).get
@@ -204,6 +207,7 @@ class _SqlTx:
         values["version"] = version + 1
         statement = _statements(kind, self._dialect).update
         values["the_id"], values["the_version"] = values.pop("id"), version
+        self.wrote = True
         answer = await self._connection.execute(statement, values)
         if answer.rowcount != 1:
             raise Conflict(
@@ -216,6 +220,7 @@ class _SqlTx:
         if KINDS[kind].append_only:
             raise TypeError(f"{kind.__name__} rows are append-only")
         table = TABLES[kind]
+        self.wrote = True
         answer = await self._connection.execute(table.delete().where(table.c.id == id))
         return answer.rowcount == 1
 
@@ -232,6 +237,7 @@ class _SqlTx:
         ids = [row.id for row in (await self._connection.execute(due, long=True)).rows]
         if not ids:
             return []
+        self.wrote = True
         lease = {"lease_owner": owner, "lease_expires_at": now + timedelta(seconds=lease_s)}
         taken = table.update().where(table.c.id.in_(ids)).values(version=table.c.version + 1, **lease)
         await self._connection.execute(taken, long=True)
@@ -314,6 +320,7 @@ class _SqlTx:
         """Inserts the rows that clash with nothing; the others don't break the transaction. Returns the new ids."""
         for row in rows:
             check_row(row)
+        self.wrote = True
         statements = _statements(type(rows[0]), self._dialect)
         if len(rows) == 1:
             answer = await self._connection.execute(statements.insert, _values(rows[0]))
