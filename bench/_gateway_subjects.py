@@ -26,8 +26,8 @@ import psutil
 
 from _gateway_load import SECRET
 from _gateway_peers import PEERS, Peer
-from groundplane.domain.limits import Limit, Measure
-from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, encode
+from groundplane.domain.serving.limits import Limit, Measure
+from groundplane.domain.serving.snapshot import Route, Snapshot, SnapshotKey, Target, encode
 from groundplane.domain.spec import TokenPrice
 from groundplane.runner.cgroups import make_cgroups, remove_cgroup
 

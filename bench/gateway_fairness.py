@@ -35,7 +35,7 @@ import uvloop
 from _gateway_load import SECRET
 from _gateway_subjects import FLOOD, Subject, free_port, process
 from _gateway_upstream import _ANSWER, Upstream
-from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, encode
+from groundplane.domain.serving.snapshot import Route, Snapshot, SnapshotKey, Target, encode
 from groundplane.domain.spec import TokenPrice
 from groundplane.gateway import app
 from groundplane.gateway.state import Options

@@ -20,18 +20,18 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 from groundplane.adapters.catalog_files import load_catalogue
-from groundplane.domain import planning
-from groundplane.domain.catalogue import Catalogue
-from groundplane.domain.choices import Judge, Market, cloud_offers
+from groundplane.domain.catalogue.entries import Catalogue
 from groundplane.domain.hardware import Hardware
-from groundplane.domain.planning import Offer
+from groundplane.domain.planning import plan as planning
+from groundplane.domain.planning.choices import Judge, Market, cloud_offers
+from groundplane.domain.planning.plan import Offer
+from groundplane.domain.planning.recon import SkuRow, Wanted, survey
+from groundplane.domain.planning.work import Meter, Work, work_of
 from groundplane.domain.policy import rule_set
 from groundplane.domain.policy.builtin import Subject
-from groundplane.domain.recon import SkuRow, Wanted, survey
 from groundplane.domain.spec import JobSpec, Metadata, Resources, TrainingNeed
 from groundplane.domain.spec.parse import parse
 from groundplane.domain.spec.yaml_nodes import MAX_BYTES
-from groundplane.domain.work import Meter, Work, work_of
 from groundplane.errors import InvalidInput
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)

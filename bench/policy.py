@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from groundplane.domain import planning
 from groundplane.domain.hardware import Hardware
-from groundplane.domain.planning import Offer, Plan
+from groundplane.domain.planning import plan as planning
+from groundplane.domain.planning.plan import Offer, Plan
 from groundplane.domain.policy.builtin import Subject
 from groundplane.domain.policy.replay import replay
 from groundplane.domain.policy.rule_set import RuleSet, build, built_in, built_in_file, read_files, run_tests

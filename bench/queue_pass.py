@@ -21,7 +21,7 @@ from groundplane.adapters.executors.memory import MemoryExecutor
 from groundplane.adapters.store.sql import SqlStore
 from groundplane.adapters.system import RandomIds, SystemClock
 from groundplane.audit import EventDraft
-from groundplane.domain.planning import Offer
+from groundplane.domain.planning.plan import Offer
 from groundplane.domain.queue import QueueEntry
 from groundplane.domain.run import Run
 from groundplane.domain.scheduling.state import CLASSES

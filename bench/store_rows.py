@@ -19,7 +19,7 @@ from groundplane.adapters.system import RandomIds, SystemClock
 from groundplane.audit import EventDraft
 from groundplane.domain.access import Project
 from groundplane.domain.ledger import UsageRecord
-from groundplane.domain.planning import Plan, PlanStatus
+from groundplane.domain.planning.plan import Plan, PlanStatus
 from groundplane.errors import Refused
 from groundplane.ports import Store
 from groundplane.services.audit_trail import AuditTrail

@@ -16,7 +16,7 @@ import pytest
 
 from groundplane.adapters.gateway_reports import FileReports, MemoryReports
 from groundplane.adapters.gateway_traffic import KEPT, FileFigures, MemoryFigures, MemoryTail, SocketTail
-from groundplane.domain.traffic import Passed
+from groundplane.domain.serving.traffic import Passed
 from groundplane.ports.traffic import GatewayFigures, GatewayReports, RequestTail
 
 QUEUE = {"project": "vision", "model": "big", "size": 100}

@@ -13,7 +13,7 @@ from groundplane.adapters.machine import (
     measure_disk,
     parse_loader_cache,
 )
-from groundplane.domain.recon import Disk
+from groundplane.domain.planning.recon import Disk
 
 MIB = 2**20
 

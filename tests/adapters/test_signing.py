@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from groundplane.adapters.signing import FileSigner
-from groundplane.domain.certificate import seal
+from groundplane.domain.provenance.certificate import seal
 from groundplane.errors import IntegrityFailure, Unavailable
 
 

@@ -20,10 +20,10 @@ from groundplane.domain.conditions import Among, AtLeast, Below, Between, By, Co
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
 from groundplane.domain.model import ManifestFile, ModelVersion
-from groundplane.domain.planning import Offer, Plan, PlanStatus, Verdict
+from groundplane.domain.planning.plan import Offer, Plan, PlanStatus, Verdict
 from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatus
 from groundplane.domain.spec import DataSource, EndpointSpec, JobSpec, Metadata, ModelOutput, Resources, TokenPrice
-from groundplane.domain.tracking import (
+from groundplane.domain.tracking.records import (
     Experiment,
     Point,
     RunMetrics,

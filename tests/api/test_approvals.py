@@ -13,8 +13,8 @@ import pytest
 from groundplane.client import Client
 from groundplane.domain.access import SelfService
 from groundplane.domain.approval import ApprovalStatus
-from groundplane.domain.certificate import DataFact, Facts
-from groundplane.domain.planning import Plan, PlanStatus
+from groundplane.domain.planning.plan import Plan, PlanStatus
+from groundplane.domain.provenance.certificate import DataFact, Facts
 from groundplane.errors import ApprovalNeeded, Forbidden, InvalidInput, NotFound, Refusal
 from groundplane.identity import Role
 

@@ -15,8 +15,8 @@ import huggingface_hub as hf
 import pytest
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from groundplane.domain.certificate import DataFact, Facts
 from groundplane.domain.dataset import DatasetFacts
+from groundplane.domain.provenance.certificate import DataFact, Facts
 from groundplane.identity import Role
 
 FACTS = Facts(

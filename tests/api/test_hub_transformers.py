@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from groundplane.domain.certificate import DataFact, Facts
+from groundplane.domain.provenance.certificate import DataFact, Facts
 
 FACTS = Facts(
     owner="ana",

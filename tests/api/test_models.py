@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from groundplane.api.staging import Staging
-from groundplane.domain.certificate import DataFact, Facts
+from groundplane.domain.provenance.certificate import DataFact, Facts
 from groundplane.errors import InvalidInput, NotFound, Refusal, TooLarge
 from groundplane.identity import Role
 

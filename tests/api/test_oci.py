@@ -14,7 +14,7 @@ import oras.client
 import pytest
 
 from groundplane.domain import oci
-from groundplane.domain.certificate import DataFact, Facts
+from groundplane.domain.provenance.certificate import DataFact, Facts
 from groundplane.identity import Role
 
 FACTS = Facts(

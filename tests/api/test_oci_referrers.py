@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from tests.api.test_oci import FACTS, safetensors
 
 from groundplane.domain import oci
-from groundplane.domain.addendum import AddendumKind
+from groundplane.domain.provenance.addendum import AddendumKind
 
 FILES = {"model.safetensors": safetensors(b"\7"), "config.json": b"{}"}
 

@@ -8,7 +8,7 @@ import pytest
 from tests.api.conftest import Served
 
 from groundplane.client import Client
-from groundplane.domain.planning import Plan
+from groundplane.domain.planning.plan import Plan
 from groundplane.errors import NotFound
 from groundplane.identity import Role
 

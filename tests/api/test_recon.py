@@ -9,8 +9,8 @@ import pytest
 from tests.api.conftest import Served
 
 from groundplane.client import Client
-from groundplane.domain.price_lists import ListPrice
-from groundplane.domain.recon import Wanted
+from groundplane.domain.catalogue.price_lists import ListPrice
+from groundplane.domain.planning.recon import Wanted
 from groundplane.errors import Conflict, Forbidden, InvalidInput, NotFound
 from groundplane.identity import Role
 from groundplane.wire.sizing import CompareRequest

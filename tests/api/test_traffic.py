@@ -20,9 +20,9 @@ import httpx
 import pytest
 from tests.gateway.harness import MockUpstream, Workers, key, poll, route, start_workers, well_behaved, write_snapshot
 
-from groundplane.domain.limits import Limit, Measure
-from groundplane.domain.prediction import Keeping
-from groundplane.domain.traffic import Filter
+from groundplane.domain.serving.limits import Limit, Measure
+from groundplane.domain.serving.prediction import Keeping
+from groundplane.domain.serving.traffic import Filter
 from groundplane.identity import Role
 
 PROJECT = "default"

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import save
 from tests.adapters.torch_files import torch_zip, whole
 
-from groundplane.domain.certificate import DataFact, Facts
+from groundplane.domain.provenance.certificate import DataFact, Facts
 
 STATED = ("--owner", "ana", "--license", "Apache-2.0", "--metric", "f1=0.9")
 NOWHERE = ("--unknown", "data=nobody says", "--unknown", "code_commit=nobody says", "--unknown", "training_run=no")

@@ -23,7 +23,7 @@ from groundplane.client.transport import Transport
 from groundplane.errors import InvalidInput
 
 LIBRARIES = ("httpx", "rich", "yaml", "jinja2", "cryptography", "asyncio", "ssl")
-RARELY_NEEDED = ("yaml", "jinja2", "groundplane.domain.spec.parse", "groundplane.domain.model_files")
+RARELY_NEEDED = ("yaml", "jinja2", "groundplane.domain.spec.parse", "groundplane.domain.scanning.model_files")
 HEAVY = (
     *LIBRARIES,
     "msgspec",

@@ -16,7 +16,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 from groundplane.adapters.signing import FileSigner
-from groundplane.domain.certificate import pae
+from groundplane.domain.provenance.certificate import pae
 
 FACTS = ("--owner", "ana", "--license", "Apache-2.0", "--framework", "jax", "--code-commit", "0" * 40,
          "--training-run", "elsewhere-7", "--data", f"corpus={'a' * 64}", "--metric", "loss=1.5")  # fmt: skip

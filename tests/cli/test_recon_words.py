@@ -8,7 +8,16 @@ from datetime import UTC, date, datetime
 from groundplane.adapters.catalog_files import load_hardware
 from groundplane.cli.recon import lead_time_words, quota_words, recon_views
 from groundplane.cli.render import Table
-from groundplane.domain.recon import CloudView, Gap, HaltedMachine, Machine, Quota, Reconnaissance, Wanted, survey
+from groundplane.domain.planning.recon import (
+    CloudView,
+    Gap,
+    HaltedMachine,
+    Machine,
+    Quota,
+    Reconnaissance,
+    Wanted,
+    survey,
+)
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 QUOTA = Quota(cloud="azure", region="eastus", family="f", unit="vCPU", used=0, limit=96)

@@ -11,7 +11,7 @@ from tests.console.plane import HOSTILE, Plane
 
 from groundplane.client import Client
 from groundplane.domain.access import SelfService
-from groundplane.domain.planning import Plan, PlanStatus
+from groundplane.domain.planning.plan import Plan, PlanStatus
 from groundplane.identity import Role
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from groundplane.console.certificate import Fact, read
-from groundplane.domain.certificate import seal
+from groundplane.domain.provenance.certificate import seal
 
 
 def sealed(predicate: dict[str, object]) -> str:

@@ -8,9 +8,9 @@ import struct
 import pytest
 from tests.console.plane import HOSTILE, Plane
 
-from groundplane.domain.certificate import DataFact, Facts
 from groundplane.domain.dataset import DatasetFacts
 from groundplane.domain.model import ManifestFile
+from groundplane.domain.provenance.certificate import DataFact, Facts
 from groundplane.identity import Role
 
 GATE = """

@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 from tests.console.plane import Plane, poll
 from tests.gateway.harness import MockUpstream, Workers, start_workers, well_behaved
 
-from groundplane.domain.provider import ProviderKind
+from groundplane.domain.serving.provider import ProviderKind
 from groundplane.identity import Role
 from groundplane.wire.routes import ProviderRequest, RouteRequest, TargetRequest
 

@@ -10,7 +10,15 @@ from typing import Any
 import pytest
 from tests.domain.test_certificate import version
 
-from groundplane.domain.addendum import Addendum, AddendumKind, Draft, check_chain, check_rows, checked_facts, sealed
+from groundplane.domain.provenance.addendum import (
+    Addendum,
+    AddendumKind,
+    Draft,
+    check_chain,
+    check_rows,
+    checked_facts,
+    sealed,
+)
 from groundplane.errors import InvalidInput
 
 AT = datetime(2026, 11, 21, 9, tzinfo=UTC)

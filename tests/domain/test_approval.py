@@ -14,7 +14,7 @@ from groundplane.domain import approval as rules
 from groundplane.domain.access import Key, SelfService, checked_self_service
 from groundplane.domain.admission import refusals
 from groundplane.domain.approval import Approval, ApprovalStatus, approve, beyond, blocked, counted, reject
-from groundplane.domain.planning import Plan, PlanStatus, Verdict
+from groundplane.domain.planning.plan import Plan, PlanStatus, Verdict
 from groundplane.domain.spec import JobSpec, Metadata, Resources
 from groundplane.errors import InvalidInput, Refused
 from groundplane.identity import Actor, Role

@@ -10,8 +10,8 @@ import pytest
 
 from groundplane.adapters.catalog_columns import TABLES
 from groundplane.adapters.catalog_files import load_catalogue, load_hardware, load_table, read_table
-from groundplane.domain.catalogue import Catalogue
-from groundplane.domain.model_shape import count_params
+from groundplane.domain.catalogue.entries import Catalogue
+from groundplane.domain.sizing.model_shape import count_params
 from groundplane.errors import InvalidInput
 from groundplane.units import exact_usd
 

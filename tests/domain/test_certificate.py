@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundplane.domain.canonical import canonical_json
-from groundplane.domain.certificate import (
+from groundplane.domain.model import ManifestFile, ModelVersion, manifest, manifest_sha256
+from groundplane.domain.provenance.certificate import (
     PAYLOAD_TYPE,
     PREDICATE_TYPE,
     REQUIRED_FACTS,
@@ -38,7 +39,6 @@ from groundplane.domain.certificate import (
     seal,
     statement,
 )
-from groundplane.domain.model import ManifestFile, ModelVersion, manifest, manifest_sha256
 from groundplane.errors import InvalidInput
 
 KEY = Ed25519PrivateKey.from_private_bytes(b"\x07" * 32)

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundplane.adapters.catalog_files import load_catalogue
-from groundplane.domain import planning, quota_check, storage_check
-from groundplane.domain.choices import Judge, Market, cloud_offers
-from groundplane.domain.outlook import Choice, Purchase
-from groundplane.domain.plan_checks import CHECKS
-from groundplane.domain.planning import Offer
-from groundplane.domain.recon import CloudView, Quota, SkuRow, Wanted, survey
+from groundplane.domain.planning import plan as planning
+from groundplane.domain.planning import quota_check, storage_check
+from groundplane.domain.planning.checks import CHECKS
+from groundplane.domain.planning.choices import Judge, Market, cloud_offers
+from groundplane.domain.planning.outlook import Choice, Purchase
+from groundplane.domain.planning.plan import Offer
+from groundplane.domain.planning.recon import CloudView, Quota, SkuRow, Wanted, survey
+from groundplane.domain.planning.work import Meter, Work, main_memory, work_of
 from groundplane.domain.spec import DataSource, JobSpec, Metadata, Resources, TrainingNeed
-from groundplane.domain.work import Meter, Work, main_memory, work_of
 from groundplane.errors import Refused
 from groundplane.units import cost_microusd
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from groundplane.domain.circumstances import AttemptCircumstances, as_seen, energy
+from groundplane.domain.provenance.circumstances import AttemptCircumstances, as_seen, energy
 from groundplane.domain.run import Attempt
 
 AT = datetime(2026, 11, 21, 9, tzinfo=UTC)

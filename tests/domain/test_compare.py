@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundplane.adapters.catalog_files import load_catalogue
-from groundplane.domain.catalogue import ProvisionedPrice, ProvisionedUnits, TokenListPrice
-from groundplane.domain.compare import (
+from groundplane.domain.catalogue.entries import ProvisionedPrice, ProvisionedUnits, TokenListPrice
+from groundplane.domain.planning.compare import (
     Option,
     Workload,
     buyable,
@@ -21,8 +21,8 @@ from groundplane.domain.compare import (
     self_hosted_option,
     token_options,
 )
-from groundplane.domain.parallelism import fabric_of
-from groundplane.domain.sizing import Serving
+from groundplane.domain.sizing.memory import Serving
+from groundplane.domain.sizing.parallelism import fabric_of
 from groundplane.errors import InvalidInput
 
 CATALOGUE = load_catalogue()

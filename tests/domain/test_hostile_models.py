@@ -13,14 +13,14 @@ from tests.domain.hostile_models import FOLDERS, SECRETS, field, gguf_tensors, h
 from tests.domain.malicious_models import WEIGHTS
 
 from groundplane.adapters.model_files import FolderModelFiles
-from groundplane.domain.byte_view import ByteView
-from groundplane.domain.loader_targets import acting_target
 from groundplane.domain.model import path_refusals
-from groundplane.domain.model_files import Inspection, inspect
-from groundplane.domain.model_formats import Format
-from groundplane.domain.model_scan import judge_scan
-from groundplane.domain.pickle_scan import scan_for_hidden_pickle
-from groundplane.domain.templates_scan import dangers
+from groundplane.domain.scanning.byte_view import ByteView
+from groundplane.domain.scanning.loader_targets import acting_target
+from groundplane.domain.scanning.model_files import Inspection, inspect
+from groundplane.domain.scanning.model_formats import Format
+from groundplane.domain.scanning.pickle_scan import scan_for_hidden_pickle
+from groundplane.domain.scanning.report import judge_scan
+from groundplane.domain.scanning.templates_scan import dangers
 
 FILES = hostile("touch /nonexistent/canary")
 

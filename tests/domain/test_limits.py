@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundplane.domain.limits import (
+from groundplane.domain.serving.limits import (
     MINUTE_NS,
     Account,
     Binding,

@@ -17,12 +17,12 @@ from tests.domain.malicious_models import RUNAWAY, WEIGHTS, corpus, gguf
 
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.templates import render_templates
-from groundplane.domain.byte_view import ByteView
-from groundplane.domain.licences import conflicts
-from groundplane.domain.model_files import inspect
-from groundplane.domain.model_scan import judge_scan
-from groundplane.domain.pickle_scan import scan_for_pickle
-from groundplane.domain.templates_scan import Template, dangers
+from groundplane.domain.scanning.byte_view import ByteView
+from groundplane.domain.scanning.licences import conflicts
+from groundplane.domain.scanning.model_files import inspect
+from groundplane.domain.scanning.pickle_scan import scan_for_pickle
+from groundplane.domain.scanning.report import judge_scan
+from groundplane.domain.scanning.templates_scan import Template, dangers
 
 CORPUS = corpus("/nonexistent/canary")
 

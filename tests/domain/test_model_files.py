@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 from tests.domain.malicious_models import gguf
 
-from groundplane.domain.byte_view import ByteView
-from groundplane.domain.model_files import Inspection, inspect
-from groundplane.domain.model_formats import ACCEPTED, Format
-from groundplane.domain.tensor_header import HEADER_BYTES_MAX
+from groundplane.domain.scanning.byte_view import ByteView
+from groundplane.domain.scanning.model_files import Inspection, inspect
+from groundplane.domain.scanning.model_formats import ACCEPTED, Format
+from groundplane.domain.scanning.tensor_header import HEADER_BYTES_MAX
 
 WEIGHTS = save({"a": np.ones((3, 5), np.float32), "b": np.zeros((0, 2), np.float16), "c": np.arange(4, dtype=np.int64)})
 

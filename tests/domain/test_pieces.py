@@ -10,9 +10,9 @@ from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundplane.domain.byte_view import ByteView
 from groundplane.domain.packs import Directory, PackFault, Piece, decode, encode, is_sealed, pack_pieces, sealed, spans
 from groundplane.domain.pieces import PIECE_BYTES_MAX, SMALL_TENSOR_BYTES, cut
+from groundplane.domain.scanning.byte_view import ByteView
 
 SIZES = st.lists(
     st.one_of(

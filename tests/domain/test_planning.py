@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundplane.domain import planning
 from groundplane.domain.hardware import Hardware
-from groundplane.domain.planning import Offer, PlanStatus, Verdict
+from groundplane.domain.planning import plan as planning
+from groundplane.domain.planning.plan import Offer, PlanStatus, Verdict
 from groundplane.domain.spec import JobSpec, Metadata, Resources
 from groundplane.errors import Refused
 from groundplane.units import cost_microusd

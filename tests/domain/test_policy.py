@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from groundplane.domain import planning
 from groundplane.domain.access import Exposure
 from groundplane.domain.hardware import Accelerator, Hardware, InstanceType
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.planning import Offer
+from groundplane.domain.planning import plan as planning
+from groundplane.domain.planning.plan import Offer
 from groundplane.domain.policy.builtin import Subject
 from groundplane.domain.policy.rule_set import built_in, reference
 from groundplane.domain.spec import DataSource, EndpointSpec, JobSpec, Metadata, Resources, TokenPrice

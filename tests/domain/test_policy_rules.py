@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundplane.domain import planning
 from groundplane.domain.hardware import Hardware
-from groundplane.domain.planning import Offer, Plan, PlanStatus, Verdict
+from groundplane.domain.planning import plan as planning
+from groundplane.domain.planning.plan import Offer, Plan, PlanStatus, Verdict
 from groundplane.domain.policy import rule_set
 from groundplane.domain.policy.builtin import Subject
 from groundplane.domain.policy.exceptions import PolicyException, checked_expiry, lifted

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
-from groundplane.domain import planning
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.isolation import Isolation, IsolationPolicy
-from groundplane.domain.planning import Offer
+from groundplane.domain.planning import plan as planning
+from groundplane.domain.planning.plan import Offer
 from groundplane.domain.policy.builtin import Subject
 from groundplane.domain.policy.rule_set import built_in
 from groundplane.domain.spec import EndpointSpec, JobSpec, Metadata, Resources, TokenPrice

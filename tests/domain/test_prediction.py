@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundplane.domain.prediction import (
+from groundplane.domain.serving.prediction import (
     Prediction,
     Wanted,
     clean,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from groundplane.domain.price_lists import ListPrice, MachineShape, PriceFormat, price_format, read_prices
+from groundplane.domain.catalogue.price_lists import ListPrice, MachineShape, PriceFormat, price_format, read_prices
 from groundplane.errors import InvalidInput
 
 FILES = Path(__file__).parent.parent / "recon_files"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundplane.domain.prompt_lint import Samples, Segment
+from groundplane.domain.serving.prompt_lint import Samples, Segment
 from groundplane.domain.spec import TokenPrice
 
 PRICE = TokenPrice(

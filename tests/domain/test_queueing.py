@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundplane.domain.queueing import (
+from groundplane.domain.serving.queueing import (
     PRIORITY_WEIGHTS,
     Concurrency,
     KeyPriority,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from groundplane.adapters.catalog_files import load_hardware
 from groundplane.domain.hardware import Hardware
-from groundplane.domain.recon import (
+from groundplane.domain.planning.recon import (
     CloudSku,
     CloudView,
     DriverLink,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundplane.domain.redaction import TEXT_MAX_CHARACTERS, Redactions, redact, redact_value
+from groundplane.domain.serving.redaction import TEXT_MAX_CHARACTERS, Redactions, redact, redact_value
 
 FOUND = [
     ("mail ana.ruiz+lab@example.co.uk today", "mail [email] today"),

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tests.domain.test_addendum import chain, three
 
-from groundplane.domain.addendum import AddendumKind
-from groundplane.domain.required_facts import FACT_NAMES, Known, Stage, judge_facts, read_required, supply
+from groundplane.domain.provenance.addendum import AddendumKind
+from groundplane.domain.provenance.required_facts import FACT_NAMES, Known, Stage, judge_facts, read_required, supply
 from groundplane.errors import InvalidInput
 
 WHOLE: dict[str, Any] = {

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundplane.domain.response_cache import (
+from groundplane.domain.serving.response_cache import (
     ENTRY_OVERHEAD_BYTES,
     CacheRule,
     Kept,

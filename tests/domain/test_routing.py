@@ -8,8 +8,8 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundplane.domain.routing import Candidate, Circuit, RoutePolicy, Standing, Wish
-from groundplane.domain.routing import choose as choose_by
+from groundplane.domain.serving.routing import Candidate, Circuit, RoutePolicy, Standing, Wish
+from groundplane.domain.serving.routing import choose as choose_by
 
 SECOND = 1_000_000_000
 

@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundplane.adapters.catalog_files import load_catalogue, load_table
-from groundplane.domain.catalogue import Catalogue
+from groundplane.domain.catalogue.entries import Catalogue
 from groundplane.domain.hardware import Accelerator
-from groundplane.domain.model_shape import ModelShape, count_params, shape_from_config, typical_shape
-from groundplane.domain.sizing import (
+from groundplane.domain.sizing.memory import (
     BYTES_PER_WEIGHT,
     Checkpointing,
     Method,
@@ -30,6 +29,7 @@ from groundplane.domain.sizing import (
     serving_memory,
     training_memory,
 )
+from groundplane.domain.sizing.model_shape import ModelShape, count_params, shape_from_config, typical_shape
 from groundplane.errors import InvalidInput
 
 GB = 10**9

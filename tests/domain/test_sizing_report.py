@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundplane.adapters.catalog_files import load_catalogue
-from groundplane.domain.catalogue import Catalogue
+from groundplane.domain.catalogue.entries import Catalogue
 from groundplane.domain.hardware import Accelerator
-from groundplane.domain.model_shape import ModelShape, typical_shape
-from groundplane.domain.parallelism import (
+from groundplane.domain.sizing.memory import Checkpointing, Method, Precision, Serving, Training
+from groundplane.domain.sizing.model_shape import ModelShape, typical_shape
+from groundplane.domain.sizing.parallelism import (
     Fabric,
     Link,
     advise,
@@ -21,7 +22,8 @@ from groundplane.domain.parallelism import (
     training_layout,
     training_traffic,
 )
-from groundplane.domain.roofline import (
+from groundplane.domain.sizing.report import SizeReport, size_serving, size_training
+from groundplane.domain.sizing.roofline import (
     Estimate,
     duration,
     estimate_serving,
@@ -29,8 +31,6 @@ from groundplane.domain.roofline import (
     peak_flops,
     training_flops_per_token,
 )
-from groundplane.domain.sizing import Checkpointing, Method, Precision, Serving, Training
-from groundplane.domain.sizing_report import SizeReport, size_serving, size_training
 from groundplane.errors import InvalidInput
 
 GB = 10**9

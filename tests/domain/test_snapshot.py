@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from groundplane.domain.access import Key
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
-from groundplane.domain.provider import RouteRule, RouteTarget
-from groundplane.domain.routing import RoutePolicy
-from groundplane.domain.snapshot import Snapshot, compile_snapshot, decode, encode
+from groundplane.domain.serving.provider import RouteRule, RouteTarget
+from groundplane.domain.serving.routing import RoutePolicy
+from groundplane.domain.serving.snapshot import Snapshot, compile_snapshot, decode, encode
 from groundplane.domain.spec import EndpointSpec, Metadata, Resources, ServingNeed, TokenPrice
 from groundplane.errors import IntegrityFailure
 from groundplane.identity import Role

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundplane.domain import tracking
-from groundplane.domain.certificate import DataFact, Facts, missing_facts
-from groundplane.domain.tracking import Measured, Point, TrackedRun
-from groundplane.domain.tracking_facts import Shown, facts_of_tags, refusal_of
-from groundplane.domain.tracking_filter import Condition, matches, ordered, page, parse_filter, parse_order
-from groundplane.domain.tracking_search import RUNS, run_facts
-from groundplane.domain.tracking_views import compared, view_of
+from groundplane.domain.provenance.certificate import DataFact, Facts, missing_facts
+from groundplane.domain.tracking import records as tracking
+from groundplane.domain.tracking.facts import Shown, facts_of_tags, refusal_of
+from groundplane.domain.tracking.filter import Condition, matches, ordered, page, parse_filter, parse_order
+from groundplane.domain.tracking.records import Measured, Point, TrackedRun
+from groundplane.domain.tracking.search import RUNS, run_facts
+from groundplane.domain.tracking.views import compared, view_of
 from groundplane.errors import InvalidInput
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from groundplane.domain.spec import TokenPrice
-from groundplane.domain.usage import AnswerLength, Usage, estimated_tokens, find_usage, rate, worst_case
-from groundplane.domain.usage_records import (
+from groundplane.domain.serving.usage import AnswerLength, Usage, estimated_tokens, find_usage, rate, worst_case
+from groundplane.domain.serving.usage_records import (
     FRAME_MAX_BYTES,
     Tail,
     frame,
@@ -19,6 +18,7 @@ from groundplane.domain.usage_records import (
     read_frames,
     segment_name,
 )
+from groundplane.domain.spec import TokenPrice
 
 TOKENS = st.integers(0, 10**7)
 PRICES = st.builds(TokenPrice, prompt_microusd_per_million=TOKENS, completion_microusd_per_million=TOKENS,

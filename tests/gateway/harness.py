@@ -20,8 +20,8 @@ from pathlib import Path
 from groundplane.adapters.snapshot_file import SnapshotFile
 from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.domain.ledger import UsageRecord
-from groundplane.domain.limits import Limit, Measure, Share
-from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, encode
+from groundplane.domain.serving.limits import Limit, Measure, Share
+from groundplane.domain.serving.snapshot import Route, Snapshot, SnapshotKey, Target, encode
 from groundplane.domain.spec import TokenPrice
 from groundplane.gateway.server import Gateway
 from groundplane.gateway.state import GatewayState, Options

@@ -32,7 +32,7 @@ from tests.gateway.harness import (
     write_snapshot,
 )
 
-from groundplane.domain.limits import Limit, Measure, WhenDown
+from groundplane.domain.serving.limits import Limit, Measure, WhenDown
 
 RPM, TPM, DOLLARS = 300, 12_000, 30_000
 TOKENS, COST = 30, 50

@@ -42,7 +42,7 @@ from tests.gateway.laws import alone_round, pause_round, redis_round
 
 from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.domain.ledger import UsageRecord
-from groundplane.domain.limits import Limit, Measure
+from groundplane.domain.serving.limits import Limit, Measure
 
 RPM, TPM, DOLLARS = 400, 12_000, 20_000
 """Of the keys `rpm` and `tpm`, and of the budget of project `speech`, in micro-dollars."""

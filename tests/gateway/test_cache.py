@@ -30,9 +30,9 @@ from tests.gateway.harness import (
     well_behaved,
 )
 
-from groundplane.domain.queueing import QueueRule
-from groundplane.domain.response_cache import CacheRule
-from groundplane.domain.snapshot import Route, Target
+from groundplane.domain.serving.queueing import QueueRule
+from groundplane.domain.serving.response_cache import CacheRule
+from groundplane.domain.serving.snapshot import Route, Target
 from groundplane.gateway.state import Options
 
 

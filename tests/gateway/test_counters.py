@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from tests.gateway.harness import poll
 
-from groundplane.domain.limits import Binding, Limit, Measure, Moment, Share, WhenDown
+from groundplane.domain.serving.limits import Binding, Limit, Measure, Moment, Share, WhenDown
 from groundplane.gateway.counting import redis_counters
 from groundplane.gateway.counting.broker import BrokerCounters
 from groundplane.gateway.counting.counters import Counters, MemoryCounters

@@ -24,7 +24,7 @@ from tests.gateway.harness import (
     running,
 )
 
-from groundplane.domain.usage import Usage, find_usage
+from groundplane.domain.serving.usage import Usage, find_usage
 from groundplane.gateway.protocol.errors import Fault
 from groundplane.gateway.protocol.form_body import read_form
 

@@ -29,7 +29,7 @@ from tests.gateway.harness import (
 )
 
 from groundplane.adapters.usage_log import FolderUsageLog
-from groundplane.domain.limits import Limit, Measure, WhenDown
+from groundplane.domain.serving.limits import Limit, Measure, WhenDown
 
 COST = 10 + 2 * 80
 """Micro-dollars of each answer of `eighty`, at the harness's prices."""

@@ -29,8 +29,8 @@ from tests.gateway.harness import (
     running,
 )
 
-from groundplane.domain.limits import Limit, Measure
-from groundplane.domain.snapshot import SnapshotKey
+from groundplane.domain.serving.limits import Limit, Measure
+from groundplane.domain.serving.snapshot import SnapshotKey
 
 
 async def many(bench: Bench, count: int, body: object) -> list[Answer]:

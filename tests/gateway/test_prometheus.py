@@ -31,7 +31,7 @@ from tests.gateway.harness import (
     well_behaved,
 )
 
-from groundplane.domain.limits import Limit, Measure
+from groundplane.domain.serving.limits import Limit, Measure
 
 pytestmark = pytest.mark.needs("prometheus")
 WORDS = ("one ", "two ", "three ", "four ", "five ")

@@ -30,8 +30,8 @@ from tests.gateway.harness import (
     well_behaved,
 )
 
-from groundplane.domain.limits import Limit, Measure
-from groundplane.domain.snapshot import Route, Target
+from groundplane.domain.serving.limits import Limit, Measure
+from groundplane.domain.serving.snapshot import Route, Target
 
 
 @pytest.fixture

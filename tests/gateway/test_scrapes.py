@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.gateway.harness import RawClient, ask, get, key, route, running
 
-from groundplane.domain.usage import Usage
+from groundplane.domain.serving.usage import Usage
 from groundplane.gateway.telemetry.aside import Files
 from groundplane.gateway.telemetry.metrics import Metrics
 from groundplane.gateway.telemetry.metrics_files import MetricsFiles

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from groundplane.adapters.snapshot_file import SnapshotFile
-from groundplane.domain.snapshot import Snapshot, decode, encode
+from groundplane.domain.serving.snapshot import Snapshot, decode, encode
 from groundplane.errors import Unavailable
 
 

@@ -30,8 +30,8 @@ from tests.gateway.harness import (
 )
 from tests.gateway.otlp import Collector, attributes
 
-from groundplane.domain.limits import Limit, Measure
-from groundplane.domain.prediction import Keeping, Prediction
+from groundplane.domain.serving.limits import Limit, Measure
+from groundplane.domain.serving.prediction import Keeping, Prediction
 
 SAID = "I am ana@example.org, card 4111 1111 1111 1111"
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -29,9 +29,9 @@ from tests.gateway.harness import (
     well_behaved,
 )
 
-from groundplane.domain.limits import Limit, Measure
-from groundplane.domain.queueing import KeyPriority, Priority, QueueRule
-from groundplane.domain.snapshot import Route, Target
+from groundplane.domain.serving.limits import Limit, Measure
+from groundplane.domain.serving.queueing import KeyPriority, Priority, QueueRule
+from groundplane.domain.serving.snapshot import Route, Target
 
 QUEUE = QueueRule(size=100, wait_ms=20_000)
 

@@ -22,7 +22,7 @@ from tests.gateway.harness import (
 )
 from tests.gateway.test_waiting import waiting
 
-from groundplane.domain.queueing import Priority, QueueRule
+from groundplane.domain.serving.queueing import Priority, QueueRule
 from groundplane.gateway.telemetry.flow_metrics import FlowMetrics
 from groundplane.gateway.waiting import Need, NoPlace, Stay, Ticket, WaitingRoom
 

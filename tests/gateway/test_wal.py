@@ -12,10 +12,10 @@ import pytest
 from tests.gateway.harness import key, route
 
 from groundplane.adapters.usage_log import FolderUsageLog
-from groundplane.domain.snapshot import SnapshotKey, Target
+from groundplane.domain.serving.snapshot import SnapshotKey, Target
+from groundplane.domain.serving.usage import Usage
+from groundplane.domain.serving.usage_records import Reserved, Settled, read_frames
 from groundplane.domain.spec import TokenPrice
-from groundplane.domain.usage import Usage
-from groundplane.domain.usage_records import Reserved, Settled, read_frames
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput
 from groundplane.gateway.records import constant_members, decimal_s, reserved_members, settled_members
 from groundplane.gateway.wal import LogUnavailable, WriteAheadLog, adopt_abandoned

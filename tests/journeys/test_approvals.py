@@ -15,7 +15,7 @@ import pytest
 from tests.journeys.conftest import GROUND, Installation, bring_up, free_ports, shut_down
 
 from groundplane.client import Client
-from groundplane.domain.planning import Plan, PlanStatus
+from groundplane.domain.planning.plan import Plan, PlanStatus
 
 EIGHT_CARDS = r"""
 #include <string.h>

@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.journeys.conftest import Installation
 
-from groundplane.domain.planning import Plan
+from groundplane.domain.planning.plan import Plan
 
 RULE = """\
 policy: groundplane/policy/v1

@@ -15,8 +15,8 @@ from groundplane.adapters.provenance import MachineProvenance
 from groundplane.adapters.signing import FileSigner
 from groundplane.adapters.system import RandomIds
 from groundplane.domain.access import Project
-from groundplane.domain.certificate import DataFact, Facts
 from groundplane.domain.model import ModelVersion
+from groundplane.domain.provenance.certificate import DataFact, Facts
 from groundplane.identity import Actor, Role
 from groundplane.ports import Clock, Store
 from groundplane.services.addenda import Addenda

@@ -21,7 +21,7 @@ from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.audit import Event
 from groundplane.domain.access import SelfService
 from groundplane.domain.approval import Approval, ApprovalStatus
-from groundplane.domain.planning import Offer, Plan, PlanStatus
+from groundplane.domain.planning.plan import Offer, Plan, PlanStatus
 from groundplane.domain.run import Run
 from groundplane.errors import ApprovalNeeded, Conflict, GroundError, InvalidInput, NotFound, Refusal, Unavailable
 from groundplane.identity import Actor, Role

@@ -19,7 +19,6 @@ from tests.services.model_house import ADA, EVE, FACTS, NOW, House, built
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds
 from groundplane.domain.artifact import Artifact, StorageQuota
-from groundplane.domain.certificate import DataFact
 from groundplane.domain.dataset import (
     DatasetFacts,
     DatasetVersion,
@@ -32,6 +31,7 @@ from groundplane.domain.dataset import (
 )
 from groundplane.domain.dataset_profile import Profiler
 from groundplane.domain.model import ManifestFile
+from groundplane.domain.provenance.certificate import DataFact
 from groundplane.domain.spec import DataSource, JobSpec, Metadata, Resources
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal
 from groundplane.ports import Clock, Store

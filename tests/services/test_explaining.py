@@ -11,7 +11,7 @@ from tests.services.test_queue import entries, single, with_nodes, works
 from tests.services.test_reconcile import ADMIN, START, Plane, a_plane
 
 from groundplane.domain.node import Cordon
-from groundplane.domain.planning import PlanStatus
+from groundplane.domain.planning.plan import PlanStatus
 from groundplane.domain.queue import ProjectQuota, Reservation, ReservedPart
 from groundplane.services.standing import Standing
 

@@ -14,11 +14,11 @@ from tests.services.model_house import ADA, EVE, FACTS, NOW, House, built
 from groundplane.adapters.model_servers.embedded import EmbeddedModelServer
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds
-from groundplane.domain.certificate import Facts
 from groundplane.domain.dataset import DatasetVersion, Pointer, Profile
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.gate import Evidence, GateCheck, Kind, Status
 from groundplane.domain.gate_file import read_gates
+from groundplane.domain.provenance.certificate import Facts
 from groundplane.domain.spec import EndpointSpec, Metadata, Resources, TokenPrice
 from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Unavailable
 from groundplane.identity import Actor, Role

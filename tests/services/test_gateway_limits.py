@@ -9,8 +9,8 @@ import pytest
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds
 from groundplane.domain.ledger import UsageRecord
-from groundplane.domain.limits import Limit, Measure, WhenDown
-from groundplane.domain.snapshot import compile_snapshot, decode, encode
+from groundplane.domain.serving.limits import Limit, Measure, WhenDown
+from groundplane.domain.serving.snapshot import compile_snapshot, decode, encode
 from groundplane.errors import Conflict, InvalidInput, NotFound, Unauthenticated
 from groundplane.identity import Actor, Role
 from groundplane.services.access import Access

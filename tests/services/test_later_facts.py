@@ -14,10 +14,10 @@ from tests.services.model_house import ADA, EVE, FACTS, House, built
 
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.system import RandomIds, SystemClock
-from groundplane.domain.addendum import AddendumKind
-from groundplane.domain.envelope import open_envelope
 from groundplane.domain.gate import Status
-from groundplane.domain.required_facts import Stage
+from groundplane.domain.provenance.addendum import AddendumKind
+from groundplane.domain.provenance.envelope import open_envelope
+from groundplane.domain.provenance.required_facts import Stage
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Refusal
 from groundplane.identity import Actor, Role
 from groundplane.ports import Store

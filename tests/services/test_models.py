@@ -18,8 +18,8 @@ from tests.services.model_house import ADA, EVE, FACTS, NOW, House, built
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.audit import check_chain
 from groundplane.domain.artifact import StorageQuota
-from groundplane.domain.certificate import Circumstances, Facts
 from groundplane.domain.model import ModelVersion
+from groundplane.domain.provenance.certificate import Circumstances, Facts
 from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatus
 from groundplane.domain.spec import DataSource, JobSpec, Metadata, ModelOutput, Resources
 from groundplane.errors import InvalidInput, NotFound, Refusal, Unavailable

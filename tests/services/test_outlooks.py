@@ -25,9 +25,9 @@ from groundplane.adapters.system import RandomIds
 from groundplane.cli.outlook_views import outlook_views
 from groundplane.cli.render import Table
 from groundplane.domain.access import Project
-from groundplane.domain.plan_report import elsewhere, markdown
-from groundplane.domain.planning import Plan, PlanStatus
-from groundplane.domain.recon import CloudSku, CloudView, Quota
+from groundplane.domain.planning.plan import Plan, PlanStatus
+from groundplane.domain.planning.recon import CloudSku, CloudView, Quota
+from groundplane.domain.planning.report import elsewhere, markdown
 from groundplane.identity import Actor, Role
 from groundplane.services import outlooks
 from groundplane.services.approvals import Approvals

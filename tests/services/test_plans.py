@@ -17,7 +17,7 @@ from groundplane.audit import Event
 from groundplane.domain.access import Exposure, Project
 from groundplane.domain.hardware import Hardware, InstanceType
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.planning import Offer, Plan, PlanStatus
+from groundplane.domain.planning.plan import Offer, Plan, PlanStatus
 from groundplane.errors import InvalidInput, NotFound, Unavailable
 from groundplane.identity import Actor, Role
 from groundplane.services.approvals import Approvals

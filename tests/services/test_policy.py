@@ -17,9 +17,9 @@ from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.store.sql import SqlStore
 from groundplane.adapters.system import RandomIds
 from groundplane.audit import Event, check_chain
-from groundplane.domain import plan_report
 from groundplane.domain.access import Project
-from groundplane.domain.planning import Offer, Plan
+from groundplane.domain.planning import report as plan_report
+from groundplane.domain.planning.plan import Offer, Plan
 from groundplane.domain.policy import rule_set
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.identity import Actor, Role

@@ -14,8 +14,8 @@ import pytest
 from groundplane.adapters.prediction_log import FolderPredictions, MemoryPredictions
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds
-from groundplane.domain.prediction import Form, Keeping, Wanted, writer_of
-from groundplane.domain.snapshot import compile_snapshot, decode, encode
+from groundplane.domain.serving.prediction import Form, Keeping, Wanted, writer_of
+from groundplane.domain.serving.snapshot import compile_snapshot, decode, encode
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.gateway.telemetry.predictions import PredictionWriter, record_of
 from groundplane.gateway.telemetry.watch import CONTENT, KEEP, OWN, REDACT, Sighting

@@ -15,7 +15,7 @@ from groundplane.adapters.system import RandomIds
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.isolation import Isolation, IsolationPolicy
 from groundplane.domain.order import Order
-from groundplane.domain.planning import Offer
+from groundplane.domain.planning.plan import Offer
 from groundplane.domain.preflight import CheckResult, CheckStatus, PreflightReport
 from groundplane.domain.run import Attempt, EndReason, Observation, Run
 from groundplane.domain.spec import JobSpec

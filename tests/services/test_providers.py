@@ -20,9 +20,9 @@ from groundplane.adapters.provider_keys import FolderProviderKeys
 from groundplane.adapters.provider_probe import HttpProviderProbe
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds, SystemClock
-from groundplane.domain.provider import Provider, ProviderKind, RouteRule, RouteTarget, address_fault
-from groundplane.domain.routing import RoutePolicy
-from groundplane.domain.snapshot import compile_snapshot, decode, encode
+from groundplane.domain.serving.provider import Provider, ProviderKind, RouteRule, RouteTarget, address_fault
+from groundplane.domain.serving.routing import RoutePolicy
+from groundplane.domain.serving.snapshot import compile_snapshot, decode, encode
 from groundplane.domain.spec import TokenPrice
 from groundplane.errors import Conflict, InvalidInput, NotFound
 from groundplane.identity import Actor, Role

@@ -15,7 +15,7 @@ from tests.services.test_reconcile import ADMIN, START, CrashError, Plane, a_pla
 from groundplane.adapters.executors.memory import MemoryExecutor, Script
 from groundplane.domain.node import Cordon
 from groundplane.domain.order import Order
-from groundplane.domain.planning import Offer
+from groundplane.domain.planning.plan import Offer
 from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Stage
 from groundplane.domain.run import Attempt, EndReason, FoundCheckpoint, Run, RunStatus
 from groundplane.domain.scheduling.scheduler import schedule

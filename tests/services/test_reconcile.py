@@ -25,11 +25,11 @@ from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds
 from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.domain.budget import Budget, Hold, HoldStatus
-from groundplane.domain.circumstances import AttemptCircumstances
-from groundplane.domain.envelope import open_envelope
 from groundplane.domain.ledger import LedgerEntry
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.order import Order
+from groundplane.domain.provenance.circumstances import AttemptCircumstances
+from groundplane.domain.provenance.envelope import open_envelope
 from groundplane.domain.run import Attempt, EndReason, FoundCheckpoint, Observation, Run, RunStatus
 from groundplane.errors import Conflict, Refusal
 from groundplane.identity import Actor, Role

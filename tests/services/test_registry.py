@@ -14,7 +14,7 @@ from tests.services.model_house import ADA, EVE, FACTS, House, built, doors_of
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds
 from groundplane.domain.hub import Kind
-from groundplane.domain.model_card import facts_of
+from groundplane.domain.provenance.model_card import facts_of
 from groundplane.domain.registry import MoveKind, Query, metric_bound
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal
 from groundplane.ports import Clock, Store

@@ -14,8 +14,8 @@ from tests.services.test_datasets import POINTED, STATED, Archive
 from groundplane.adapters.notify import MemoryNotifier
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.domain.artifact import Artifact
-from groundplane.domain.certificate import DataFact
 from groundplane.domain.dataset import DatasetVersion
+from groundplane.domain.provenance.certificate import DataFact
 from groundplane.ports import Store
 from groundplane.services.artifacts import Pushed
 from groundplane.services.datasets import Offered

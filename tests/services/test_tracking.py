@@ -13,7 +13,7 @@ from tests.conftest import ManualClock
 from groundplane.adapters.job_tokens import FileJobTokens
 from groundplane.adapters.system import RandomIds
 from groundplane.domain.run import RunStatus
-from groundplane.domain.tracking import Measured, Point, Stage, TrackedState
+from groundplane.domain.tracking.records import Measured, Point, Stage, TrackedState
 from groundplane.errors import Conflict, Forbidden, InvalidInput, NotFound, Unauthenticated
 from groundplane.identity import Actor, Role
 from groundplane.ports import Store

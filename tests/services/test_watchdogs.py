@@ -22,7 +22,7 @@ from groundplane.adapters.system import RandomIds
 from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.domain.ledger import LedgerEntry
 from groundplane.domain.order import Order
-from groundplane.domain.planning import Offer
+from groundplane.domain.planning.plan import Offer
 from groundplane.domain.run import Attempt, EndReason, FoundCheckpoint, Run, RunStatus
 from groundplane.identity import Actor, Role
 from groundplane.services.access import Access

@@ -18,7 +18,7 @@ import yaml
 
 from groundplane.adapters import catalog_rows
 from groundplane.adapters.catalog_columns import COMMON, TABLES, Column, Table
-from groundplane.domain.catalogue import Catalogue
+from groundplane.domain.catalogue.entries import Catalogue
 from groundplane.domain.hardware import Hardware
 from groundplane.errors import InvalidInput, Problem
 

@@ -20,10 +20,10 @@ import yaml
 from groundplane.adapters import catalog_files
 from groundplane.adapters.atomic_file import write_atomically
 from groundplane.adapters.catalog_columns import COMMON, TABLES, Table
-from groundplane.domain.catalogue import Catalogue
-from groundplane.domain.catalogue_changes import CatalogueChange, Proposal, TableView, changes
+from groundplane.domain.catalogue.changes import CatalogueChange, Proposal, TableView, changes
+from groundplane.domain.catalogue.entries import Catalogue
+from groundplane.domain.catalogue.price_lists import ListPrice
 from groundplane.domain.hardware import Hardware
-from groundplane.domain.price_lists import ListPrice
 from groundplane.errors import InvalidInput, NotFound
 
 PRICED_TABLE = "instance_types"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 from groundplane.adapters.catalog_columns import Row
-from groundplane.domain.catalogue import (
+from groundplane.domain.catalogue.entries import (
     ProvisionedPrice,
     ProvisionedUnits,
     PurchaseTerm,
@@ -16,9 +16,9 @@ from groundplane.domain.catalogue import (
     XidCode,
 )
 from groundplane.domain.hardware import Accelerator, InstanceType
-from groundplane.domain.model_shape import Experts, LatentAttention, ModelShape
-from groundplane.domain.parallelism import Link
-from groundplane.domain.roofline import Efficiency
+from groundplane.domain.sizing.model_shape import Experts, LatentAttention, ModelShape
+from groundplane.domain.sizing.parallelism import Link
+from groundplane.domain.sizing.roofline import Efficiency
 from groundplane.units import MICROUSD_PER_USD
 
 GIB, MIB, GB, MB = 2**30, 2**20, 10**9, 10**6

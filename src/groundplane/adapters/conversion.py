@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from groundplane.adapters.confined.launch import demand_walls, launch
-from groundplane.domain.byte_view import ByteView
-from groundplane.domain.tensor_header import tensor_entries
+from groundplane.domain.scanning.byte_view import ByteView
+from groundplane.domain.scanning.tensor_header import tensor_entries
 from groundplane.errors import IntegrityFailure, Refusal, Refused
 
 _CPU_S = 3600

@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 
 from groundplane.adapters.gateway_traffic import is_alive
-from groundplane.domain.prompt_lint import PromptFinding
-from groundplane.domain.queueing import QueueStanding, QueueView, ReplicaView, StormView
+from groundplane.domain.serving.prompt_lint import PromptFinding
+from groundplane.domain.serving.queueing import QueueStanding, QueueView, ReplicaView, StormView
 
 
 class _Report(msgspec.Struct):

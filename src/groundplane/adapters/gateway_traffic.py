@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from groundplane.domain.traffic import DATAGRAM_MAX_BYTES, Live, Passed, merge
+from groundplane.domain.serving.traffic import DATAGRAM_MAX_BYTES, Live, Passed, merge
 
 KEPT = 2000
 _LINGER_S = 30.0

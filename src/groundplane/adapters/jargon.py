@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from groundplane.domain.catalogue import Catalogue
+from groundplane.domain.catalogue.entries import Catalogue
 from groundplane.domain.intake.lexicon import Lexicon, Sense, Term, lexicon_of
 from groundplane.errors import InvalidInput, Problem
 from groundplane.ports import Clock

@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from groundplane.domain.recon import Card, Disk, DriverLink, Machine, chain_verdict
+from groundplane.domain.planning.recon import Card, Disk, DriverLink, Machine, chain_verdict
 from groundplane.errors import Unavailable
 
 MIB = 2**20

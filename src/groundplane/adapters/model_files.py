@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from groundplane.adapters.templates import render_templates
-from groundplane.domain import (
+from groundplane.domain.model import ManifestFile, path_fault
+from groundplane.domain.scanning import (
     archives,
     code_scan,
     gguf,
@@ -23,7 +24,6 @@ from groundplane.domain import (
     licences,
     loader_targets,
     model_files,
-    model_scan,
     name_scan,
     npy_header,
     pickle_scan,
@@ -34,9 +34,9 @@ from groundplane.domain import (
     text_scan,
     yaml_scan,
 )
-from groundplane.domain.byte_view import ByteView
-from groundplane.domain.model import ManifestFile, path_fault
-from groundplane.domain.model_files import inspect
+from groundplane.domain.scanning import report as model_scan
+from groundplane.domain.scanning.byte_view import ByteView
+from groundplane.domain.scanning.model_files import inspect
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Problem, Refused
 from groundplane.ports import BlobStore, FoundFile
 

@@ -20,10 +20,10 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from groundplane.domain.certificate import is_commit
-from groundplane.domain.licences import plain
 from groundplane.domain.model import path_fault
-from groundplane.domain.model_card import CARD, facts_of
+from groundplane.domain.provenance.certificate import is_commit
+from groundplane.domain.provenance.model_card import CARD, facts_of
+from groundplane.domain.scanning.licences import plain
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Unauthenticated, Unavailable
 from groundplane.units import format_bytes
 

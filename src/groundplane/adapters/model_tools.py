@@ -20,10 +20,10 @@ from groundplane.adapters.conversion import convert
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.model_sources import fetch
 from groundplane.adapters.signing import verified_by
-from groundplane.domain.addendum import check_chain, said
 from groundplane.domain.canonical import canonical_json, parse_json
-from groundplane.domain.certificate import PAYLOAD_TYPE, check_files, open_envelope, pae
-from groundplane.domain.model_formats import Format
+from groundplane.domain.provenance.addendum import check_chain, said
+from groundplane.domain.provenance.certificate import PAYLOAD_TYPE, check_files, open_envelope, pae
+from groundplane.domain.scanning.model_formats import Format
 from groundplane.errors import GroundError, Problem, Refusal, Refused
 from groundplane.ports import FoundFile
 

@@ -24,7 +24,7 @@ import msgspec
 
 from groundplane.adapters.atomic_file import write_atomically
 from groundplane.client import parquet
-from groundplane.domain.prediction import (
+from groundplane.domain.serving.prediction import (
     PSEUDONYM,
     Erasure,
     Form,
@@ -48,7 +48,7 @@ Record = dict[str, Any]
 
 
 class _Hours(ABC):
-    """What both have in common: records by hour and writer, under names as `domain.prediction.file_name` gives."""
+    """What both have in common: records by hour and writer, under names as `prediction.file_name` gives them."""
 
     async def read(self, project: str, wanted: Wanted, limit: int, *, after: str = "", newest: bool = False) -> Page:
         return await asyncio.to_thread(self._read, project, wanted, (limit, after, newest))
@@ -156,7 +156,7 @@ class MemoryPredictions(_Hours):
         self._kept: dict[str, dict[str, list[Record]]] = {}
 
     def keep(self, record: Record, writer: str = "memory") -> None:
-        """A recorder's part: `record` as `domain.prediction.Prediction` has it."""
+        """A recorder's part: `record` as `domain.serving.prediction.Prediction` has it."""
         name = file_name(record["at"][:10], record["at"][11:13], writer, "jsonl")
         self._kept.setdefault(record["project"], {}).setdefault(name, []).append(record)
 

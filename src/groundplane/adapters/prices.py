@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import date
 
 from groundplane.domain.hardware import Hardware
-from groundplane.domain.planning import Offer
+from groundplane.domain.planning.plan import Offer
 from groundplane.errors import InvalidInput, NotFound
 
 

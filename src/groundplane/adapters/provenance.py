@@ -20,7 +20,8 @@ from pathlib import Path
 
 import psutil
 
-from groundplane.domain.certificate import (
+from groundplane.domain.model import ManifestFile, manifest_sha256
+from groundplane.domain.provenance.certificate import (
     AcceleratorFact,
     Circumstances,
     CodeFact,
@@ -29,7 +30,6 @@ from groundplane.domain.certificate import (
     HardwareFact,
     Unknown,
 )
-from groundplane.domain.model import ManifestFile, manifest_sha256
 from groundplane.domain.spec import DataSource, JobSpec
 
 _ASK_TIMEOUT_S = 20.0

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 
 import httpx
 
-from groundplane.domain.provider import Provider, ProviderCheck, ProviderKind, address_fault
+from groundplane.domain.serving.provider import Provider, ProviderCheck, ProviderKind, address_fault
 
 _ANSWER_MAX_BYTES = 4 * 2**20
 

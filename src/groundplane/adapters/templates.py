@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 from groundplane.adapters.confined.launch import demand_walls, launch
-from groundplane.domain.templates_scan import Template, refusal
+from groundplane.domain.scanning.templates_scan import Template, refusal
 from groundplane.errors import Refused
 
 _CPU_S = 2

@@ -17,7 +17,7 @@ import msgspec
 
 from groundplane.adapters.snapshot_file import replace_durably
 from groundplane.domain.ledger import UsageRecord
-from groundplane.domain.usage_records import (
+from groundplane.domain.serving.usage_records import (
     FRAME_MAX_BYTES,
     SETTLED,
     Settled,

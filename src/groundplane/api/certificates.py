@@ -8,10 +8,10 @@ from fastapi import Query
 
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
-from groundplane.domain.addendum import Addendum
 from groundplane.domain.gate import Evidence
+from groundplane.domain.provenance.addendum import Addendum
+from groundplane.domain.provenance.required_facts import Missing, RequiredFacts, Stage
 from groundplane.domain.registry import RegistryEntry
-from groundplane.domain.required_facts import Missing, RequiredFacts, Stage
 from groundplane.identity import Actor, Permission
 from groundplane.wire.certificates import AddendumRequest, RequireRequest
 

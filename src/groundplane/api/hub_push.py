@@ -1,6 +1,6 @@
 """Pushes by Hugging Face clients: files land by digest, and the commit registers a version, or says what is missing.
 
-The facts of the birth certificate are read from the README.md that lies in the tree (`domain.model_card`).
+The facts of the birth certificate are read from the README.md that lies in the tree (`domain.provenance.model_card`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from groundplane.api.staging import Staging
 from groundplane.api.uploads import Landing
 from groundplane.domain import hub
 from groundplane.domain.model import ManifestFile, check_name, check_sha256
-from groundplane.domain.model_card import facts_of
+from groundplane.domain.provenance.model_card import facts_of
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.identity import Actor, Permission
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
-from groundplane.domain.limits import LimitRule
+from groundplane.domain.serving.limits import LimitRule
 from groundplane.identity import Actor, Permission
 from groundplane.wire.access import LimitRequest
 

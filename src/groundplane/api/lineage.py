@@ -10,7 +10,7 @@ from fastapi import Query, Request
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
 from groundplane.domain.lineage import LineageStanding, LineageView, OutsideEvent, Received
-from groundplane.domain.openlineage import EVENT_BYTES_MAX
+from groundplane.domain.provenance.openlineage import EVENT_BYTES_MAX
 from groundplane.errors import InvalidInput, TooLarge
 from groundplane.identity import Actor, Permission
 

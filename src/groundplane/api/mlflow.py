@@ -16,7 +16,8 @@ from groundplane.api.access import Ground, requires, requires_any_key
 from groundplane.api.mlflow_wire import PREFIX, MlflowRoute, Number, Pair, answer, mapping, needed, number, pairs, read
 from groundplane.api.mlflow_wire import told_number as told
 from groundplane.api.routing import Router
-from groundplane.domain.tracking import (
+from groundplane.domain.tracking.filter import page
+from groundplane.domain.tracking.records import (
     DatasetUse,
     Experiment,
     Measured,
@@ -27,8 +28,7 @@ from groundplane.domain.tracking import (
     TrackedState,
     thinned,
 )
-from groundplane.domain.tracking_filter import page
-from groundplane.domain.tracking_search import millis
+from groundplane.domain.tracking.search import millis
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor, Permission
 from groundplane.services.tracking import Search, Told

@@ -14,7 +14,7 @@ from groundplane.api.ranges import file_answer
 from groundplane.api.routing import Router
 from groundplane.api.uploads import Landing
 from groundplane.domain.model import ManifestFile
-from groundplane.domain.tracking import Listed, listing
+from groundplane.domain.tracking.records import Listed, listing
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.identity import Actor, Permission
 from groundplane.services.logged_models import LOGGED, RUNS

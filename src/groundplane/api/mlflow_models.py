@@ -15,8 +15,8 @@ from groundplane.api.access import Ground, requires, requires_any_key
 from groundplane.api.mlflow_wire import PREFIX, MlflowRoute, NoEndpoint, Pair, answer, mapping, needed, pairs, read
 from groundplane.api.mlflow_wire import told_number as told
 from groundplane.api.routing import Router
-from groundplane.domain.tracking import LoggedModel, LoggedState
-from groundplane.domain.tracking_search import millis
+from groundplane.domain.tracking.records import LoggedModel, LoggedState
+from groundplane.domain.tracking.search import millis
 from groundplane.errors import InvalidInput, Refusal, Refused
 from groundplane.identity import Actor, Permission
 from groundplane.services.tracked_models import STAGES, Shelf, VersionShown

@@ -11,7 +11,7 @@ from groundplane.api.artifacts import RANGE_BYTES_MAX, file_pieces
 from groundplane.api.routing import Router
 from groundplane.api.uploads import Landing
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.model_scan import ScanReport
+from groundplane.domain.scanning.report import ScanReport
 from groundplane.identity import Actor, Permission
 from groundplane.wire.artifacts import FilePieces
 from groundplane.wire.models import Certificate, ModelCheck, ModelSignature, PublicKeys, RegisterRequest, ScanRequest

@@ -9,8 +9,8 @@ from fastapi import Header, Query, Response
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
 from groundplane.domain.endpoint import Endpoint
-from groundplane.domain.plan_report import markdown
-from groundplane.domain.planning import Plan
+from groundplane.domain.planning.plan import Plan
+from groundplane.domain.planning.report import markdown
 from groundplane.domain.run import Run
 from groundplane.errors import Forbidden, Refusal
 from groundplane.identity import Actor, Permission

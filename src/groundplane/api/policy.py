@@ -6,7 +6,7 @@ from typing import Annotated
 
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
-from groundplane.domain.planning import Verdict
+from groundplane.domain.planning.plan import Verdict
 from groundplane.domain.policy.exceptions import PolicyException
 from groundplane.domain.policy.records import PolicyState, Replay, RuleInfo
 from groundplane.identity import Actor, Permission

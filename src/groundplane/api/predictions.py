@@ -10,7 +10,7 @@ from pydantic import AwareDatetime
 
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
-from groundplane.domain.prediction import Erasure, Holdings, PredictionRule, Wanted
+from groundplane.domain.serving.prediction import Erasure, Holdings, PredictionRule, Wanted
 from groundplane.identity import Actor, Permission
 from groundplane.services.predictions import PAGE_MAX
 from groundplane.wire.traffic import ErasureRequest, ExportNote, PredictionPage, PredictionRuleRequest

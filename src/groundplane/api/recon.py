@@ -8,8 +8,8 @@ from fastapi import Query
 
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
-from groundplane.domain.catalogue_changes import Proposal, TableView, summary
-from groundplane.domain.recon import Machine, Reconnaissance, Wanted
+from groundplane.domain.catalogue.changes import Proposal, TableView, summary
+from groundplane.domain.planning.recon import Machine, Reconnaissance, Wanted
 from groundplane.identity import Actor, Permission
 from groundplane.wire.catalog import CatalogRequest, CatalogUpdate
 

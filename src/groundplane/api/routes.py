@@ -6,10 +6,10 @@ from typing import Annotated
 
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
-from groundplane.domain.prompt_lint import PromptFinding
-from groundplane.domain.provider import Provider, ProviderCheck, RouteRule, RouteTarget
-from groundplane.domain.queueing import KeyPriority, QueueRule, QueueStanding
-from groundplane.domain.response_cache import CacheRule
+from groundplane.domain.serving.prompt_lint import PromptFinding
+from groundplane.domain.serving.provider import Provider, ProviderCheck, RouteRule, RouteTarget
+from groundplane.domain.serving.queueing import KeyPriority, QueueRule, QueueStanding
+from groundplane.domain.serving.response_cache import CacheRule
 from groundplane.domain.spec import TokenPrice
 from groundplane.identity import Actor, Permission
 from groundplane.wire.routes import ProviderRequest, QueueRequest, RouteRequest, TargetRequest

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
-from groundplane.domain.compare import Comparison
-from groundplane.domain.sizing_report import SizeReport
+from groundplane.domain.planning.compare import Comparison
+from groundplane.domain.sizing.report import SizeReport
 from groundplane.identity import Actor, Permission
 from groundplane.wire.sizing import CompareRequest, SizeRequest
 

@@ -8,7 +8,7 @@ from fastapi import Query
 
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
-from groundplane.domain.tracking_views import (
+from groundplane.domain.tracking.views import (
     Comparison,
     ExperimentView,
     Series,

@@ -8,7 +8,7 @@ from fastapi import Query
 
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
-from groundplane.domain.traffic import Filter, Live, Tail
+from groundplane.domain.serving.traffic import Filter, Live, Tail
 from groundplane.identity import Actor, Permission
 from groundplane.services.traffic import WAIT_MAX_S
 

@@ -15,7 +15,8 @@ from groundplane.cli import model_tools, render
 from groundplane.cli.model_facts import facts_of, further_facts
 from groundplane.cli.options import Money, connect, output_option
 from groundplane.cli.words import counted
-from groundplane.domain.certificate import (
+from groundplane.domain.model import check_name
+from groundplane.domain.provenance.certificate import (
     MAY_BE_UNKNOWN,
     AdoptedFile,
     DataFact,
@@ -24,9 +25,8 @@ from groundplane.domain.certificate import (
     missing_facts,
     misstated,
 )
-from groundplane.domain.model import check_name
-from groundplane.domain.model_formats import Format
-from groundplane.domain.model_scan import judge_scan, refusals_of
+from groundplane.domain.scanning.model_formats import Format
+from groundplane.domain.scanning.report import judge_scan, refusals_of
 from groundplane.errors import Refusal, Refused
 
 

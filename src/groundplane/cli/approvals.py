@@ -14,7 +14,7 @@ from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import age, moment
 from groundplane.domain.approval import Approval, ApprovalStatus, blocked, counted, refusal
-from groundplane.domain.planning import Plan, PlanStatus
+from groundplane.domain.planning.plan import Plan, PlanStatus
 from groundplane.units import format_duration, format_usd
 
 if TYPE_CHECKING:

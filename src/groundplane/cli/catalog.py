@@ -12,8 +12,8 @@ import click
 from groundplane.cli import render
 from groundplane.cli.options import Listing, connect, output_option
 from groundplane.cli.render import Table, View
-from groundplane.domain.catalogue_changes import PRICE_COLUMNS, CatalogueChange, PriceMove, TableView
-from groundplane.domain.price_lists import GOOGLE_CARDS, ListPrice, MachineShape, price_format, read_prices
+from groundplane.domain.catalogue.changes import PRICE_COLUMNS, CatalogueChange, PriceMove, TableView
+from groundplane.domain.catalogue.price_lists import GOOGLE_CARDS, ListPrice, MachineShape, price_format, read_prices
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.units import format_bytes
 

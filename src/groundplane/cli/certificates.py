@@ -12,8 +12,8 @@ from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
-from groundplane.domain.addendum import Addendum, AddendumKind, summary
-from groundplane.domain.required_facts import FACT_NAMES, LATER, Missing, RequiredFacts, Stage, read_required
+from groundplane.domain.provenance.addendum import Addendum, AddendumKind, summary
+from groundplane.domain.provenance.required_facts import FACT_NAMES, LATER, Missing, RequiredFacts, Stage, read_required
 
 if TYPE_CHECKING:
     from groundplane.domain.gate import Evidence

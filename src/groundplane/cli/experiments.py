@@ -13,7 +13,7 @@ from groundplane.cli.render import Table, View
 from groundplane.cli.words import age
 
 if TYPE_CHECKING:
-    from groundplane.domain.tracking_views import Comparison, ExperimentView, Series, TrackedView
+    from groundplane.domain.tracking.views import Comparison, ExperimentView, Series, TrackedView
 
 METRICS_SHOWN = 4
 _RIGHT = frozenset({"runs", "steps", "value", "points", "step"})

@@ -12,7 +12,7 @@ from groundplane.domain.run import Run, RunStatus
 
 if TYPE_CHECKING:
     from groundplane.client import Client
-    from groundplane.domain.planning import Plan
+    from groundplane.domain.planning.plan import Plan
     from groundplane.wire.plans import Applied
 
 UNSUCCESSFUL_CODE = 9

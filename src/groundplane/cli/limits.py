@@ -7,7 +7,7 @@ import click
 from groundplane.cli import render
 from groundplane.cli.options import Listing, connect, output_option
 from groundplane.cli.render import Table
-from groundplane.domain.limits import PURSES, LimitRule, Measure, WhenDown
+from groundplane.domain.serving.limits import PURSES, LimitRule, Measure, WhenDown
 from groundplane.errors import InvalidInput
 from groundplane.units import format_usd, parse_usd
 

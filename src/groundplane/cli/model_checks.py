@@ -11,7 +11,7 @@ from groundplane.cli import model_tools, render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.domain.model import parse_ref
-from groundplane.domain.model_scan import Finding, ScanReport, judge_scan
+from groundplane.domain.scanning.report import Finding, ScanReport, judge_scan
 from groundplane.errors import IntegrityFailure, NotFound, Refusal, Refused
 from groundplane.units import format_bytes, parse_bytes
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from groundplane.domain.certificate import DataFact, Facts
+from groundplane.domain.provenance.certificate import DataFact, Facts
 from groundplane.units import parse_bytes
 
 _OWN_READING = {"data", "metric", "license_", "cost", "param", "code_state", "memory"}

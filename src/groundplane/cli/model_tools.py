@@ -17,7 +17,7 @@ _PROGRAM = "groundplane.adapters.model_tools"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Looked:
-    """A file as it is: domain.model_scan.Seen."""
+    """A file as it is: domain.scanning.report.Seen."""
 
     path: str
     size_bytes: int

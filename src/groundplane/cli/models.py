@@ -15,9 +15,9 @@ from groundplane.cli.options import Listing, Money, connect, output_option
 from groundplane.cli.pulling import pull_into, pull_options
 from groundplane.cli.render import Table
 from groundplane.cli.words import counted, moment
-from groundplane.domain.byte_view import ByteView
-from groundplane.domain.certificate import missing_facts, misstated
 from groundplane.domain.model import ModelVersion, check_name, parse_ref, path_refusals
+from groundplane.domain.provenance.certificate import missing_facts, misstated
+from groundplane.domain.scanning.byte_view import ByteView
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
 from groundplane.units import format_bytes
 
@@ -184,7 +184,7 @@ def _files(path: Path) -> dict[str, Path]:
 
 
 def _file_refusals(files: dict[str, Path]) -> list[Refused]:
-    from groundplane.domain.model_files import inspect  # noqa: PLC0415 - it brings readers of a dozen formats
+    from groundplane.domain.scanning.model_files import inspect  # noqa: PLC0415 - it brings readers of a dozen formats
 
     refused = list(path_refusals(list(files)))
     for relative, file in files.items():

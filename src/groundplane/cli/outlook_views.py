@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from groundplane.cli.render import Table, View
-from groundplane.domain import plan_report
+from groundplane.domain.planning import report as plan_report
 
 if TYPE_CHECKING:
-    from groundplane.domain.planning import Plan
+    from groundplane.domain.planning.plan import Plan
 
 REJECTED_SHOWN = 5
 BELOW = frozenset({"notes", "assumptions"})

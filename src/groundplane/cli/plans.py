@@ -17,8 +17,8 @@ from groundplane.cli.outlook_views import outlook_views
 from groundplane.cli.render import Table, View
 from groundplane.cli.specs import spec_text
 from groundplane.cli.words import moment
-from groundplane.domain.plan_report import markdown
-from groundplane.domain.planning import Plan, PlanStatus, Verdict
+from groundplane.domain.planning.plan import Plan, PlanStatus, Verdict
+from groundplane.domain.planning.report import markdown
 from groundplane.errors import GroundError, InvalidInput, Refusal, Refused
 from groundplane.units import exact_usd, format_bytes, format_duration, format_usd
 

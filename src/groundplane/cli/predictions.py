@@ -15,7 +15,7 @@ import msgspec
 from groundplane.cli import render
 from groundplane.cli.options import Listing, Moment, connect, output_option
 from groundplane.cli.render import Table
-from groundplane.domain.prediction import Form, PredictionRule
+from groundplane.domain.serving.prediction import Form, PredictionRule
 from groundplane.errors import InvalidInput, Unavailable
 from groundplane.units import format_usd
 from groundplane.wire.traffic import PredictionRuleRequest

@@ -10,11 +10,11 @@ import click
 from groundplane.cli import render
 from groundplane.cli.options import Money, connect
 from groundplane.cli.render import Table, View
-from groundplane.domain.recon import CLOUDS, Disk, Machine, Quota, Reconnaissance, SkuRow, Survey, Wanted
+from groundplane.domain.planning.recon import CLOUDS, Disk, Machine, Quota, Reconnaissance, SkuRow, Survey, Wanted
 from groundplane.units import exact_usd, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from groundplane.domain.planning import Offer
+    from groundplane.domain.planning.plan import Offer
 
 _ROWS_SHOWN = 30
 

@@ -22,7 +22,7 @@ from groundplane.units import format_bytes
 
 if TYPE_CHECKING:
     from groundplane.client import Client
-    from groundplane.domain.planning import Verdict
+    from groundplane.domain.planning.plan import Verdict
     from groundplane.wire.requests import SpecsBody
 
 _QUOTA = re.compile(

@@ -9,9 +9,9 @@ import click
 from groundplane.cli import render
 from groundplane.cli.options import Listing, connect, output_option
 from groundplane.cli.render import Table
-from groundplane.domain.provider import Provider, ProviderKind, RouteRule, RouteTarget
-from groundplane.domain.queueing import Priority, QueueStanding
-from groundplane.domain.routing import RoutePolicy
+from groundplane.domain.serving.provider import Provider, ProviderKind, RouteRule, RouteTarget
+from groundplane.domain.serving.queueing import Priority, QueueStanding
+from groundplane.domain.serving.routing import RoutePolicy
 from groundplane.errors import InvalidInput, Unavailable
 from groundplane.units import format_usd, parse_duration_s, parse_usd
 from groundplane.wire.routes import (
@@ -24,7 +24,7 @@ from groundplane.wire.routes import (
 )
 
 if TYPE_CHECKING:
-    from groundplane.domain.prompt_lint import PromptFinding
+    from groundplane.domain.serving.prompt_lint import PromptFinding
 
 _reason = click.option("--reason", default="", help="Why: written to the audit trail.")
 _project = click.option("--project", required=True)

@@ -12,16 +12,16 @@ import click
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
-from groundplane.domain.roofline import duration, words
-from groundplane.domain.sizing import Method, Optimizer, Precision, gb
+from groundplane.domain.sizing.memory import Method, Optimizer, Precision, gb
+from groundplane.domain.sizing.roofline import duration, words
 from groundplane.errors import InvalidInput
 from groundplane.units import format_usd
 from groundplane.wire.sizing import CompareRequest, SizeRequest
 
 if TYPE_CHECKING:
-    from groundplane.domain.compare import Comparison, Option
-    from groundplane.domain.parallelism import Layout
-    from groundplane.domain.sizing_report import SizeReport
+    from groundplane.domain.planning.compare import Comparison, Option
+    from groundplane.domain.sizing.parallelism import Layout
+    from groundplane.domain.sizing.report import SizeReport
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 CONFIG_MAX_BYTES = 4 * 2**20

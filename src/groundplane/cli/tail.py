@@ -10,7 +10,7 @@ import msgspec
 
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
-from groundplane.domain.traffic import Filter, Passed
+from groundplane.domain.serving.traffic import Filter, Passed
 from groundplane.errors import InvalidInput
 from groundplane.units import format_usd, parse_duration_s
 

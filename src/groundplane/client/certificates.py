@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from groundplane.client.transport import Transport, made, part
-from groundplane.domain.addendum import Addendum, AddendumKind
 from groundplane.domain.gate import Evidence
 from groundplane.domain.model import parse_ref
+from groundplane.domain.provenance.addendum import Addendum, AddendumKind
+from groundplane.domain.provenance.required_facts import Missing, RequiredFacts
 from groundplane.domain.registry import RegistryEntry
-from groundplane.domain.required_facts import Missing, RequiredFacts
 from groundplane.wire.certificates import AddendumRequest, RequireRequest
 
 

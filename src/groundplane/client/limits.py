@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from groundplane.client.transport import Transport, part
-from groundplane.domain.limits import LimitRule, Measure, WhenDown
+from groundplane.domain.serving.limits import LimitRule, Measure, WhenDown
 from groundplane.wire.access import LimitRequest, NewKey, RotationRequest
 
 

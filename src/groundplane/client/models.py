@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from groundplane.client.transport import Transport, made, part
-from groundplane.domain.certificate import Facts
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.model_scan import ScanReport
 from groundplane.domain.oci import Package
+from groundplane.domain.provenance.certificate import Facts
+from groundplane.domain.scanning.report import ScanReport
 from groundplane.wire import ReasonRequest
 from groundplane.wire.models import Certificate, ModelCheck, ModelSignature, PublicKeys, RegisterRequest, ScanRequest
 

@@ -7,9 +7,9 @@ from datetime import datetime
 
 from groundplane.client.transport import Transport, made, part
 from groundplane.domain.budget import Budget, Hold
-from groundplane.domain.compare import Comparison
 from groundplane.domain.ledger import CostRow
-from groundplane.domain.sizing_report import SizeReport
+from groundplane.domain.planning.compare import Comparison
+from groundplane.domain.sizing.report import SizeReport
 from groundplane.wire.money import BudgetRequest, Report
 from groundplane.wire.sizing import CompareRequest, SizeRequest
 

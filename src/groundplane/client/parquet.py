@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from groundplane.domain.prediction import Prediction
+from groundplane.domain.serving.prediction import Prediction
 
 _BATCH = 2000
 _JSON = {"dict[str, Any]", "list[dict[str, Any]]", "dict[str, int]", "list[str]"}

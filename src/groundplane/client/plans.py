@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from groundplane.client.transport import Transport, part
-from groundplane.domain.planning import Plan
+from groundplane.domain.planning.plan import Plan
 from groundplane.wire.plans import Applied, AppliedAll, PlansBody, SpecRequest
 from groundplane.wire.runs import RunExplanation
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from groundplane.client.transport import Transport, part
-from groundplane.domain.planning import Verdict
+from groundplane.domain.planning.plan import Verdict
 from groundplane.domain.policy.exceptions import PolicyException
 from groundplane.domain.policy.records import PolicyState, Replay, RuleInfo
 from groundplane.errors import InvalidInput

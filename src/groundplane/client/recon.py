@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from groundplane.client.transport import Transport, part
-from groundplane.domain.catalogue_changes import TableView
-from groundplane.domain.price_lists import ListPrice
-from groundplane.domain.recon import Machine, Reconnaissance, Wanted
+from groundplane.domain.catalogue.changes import TableView
+from groundplane.domain.catalogue.price_lists import ListPrice
+from groundplane.domain.planning.recon import Machine, Reconnaissance, Wanted
 from groundplane.wire.catalog import CatalogDocument, CatalogRequest, CatalogUpdate
 
 LIVE_PATIENCE_S = 600.0

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from groundplane.client.transport import Transport, part
-from groundplane.domain.prompt_lint import PromptFinding
-from groundplane.domain.provider import Provider, ProviderCheck, RouteRule
-from groundplane.domain.queueing import QueueStanding
+from groundplane.domain.serving.prompt_lint import PromptFinding
+from groundplane.domain.serving.provider import Provider, ProviderCheck, RouteRule
+from groundplane.domain.serving.queueing import QueueStanding
 from groundplane.wire.routes import ProviderRequest, RouteRequest
 
 

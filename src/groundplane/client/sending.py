@@ -10,9 +10,9 @@ from pathlib import Path
 from blake3 import blake3
 
 from groundplane.client.httpx_alone import httpx
-from groundplane.domain.byte_view import ByteView
 from groundplane.domain.packs import Piece
 from groundplane.domain.pieces import PIECE_BYTES_MAX, cut
+from groundplane.domain.scanning.byte_view import ByteView
 from groundplane.errors import Conflict
 
 BY_PIECES_FROM_BYTES = 2 * PIECE_BYTES_MAX

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from groundplane.client.transport import Transport, part
-from groundplane.domain.tracking_views import Comparison, ExperimentView, Series, TrackedView
+from groundplane.domain.tracking.views import Comparison, ExperimentView, Series, TrackedView
 
 
 class TrackingCalls(Transport):

@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from groundplane.client.transport import Transport, part
-from groundplane.domain.prediction import Erasure, Holdings, PredictionRule
-from groundplane.domain.traffic import Filter, Live, Tail
+from groundplane.domain.serving.prediction import Erasure, Holdings, PredictionRule
+from groundplane.domain.serving.traffic import Filter, Live, Tail
 from groundplane.wire.traffic import ErasureRequest, ExportNote, PredictionPage, PredictionRuleRequest
 
 _WAIT_S = 20.0

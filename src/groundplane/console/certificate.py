@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from groundplane.console.words import stamp
-from groundplane.domain.certificate import open_envelope
+from groundplane.domain.provenance.certificate import open_envelope
 from groundplane.errors import InvalidInput
 from groundplane.units import format_bytes, format_usd
 

@@ -10,7 +10,7 @@ from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
 from groundplane.console.approvals import question
 from groundplane.console.web import HOME, PageRoute, back, page
-from groundplane.domain import plan_report
+from groundplane.domain.planning import report as plan_report
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor, Permission
 

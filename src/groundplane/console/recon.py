@@ -9,7 +9,7 @@ from fastapi import Query, Request, Response
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
 from groundplane.console.web import PageRoute, page
-from groundplane.domain.recon import CLOUDS, Wanted
+from groundplane.domain.planning.recon import CLOUDS, Wanted
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor, Permission
 from groundplane.units import parse_bytes, parse_usd

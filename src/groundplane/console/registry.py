@@ -9,9 +9,9 @@ from fastapi import Form, Request, Response
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
 from groundplane.console.web import HOME, PageRoute, back, page
-from groundplane.domain.addendum import AddendumKind, summary
 from groundplane.domain.gate import Evidence
-from groundplane.domain.required_facts import FACT_NAMES, Missing, Stage
+from groundplane.domain.provenance.addendum import AddendumKind, summary
+from groundplane.domain.provenance.required_facts import FACT_NAMES, Missing, Stage
 from groundplane.errors import IntegrityFailure, InvalidInput
 from groundplane.identity import Actor, Permission
 

@@ -9,8 +9,8 @@ from fastapi import Query, Request, Response
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
 from groundplane.console.web import PageRoute, page
-from groundplane.domain.roofline import words
-from groundplane.domain.sizing import Method, Optimizer, Precision, gb
+from groundplane.domain.sizing.memory import Method, Optimizer, Precision, gb
+from groundplane.domain.sizing.roofline import words
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor, Permission
 from groundplane.wire.sizing import CompareRequest, SizeRequest

@@ -11,7 +11,7 @@ from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
 from groundplane.console.charts import Chart, chart
 from groundplane.console.web import PageRoute, page
-from groundplane.domain.tracking_views import compared, view_of
+from groundplane.domain.tracking.views import compared, view_of
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor, Permission
 from groundplane.services.logged_models import RUNS

@@ -11,9 +11,9 @@ from fastapi import Form, Query, Request, Response
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
 from groundplane.console.web import HOME, PageRoute, back, page
-from groundplane.domain.limits import LIMIT_SCOPES, PURSES, Measure
-from groundplane.domain.prediction import Wanted
-from groundplane.domain.traffic import Filter, Live, Rate
+from groundplane.domain.serving.limits import LIMIT_SCOPES, PURSES, Measure
+from groundplane.domain.serving.prediction import Wanted
+from groundplane.domain.serving.traffic import Filter, Live, Rate
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor, Permission
 from groundplane.units import parse_usd

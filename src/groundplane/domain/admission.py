@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from groundplane.domain.planning import Plan, PlanStatus
+from groundplane.domain.planning.plan import Plan, PlanStatus
 from groundplane.domain.run import Run
 from groundplane.domain.spec import JobSpec
 from groundplane.errors import Refused

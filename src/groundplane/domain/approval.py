@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from groundplane.domain.access import Key, SelfService, is_active
-from groundplane.domain.planning import Plan, Verdict
+from groundplane.domain.planning.plan import Plan, Verdict
 from groundplane.domain.spec import EndpointSpec, JobSpec
 from groundplane.errors import ApprovalNeeded, Refusal, Refused
 from groundplane.identity import CROSS_PROJECT, ROLE_PERMISSIONS, Actor, Permission, Role

@@ -12,7 +12,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.model_scan import SCANNER_VERSION, ScanReport
+from groundplane.domain.scanning.report import SCANNER_VERSION, ScanReport
 from groundplane.domain.statistics import Sample, difference, paired_difference, quantile
 from groundplane.errors import Refused
 from groundplane.units import format_duration, format_usd

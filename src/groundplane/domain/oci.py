@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
 
-from groundplane.domain.addendum import PREDICATE_TYPE, Addendum
 from groundplane.domain.canonical import canonical_json
 from groundplane.domain.model import ManifestFile, ModelVersion
 from groundplane.domain.oci_push import MANIFEST as MANIFEST
 from groundplane.domain.oci_push import OURS, PushedManifest, PushedTag, numbered
+from groundplane.domain.provenance.addendum import PREDICATE_TYPE, Addendum
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MODEL = "application/vnd.cncf.model.manifest.v1+json"

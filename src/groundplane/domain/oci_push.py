@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from groundplane.domain.canonical import canonical_json
-from groundplane.domain.certificate import DataFact, Facts, missing_facts
 from groundplane.domain.model import LATEST, ManifestFile
-from groundplane.domain.model_card import facts_of
+from groundplane.domain.provenance.certificate import DataFact, Facts, missing_facts
+from groundplane.domain.provenance.model_card import facts_of
 from groundplane.errors import InvalidInput, Problem, Refused
 
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from groundplane.domain.byte_view import ByteView
-from groundplane.domain.tensor_header import HeaderFault, looks_like_safetensors, tensor_ends
+from groundplane.domain.scanning.byte_view import ByteView
+from groundplane.domain.scanning.tensor_header import HeaderFault, looks_like_safetensors, tensor_ends
 
 PIECE_BYTES_MAX = 1 << 20
 """Large enough that naming a piece costs little beside hashing it, small enough that scattered edits stay cheap."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from groundplane.domain.limits import PURSES, UNITS, Binding, Measure, Share
+from groundplane.domain.serving.limits import PURSES, UNITS, Binding, Measure, Share
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.protocol.errors import Fault
 from groundplane.gateway.tables import KeyState, RouteState

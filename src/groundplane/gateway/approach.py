@@ -10,8 +10,8 @@ from abc import abstractmethod
 from time import monotonic_ns, time_ns
 from typing import Protocol
 
-from groundplane.domain.limits import Binding
-from groundplane.domain.usage import BYTES_PER_TOKEN, rate
+from groundplane.domain.serving.limits import Binding
+from groundplane.domain.serving.usage import BYTES_PER_TOKEN, rate
 from groundplane.gateway.admission import find_route, limit_headers, no_budget, refusal
 from groundplane.gateway.cache import Flight
 from groundplane.gateway.hedging import Hedge

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from groundplane.domain.response_cache import CacheRule, Kept, Shelf, Wish, answer_name
+from groundplane.domain.serving.response_cache import CacheRule, Kept, Shelf, Wish, answer_name
 from groundplane.gateway.protocol.doors import Door
 from groundplane.gateway.telemetry.flow_metrics import FlowMetrics
 

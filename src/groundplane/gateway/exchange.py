@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from time import monotonic_ns
 
-from groundplane.domain.snapshot import Target
-from groundplane.domain.usage import NOTHING, Usage, estimated_tokens, find_usage, rate, saved
+from groundplane.domain.serving.snapshot import Target
+from groundplane.domain.serving.usage import NOTHING, Usage, estimated_tokens, find_usage, rate, saved
 from groundplane.gateway.hedging import Hedge
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.protocol.doors import Door

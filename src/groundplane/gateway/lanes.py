@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from time import monotonic_ns, time
 from typing import TYPE_CHECKING, NamedTuple
 
-from groundplane.domain.limits import PURSES, Binding, Measure, Moment, Share
-from groundplane.domain.prompt_lint import Samples
-from groundplane.domain.usage import AnswerLength, estimated_tokens, worst_case
+from groundplane.domain.serving.limits import PURSES, Binding, Measure, Moment, Share
+from groundplane.domain.serving.prompt_lint import Samples
+from groundplane.domain.serving.usage import AnswerLength, estimated_tokens, worst_case
 from groundplane.gateway.counting.counters import Counters
 from groundplane.gateway.protocol.json_body import Fields
 

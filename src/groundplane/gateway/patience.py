@@ -10,8 +10,8 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from time import monotonic_ns
 
-from groundplane.domain.limits import Binding
-from groundplane.domain.queueing import Priority, QueueRule, Storm, priority_of, read_timeout_ns
+from groundplane.domain.serving.limits import Binding
+from groundplane.domain.serving.queueing import Priority, QueueRule, Storm, priority_of, read_timeout_ns
 from groundplane.gateway.admission import limit_headers, refusal
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.protocol.errors import Fault, bad_request

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import msgspec
 
-from groundplane.domain.snapshot import SnapshotKey, Target
-from groundplane.domain.usage import Usage
+from groundplane.domain.serving.snapshot import SnapshotKey, Target
+from groundplane.domain.serving.usage import Usage
 
 Times = tuple[int | None, int, bytes]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from time import monotonic_ns, time
 
-from groundplane.domain.limits import Binding
-from groundplane.domain.response_cache import Kept, read_wish
-from groundplane.domain.usage import NOTHING
+from groundplane.domain.serving.limits import Binding
+from groundplane.domain.serving.response_cache import Kept, read_wish
+from groundplane.domain.serving.usage import NOTHING
 from groundplane.gateway.admission import limit_headers, refusal
 from groundplane.gateway.approach import Approach
 from groundplane.gateway.cache import Answers, Flight, Result, hit_lines, miss_line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 
-from groundplane.domain.routing import FAR_RETRY_S, Candidate, RoutePolicy, Wish, choose
+from groundplane.domain.serving.routing import FAR_RETRY_S, Candidate, RoutePolicy, Wish, choose
 from groundplane.gateway.protocol.doors import Door
 from groundplane.gateway.protocol.errors import Fault, upstream_fault
 from groundplane.gateway.protocol.json_body import Members

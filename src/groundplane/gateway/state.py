@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from groundplane.domain.limits import PURSES, Limit, Measure, Moment, Share, Spending, scopes_of
-from groundplane.domain.prompt_lint import PromptFinding, Samples
-from groundplane.domain.provider import check_key
-from groundplane.domain.queueing import REFUSALS_PER_S, Concurrency
-from groundplane.domain.routing import RoutePolicy, Standing
-from groundplane.domain.snapshot import Snapshot, Target, index, read_key
-from groundplane.domain.usage import AnswerLength
+from groundplane.domain.serving.limits import PURSES, Limit, Measure, Moment, Share, Spending, scopes_of
+from groundplane.domain.serving.prompt_lint import PromptFinding, Samples
+from groundplane.domain.serving.provider import check_key
+from groundplane.domain.serving.queueing import REFUSALS_PER_S, Concurrency
+from groundplane.domain.serving.routing import RoutePolicy, Standing
+from groundplane.domain.serving.snapshot import Snapshot, Target, index, read_key
+from groundplane.domain.serving.usage import AnswerLength
 from groundplane.errors import IntegrityFailure, InvalidInput
 from groundplane.gateway.cache import Answers
 from groundplane.gateway.counting.counters import Counters, MemoryCounters

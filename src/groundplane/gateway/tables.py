@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from urllib.parse import quote
 
-from groundplane.domain.limits import PURSES, Limit, Measure, WhenDown
-from groundplane.domain.provider import ProviderKind
-from groundplane.domain.queueing import Priority, QueueRule
-from groundplane.domain.response_cache import CacheRule
-from groundplane.domain.routing import RoutePolicy, Standing
-from groundplane.domain.snapshot import Route, Snapshot, SnapshotKey, Target, read_key
+from groundplane.domain.serving.limits import PURSES, Limit, Measure, WhenDown
+from groundplane.domain.serving.provider import ProviderKind
+from groundplane.domain.serving.queueing import Priority, QueueRule
+from groundplane.domain.serving.response_cache import CacheRule
+from groundplane.domain.serving.routing import RoutePolicy, Standing
+from groundplane.domain.serving.snapshot import Route, Snapshot, SnapshotKey, Target, read_key
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.protocol.doors import Door
 from groundplane.gateway.records import constant_members

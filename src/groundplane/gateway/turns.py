@@ -1,4 +1,4 @@
-"""Connections that are read later, because what is refused on them comes too fast: see `domain/queueing.py`."""
+"""Connections that are read later, because what is refused on them comes too fast: see `domain/serving/queueing.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 from time import monotonic_ns
 from typing import Protocol
 
-from groundplane.domain.queueing import RefusalPace
+from groundplane.domain.serving.queueing import RefusalPace
 from groundplane.gateway.tables import KeyState
 from groundplane.gateway.telemetry.flow_metrics import FlowMetrics
 

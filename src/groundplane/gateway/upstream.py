@@ -13,8 +13,8 @@ from ipaddress import ip_address
 from typing import Protocol, cast
 from urllib.parse import SplitResult
 
-from groundplane.domain.provider import address_fault
-from groundplane.domain.routing import Circuit
+from groundplane.domain.serving.provider import address_fault
+from groundplane.domain.serving.routing import Circuit
 from groundplane.gateway.fairness import Pieces
 from groundplane.gateway.protocol.http1 import (
     HEAD_MAX_BYTES,

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from time import monotonic_ns
 from typing import Protocol
 
-from groundplane.domain.limits import MINUTE_NS, Binding, Measure
-from groundplane.domain.queueing import Line, Place, Priority, QueueRule, RetryWatch
+from groundplane.domain.serving.limits import MINUTE_NS, Binding, Measure
+from groundplane.domain.serving.queueing import Line, Place, Priority, QueueRule, RetryWatch
 from groundplane.gateway.telemetry.flow_metrics import FlowMetrics
 
 _POLL_NS = 1_000_000_000

@@ -21,7 +21,7 @@ from zlib import crc32
 
 import msgspec
 
-from groundplane.domain.usage_records import (
+from groundplane.domain.serving.usage_records import (
     FRAME_MAX_BYTES,
     HEADER,
     OPENED,

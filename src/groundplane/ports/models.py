@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from groundplane.domain.certificate import Circumstances, DataFact, Unknown
 from groundplane.domain.model import ManifestFile
+from groundplane.domain.provenance.certificate import Circumstances, DataFact, Unknown
 from groundplane.domain.spec import JobSpec
 from groundplane.errors import Problem, Refused
 

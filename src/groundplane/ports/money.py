@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from groundplane.domain.ledger import UsageRecord
-from groundplane.domain.planning import Offer
+from groundplane.domain.planning.plan import Offer
 
 
 class UsageLog(Protocol):

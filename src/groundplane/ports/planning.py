@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from groundplane.domain.catalogue import Catalogue
-from groundplane.domain.catalogue_changes import Proposal, TableView
+from groundplane.domain.catalogue.changes import Proposal, TableView
+from groundplane.domain.catalogue.entries import Catalogue
+from groundplane.domain.catalogue.price_lists import ListPrice
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.intake import QuotaFact
 from groundplane.domain.intake.request import Suggestion
-from groundplane.domain.price_lists import ListPrice
-from groundplane.domain.recon import CloudView, Machine
+from groundplane.domain.planning.recon import CloudView, Machine
 
 
 class PolicyFiles(Protocol):

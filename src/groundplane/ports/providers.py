@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from groundplane.domain.provider import Provider, ProviderCheck
+from groundplane.domain.serving.provider import Provider, ProviderCheck
 
 
 class ProviderKeys(Protocol):

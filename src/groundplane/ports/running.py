@@ -8,7 +8,7 @@ from typing import Protocol
 
 from groundplane.domain.node import Node
 from groundplane.domain.order import LogChunk, Order, Sample
-from groundplane.domain.planning import Offer
+from groundplane.domain.planning.plan import Offer
 from groundplane.domain.preflight import CheckResult
 from groundplane.domain.run import EndReason, Observation
 from groundplane.errors import Unavailable

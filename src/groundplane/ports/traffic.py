@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
-from groundplane.domain.prediction import Erasure, Form, Holdings, PredictionRule, Wanted
-from groundplane.domain.prompt_lint import PromptFinding
-from groundplane.domain.queueing import QueueStanding
-from groundplane.domain.traffic import Live, Passed
+from groundplane.domain.serving.prediction import Erasure, Form, Holdings, PredictionRule, Wanted
+from groundplane.domain.serving.prompt_lint import PromptFinding
+from groundplane.domain.serving.queueing import QueueStanding
+from groundplane.domain.serving.traffic import Live, Passed
 
 
 @dataclass(frozen=True, slots=True)

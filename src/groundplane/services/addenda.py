@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from groundplane import __version__
-from groundplane.domain.addendum import STATABLE, Addendum, AddendumKind, Draft, checked_facts, sealed
 from groundplane.domain.model import ModelVersion
+from groundplane.domain.provenance.addendum import STATABLE, Addendum, AddendumKind, Draft, checked_facts, sealed
 from groundplane.domain.registry import RegistryEntry
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor
@@ -37,7 +37,7 @@ class Addenda:
     ) -> Addendum:
         """Signs a later fact of a version and chains it to its certificate. Twice adds it twice.
 
-        `facts` by kind: see `domain.addendum.checked_facts`. An evaluation says `how`: `measured` when this
+        `facts` by kind: see `domain.provenance.addendum.checked_facts`. An evaluation says `how`: `measured` when this
         installation ran it, `stated` when somebody says so. Raises NotFound, InvalidInput naming the field, and
         IntegrityFailure when the certificate does not hold: nothing is chained to what is not what was signed.
         """

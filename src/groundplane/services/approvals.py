@@ -13,7 +13,7 @@ from groundplane.domain import approval as rules
 from groundplane.domain.access import Key, Project, SelfService, checked_self_service, checked_text
 from groundplane.domain.approval import Approval, ApprovalStatus
 from groundplane.domain.budget import Budget, budget_id
-from groundplane.domain.planning import Plan, PlanStatus, Verdict
+from groundplane.domain.planning.plan import Plan, PlanStatus, Verdict
 from groundplane.domain.spec import EndpointSpec, JobSpec
 from groundplane.errors import InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import CROSS_PROJECT, SYSTEM, Actor

@@ -28,7 +28,7 @@ from groundplane.domain.dataset import DatasetVersion
 from groundplane.domain.model import ManifestFile, ModelVersion, check_name, manifest, manifest_sha256, path_refusals
 from groundplane.domain.oci_push import PushedManifest
 from groundplane.domain.run import Checkpoint, CopyState
-from groundplane.domain.tracking import LoggedFile
+from groundplane.domain.tracking.records import LoggedFile
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused, Unavailable
 from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import BlobStore, Clock, Ids, Store, Tx

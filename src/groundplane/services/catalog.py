@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from groundplane.audit import EventDraft
-from groundplane.domain.catalogue_changes import CatalogueChange, ChangeKind, Proposal, TableView, summary
-from groundplane.domain.price_lists import ListPrice
+from groundplane.domain.catalogue.changes import CatalogueChange, ChangeKind, Proposal, TableView, summary
+from groundplane.domain.catalogue.price_lists import ListPrice
 from groundplane.errors import Conflict
 from groundplane.identity import Actor
 from groundplane.ports import CatalogBook, Clock, Store

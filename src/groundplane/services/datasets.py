@@ -6,7 +6,6 @@ import difflib
 from collections import Counter
 from dataclasses import dataclass, replace
 
-from groundplane.domain import certificate as cert
 from groundplane.domain.access import Project, checked_text
 from groundplane.domain.artifact import Artifact
 from groundplane.domain.canonical import parse_json
@@ -30,6 +29,7 @@ from groundplane.domain.dataset import (
 )
 from groundplane.domain.lineage import OutsideEdge
 from groundplane.domain.model import ManifestFile, ModelVersion, check_name, check_sha256, manifest, path_refusals
+from groundplane.domain.provenance import certificate as cert
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, Ids, Signer, Store, Tx

@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from groundplane.audit import EventDraft
 from groundplane.domain.dataset import edge
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
-from groundplane.domain.planning import Plan
-from groundplane.domain.required_facts import Stage
+from groundplane.domain.planning.plan import Plan
+from groundplane.domain.provenance.required_facts import Stage
 from groundplane.domain.run import Attempt, EndReason, Run, RunStatus
 from groundplane.domain.spec import EndpointSpec, JobSpec, Retry
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Unavailable

@@ -11,15 +11,15 @@ from datetime import datetime, timedelta
 import msgspec
 
 from groundplane.domain import evaluation as judged
-from groundplane.domain.addendum import AddendumKind
 from groundplane.domain.batch import cost_per_1000
 from groundplane.domain.conditions import AtLeast
 from groundplane.domain.dataset import DatasetVersion
 from groundplane.domain.evaluation import Alarm, Evaluation, EvaluationComparison, Item, Past
 from groundplane.domain.gate import MEASURED, Evidence, Kind
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.provider import RouteRule
+from groundplane.domain.provenance.addendum import AddendumKind
 from groundplane.domain.run import Run
+from groundplane.domain.serving.provider import RouteRule
 from groundplane.domain.spec.inference import EvaluationNeed
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.identity import SYSTEM, Actor

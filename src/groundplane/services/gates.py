@@ -9,9 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from groundplane.domain import certificate as cert
 from groundplane.domain.access import Project, checked_text
-from groundplane.domain.addendum import AddendumKind
 from groundplane.domain.conditions import AtLeast
 from groundplane.domain.dataset import DatasetVersion
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
@@ -34,6 +32,8 @@ from groundplane.domain.gate import (
 from groundplane.domain.gate_file import REQUESTS_MAX, read_gates
 from groundplane.domain.model import ModelVersion, check_alias
 from groundplane.domain.policy.exceptions import checked_expiry
+from groundplane.domain.provenance import certificate as cert
+from groundplane.domain.provenance.addendum import AddendumKind
 from groundplane.domain.registry import AliasMove, ModelAlias
 from groundplane.domain.run import Run
 from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Refused, Unavailable

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from groundplane.domain import snapshot as compiled
 from groundplane.domain.access import Key
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
-from groundplane.domain.limits import LimitRule
-from groundplane.domain.prediction import PredictionRule
-from groundplane.domain.provider import Provider, RouteRule
+from groundplane.domain.serving import snapshot as compiled
+from groundplane.domain.serving.limits import LimitRule
+from groundplane.domain.serving.prediction import PredictionRule
+from groundplane.domain.serving.provider import Provider, RouteRule
 from groundplane.ports import Clock, SnapshotSink, Store, UsageLog
 from groundplane.services.costs import Costs
 from groundplane.services.gateway_limits import compiled as compiled_limits

@@ -10,7 +10,7 @@ from groundplane.domain.access import Key, Project
 from groundplane.domain.conditions import AtLeast
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.ledger import UsageRecord
-from groundplane.domain.limits import (
+from groundplane.domain.serving.limits import (
     LIMIT_SCOPES,
     PURSES,
     Limit,
@@ -21,7 +21,7 @@ from groundplane.domain.limits import (
     period_start,
     scopes_of,
 )
-from groundplane.domain.provider import Provider
+from groundplane.domain.serving.provider import Provider
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Store, Tx

@@ -9,7 +9,7 @@ from groundplane.domain import hub
 from groundplane.domain.dataset import DatasetVersion, digest_of
 from groundplane.domain.hub import Kind, Revision
 from groundplane.domain.model import ManifestFile, ModelVersion
-from groundplane.domain.model_card import CARD, facts_of
+from groundplane.domain.provenance.model_card import CARD, facts_of
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore

@@ -20,8 +20,8 @@ from groundplane.domain.dataset import DatasetVersion, LineageEdge, edge
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
 from groundplane.domain.order import Order
-from groundplane.domain.provider import RouteRule
 from groundplane.domain.run import Attempt, Observation, Run
+from groundplane.domain.serving.provider import RouteRule
 from groundplane.domain.spec.inference import Asking, BatchNeed, EvaluationNeed
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Unavailable
 from groundplane.identity import SYSTEM, Role

@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Protocol
 
 from groundplane.audit import Event, EventDraft
-from groundplane.domain import openlineage as ol
 from groundplane.domain.batch import Batch
 from groundplane.domain.conditions import AtLeast
 from groundplane.domain.dataset import DatasetVersion, LineageEdge
@@ -27,6 +26,7 @@ from groundplane.domain.lineage import (
     Received,
 )
 from groundplane.domain.model import ModelVersion
+from groundplane.domain.provenance import openlineage as ol
 from groundplane.domain.run import Run
 from groundplane.errors import InvalidInput, NotFound, Unavailable
 from groundplane.identity import Actor

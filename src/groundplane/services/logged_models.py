@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from groundplane.domain import tracking as domain
 from groundplane.domain.model import ManifestFile, path_fault
-from groundplane.domain.tracking import (
+from groundplane.domain.tracking import records as domain
+from groundplane.domain.tracking.filter import matches, ordered, page, parse_filter, parse_order
+from groundplane.domain.tracking.records import (
     Listed,
     LoggedFile,
     LoggedModel,
@@ -16,8 +17,7 @@ from groundplane.domain.tracking import (
     Stage,
     TrackedRun,
 )
-from groundplane.domain.tracking_filter import matches, ordered, page, parse_filter, parse_order
-from groundplane.domain.tracking_search import LOGGED_MODELS, logged_model_facts
+from groundplane.domain.tracking.search import LOGGED_MODELS, logged_model_facts
 from groundplane.errors import Forbidden, IntegrityFailure, InvalidInput, NotFound
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, Ids, Store, Tx

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from groundplane.domain import tracking as domain
-from groundplane.domain.tracking import LoggedModel, Measured, MetricPart, RunMetrics, Stage, TrackedRun
+from groundplane.domain.tracking import records as domain
+from groundplane.domain.tracking.records import LoggedModel, Measured, MetricPart, RunMetrics, Stage, TrackedRun
 from groundplane.errors import Conflict, Forbidden, GroundError, InvalidInput, NotFound, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import Store, Tx

@@ -11,16 +11,10 @@ from pathlib import Path
 
 from groundplane import __version__
 from groundplane.audit import Event, EventDraft
-from groundplane.domain import certificate as cert
 from groundplane.domain.access import Project
-from groundplane.domain.addendum import Addendum, check_rows
-from groundplane.domain.birth import Delivery, Watched, delivered, of_run, stated
 from groundplane.domain.canonical import parse_json
-from groundplane.domain.circumstances import AttemptCircumstances, as_seen
-from groundplane.domain.circumstances import energy as energy_of
 from groundplane.domain.dataset import DatasetVersion, LineageEdge, edge
 from groundplane.domain.gate import scan_evidence
-from groundplane.domain.mlbom import ml_bom
 from groundplane.domain.model import (
     ManifestFile,
     ModelVersion,
@@ -30,11 +24,17 @@ from groundplane.domain.model import (
     parse_ref,
     path_refusals,
 )
-from groundplane.domain.model_scan import ScanReport, judge_scan, refusals_of
+from groundplane.domain.provenance import certificate as cert
+from groundplane.domain.provenance.addendum import Addendum, check_rows
+from groundplane.domain.provenance.birth import Delivery, Watched, delivered, of_run, stated
+from groundplane.domain.provenance.circumstances import AttemptCircumstances, as_seen
+from groundplane.domain.provenance.circumstances import energy as energy_of
+from groundplane.domain.provenance.mlbom import ml_bom
+from groundplane.domain.provenance.required_facts import Known, Missing, RequiredFacts, Stage, judge_facts
+from groundplane.domain.provenance.signing_bundle import signing_bundle
 from groundplane.domain.registry import ModelAlias, adopted_label, entry_of, metric_labels
-from groundplane.domain.required_facts import Known, Missing, RequiredFacts, Stage, judge_facts
 from groundplane.domain.run import Attempt, Checkpoint, Run
-from groundplane.domain.signing_bundle import signing_bundle
+from groundplane.domain.scanning.report import ScanReport, judge_scan, refusals_of
 from groundplane.domain.spec import ModelOutput
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
 from groundplane.identity import SYSTEM, Actor
@@ -571,12 +571,9 @@ async def _lineage(tx: Tx, version: ModelVersion, birth: cert.Birth) -> list[Lin
 
 def _demand(version: ModelVersion, problems: Sequence[Problem]) -> None:
     if problems:
-        failure = IntegrityFailure(
-            f"{version.id} is not what was signed: {problems[0]}",
-            f"ground models verify {version.id} lists every problem",
-        )
-        failure.details["problems"] = [str(problem) for problem in problems]
-        raise failure
+        hint = f"ground models verify {version.id} lists every problem"
+        details: dict[str, object] = {"problems": [str(problem) for problem in problems]}
+        raise IntegrityFailure(f"{version.id} is not what was signed: {problems[0]}", hint, details)
 
 
 def _key_id(version: ModelVersion) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 from groundplane.domain.node import Cordon, Node, NodeHealth, PoolView
-from groundplane.domain.planning import Offer
+from groundplane.domain.planning.plan import Offer
 from groundplane.domain.run import Attempt
 from groundplane.errors import InvalidInput, NotFound, Unavailable
 from groundplane.identity import Actor

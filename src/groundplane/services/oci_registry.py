@@ -10,12 +10,12 @@ from pathlib import Path
 from groundplane.audit import EventDraft
 from groundplane.domain import oci, oci_push
 from groundplane.domain.access import Project
-from groundplane.domain.addendum import Addendum
-from groundplane.domain.birth import Delivery
 from groundplane.domain.gate import Gate
 from groundplane.domain.model import LATEST, ManifestFile, ModelVersion, check_name, manifest
-from groundplane.domain.model_card import CARD
 from groundplane.domain.oci_push import Packed, PushedManifest, PushedTag
+from groundplane.domain.provenance.addendum import Addendum
+from groundplane.domain.provenance.birth import Delivery
+from groundplane.domain.provenance.model_card import CARD
 from groundplane.domain.registry import ModelAlias
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import Actor

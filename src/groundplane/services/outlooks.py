@@ -9,19 +9,21 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
-from groundplane.domain import plan_checks, planning, quota_check, recon, storage_check
 from groundplane.domain.access import Project
 from groundplane.domain.budget import Budget, budget_id, left_microusd, period_of
-from groundplane.domain.catalogue import Catalogue
-from groundplane.domain.choices import Judge, Market, cloud_offers
-from groundplane.domain.outlook import Basis, BudgetImpact, Choice, Outlook, QuotaShot
-from groundplane.domain.plan_checks import Facts
-from groundplane.domain.planning import Offer, Plan, Ranking, RejectedOffer, Verdict, same_sku
-from groundplane.domain.recon import CloudView, Gap, HaltedMachine, SkuRow, Wanted
-from groundplane.domain.sizing_report import SizeReport
+from groundplane.domain.catalogue.entries import Catalogue
+from groundplane.domain.planning import checks as plan_checks
+from groundplane.domain.planning import plan as planning
+from groundplane.domain.planning import quota_check, recon, storage_check
+from groundplane.domain.planning.checks import Facts
+from groundplane.domain.planning.choices import Judge, Market, cloud_offers
+from groundplane.domain.planning.outlook import Basis, BudgetImpact, Choice, Outlook, QuotaShot
+from groundplane.domain.planning.plan import Offer, Plan, Ranking, RejectedOffer, Verdict, same_sku
+from groundplane.domain.planning.recon import CloudView, Gap, HaltedMachine, SkuRow, Wanted
+from groundplane.domain.planning.work import GFLOPS_PER_VCPU, Meter, Work, work_of
+from groundplane.domain.sizing.report import SizeReport
 from groundplane.domain.spec import EndpointSpec, JobSpec
 from groundplane.domain.staging import SourceSpeed
-from groundplane.domain.work import GFLOPS_PER_VCPU, Meter, Work, work_of
 from groundplane.errors import Refused
 from groundplane.ports import Clock, Tx
 from groundplane.services.recon import Recon

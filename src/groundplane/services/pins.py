@@ -7,9 +7,9 @@ from dataclasses import replace
 from groundplane.domain.dataset import DatasetVersion, Pointer, parse_dataset_ref
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.model import ModelVersion, parse_ref
-from groundplane.domain.provider import Provider, RouteRule
 from groundplane.domain.registry import ModelAlias
 from groundplane.domain.run import Run
+from groundplane.domain.serving.provider import Provider, RouteRule
 from groundplane.domain.spec import DataSource, EndpointSpec, JobSpec
 from groundplane.domain.spec.inference import MODEL, TAKEN
 from groundplane.errors import NotFound, Refusal, Refused

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from groundplane.audit import EventDraft
-from groundplane.domain import planning
 from groundplane.domain.access import Exposure, Project
 from groundplane.domain.admission import circle_in
 from groundplane.domain.checkpoints import ProofStatus, ResumeProof, proof_id
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.isolation import IsolationPolicy
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.outlook import Outlook
-from groundplane.domain.planning import Offer, Plan, PlanStatus, RejectedOffer
+from groundplane.domain.planning import plan as planning
+from groundplane.domain.planning.outlook import Outlook
+from groundplane.domain.planning.plan import Offer, Plan, PlanStatus, RejectedOffer
 from groundplane.domain.policy.builtin import Subject
 from groundplane.domain.spec import EndpointSpec, JobSpec
 from groundplane.domain.spec.parse import parse

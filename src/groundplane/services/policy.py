@@ -14,7 +14,7 @@ from groundplane.domain.access import Project
 from groundplane.domain.conditions import AtLeast
 from groundplane.domain.intake.request import Request
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.planning import Plan, Verdict
+from groundplane.domain.planning.plan import Plan, Verdict
 from groundplane.domain.policy import rule_set
 from groundplane.domain.policy.builtin import Subject
 from groundplane.domain.policy.exceptions import PolicyException, checked_expiry, lifted

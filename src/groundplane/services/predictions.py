@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from groundplane.domain.prediction import Erasure, Holdings, PredictionRule, Wanted, check_rule
+from groundplane.domain.serving.prediction import Erasure, Holdings, PredictionRule, Wanted, check_rule
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import Clock, Store

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from groundplane.domain.provider import Provider, ProviderCheck, ProviderKind, RouteRule, check_key, check_provider
+from groundplane.domain.serving.provider import (
+    Provider,
+    ProviderCheck,
+    ProviderKind,
+    RouteRule,
+    check_key,
+    check_provider,
+)
 from groundplane.errors import Conflict, InvalidInput, NotFound
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Store, Tx

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from groundplane.domain.node import Cordon
-from groundplane.domain.required_facts import Stage
+from groundplane.domain.provenance.required_facts import Stage
 from groundplane.domain.run import Attempt, Observation, Run
 from groundplane.domain.spec import JobSpec
 from groundplane.domain.spec.inference import BatchNeed, EvaluationNeed

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 from groundplane.audit import EventDraft
-from groundplane.domain import quota_check, recon
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.intake import QuotaFact
-from groundplane.domain.planning import Offer, same_sku
-from groundplane.domain.recon import CloudView, Gap, Machine, Reconnaissance, SilentPool, Wanted
+from groundplane.domain.planning import quota_check, recon
+from groundplane.domain.planning.plan import Offer, same_sku
+from groundplane.domain.planning.recon import CloudView, Gap, Machine, Reconnaissance, SilentPool, Wanted
 from groundplane.errors import NotFound, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import CatalogBook, Clock, CloudSource, Executor, MachineProbe, PriceBook, Store

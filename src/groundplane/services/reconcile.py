@@ -15,9 +15,9 @@ from pathlib import Path
 
 from groundplane.audit import EventDraft
 from groundplane.domain import ledger, lifecycle
-from groundplane.domain.circumstances import AttemptCircumstances
 from groundplane.domain.ledger import LedgerEntry
 from groundplane.domain.order import Order
+from groundplane.domain.provenance.circumstances import AttemptCircumstances
 from groundplane.domain.queue import QueueEntry
 from groundplane.domain.run import (
     Attempt,

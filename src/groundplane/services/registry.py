@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from groundplane.domain.access import checked_text
-from groundplane.domain.addendum import AddendumKind, summary
-from groundplane.domain.card import card_of
 from groundplane.domain.conditions import Among, AtLeast, Between, Contains
 from groundplane.domain.gate import GateCheck, Verdict, Waiver, waived
 from groundplane.domain.model import ModelVersion, check_alias, parse_ref
+from groundplane.domain.provenance.addendum import AddendumKind, summary
+from groundplane.domain.provenance.card import card_of
 from groundplane.domain.registry import (
     TAGS_MAX,
     AliasMove,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from groundplane.domain.access import Project, checked_text
-from groundplane.domain.required_facts import Missing, RequiredFacts, Stage, read_required
+from groundplane.domain.provenance.required_facts import Missing, RequiredFacts, Stage, read_required
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Store, Tx

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from groundplane.domain.access import Key
 from groundplane.domain.endpoint import Endpoint
-from groundplane.domain.prompt_lint import PromptFinding
-from groundplane.domain.provider import Provider, RouteRule, RouteTarget, check_route
-from groundplane.domain.queueing import QueueRule, QueueStanding
-from groundplane.domain.response_cache import CacheRule
-from groundplane.domain.routing import RoutePolicy
+from groundplane.domain.serving.prompt_lint import PromptFinding
+from groundplane.domain.serving.provider import Provider, RouteRule, RouteTarget, check_route
+from groundplane.domain.serving.queueing import QueueRule, QueueStanding
+from groundplane.domain.serving.response_cache import CacheRule
+from groundplane.domain.serving.routing import RoutePolicy
 from groundplane.errors import NotFound
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Store, Tx

@@ -14,7 +14,7 @@ from groundplane.domain.dataset import run_edges
 from groundplane.domain.ledger import LedgerEntry
 from groundplane.domain.lifecycle import Explanation
 from groundplane.domain.order import LogChunk, Sample
-from groundplane.domain.planning import Plan, PlanStatus
+from groundplane.domain.planning.plan import Plan, PlanStatus
 from groundplane.domain.preflight import PreflightReport
 from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatus
 from groundplane.domain.spec import JobSpec

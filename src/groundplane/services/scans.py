@@ -13,8 +13,8 @@ from pathlib import Path
 
 from groundplane.audit import EventDraft
 from groundplane.domain.gate import Evidence, Kind, scan_evidence
-from groundplane.domain.model_scan import ScanReport, judge_scan
 from groundplane.domain.registry import ADOPTED, LabelKind, RegistryEntry, VersionLabel
+from groundplane.domain.scanning.report import ScanReport, judge_scan
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, Ids, ModelFiles, Store
 from groundplane.services.models import Models

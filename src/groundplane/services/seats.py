@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 
 from groundplane.domain import lifecycle
 from groundplane.domain.node import Placement
-from groundplane.domain.planning import Plan
+from groundplane.domain.planning.plan import Plan
 from groundplane.domain.queue import QueueEntry, Stage
 from groundplane.domain.run import Attempt, Run
 from groundplane.domain.scheduling.state import CLASSES

@@ -9,15 +9,23 @@ from datetime import date
 from enum import StrEnum
 from typing import TypeVar
 
-from groundplane.domain import compare as sums
-from groundplane.domain.catalogue import Catalogue, ProvisionedUnits, TokenListPrice
-from groundplane.domain.compare import Comparison, Option, Workload
+from groundplane.domain.catalogue.entries import Catalogue, ProvisionedUnits, TokenListPrice
 from groundplane.domain.hardware import Accelerator, InstanceType
-from groundplane.domain.model_shape import ModelShape, shape_from_config, typical_shape
-from groundplane.domain.parallelism import CARDS_MAX, Fabric, Link, fabric_of
-from groundplane.domain.roofline import has_peak
-from groundplane.domain.sizing import Checkpointing, Method, Optimizer, Precision, Serving, Training, parse_params
-from groundplane.domain.sizing_report import SizeReport, size_serving, size_training
+from groundplane.domain.planning import compare as sums
+from groundplane.domain.planning.compare import Comparison, Option, Workload
+from groundplane.domain.sizing.memory import (
+    Checkpointing,
+    Method,
+    Optimizer,
+    Precision,
+    Serving,
+    Training,
+    parse_params,
+)
+from groundplane.domain.sizing.model_shape import ModelShape, shape_from_config, typical_shape
+from groundplane.domain.sizing.parallelism import CARDS_MAX, Fabric, Link, fabric_of
+from groundplane.domain.sizing.report import SizeReport, size_serving, size_training
+from groundplane.domain.sizing.roofline import has_peak
 from groundplane.errors import InvalidInput, Problem
 from groundplane.identity import Actor
 from groundplane.ports import Clock

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from groundplane.domain.admission import needs_itself
 from groundplane.domain.budget import Budget, budget_id, reserve
 from groundplane.domain.lifecycle import Explanation
-from groundplane.domain.plan_story import layer_of, prospect_sentence, refusal_sentence, status_sentence
-from groundplane.domain.planning import Plan, PlanStatus
+from groundplane.domain.planning.plan import Plan, PlanStatus
+from groundplane.domain.planning.story import layer_of, prospect_sentence, refusal_sentence, status_sentence
 from groundplane.domain.queue import QueueEntry
 from groundplane.domain.queue_view import InLine, PoolUse, WaitStory, clock, in_line, node_uses
 from groundplane.domain.run import Run

@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
-from groundplane.domain import tracking as domain
-from groundplane.domain.certificate import DataFact, Facts, missing_facts
 from groundplane.domain.model import ManifestFile, ModelVersion, check_name
-from groundplane.domain.model_card import CARD, facts_of
+from groundplane.domain.provenance.certificate import DataFact, Facts, missing_facts
+from groundplane.domain.provenance.model_card import CARD, facts_of
 from groundplane.domain.registry import AliasMove, LabelKind, ModelAlias, RegistryEntry, VersionLabel, check_tag
 from groundplane.domain.run import Run
-from groundplane.domain.tracking import LoggedModel, ModelName, VersionOrigin
-from groundplane.domain.tracking_facts import Shown, facts_of_tags, refusal_of
-from groundplane.domain.tracking_filter import (
+from groundplane.domain.tracking import records as domain
+from groundplane.domain.tracking.facts import Shown, facts_of_tags, refusal_of
+from groundplane.domain.tracking.filter import (
     Condition,
     PageKey,
     key_token,
@@ -27,8 +26,9 @@ from groundplane.domain.tracking_filter import (
     parse_order,
     token_key,
 )
-from groundplane.domain.tracking_filter import Facts as Shape
-from groundplane.domain.tracking_search import MODEL_NAMES, MODEL_VERSIONS, millis
+from groundplane.domain.tracking.filter import Facts as Shape
+from groundplane.domain.tracking.records import LoggedModel, ModelName, VersionOrigin
+from groundplane.domain.tracking.search import MODEL_NAMES, MODEL_VERSIONS, millis
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import CROSS_PROJECT, Actor
 from groundplane.ports import Clock, Store, Tx

@@ -10,10 +10,19 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from groundplane.domain import tracking as domain
 from groundplane.domain.access import Key
 from groundplane.domain.run import Run
-from groundplane.domain.tracking import (
+from groundplane.domain.tracking import records as domain
+from groundplane.domain.tracking.filter import (
+    key_token,
+    matches,
+    ordered,
+    page,
+    parse_filter,
+    parse_order,
+    token_place,
+)
+from groundplane.domain.tracking.records import (
     DEFAULT_EXPERIMENT,
     DEFAULT_EXPERIMENT_ID,
     STATE_OF,
@@ -28,16 +37,7 @@ from groundplane.domain.tracking import (
     TrackedRun,
     TrackedState,
 )
-from groundplane.domain.tracking_filter import (
-    key_token,
-    matches,
-    ordered,
-    page,
-    parse_filter,
-    parse_order,
-    token_place,
-)
-from groundplane.domain.tracking_search import EXPERIMENTS, RUNS, experiment_facts, millis, run_facts, run_ranks
+from groundplane.domain.tracking.search import EXPERIMENTS, RUNS, experiment_facts, millis, run_facts, run_ranks
 from groundplane.errors import Conflict, Forbidden, InvalidInput, NotFound
 from groundplane.identity import CROSS_PROJECT, Actor
 from groundplane.ports import Clock, Ids, Store, Tx

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from groundplane.domain.access import Key
-from groundplane.domain.limits import PURSES, LimitRule
-from groundplane.domain.traffic import Filter, LimitStanding, Live, Tail
+from groundplane.domain.serving.limits import PURSES, LimitRule
+from groundplane.domain.serving.traffic import Filter, LimitStanding, Live, Tail
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor
 from groundplane.ports import Store

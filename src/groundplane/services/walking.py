@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from groundplane.domain.tracking_filter import check_limit
+from groundplane.domain.tracking.filter import check_limit
 
 Row = TypeVar("Row")
 Key = TypeVar("Key")

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from groundplane.domain.access import Key
-from groundplane.domain.limits import Measure, WhenDown
+from groundplane.domain.serving.limits import Measure, WhenDown
 from groundplane.identity import Role
 from groundplane.wire.bounds import RATE_MAX, STRICT, check_money, check_range, check_text, check_zone
 

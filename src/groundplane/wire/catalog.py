@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from groundplane.domain.catalogue_changes import CatalogueChange
-from groundplane.domain.price_lists import ListPrice
+from groundplane.domain.catalogue.changes import CatalogueChange
+from groundplane.domain.catalogue.price_lists import ListPrice
 from groundplane.wire.bounds import STRICT, check_text
 
 

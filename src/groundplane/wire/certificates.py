@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from groundplane.domain.addendum import METRICS_MAX, AddendumKind
+from groundplane.domain.provenance.addendum import METRICS_MAX, AddendumKind
 from groundplane.wire.bounds import STRICT, check_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AddendumRequest:
-    """A later fact that somebody states; which facts a kind has, `groundplane.domain.addendum` says."""
+    """A later fact that somebody states; which facts a kind has, `groundplane.domain.provenance.addendum` says."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     kind: AddendumKind

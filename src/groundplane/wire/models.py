@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from groundplane.domain.certificate import Facts
+from groundplane.domain.provenance.certificate import Facts
 from groundplane.errors import Problem
 from groundplane.wire.bounds import STRICT, check_range, check_text
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from groundplane.domain.approval import Approval
 from groundplane.domain.endpoint import Endpoint
-from groundplane.domain.planning import Plan
+from groundplane.domain.planning.plan import Plan
 from groundplane.domain.run import Run
 from groundplane.wire.bounds import MONEY_MAX_MICROUSD, RATE_MAX, STRICT, check_range, check_text
 

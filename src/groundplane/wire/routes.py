@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from groundplane.domain.provider import ProviderKind
-from groundplane.domain.queueing import Priority
-from groundplane.domain.routing import RoutePolicy
+from groundplane.domain.serving.provider import ProviderKind
+from groundplane.domain.serving.queueing import Priority
+from groundplane.domain.serving.routing import RoutePolicy
 from groundplane.wire.bounds import MONEY_MAX_MICROUSD, STRICT, check_range, check_text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from groundplane.domain.prediction import Form
+from groundplane.domain.serving.prediction import Form
 from groundplane.wire.bounds import STRICT, check_text
 
 

@@ -17,9 +17,9 @@ from blake3 import blake3
 
 from groundplane.adapters.artifacts.index import Index
 from groundplane.adapters.artifacts.objects import Draft, Found, Objects
-from groundplane.domain.byte_view import ByteView
 from groundplane.domain.packs import Directory, Piece, Recipe, encode, pack_pieces, sealed, spans
 from groundplane.domain.pieces import PIECE_BYTES_MAX, cut
+from groundplane.domain.scanning.byte_view import ByteView
 from groundplane.errors import Conflict, InvalidInput, NotFound
 
 PACK_BYTES = 64 << 20

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from groundplane.domain.price_lists import aws_products
-from groundplane.domain.recon import CloudSku, CloudView, Gap, Quota
+from groundplane.domain.catalogue.price_lists import aws_products
+from groundplane.domain.planning.recon import CloudSku, CloudView, Gap, Quota
 from groundplane.errors import Unavailable
 from groundplane.ports import Clock
 

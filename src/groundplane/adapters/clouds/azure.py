@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from groundplane.adapters.clouds.command import ask
-from groundplane.domain.recon import CloudSku, CloudView, Gap, HaltedMachine, Quota
+from groundplane.domain.planning.recon import CloudSku, CloudView, Gap, HaltedMachine, Quota
 from groundplane.errors import Unavailable
 from groundplane.ports import Clock
 

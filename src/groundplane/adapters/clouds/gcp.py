@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from groundplane.adapters.clouds.command import ask
-from groundplane.domain.recon import CloudSku, CloudView, Gap, Quota
+from groundplane.domain.planning.recon import CloudSku, CloudView, Gap, Quota
 from groundplane.errors import Unavailable
 from groundplane.ports import Clock
 

@@ -18,7 +18,7 @@ from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from groundplane.adapters.confined.confine import confine
-from groundplane.domain.templates_scan import environment
+from groundplane.domain.scanning.templates_scan import environment
 
 OUTPUT_MAX = 1_000_000
 _MESSAGES = [

@@ -11,7 +11,7 @@ from groundplane.adapters.executors.channels import Channel, Document
 from groundplane.adapters.executors.members import split
 from groundplane.adapters.executors.observing import accelerator_name
 from groundplane.domain.node import Node, NodeAccelerator, NodeHealth
-from groundplane.domain.planning import Offer
+from groundplane.domain.planning.plan import Offer
 from groundplane.errors import Unavailable
 
 

@@ -16,7 +16,7 @@ from groundplane.adapters.executors.terminals import NoTerminals
 from groundplane.adapters.executors.ways import NoWays
 from groundplane.domain.node import Node, NodeAccelerator, NodeHealth
 from groundplane.domain.order import LogChunk, Order, Sample
-from groundplane.domain.planning import Offer
+from groundplane.domain.planning.plan import Offer
 from groundplane.domain.preflight import CheckResult, CheckStatus
 from groundplane.domain.run import EndReason, FoundCheckpoint, MemberHang, Observation
 from groundplane.errors import Conflict, InvalidInput, Unavailable

@@ -36,7 +36,7 @@ from groundplane.adapters.executors.terminals import TerminalCalls
 from groundplane.adapters.executors.ways import WayCalls
 from groundplane.domain.node import Node, Placement
 from groundplane.domain.order import LogChunk, Order, Sample
-from groundplane.domain.planning import Offer
+from groundplane.domain.planning.plan import Offer
 from groundplane.domain.preflight import CheckResult, results_of
 from groundplane.domain.run import EndReason, Observation
 from groundplane.errors import Conflict, GroundError, InvalidInput, Unavailable

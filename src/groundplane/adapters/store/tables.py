@@ -23,34 +23,34 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from groundplane.audit import Event
 from groundplane.domain.access import Exposure, Key, Project
-from groundplane.domain.addendum import Addendum
 from groundplane.domain.approval import Approval
 from groundplane.domain.artifact import Artifact, StorageQuota
 from groundplane.domain.batch import Batch
 from groundplane.domain.budget import Budget, Hold, HoldStatus
 from groundplane.domain.checkpoints import ResumeProof
-from groundplane.domain.circumstances import AttemptCircumstances
 from groundplane.domain.dataset import DatasetVersion, Erasure, LineageEdge
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.evaluation import Evaluation
 from groundplane.domain.gate import Evidence, Gate, GateApproval, GateCheck, Waiver
 from groundplane.domain.intake.request import Request
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
-from groundplane.domain.limits import LimitRule
 from groundplane.domain.lineage import LineageCursor, OutsideEdge, OutsideEvent
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.node import Cordon
 from groundplane.domain.oci_push import PushedManifest, PushedTag
-from groundplane.domain.planning import Plan
+from groundplane.domain.planning.plan import Plan
 from groundplane.domain.policy.exceptions import PolicyException
-from groundplane.domain.prediction import PredictionRule
 from groundplane.domain.preflight import PreflightReport
-from groundplane.domain.provider import Provider, RouteRule
+from groundplane.domain.provenance.addendum import Addendum
+from groundplane.domain.provenance.circumstances import AttemptCircumstances
+from groundplane.domain.provenance.required_facts import RequiredFacts
 from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Reservation, Schedule
 from groundplane.domain.registry import AliasMove, ModelAlias, RegistryEntry, VersionLabel
-from groundplane.domain.required_facts import RequiredFacts
 from groundplane.domain.run import Attempt, Checkpoint, Run
-from groundplane.domain.tracking import (
+from groundplane.domain.serving.limits import LimitRule
+from groundplane.domain.serving.prediction import PredictionRule
+from groundplane.domain.serving.provider import Provider, RouteRule
+from groundplane.domain.tracking.records import (
     Experiment,
     LoggedFile,
     LoggedModel,

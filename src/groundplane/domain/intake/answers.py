@@ -18,7 +18,7 @@ from groundplane.domain.intake.questions import asked_of, is_hosted, questions
 from groundplane.domain.intake.read import lent
 from groundplane.domain.intake.request import Missing, NextStep, Request, SpecDraft, Specs, answer_for
 from groundplane.domain.intake.risks import risks
-from groundplane.domain.sizing import Method
+from groundplane.domain.sizing.memory import Method
 from groundplane.domain.spec.fields import API_VERSION, ENDPOINT, JOB
 from groundplane.domain.spec.parse import parse
 from groundplane.errors import InvalidInput, Problem

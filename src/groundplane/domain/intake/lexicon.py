@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from groundplane.domain.hardware import Accelerator, Hardware, InstanceType
-from groundplane.domain.model_shape import ModelShape
+from groundplane.domain.sizing.model_shape import ModelShape
 
 _VENDORS = r"^(?:nvidia|amd|intel|google)-"
 _FORM = r"(?:pcie|sxm\d?|nvl|hbm\w+|server|blackwell)"

@@ -13,7 +13,7 @@ from groundplane.domain.intake import Fact, ItemKind, Risk
 from groundplane.domain.intake.circumstances import Circumstances, machine_of, whole
 from groundplane.domain.intake.facts import shown
 from groundplane.domain.intake.lexicon import InstanceName, squeezed
-from groundplane.domain.sizing import BYTES_PER_WEIGHT, STATE_BYTES_PER_PARAM, Optimizer, Precision, gb
+from groundplane.domain.sizing.memory import BYTES_PER_WEIGHT, STATE_BYTES_PER_PARAM, Optimizer, Precision, gb
 from groundplane.units import cost_microusd, exact_usd, format_duration, format_usd
 
 _GPU_WORK = frozenset({ItemKind.CAPACITY, ItemKind.BATCH, ItemKind.ENDPOINT})

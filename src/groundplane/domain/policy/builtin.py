@@ -15,7 +15,7 @@ from groundplane.domain.access import Exposure
 from groundplane.domain.hardware import Hardware, InstanceType
 from groundplane.domain.isolation import MEANING, STRENGTH, Isolation, IsolationPolicy, effective
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.planning import Ranking, compact_duration, longest_s, same_sku
+from groundplane.domain.planning.plan import Ranking, compact_duration, longest_s, same_sku
 from groundplane.domain.spec import EndpointSpec, JobSpec
 from groundplane.units import MICROUSD_PER_USD, exact_usd, format_bytes, format_duration
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from groundplane.domain.planning import Verdict
+from groundplane.domain.planning.plan import Verdict
 from groundplane.errors import InvalidInput
 
 MAX_EXCEPTION_DAYS = 366

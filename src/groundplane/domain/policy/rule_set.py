@@ -15,8 +15,8 @@ from datetime import datetime
 from typing import Any
 
 from groundplane.domain.intake.request import Request
-from groundplane.domain.plan_checks import CHECKS
-from groundplane.domain.planning import Verdict
+from groundplane.domain.planning.checks import CHECKS
+from groundplane.domain.planning.plan import Verdict
 from groundplane.domain.policy.builtin import RULES, Finding, Rule, Subject
 from groundplane.domain.policy.defaults import DEFAULTS, DEFAULTS_NAME
 from groundplane.domain.policy.expressions import ExpressionFault, Message, Values

@@ -11,7 +11,7 @@ from dataclasses import replace
 from groundplane.domain.isolation import Isolation
 from groundplane.domain.model import ALIAS
 from groundplane.domain.scheduling.state import CLASSES, DEFAULT_CLASS
-from groundplane.domain.sizing import Method, Optimizer, Precision
+from groundplane.domain.sizing.memory import Method, Optimizer, Precision
 from groundplane.domain.spec import CLASSIFICATIONS
 from groundplane.domain.spec import values as v
 from groundplane.domain.spec.field import API_VERSION as API_VERSION

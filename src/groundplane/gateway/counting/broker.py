@@ -21,7 +21,18 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from groundplane.domain.limits import DAY_S, PURSES, SCALES, Account, Binding, Limit, Measure, Moment, Share, transact
+from groundplane.domain.serving.limits import (
+    DAY_S,
+    PURSES,
+    SCALES,
+    Account,
+    Binding,
+    Limit,
+    Measure,
+    Moment,
+    Share,
+    transact,
+)
 from groundplane.errors import Unavailable
 from groundplane.gateway.counting.counters import Want
 

@@ -1,7 +1,7 @@
 """Where limits are kept: the port, and its first adapter, one process alone.
 
 `broker` keeps them in memory that the workers of a machine share, `redis` for several machines. All of them hand out
-units by `domain.limits.transact`, so all of them refuse alike.
+units by `domain.serving.limits.transact`, so all of them refuse alike.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from groundplane.domain.limits import Account, Binding, Limit, Moment, Share, transact
+from groundplane.domain.serving.limits import Account, Binding, Limit, Moment, Share, transact
 
 Want = tuple[Share, int]
 """A share, and how many units a request needs of it."""

@@ -1,4 +1,4 @@
--- domain/limits.py transact, by the server's clock. One hash per limit: l (level, in units), t (microseconds, or the day's
+-- domain/serving/limits.py transact, by the server's clock. One hash per limit: l (level, in units), t (microseconds, or the day's
 -- number), v and n (a budget's value and version), h:<holder> (units it has), e:<holder> (until when it is believed).
 -- ARGV: holder, microseconds of belief, holders; then per key: measure, value, version, used, back, need, mine (or -1).
 -- Answers words: "1" and per key granted, level, held, age in microseconds; or "0", which key binds, left, wait (-1: never)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from groundplane.domain.limits import (
+from groundplane.domain.serving.limits import (
     PURSES,
     SCALES,
     Account,

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from groundplane.domain.limits import Binding
+from groundplane.domain.serving.limits import Binding
 from groundplane.gateway.protocol.doors import CHUNKS, Door
 
 REASONS: dict[int, bytes] = {one.value: one.phrase.encode() for one in http.HTTPStatus}

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from groundplane.domain.usage import BYTES_PER_TOKEN, TOKENS_MAX, Usage, read_usage_words
+from groundplane.domain.serving.usage import BYTES_PER_TOKEN, TOKENS_MAX, Usage, read_usage_words
 from groundplane.gateway.protocol.errors import bad_request
 
 _SPACE = rb"[ \t\r\n]*+"

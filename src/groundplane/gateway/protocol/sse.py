@@ -6,7 +6,7 @@ import re
 
 import msgspec
 
-from groundplane.domain.usage import Usage, find_usage_words, read_usage_words
+from groundplane.domain.serving.usage import Usage, find_usage_words, read_usage_words
 from groundplane.gateway.protocol.doors import CHUNKS, StreamRules
 
 FRAME_MAX_BYTES = 16 * 2**20

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from groundplane.domain.usage import Usage
+from groundplane.domain.serving.usage import Usage
 from groundplane.gateway.telemetry.flow_metrics import WAIT_BUCKETS_S, FlowMetrics
 
 TTFT_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)

@@ -14,7 +14,7 @@ from time import monotonic
 
 import msgspec
 
-from groundplane.domain.prediction import (
+from groundplane.domain.serving.prediction import (
     Prediction,
     clean,
     dialect_of,

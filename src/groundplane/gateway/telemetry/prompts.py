@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from groundplane.domain.prompt_lint import SEGMENTS_MAX, Segment
-from groundplane.domain.usage import estimated_tokens
+from groundplane.domain.serving.prompt_lint import SEGMENTS_MAX, Segment
+from groundplane.domain.serving.usage import estimated_tokens
 from groundplane.gateway.protocol.doors import Door
 
 SAMPLE_MAX_BYTES = 262_144

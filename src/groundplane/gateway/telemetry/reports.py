@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from groundplane.domain.queueing import Priority, Storm
+from groundplane.domain.serving.queueing import Priority, Storm
 from groundplane.gateway.telemetry.aside import Files
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from groundplane.domain.traffic import DATAGRAM_MAX_BYTES, Passed
+from groundplane.domain.serving.traffic import DATAGRAM_MAX_BYTES, Passed
 from groundplane.gateway.telemetry.watch import Sighting
 
 _PATIENCE_S = 0.02

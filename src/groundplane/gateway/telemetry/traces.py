@@ -24,7 +24,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from groundplane import __version__
-from groundplane.domain.prediction import read_answer
+from groundplane.domain.serving.prediction import read_answer
 from groundplane.gateway.telemetry.watch import Sighting
 
 SPANS_MAX = 8192

@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from groundplane.domain.limits import Binding
-from groundplane.domain.prediction import Keeping
-from groundplane.domain.usage import Usage
+from groundplane.domain.serving.limits import Binding
+from groundplane.domain.serving.prediction import Keeping
+from groundplane.domain.serving.usage import Usage
 from groundplane.gateway.telemetry.metrics import Metrics, Times
 
 if TYPE_CHECKING:

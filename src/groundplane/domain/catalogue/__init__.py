@@ -1,0 +1,1 @@
+"""What is known of prices, storage and error signatures, and how it is brought up to date."""

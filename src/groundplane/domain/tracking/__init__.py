@@ -1,0 +1,1 @@
+"""Experiments, tracked runs and their metrics: what they are, how they are searched and looked at."""
