@@ -195,7 +195,7 @@ def test_an_exposure_in_force_permits_the_address_and_its_end_stops_it(home: Any
     with home.client as client:
         client.withdraw_exposure(address, "over")
     wait(lambda: not home.pid("supervisor"), "everything to stop")
-    assert "exposure: needs" in home.log("supervisor")
+    wait(lambda: "exposure: needs" in home.log("supervisor"), "its reason")
 
 
 def test_a_home_that_cannot_be_made_is_named(home: Any) -> None:

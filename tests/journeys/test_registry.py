@@ -80,7 +80,7 @@ def serve_and_measure(ground: Any, folder: Path, name: str, model: str) -> None:
         assert (made["version_id"], made["source"], len(made["values"])) == (model, "measured", REQUESTS)
         if sorted(made["values"])[int(0.95 * REQUESTS) - 1] < 0.2:
             break
-    ground.ground("stop", name)
+    ground.ground("stop", name, "--wait")
 
 
 def test_friday_from_a_pickle_to_production_and_back(shared: Any, model_dir: Path, tmp_path: Path) -> None:
