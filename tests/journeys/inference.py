@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,7 +30,7 @@ def trained(folder: Path) -> Path:
     return folder / "model"
 
 
-class HostedModels:
+class HostedModels(ABC):
     """An OpenAI-compatible provider on this machine. Subclasses say what its models answer, while `go` is set."""
 
     def __init__(self) -> None:
@@ -37,9 +38,9 @@ class HostedModels:
         self.go.set()
         self.url = ""
 
+    @abstractmethod
     def answer(self, model: str, prompt: str) -> tuple[int, dict[str, Any]]:
         """A status and a body."""
-        raise NotImplementedError
 
     @contextmanager
     def serving(self) -> Iterator[None]:
