@@ -62,7 +62,7 @@ from groundplane.domain.tracking.records import (
 )
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0019"
+SCHEMA_REVISION = "0020"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -140,7 +140,7 @@ KINDS: dict[type, Kind] = {
         Kind(
             row=Run,
             table="runs",
-            indexes=(("due_at",), ("project", "created_at"), ("status", "created_at")),
+            indexes=(("due_at",), ("project", "created_at"), ("status", "created_at"), ("dev", "status")),
             not_negative=("price_microusd_per_hour",),
         ),
         Kind(
@@ -164,7 +164,7 @@ KINDS: dict[type, Kind] = {
             row=ModelVersion,
             table="model_versions",
             unique=(("name", "number"),),
-            indexes=(("project", "created_at"),),
+            indexes=(("project", "created_at"), ("name", "certificate_sha256")),
             not_negative=("size_bytes",),
         ),
         Kind(
