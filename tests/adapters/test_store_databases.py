@@ -160,6 +160,21 @@ async def test_every_earlier_revision_is_upgraded(empty_url: str, start: str) ->
     assert await on(empty_url, migrate.current_revision) == SCHEMA_REVISION
 
 
+async def test_dev_environments_of_before_are_known_after_the_upgrade(empty_url: str) -> None:
+    def kinds(connection: sa.Connection) -> list[Any]:
+        migrate.upgrade(connection, "0020")
+        runs = sa.Table("runs", sa.MetaData(), autoload_with=connection)
+        empty = {c.name: "" if isinstance(c.type, sa.Text) else NOW for c in runs.c if not c.nullable}
+        empty |= dict.fromkeys(("attempt", "price_microusd_per_hour", "version"), 0)
+        for id, spec in (("dev", '{"dev":"jupyter"}'), ("job", '{"env":{"dev":"shell"},"dev":""}')):
+            connection.execute(runs.insert().values({**empty, "id": id, "spec": spec}))
+        connection.commit()
+        migrate.upgrade(connection)
+        return [tuple(row) for row in connection.execute(sa.text("SELECT id, dev FROM runs ORDER BY id"))]
+
+    assert await on(empty_url, kinds) == [("dev", "jupyter"), ("job", "")]
+
+
 async def test_two_processes_may_migrate_at_once(empty_url: str) -> None:
     program = (
         "import asyncio, sys; from groundplane.adapters.store.sql import SqlStore\n"

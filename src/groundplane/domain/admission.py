@@ -111,6 +111,7 @@ def admit(
         pool=plan.offer.pool,
         price_microusd_per_hour=plan.offer.price_microusd_per_hour,
         endpoint=endpoint,
+        dev=job.dev,
         idempotency_key=idempotency_key,
         created_by=created_by,
         created_at=now,

@@ -178,7 +178,10 @@ if _missing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One admitted execution of a job spec. `due_at` says when its reconcile should look again."""
+    """One admitted execution of a job spec. `due_at` says when its reconcile should look again.
+
+    `dev` says of a dev environment which, as its spec does.
+    """
 
     id: str
     name: str
@@ -197,6 +200,7 @@ class Run:
     message: str = ""
     attempt: int = 0
     endpoint: str = ""
+    dev: str = ""
     idempotency_key: str = ""
     created_by: str
     created_at: datetime

@@ -13,6 +13,7 @@ from groundplane.audit import EventDraft
 from groundplane.domain import dev
 from groundplane.domain.dev import DevInfo, DevUse, SshConfig, SshPlace, Wish
 from groundplane.domain.run import Attempt, Observation, Run, RunStatus
+from groundplane.domain.spec import DEV_KINDS
 from groundplane.errors import Conflict, InvalidInput, NotFound, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Executor, Ids, Store
@@ -20,7 +21,6 @@ from groundplane.ports import Clock, Executor, Ids, Store
 CHUNK = 2**16
 PATIENCE_S = 15.0
 MOST_ATTACHED = 200
-MOST_WAITING = 500
 
 
 class Stream(Protocol):
@@ -136,11 +136,9 @@ class Dev:
     async def environments(self, actor: Actor) -> list[DevUse]:
         """Every dev environment that is not over, of the projects that the actor sees; the newest first."""
         async with self._store.transaction() as tx:
-            # What waits may be a long queue of jobs: only the newest of it are looked through.
-            waiting = await tx.find(Run, {"status": RunStatus.PENDING}, order="-created_at", limit=MOST_WAITING)
-            at_work = tuple(each for each in RunStatus if not each.is_over and each is not RunStatus.PENDING)
-            found = waiting + await tx.find(Run, {"status": at_work}, order="-created_at")
-            runs = [run for run in found if run.spec.dev and actor.sees(run.project)]
+            alive = tuple(each for each in RunStatus if not each.is_over)
+            found = await tx.find(Run, {"dev": DEV_KINDS, "status": alive}, order="-created_at")
+            runs = [run for run in found if actor.sees(run.project)]
             attempts = await tx.find(Attempt, {"run_id": tuple(run.id for run in runs)}) if runs else []
         newest = {each.run_id: each for each in sorted(attempts, key=lambda each: each.number)}
         seen: dict[str, Observation] = {}
@@ -148,8 +146,7 @@ class Dev:
             ids = [newest[run.id].id for run in runs if run.pool == pool and run.id in newest]
             with suppress(Unavailable):  # how long it idles is not known then, and is shown so
                 seen |= await self._executors[pool].observe(ids) if pool in self._executors else {}
-        newest_first = sorted(runs, key=lambda run: (run.created_at, run.id), reverse=True)
-        return [self._use(run, newest.get(run.id), seen) for run in newest_first]
+        return [self._use(run, newest.get(run.id), seen) for run in runs]
 
     def _use(self, run: Run, attempt: Attempt | None, seen: Mapping[str, Observation]) -> DevUse:
         active_at = seen[attempt.id].active_at if attempt is not None and attempt.id in seen else None
@@ -162,7 +159,7 @@ class Dev:
             pool=run.pool,
             node=attempt.node if attempt is not None else "",
             status=run.status,
-            kind=run.spec.dev,
+            kind=run.dev,
             started_at=run.started_at,
             end_date=run.end_date,
             idle_s=max(0.0, idle_s) if idle_s is not None else None,
@@ -198,7 +195,7 @@ class Dev:
             run = await tx.get(Run, run_id)
         if run is None or not actor.sees(run.project):
             raise NotFound(f"no run {run_id}", "ground ps lists the runs you can see")
-        if not run.spec.dev:
+        if not run.dev:
             raise InvalidInput(f"{run_id} is a job, not a dev environment", "kind: Dev, or ground dev start, makes one")
         if run.status is not RunStatus.RUNNING:
             raise Conflict(f"{run_id} is {run.status}: there is nothing to attach to", f"ground explain {run_id}")

@@ -18,6 +18,9 @@ from groundplane.domain.spec.inference import BatchNeed, EvaluationNeed
 CLASSIFICATIONS = ("public", "internal", "confidential", "restricted")
 """How confidential data is, least first. A pool's clearance is the most that it may hold."""
 
+DEV_KINDS = ("shell", "jupyter")
+"""What a dev environment may be."""
+
 _LATER: Mapping[str, bool] = {"later": True}
 """Marks fields that came after the first release: left out of the digest while unset, so that specs keep theirs."""
 

@@ -12,7 +12,7 @@ from groundplane.domain.isolation import Isolation
 from groundplane.domain.model import ALIAS
 from groundplane.domain.scheduling.state import CLASSES, DEFAULT_CLASS
 from groundplane.domain.sizing.memory import Method, Optimizer, Precision
-from groundplane.domain.spec import CLASSIFICATIONS
+from groundplane.domain.spec import CLASSIFICATIONS, DEV_KINDS
 from groundplane.domain.spec import values as v
 from groundplane.domain.spec.field import API_VERSION as API_VERSION
 from groundplane.domain.spec.field import ARCHITECTURE as _ARCHITECTURE
@@ -441,7 +441,7 @@ def _survival() -> Iterable[Field]:
 def dev_fields() -> Iterable[Field]:
     """What only a dev environment has."""
     yield Field(
-        path="spec.dev", kinds=(DEV,), read=v.choice("shell", "jupyter"), takes="`shell` or `jupyter`", default="shell",
+        path="spec.dev", kinds=(DEV,), read=v.choice(*DEV_KINDS), takes="`shell` or `jupyter`", default="shell",
         meaning="What it holds besides shells; Jupyter must be installed in its environment.",
     )  # fmt: skip
 
