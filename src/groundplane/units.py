@@ -6,9 +6,11 @@ Money is an integer number of micro-dollars (1 USD = 1,000,000), so sums are exa
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from decimal import Decimal
 
 MICROUSD_PER_USD = 1_000_000
+_CENT_MICROUSD = 10_000
 
 _BYTES = {
     "": 1, "B": 1,
@@ -34,20 +36,28 @@ def parse_usd(text: str | int | float) -> int:
     return int(micros)
 
 
-def format_usd(microusd: int) -> str:
+def format_usd(microusd: int, decimals: int | None = None) -> str:
     """Two decimals, or up to six for amounts under a cent: `$1,234.50`, `$0.000042`, `-$3.00`."""
-    sign, amount = ("-" if microusd < 0 else ""), abs(microusd)
-    dollars = Decimal(amount) / MICROUSD_PER_USD
-    if 0 < amount < 10_000:
-        return f"{sign}${dollars:.6f}".rstrip("0")
-    return f"{sign}${dollars:,.2f}"
+    shown = usd_decimals([microusd]) if decimals is None else decimals
+    return f"{'-' if microusd < 0 else ''}${Decimal(abs(microusd)) / MICROUSD_PER_USD:,.{shown}f}"
 
 
 def exact_usd(microusd: int) -> str:
     """To the last micro-dollar, with at least two decimals: `$3.673`, `$0.10`, `$0.000042`."""
-    whole, fraction = divmod(microusd, MICROUSD_PER_USD)
-    digits = f"{fraction:06d}".rstrip("0").ljust(2, "0")
-    return f"${whole:,}.{digits}"
+    return format_usd(microusd, usd_decimals([microusd], exact=True))
+
+
+def usd_decimals(microusds: Iterable[int], *, exact: bool = False) -> int:
+    """How many decimals one column of amounts is shown with: two, or what the finest of those under a cent takes.
+
+    `exact`: what the finest of all takes, for prices. Nothing is then shown as $0.00 that is not.
+    """
+    taken = (
+        len(f"{abs(each) % MICROUSD_PER_USD:06d}".rstrip("0"))
+        for each in microusds
+        if exact or abs(each) < _CENT_MICROUSD
+    )
+    return max(2, max(taken, default=2))
 
 
 def parse_bytes(text: str | int) -> int:

@@ -309,7 +309,7 @@ def test_reports_add_up(up: Any, say: Any) -> None:
     shown = say(up, "report").out
     for title in ("By project", "By model", "Budgets of this month", "Running", "Serving"):
         assert title in shown
-    for by in ("project", "model", "run", "key", "owner", "cost_center"):
+    for by in ("project", "model", "run", "key", "owner", "cost-center", "cost_center"):
         assert say(up, "cost", "--by", by, "--since", "1d").code == 0
 
 

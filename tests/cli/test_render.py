@@ -8,16 +8,19 @@ import pytest
 import yaml
 
 from groundplane.cli import render
-from groundplane.cli.render import Table, clean
+from groundplane.cli.render import Table, Usd, clean
 from groundplane.errors import Conflict, InvalidInput, Problem, Refusal, Refused
 
-TABLE = Table(("NAME", "COST"), [("tiny", "$1.00"), ("漢字", "$10.50"), ("", "$0.00")], right=frozenset({"COST"}))
+ROWS = [("tiny", Usd(1_000_000)), ("漢字", Usd(10_500_000)), ("", Usd(0)), ("one", Usd(59))]
+TABLE = Table(("NAME", "COST"), ROWS, right=frozenset({"COST"}))
 
 
 def test_a_table_in_a_pipe_is_aligned_plain_and_uncut(capsys: pytest.CaptureFixture[str]) -> None:
     render.show([], "table", lambda: [TABLE, Table(("X",), [("y" * 500,)])])
     said = capsys.readouterr().out
-    assert said.startswith("NAME    COST\ntiny   $1.00\n漢字  $10.50\n-      $0.00\n\nX\n")
+    assert said.startswith(
+        "NAME        COST\ntiny   $1.000000\n漢字  $10.500000\n-      $0.000000\none    $0.000059\n\nX\n"
+    )
     assert "y" * 500 in said
     assert "\x1b" not in said
 

@@ -9,7 +9,7 @@ from tests.cli.conftest import Home
 
 
 def test_the_example_of_the_help_is_answered(up: Home) -> None:
-    asked = "size --model llama-3.1-70b --train --method lora --seq 4096 --gpus a100-80gb --explain"
+    asked = "size llama-3.1-70b --train --method lora --seq 4096 --gpus a100-80gb --explain"
     shown = up.ground(*asked.split()).stdout
     for words in ("total", "236.05 GB", "does not fit", "smallest layout that fits: 4 cards", "CPU memory", "step:"):
         assert words in shown
@@ -43,7 +43,9 @@ def test_what_is_wrong_is_told_in_two_lines(up: Home, tmp_path: Path) -> None:
         (["--config", str(tmp_path / "none")], "can't be read", "config.json"),
         (["--config", str(tmp_path / "list.json")], "it holds no object", "config.json"),
         (["--config", str(tmp_path / "broken.json")], "is no JSON", "config.json"),
-        ([], "error: no model is named", "--params 7B"),
+        ([], "error: no model is named", "ground size llama-3.1-70b"),
+        (["llama-3.1-8b", "--model", "llama-3.1-70b"], "two models are named", "ground size --help"),
+        (["llama-3.1-8b", "--params", "7B"], "the model is named twice", "--params 7B"),
     ):
         told = up.ground("size", *words, expect=2).stderr
         assert error in told

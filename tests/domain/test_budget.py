@@ -45,6 +45,12 @@ def test_more_than_is_left_is_refused_with_the_numbers_and_two_ways_on() -> None
     )
 
 
+def test_nobody_is_told_to_lower_a_cost_to_nothing() -> None:
+    refused = money.reserve(replace(BUDGET, posted_microusd=200 * USD), USD)
+    assert isinstance(refused, Refused)
+    assert refused.hint == "raise the budget: ground budget set vision 201"
+
+
 def test_the_budget_the_hint_names_is_enough() -> None:
     spent = replace(BUDGET, held_microusd=30 * USD + 1, posted_microusd=50 * USD)
     refused = money.reserve(spent, 200 * USD)

@@ -14,6 +14,7 @@ from groundplane.units import (
     parse_bytes,
     parse_duration_s,
     parse_usd,
+    usd_decimals,
 )
 
 
@@ -43,6 +44,19 @@ def test_what_is_no_money_is_refused_at_once(written: str):
 @given(st.integers(0, 10**15))
 def test_an_amount_of_whole_cents_survives_being_shown(cents: int):
     assert parse_usd(format_usd(cents * 10_000)) == cents * 10_000
+
+
+@given(st.lists(st.integers(-(10**9), 10**9), min_size=1))
+def test_in_a_column_nothing_that_is_something_is_shown_as_nothing(amounts: list[int]):
+    shown = [format_usd(amount, usd_decimals(amounts)) for amount in amounts]
+    assert all(any(digit in text for digit in "123456789") == bool(a) for a, text in zip(amounts, shown, strict=True))
+    assert len({len(text.partition(".")[2]) for text in shown}) == 1
+
+
+def test_prices_in_a_column_are_exact():
+    prices = [3_673_000, 100_000, 27_200_000]
+    assert [format_usd(p, usd_decimals(prices, exact=True)) for p in prices] == ["$3.673", "$0.100", "$27.200"]
+    assert usd_decimals([]) == usd_decimals(prices) == 2
 
 
 @given(st.integers(0, 10**10))

@@ -80,6 +80,8 @@ def test_a_rule_is_tested_replayed_put_in_force_and_lifted_for_a_while(
     assert replayed["newly_refused"] == replayed["changed_count"] == replayed["by_rule"]["team-label"]
     shown = shared.ground("policy", "replay", "--since", "30d", str(draft)).stdout
     assert "team-label: pass → refuse (team-label: needs a label team, has labels nothing)" in shown
+    assert "their word of then stands: " in shown
+    assert {"pool-known", "quota-known", "storage-known"} <= set(replayed["kept"])
 
     # In force, it refuses with its hint; what was planned before is judged anew when it is applied.
     in_force(shared, "team.yaml", RULE)

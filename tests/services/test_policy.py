@@ -228,6 +228,8 @@ async def test_plans_are_replayed_as_they_were_and_only_those_that_are_seen(hous
     made = await house.policies.replay(ADMIN, {"team.yaml": TEAM}, NOW)
     assert (made.plans, made.newly_refused, made.by_rule) == (4, 4, {"team-label": 4})
     assert made.changed[0].created_at > made.changed[-1].created_at
+    assert {"pool-known", "offer-fits"} <= set(made.kept)
+    assert not {"team-label", "end-date-ahead"} & set(made.kept)
     assert (await house.policies.replay(ADMIN, {"team.yaml": TEAM}, NOW + timedelta(days=30))).plans == 1
     assert (await house.policies.replay(ANA, {"team.yaml": TEAM}, NOW)).plans == 3
     assert (await house.policies.replay(ADMIN, {}, NOW)).changed_count == 0

@@ -9,7 +9,7 @@ import click
 
 from groundplane.cli import render
 from groundplane.cli.options import Duration, Listing, Moment, Money, connect, output_option
-from groundplane.cli.render import Table
+from groundplane.cli.render import Table, Usd
 from groundplane.cli.words import moment
 from groundplane.domain.access import Exposure, Key, Project, SelfService
 from groundplane.identity import Role
@@ -259,7 +259,7 @@ def _projects_table(found: list[Project]) -> Table:
             project.id,
             project.owner,
             project.cost_center,
-            format_usd(project.monthly_limit_microusd) if project.monthly_limit_microusd is not None else "none",
+            Usd(project.monthly_limit_microusd) if project.monthly_limit_microusd is not None else "none",
             ",".join(f"{percent}%" for percent in project.thresholds_percent),
             f"{project.self_service.accelerators_max} acc, {format_usd(project.self_service.plan_max_microusd)}",
             moment(project.created_at),

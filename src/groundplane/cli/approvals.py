@@ -11,7 +11,7 @@ import click
 
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
-from groundplane.cli.render import Table, View
+from groundplane.cli.render import Table, Usd, View
 from groundplane.cli.words import age, moment
 from groundplane.domain.approval import Approval, ApprovalStatus, blocked, counted, refusal
 from groundplane.domain.planning.plan import Plan, PlanStatus
@@ -173,7 +173,7 @@ def _table(found: Sequence[Approval]) -> Table:
             f"{asked.kind} {asked.name}",
             asked.status.value,
             f"{len(counted(asked, asked.plan_hash))}/{asked.needed}",
-            format_usd(asked.worst_case_microusd),
+            Usd(asked.worst_case_microusd),
             asked.created_by,
             age(asked.requested_at, now),
             format_duration(max(0.0, (asked.expires_at - now).total_seconds())) if asked.status.is_open else "-",

@@ -45,7 +45,7 @@ def list_(run_id: str, output: str) -> None:
     """List complete checkpoints: where each lies, and whether it has a copy in the artifact store."""
     with connect() as client:
         found = client.checkpoints(run_id)
-    render.show(found, output, lambda: [_table(found)])
+    render.show(found, output, lambda: [_table(found), *_notes(found)])
 
 
 @checkpoints.command()
@@ -126,7 +126,7 @@ def _table(found: Sequence[Checkpoint]) -> Table:
             moment(each.found_at),
             format_bytes(each.size_bytes),
             "removed" if each.removed_at else each.node or "-",
-            _copy(each),
+            f"sha256:{each.manifest_sha256[:12]}" if each.copy is CopyState.COPIED else each.copy.value,
             " ".join(f"{name}={value:.4g}" for name, value in each.metrics.items()) or "-",
         )
         for each in found
@@ -135,7 +135,10 @@ def _table(found: Sequence[Checkpoint]) -> Table:
     return Table(("STEP", "FOUND", "SIZE", "NODE", "COPY", "METRICS"), rows, right=frozenset({"STEP"}), empty=empty)
 
 
-def _copy(each: Checkpoint) -> str:
-    if each.copy is CopyState.COPIED:
-        return f"sha256:{each.manifest_sha256[:12]}"
-    return f"{each.copy}: {each.note}" if each.note else each.copy.value
+def _notes(found: Sequence[Checkpoint]) -> list[str]:
+    """Why there are copies missing, each reason once with its steps."""
+    steps: dict[tuple[CopyState, str], list[str]] = {}
+    for each in found:
+        if each.note:
+            steps.setdefault((each.copy, each.note), []).append(str(each.step))
+    return [f"{state} at step {', '.join(those)}: {note}" for (state, note), those in steps.items()]

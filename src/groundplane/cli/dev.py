@@ -94,7 +94,7 @@ def list_(output: str) -> None:
         )
         for each in found
     ]
-    render.show(found, output, lambda: [render.Table(headings, rows)])
+    render.show(found, output, lambda: [render.Table(headings, rows, empty="none; ground dev start NAME begins one")])
 
 
 @dev.command()

@@ -12,7 +12,7 @@ import click
 from groundplane.cli import render
 from groundplane.cli.following import UNSUCCESSFUL_CODE, follow_run
 from groundplane.cli.options import Listing, connect, output_option
-from groundplane.cli.render import Table, View
+from groundplane.cli.render import Table, Usd, View
 from groundplane.cli.specs import spec_text
 from groundplane.cli.words import moment
 from groundplane.domain.run import Run, RunStatus
@@ -78,7 +78,7 @@ def list_evaluations(project: str, name: str, version: str, limit: int, output: 
             each.dataset,
             f"{each.items:,}",
             ", ".join(f"{score.metric} {_score(score)}" for score in each.scores),
-            exact_usd(each.cost_microusd_per_1000),
+            Usd(each.cost_microusd_per_1000, exact=True),
             ", ".join(alarm.kind for alarm in each.alarms) or "-",
             moment(each.at),
         )
@@ -227,7 +227,7 @@ def list_batches(project: str, output: str) -> None:
             each.output,
             f"{each.rows:,}",
             f"{each.errors:,}",
-            exact_usd(each.cost_microusd_per_1000),
+            Usd(each.cost_microusd_per_1000, exact=True),
             moment(each.at),
         )
         for each in found

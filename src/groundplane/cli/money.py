@@ -11,18 +11,26 @@ import click
 from groundplane.cli import render
 from groundplane.cli.access import percents
 from groundplane.cli.options import Listing, Moment, Money, connect, output_option
-from groundplane.cli.render import Table, View
+from groundplane.cli.render import Cell, Table, Usd, View
 from groundplane.cli.words import endpoints_table, moment, runs_table
 from groundplane.domain.budget import Budget, Hold, HoldStatus
 from groundplane.errors import NotFound
-from groundplane.units import format_usd
+from groundplane.units import MICROUSD_PER_USD, format_usd
 
 if TYPE_CHECKING:
     from groundplane.client import Client
     from groundplane.domain.ledger import CostRow
     from groundplane.wire.money import Report
 
-GROUPS = ("project", "model", "run", "key", "owner", "cost_center")
+GROUPS = ("project", "model", "run", "key", "owner", "cost-center")
+
+
+class Grouping(click.Choice[str]):
+    """A word of GROUPS, also as specs and the API spell it: `cost_center`."""
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return super().convert(value.replace("_", "-"), param, ctx)
+
 
 # ---------------------------------------------------------------- budgets
 
@@ -83,10 +91,10 @@ def _budgets_table(found: Sequence[Budget]) -> Table:
         (
             b.project,
             b.period,
-            format_usd(b.limit_microusd),
-            format_usd(b.posted_microusd),
-            format_usd(b.held_microusd),
-            format_usd(b.limit_microusd - b.posted_microusd - b.held_microusd),
+            Usd(b.limit_microusd),
+            Usd(b.posted_microusd),
+            Usd(b.held_microusd),
+            Usd(b.limit_microusd - b.posted_microusd - b.held_microusd),
             f"{100 * b.posted_microusd / b.limit_microusd:.0f}%" if b.limit_microusd else "-",
         )
         for b in found
@@ -102,8 +110,8 @@ def _holds_table(found: Sequence[Hold]) -> Table:
             hold.subject,
             hold.project,
             hold.status.value,
-            format_usd(hold.amount_microusd),
-            format_usd(hold.posted_microusd),
+            Usd(hold.amount_microusd),
+            Usd(hold.posted_microusd),
             moment(hold.created_at),
             hold.id,
         )
@@ -117,14 +125,14 @@ def _holds_table(found: Sequence[Hold]) -> Table:
 
 
 @click.command()
-@click.option("--by", type=click.Choice(GROUPS), default="project", show_default=True)
+@click.option("--by", type=Grouping(GROUPS), default="project", show_default=True)
 @click.option("--since", type=Moment(ahead=False), metavar="TIME", help="A date, or a duration back such as 7d [30d].")
 @click.option("--until", type=Moment(ahead=False), metavar="TIME", help="A date or a time [now].")
 @output_option
 def cost(by: str, since: datetime | None, until: datetime | None, output: str) -> None:
     """Show what was spent, by project, model, run, key, owner or cost centre."""
     with connect() as client:
-        lines = client.costs(by=by, since=since, until=until)
+        lines = client.costs(by=by.replace("-", "_"), since=since, until=until)
     render.show(lines, output, lambda: [_costs_table(by, lines)])
 
 
@@ -154,7 +162,7 @@ def _report_views(made: Report) -> list[View]:
     ]
 
 
-def _parts(table: Table) -> tuple[tuple[str, ...], Sequence[Sequence[str]], frozenset[str], str]:
+def _parts(table: Table) -> tuple[tuple[str, ...], Sequence[Sequence[Cell]], frozenset[str], str]:
     return table.columns, table.rows, table.right, "nothing"
 
 
@@ -162,17 +170,19 @@ def _costs_table(by: str, lines: Sequence[CostRow], title: str = "") -> Table:
     rows = [
         (
             line.group or "(none)",
-            format_usd(line.compute_microusd),
-            format_usd(line.tokens_microusd),
-            format_usd(line.total_microusd),
+            Usd(line.compute_microusd),
+            Usd(line.tokens_microusd),
+            Usd(line.total_microusd),
             f"{line.requests:,}",
             f"{line.prompt_tokens:,}",
             f"{line.completion_tokens:,}",
-            f"${line.usd_per_1000_requests:.4f}" if line.usd_per_1000_requests is not None else "-",
-            format_usd(line.saved_microusd),
+            Usd(round(line.usd_per_1000_requests * MICROUSD_PER_USD), exact=True)
+            if line.usd_per_1000_requests is not None
+            else "-",
+            Usd(line.saved_microusd),
         )
         for line in lines
     ]
-    name = by.replace("_", " ").upper()
+    name = by.replace("-", " ").upper()
     columns = (name, "COMPUTE", "TOKENS", "TOTAL", "REQUESTS", "PROMPT", "COMPLETION", "PER 1000 REQ", "SAVED")
     return Table(columns, rows, right=frozenset(columns[1:]), empty="nothing was spent", title=title)

@@ -11,7 +11,7 @@ from groundplane.cli.options import Listing, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.words import moment
 from groundplane.errors import InvalidInput, NotFound
-from groundplane.units import format_bytes, format_usd
+from groundplane.units import exact_usd, format_bytes
 
 if TYPE_CHECKING:
     from groundplane.client import Client
@@ -172,7 +172,7 @@ def price_words(pool: PoolView) -> str:
     low, high = pool.price_low_microusd_per_hour, pool.price_high_microusd_per_hour
     if low is None or high is None:
         return "unknown"
-    return format_usd(low) if low == high else f"{format_usd(low)} to {format_usd(high)}"
+    return exact_usd(low) if low == high else f"{exact_usd(low)} to {exact_usd(high)}"
 
 
 def _lines(node: Node) -> list[str]:

@@ -30,7 +30,7 @@ def outlook_views(made: Plan, *, rejected: bool = False, choices: bool = False) 
     if not (choices or rejected) and (line := plan_report.elsewhere(made)):
         return [*lines, f"  elsewhere   {line}: --choices"]
     if shown := plan_report.fitting(outlook):
-        rows = [plan_report.choice_row(each) for each in shown]
+        rows = plan_report.choice_rows(shown)
         title = "every way to buy it, cheapest fitting first (* is this plan):"
         lines.append(Table(plan_report.CHOICE_HEADINGS, rows, right=plan_report.RIGHT, title=title))
     if misfits := plan_report.misfits(made):

@@ -14,7 +14,7 @@ from groundplane.cli.approvals import await_approvals, require_approvals, say_ne
 from groundplane.cli.following import follow_applied
 from groundplane.cli.options import INTERRUPTED_CODE, Duration, connect, output_option
 from groundplane.cli.outlook_views import outlook_views
-from groundplane.cli.render import Table, View
+from groundplane.cli.render import Table, Usd, View
 from groundplane.cli.specs import spec_text
 from groundplane.cli.words import moment
 from groundplane.domain.planning.plan import Plan, PlanStatus, Verdict
@@ -145,8 +145,7 @@ def plan_views(made: Plan, *, rules: bool = False, choices: bool = False, reject
         lines += outlook_views(made, choices=choices, rejected=rejected)
     elif made.alternatives:
         costlier = [
-            (q.offer.pool, q.offer.node_type, format_usd(q.worst_case_microusd), q.arithmetic)
-            for q in made.alternatives
+            (q.offer.pool, q.offer.node_type, Usd(q.worst_case_microusd), q.arithmetic) for q in made.alternatives
         ]
         lines.append(Table(("POOL", "NODE TYPE", "WORST CASE", "SUM"), costlier, title="also fits, for more:"))
     if made.rejected and made.outlook is None:

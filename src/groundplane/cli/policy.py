@@ -11,11 +11,10 @@ import click
 
 from groundplane.cli import render
 from groundplane.cli.options import Listing, Moment, connect, output_option
-from groundplane.cli.render import Table, View
+from groundplane.cli.render import Cell, Table, Usd, View
 from groundplane.cli.words import age, counted, moment
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.settings import Settings
-from groundplane.units import format_usd
 
 if TYPE_CHECKING:
     from groundplane.domain.policy.exceptions import PolicyException
@@ -283,21 +282,25 @@ def _replay_views(made: Replay) -> list[View]:
     if made.changed_count > len(rows):
         views.append(f"… and {made.changed_count - len(rows)} more")
     views += [f"not replayed: {count} × {why}" for why, count in made.unplayed.items()]
+    if made.kept:
+        views.append(
+            f"{len(made.kept)} rules and checks look at what a plan does not keep, and were not judged anew; "
+            f"their word of then stands: {', '.join(made.kept)}"
+        )
     if made.truncated:
         views.append("older plans since then were not looked at; choose a later --since")
     return views
 
 
-def _move_row(move: PlanMove) -> tuple[str, ...]:
+def _move_row(move: PlanMove) -> tuple[Cell, ...]:
     because = "; ".join(f"{each.rule}: {each.before} → {each.after} ({each.said})" for each in move.moves)
-    cost = format_usd(move.worst_case_microusd)
     return (
         move.plan,
         moment(move.created_at),
         move.project,
         move.name,
         move.owner,
-        cost,
+        Usd(move.worst_case_microusd),
         move.before,
         move.after,
         because,

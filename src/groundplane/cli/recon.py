@@ -9,9 +9,9 @@ import click
 
 from groundplane.cli import render
 from groundplane.cli.options import Money, connect
-from groundplane.cli.render import Table, View
+from groundplane.cli.render import Cell, Table, Usd, View
 from groundplane.domain.planning.recon import CLOUDS, Disk, Machine, Quota, Reconnaissance, SkuRow, Survey, Wanted
-from groundplane.units import exact_usd, format_bytes, parse_bytes
+from groundplane.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from groundplane.domain.planning.plan import Offer
@@ -149,7 +149,7 @@ def _pool_views(found: Reconnaissance) -> list[View]:
     return [pools, *(f"pool {silent.pool}: {silent.why}" for silent in found.silent)]
 
 
-def _offer_row(offer: Offer) -> tuple[str, ...]:
+def _offer_row(offer: Offer) -> tuple[Cell, ...]:
     return (
         offer.pool,
         f"{offer.node_type}{' (SIMULATED)' if offer.simulated else ''}",
@@ -157,7 +157,7 @@ def _offer_row(offer: Offer) -> tuple[str, ...]:
         f"{offer.cpus:g}",
         format_bytes(offer.memory_bytes),
         f"{offer.accelerators} × {offer.accelerator}" if offer.accelerators else "none",
-        exact_usd(offer.price_microusd_per_hour),
+        Usd(offer.price_microusd_per_hour, exact=True),
         f"{offer.price_source}, {offer.price_as_of}",
     )
 
@@ -193,7 +193,7 @@ def _sku_table(rows: Sequence[SkuRow], title: str, *, wide: bool) -> Table:
     return Table(columns, cells, right=right, title=title, empty="no SKU fits")
 
 
-def _sku_cells(row: SkuRow) -> tuple[str, ...]:
+def _sku_cells(row: SkuRow) -> tuple[Cell, ...]:
     memory = row.accelerator_memory_bytes
     unknown_card = row.accelerator or "unknown"
     return (
@@ -218,8 +218,8 @@ def _wide_cells(row: SkuRow) -> tuple[str, ...]:
     return cpus, memory, row.status.replace("_", " "), row.price_source or "-"
 
 
-def _money(amount: int | None) -> str:
-    return "unknown" if amount is None else exact_usd(amount)
+def _money(amount: int | None) -> Cell:
+    return "unknown" if amount is None else Usd(amount, exact=True)
 
 
 def quota_words(quotas: Sequence[Quota] | None) -> str:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from groundplane.units import format_usd, usd_decimals
+
 if TYPE_CHECKING:
     from groundplane.errors import GroundError, Problem, Refused
 
@@ -26,11 +28,22 @@ STYLES = {
 
 
 @dataclass(frozen=True, slots=True)
+class Usd:
+    """An amount in a table's cell: all of a column get the same decimals. `exact` is for prices."""
+
+    microusd: int
+    exact: bool = False
+
+
+Cell = str | Usd
+
+
+@dataclass(frozen=True, slots=True)
 class Table:
     """Rows under headings. `right` names the columns of figures. `empty` is said instead of a table without rows."""
 
     columns: tuple[str, ...]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Cell]]
     right: frozenset[str] = frozenset()
     empty: str = "nothing here yet"
     title: str = ""
@@ -201,9 +214,19 @@ def _print_views(parts: Sequence[View], stream: Any) -> None:
     stream.flush()
 
 
+def _texts(table: Table) -> Iterator[tuple[str, ...]]:
+    """The rows with their amounts written out."""
+    columns = []
+    for column in zip(*table.rows, strict=True):
+        amounts = [cell for cell in column if isinstance(cell, Usd)]
+        decimals = max((usd_decimals([each.microusd], exact=each.exact) for each in amounts), default=0)
+        columns.append([format_usd(each.microusd, decimals) if isinstance(each, Usd) else each for each in column])
+    return zip(*columns, strict=True)
+
+
 def _plain_table(table: Table, stream: Any) -> None:
     """Aligned columns without colour or cut: what `awk` and `grep` expect."""
-    cells = [[clean(cell) or "-" for cell in row] for row in table.rows]
+    cells = [[clean(cell) or "-" for cell in row] for row in _texts(table)]
     widths = [max(_width(row[at]) for row in [list(table.columns), *cells]) for at in range(len(table.columns))]
     for row in [list(table.columns), *cells]:
         parts = [
@@ -227,6 +250,6 @@ def _rich_table(table: Table, stream: Any) -> None:
     drawn = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in table.columns:
         drawn.add_column(name, justify="right" if name in table.right else "left", overflow="fold")
-    for row in table.rows:
+    for row in _texts(table):
         drawn.add_row(*(Text(clean(cell) or "-", style=STYLES.get(cell.lower(), "")) for cell in row))
     Console(file=stream, highlight=False).print(drawn)

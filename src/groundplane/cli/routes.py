@@ -8,12 +8,12 @@ import click
 
 from groundplane.cli import render
 from groundplane.cli.options import Listing, connect, output_option
-from groundplane.cli.render import Table
+from groundplane.cli.render import Table, Usd
 from groundplane.domain.serving.provider import Provider, ProviderKind, RouteRule, RouteTarget
 from groundplane.domain.serving.queueing import Priority, QueueStanding
 from groundplane.domain.serving.routing import RoutePolicy
 from groundplane.errors import InvalidInput, Unavailable
-from groundplane.units import format_usd, parse_duration_s, parse_usd
+from groundplane.units import parse_duration_s, parse_usd
 from groundplane.wire.routes import (
     CacheRequest,
     KeyPriorityRequest,
@@ -338,7 +338,7 @@ def _findings_table(found: list[PromptFinding]) -> Table:
             f"{one.static_tokens:,}",
             f"{one.common_percent}%",
             f"{one.saved_tokens_per_1000_requests:,}",
-            format_usd(one.saved_microusd_per_1000_requests),
+            Usd(one.saved_microusd_per_1000_requests, exact=True),
         )
         for one in found
     ]

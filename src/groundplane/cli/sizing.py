@@ -11,11 +11,10 @@ import click
 
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
-from groundplane.cli.render import Table, View
+from groundplane.cli.render import Cell, Table, Usd, View
 from groundplane.domain.sizing.memory import Method, Optimizer, Precision, gb
 from groundplane.domain.sizing.roofline import duration, words
 from groundplane.errors import InvalidInput
-from groundplane.units import format_usd
 from groundplane.wire.sizing import CompareRequest, SizeRequest
 
 if TYPE_CHECKING:
@@ -41,7 +40,8 @@ def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 
 
 _model_options = _options(
-    click.option("--model", default="", help="A model of the catalogue: llama-3.1-70b."),
+    click.argument("name", default="", metavar="[MODEL]"),
+    click.option("--model", default="", help="The same as MODEL: a model of the catalogue, llama-3.1-70b."),
     click.option("--config", type=click.Path(path_type=Path), help="A config.json, instead of a name."),
     click.option("--params", default="", metavar="N", help="A plain number of parameters: 7B, 350M."),
     click.option("--train", "purpose", flag_value="train", default=True, help="Size a training (the default)."),
@@ -83,12 +83,15 @@ _serving_options = _options(
 @_explain_option
 @output_option
 def size(
-    config: Path | None, lora_targets: str, zero: int, fsdp: bool, explained: bool, output: str, **given: Any
+    name: str, config: Path | None, lora_targets: str, zero: int, fsdp: bool, explained: bool, output: str, **given: Any
 ) -> None:
     """Say how much memory and time a model takes, on which cards, and what would make it fit.
 
-    ground size --model llama-3.1-70b --train --method lora --seq 4096 --gpus a100-80gb
+    ground size llama-3.1-70b --train --method lora --seq 4096 --gpus a100-80gb
     """
+    if name and given["model"]:
+        raise click.UsageError(f"Two models are named: {name} and {given['model']}.")
+    given["model"] = name or given["model"]
     targets = tuple(target.strip() for target in lora_targets.split(",") if target.strip())
     request = _request(
         SizeRequest,
@@ -237,15 +240,15 @@ def _compare_views(made: Comparison, explained: bool) -> list[View]:
     return views
 
 
-def _option_row(option: Option) -> tuple[str, ...]:
+def _option_row(option: Option) -> tuple[Cell, ...]:
     return (
         option.kind,
         option.name,
         option.what,
-        format_usd(option.microusd_per_month),
-        format_usd(option.worst_microusd_per_month),
-        format_usd(option.microusd_per_1000_requests),
-        format_usd(option.microusd_per_million_tokens),
+        Usd(option.microusd_per_month),
+        Usd(option.worst_microusd_per_month),
+        Usd(option.microusd_per_1000_requests),
+        Usd(option.microusd_per_million_tokens),
         _percent(option.utilisation),
         _percent(option.break_even),
         option.price_as_of,

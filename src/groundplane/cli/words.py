@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from groundplane.cli.render import Table
-from groundplane.units import format_duration, format_usd
+from groundplane.cli.render import Table, Usd
+from groundplane.units import format_duration
 
 if TYPE_CHECKING:
     from groundplane.domain.endpoint import Endpoint
@@ -44,7 +44,7 @@ def runs_table(runs: Sequence[Run], now: datetime) -> Table:
             str(run.attempt),
             age(run.created_at, now),
             run_time(run, now),
-            format_usd(run.spec.max_cost_microusd),
+            Usd(run.spec.max_cost_microusd),
             run.end_reason.value if run.end_reason else (run.message or "-"),
         )
         for run in runs

@@ -39,7 +39,7 @@ def routes() -> Router:
     @router.get("/{plan_id}")
     async def one(request: Request, plan_id: str, actor: Reader, ground: Ground) -> Response:
         plan = await ground.plans.get(actor, plan_id)
-        outlook = plan.outlook
+        fitting = plan_report.fitting(plan.outlook) if plan.outlook else ()
         return page(
             request,
             "plan.html",
@@ -50,7 +50,7 @@ def routes() -> Router:
             question=await question(ground, actor, plan_id),
             headings=plan_report.CHOICE_HEADINGS,
             right=plan_report.RIGHT,
-            choices=[(each, plan_report.choice_row(each)) for each in plan_report.fitting(outlook)] if outlook else [],
+            choices=list(zip(fitting, plan_report.choice_rows(fitting), strict=True)),
             misfits=plan_report.misfits(plan),
             sections=plan_report.sections(plan),
             refused=[verdict for verdict in plan.verdicts if verdict.refused is not None],

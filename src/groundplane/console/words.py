@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from groundplane.domain.run import ENDINGS, EndReason
-from groundplane.units import format_bytes, format_duration, format_usd
+from groundplane.units import format_bytes, format_duration, format_usd, usd_decimals
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,7 @@ def argv(command: Sequence[str]) -> str:
 
 FILTERS = {
     "usd": format_usd,
+    "usd_decimals": usd_decimals,
     "bytes": format_bytes,
     "duration": format_duration,
     "stamp": stamp,

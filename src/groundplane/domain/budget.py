@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from groundplane.errors import InvalidInput, Refused
-from groundplane.units import MICROUSD_PER_USD, format_usd
+from groundplane.units import MICROUSD_PER_USD, exact_usd, format_usd
 
 _MONTHLY_LIMIT_MICROUSD_MAX = 1_000_000_000 * MICROUSD_PER_USD
 _THRESHOLD_PERCENT_MAX = 1000
@@ -117,6 +117,7 @@ def _over_budget(budget: Budget, amount_microusd: int, left: int, purpose: str) 
     limit = budget.held_microusd + budget.posted_microusd + amount_microusd
     # Whole dollars upwards, so that the command in the hint is short and enough.
     enough = -(-limit // MICROUSD_PER_USD)
+    lower = f"lower its cost to at most {exact_usd(left)}, or raise" if left else "raise"
     return Refused(
         rule="budget",
         need=f"up to {format_usd(amount_microusd)} for {purpose}",
@@ -125,10 +126,7 @@ def _over_budget(budget: Budget, amount_microusd: int, left: int, purpose: str) 
             f"({format_usd(budget.limit_microusd)} limit, {format_usd(budget.posted_microusd)} spent, "
             f"{format_usd(budget.held_microusd)} held)"
         ),
-        hint=(
-            f"lower its cost to at most {format_usd(left)}, or raise the budget: "
-            f"ground budget set {budget.project} {enough}"
-        ),
+        hint=f"{lower} the budget: ground budget set {budget.project} {enough}",
     )
 
 

@@ -138,7 +138,7 @@ class Sizings:
         given = [bool(request.model), request.config is not None, bool(request.params)]
         if sum(given) != 1:
             what = "no model is named" if not any(given) else "the model is named twice"
-            raise InvalidInput(what, "give one of --model llama-3.1-70b, --config config.json, --params 7B")
+            raise InvalidInput(what, "ground size llama-3.1-70b, or with --config config.json, or --params 7B")
         if request.config is not None:
             return shape_from_config(request.config)
         if request.params:

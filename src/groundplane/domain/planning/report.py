@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from groundplane.domain.planning.outlook import BudgetImpact, Choice, Outlook
 from groundplane.domain.planning.plan import Plan, PlanStatus, Verdict
-from groundplane.units import exact_usd, format_bytes, format_duration, format_usd
+from groundplane.units import format_bytes, format_duration, format_usd, usd_decimals
 
 CHOICE_HEADINGS = (
     "WHERE", "MACHINE", "BOUGHT", "NODES", "ACCELERATORS", "$/H", "HOURS", "EXPECTED", "WORST CASE", "QUOTA",
@@ -27,10 +27,19 @@ Section = tuple[str, tuple[str, ...]]
 """A title and its sentences."""
 
 
-def choice_row(choice: Choice) -> tuple[str, ...]:
-    """One choice under `CHOICE_HEADINGS`. `*` marks the chosen one, `stale` a price too old to be trusted."""
+def choice_rows(choices: Sequence[Choice]) -> list[tuple[str, ...]]:
+    """Choices under `CHOICE_HEADINGS`. `*` marks the chosen one, `stale` a price too old to be trusted."""
+    decimals = (
+        usd_decimals((each.price_microusd_per_hour for each in choices), exact=True),
+        usd_decimals(each.expected_microusd for each in choices),
+        usd_decimals(each.worst_case_microusd for each in choices),
+    )
+    return [_choice_row(each, *decimals) for each in choices]
+
+
+def _choice_row(choice: Choice, of_price: int, of_expected: int, of_worst: int) -> tuple[str, ...]:
     cards = f"{choice.accelerators:g} × {choice.accelerator}" if choice.accelerators else "-"
-    price = exact_usd(choice.price_microusd_per_hour) + (" stale" if choice.price_stale else "")
+    price = format_usd(choice.price_microusd_per_hour, of_price) + (" stale" if choice.price_stale else "")
     return (
         _where(choice),
         choice.node_type,
@@ -39,8 +48,8 @@ def choice_row(choice: Choice) -> tuple[str, ...]:
         cards,
         price,
         f"{choice.hours:,.2f}",
-        format_usd(choice.expected_microusd),
-        format_usd(choice.worst_case_microusd),
+        format_usd(choice.expected_microusd, of_expected),
+        format_usd(choice.worst_case_microusd, of_worst),
         choice.quota or "-",
         _lead(choice),
     )
@@ -159,7 +168,7 @@ def markdown(plan: Plan) -> str:
     if plan.outlook is not None:
         shown = fitting(plan.outlook)
         if shown:
-            parts += ["", "### Alternatives side by side", "", *_table(CHOICE_HEADINGS, map(choice_row, shown))]
+            parts += ["", "### Alternatives side by side", "", *_table(CHOICE_HEADINGS, choice_rows(shown))]
         for title, lines in sections(plan):
             parts += ["", f"### {title.capitalize()}", "", *_bullets(lines)]
         rejected = misfits(plan)

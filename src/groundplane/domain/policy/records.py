@@ -89,6 +89,7 @@ class PlanMove:
 class Replay:
     """`changed` has the newest first, at most `changed_count`. `unplayed` says what could not be.
 
+    `kept` are the rules and checks whose word of then stands, because they look at what a plan does not keep.
     `truncated`: there are older plans since then that were not looked at.
     """
 
@@ -101,4 +102,5 @@ class Replay:
     changed: tuple[PlanMove, ...]
     by_rule: Mapping[str, int]
     unplayed: Mapping[str, int]
+    kept: tuple[str, ...] = ()
     truncated: bool = False

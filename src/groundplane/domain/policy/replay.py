@@ -1,13 +1,13 @@
 """What a proposed set of rules would have said of past plans, each as it was: its spec, its offers, its day.
 
 A rule that looks at what a plan does not keep (the pools, the registry, the catalogue of that day) keeps the word it
-gave then; so does whatever else judged a plan. What can't be replayed is counted with its reason.
+gave then; so do the planner's own checks (quota, storage, deadline). What can't be replayed is counted with its reason.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from datetime import datetime
 
 from groundplane.domain.hardware import Hardware
@@ -37,15 +37,17 @@ def replay(
     changed: list[PlanMove] = []
     by_rule: Counter[str] = Counter()
     unplayed: Counter[str] = Counter()
+    kept: set[str] = set()
     count = refused = allowed = 0
-    live = {each.rule.id for each in rules.judged if isinstance(each.rule, Rule) and each.rule.live}
+    played = dropped | {e.rule.id for e in rules.judged if not (isinstance(e.rule, Rule) and e.rule.live)}
     for plan in plans:
         subject = _subject(plan, models)
         if isinstance(subject, str):
             unplayed[subject] += 1
             continue
         count += 1
-        move = _move(plan, rules, subject, live - dropped, unplayed, dropped)
+        kept |= {verdict.rule for verdict in plan.verdicts} - played
+        move = _move(plan, rules, subject, played, unplayed)
         if move is None:
             continue
         changed.append(move)
@@ -55,17 +57,15 @@ def replay(
     return Replay(
         since=since, version=rules.version, plans=count, changed_count=len(changed), newly_refused=refused,
         newly_allowed=allowed, changed=tuple(changed[:MAX_SHOWN]), by_rule=dict(by_rule.most_common()),
-        unplayed=dict(unplayed.most_common()), truncated=truncated,
+        unplayed=dict(unplayed.most_common()), kept=tuple(sorted(kept)), truncated=truncated,
     )  # fmt: skip
 
 
-def _move(
-    plan: Plan, rules: RuleSet, subject: Subject, live: set[str], unplayed: Counter[str], dropped: frozenset[str]
-) -> PlanMove | None:
+def _move(plan: Plan, rules: RuleSet, subject: Subject, played: Set[str], unplayed: Counter[str]) -> PlanMove | None:
     then = {verdict.rule: verdict for verdict in plan.verdicts}
     now: dict[str, Verdict] = {}
     for verdict in rules.judge(subject):
-        if verdict.rule in live:
+        if verdict.rule not in played:
             continue
         if verdict.refused is not None and verdict.refused.need == "a rule that can be judged":
             unplayed[f"rule {verdict.rule} can't be judged: {verdict.refused.have}"] += 1
@@ -74,8 +74,7 @@ def _move(
         now[verdict.rule] = (
             before if before is not None and before.exception and outcome(verdict)[0] != "pass" else verdict
         )
-    known = ({each.rule.id for each in rules.judged} | dropped) - live
-    now |= {rule: verdict for rule, verdict in then.items() if rule not in known}
+    now |= {rule: verdict for rule, verdict in then.items() if rule not in played}
     moves = tuple(_rule_moves(then, now))
     if not moves:
         return None
