@@ -434,7 +434,7 @@ async def build(settings: Settings) -> App:
         ),
         evaluations=evaluations,
         batches=batches,
-        hub=Hub(models=models, datasets=datasets, blobs=blobs),
+        hub=Hub(store=store, models=models, datasets=datasets, blobs=blobs),
         oci=OciRegistry(store=store, clock=clock, models=models, blobs=blobs, files=FolderModelFiles()),
         lineage=OpenLineage(
             store=store, clock=clock, sink=_lineage_sink(settings, secrets), namespace=settings.lineage_namespace

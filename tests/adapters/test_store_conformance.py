@@ -16,7 +16,7 @@ from groundplane.audit import EventDraft, check_chain
 from groundplane.domain.access import Exposure, Key, Project
 from groundplane.domain.approval import Approval, Vote
 from groundplane.domain.budget import Budget, Hold, HoldStatus
-from groundplane.domain.conditions import Among, AtLeast, Below, Between, By, Contains
+from groundplane.domain.conditions import Among, AtLeast, Below, Between, By, Contains, Greatest
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.ledger import LedgerEntry, UsageRecord
 from groundplane.domain.model import ManifestFile, ModelVersion
@@ -432,6 +432,11 @@ async def test_find_compares_columns(store: Store) -> None:
         ({"name": Contains("t%y")}, []),
         ({"id": Among(Run, "id", {"attempt": AtLeast(2), "id": Among(Run, "id", {"attempt": Below(3)})})}, [2]),
         ({"id": Among(Run, "id", {"attempt": 9})}, []),
+        ({"attempt": Greatest("project")}, [3]),
+        ({"attempt": Greatest("status"), "end_reason": None}, [1, 2]),
+        ({"attempt": Greatest("project", {"end_reason": None})}, [2]),
+        ({"attempt": Greatest("project", {"end_reason": None}), "status": RunStatus.PENDING}, []),
+        ({"attempt": Greatest("project", {"status": ()})}, []),
     ]
     async with store.transaction() as tx:
         for where, numbers in expected:

@@ -97,7 +97,7 @@ def doors_of(house: House, clock: Clock) -> tuple[Hub, OciRegistry]:
     parts = {"store": house.store, "clock": clock, "blobs": house.blobs}
     datasets = Datasets(ids=RandomIds(), signer=house.signer, **parts)  # type: ignore[arg-type]
     oci = OciRegistry(models=house.models, files=FolderModelFiles(), **parts)  # type: ignore[arg-type]
-    return Hub(models=house.models, datasets=datasets, blobs=house.blobs), oci
+    return Hub(store=house.store, models=house.models, datasets=datasets, blobs=house.blobs), oci
 
 
 async def built(store: Store, clock: Clock, home: Path, quota_bytes: int = 0) -> House:

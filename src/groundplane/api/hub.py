@@ -99,10 +99,11 @@ async def search_repositories(
 ) -> Response:
     """Repositories whose name holds the text and that have each tag of the filter, by name, or newest first."""
     wanted = [*filter, pipeline_tag] if pipeline_tag else filter
-    found = await app.hub.search(actor, kind, text=search, project=author, tags=wanted)
-    if sort in ("lastModified", "createdAt"):
-        found = sorted(found, key=lambda version: version.made_at, reverse=True)
-    return answer([hub.info(version) for version in found[:limit]])
+    newest_first = sort in ("lastModified", "createdAt")
+    found = await app.hub.search(
+        actor, kind, text=search, project=author, tags=wanted, limit=limit, newest_first=newest_first
+    )
+    return answer([hub.info(version) for version in found])
 
 
 @router.get("/api/{kind}/{project}/{name}")
@@ -114,15 +115,14 @@ async def repository(kind: Kinds, project: str, name: str, app: Ground, actor: R
 @router.get("/api/{kind}/{project}/{name}/auth-check")
 async def authorised(kind: Kinds, project: str, name: str, app: Ground, actor: Reader) -> Response:
     """Whether the caller may read a repository."""
-    await app.hub.revisions(actor, kind, project, name)
+    await app.hub.newest(actor, kind, project, name)
     return answer({})
 
 
 @router.get("/api/{kind}/{project}/{name}/refs")
 async def references(kind: Kinds, project: str, name: str, app: Ground, actor: Reader) -> Response:
     """Branch and tags with their commits."""
-    versions = await app.hub.revisions(actor, kind, project, name)
-    return answer(hub.refs(versions, await app.hub.aliases(kind, name)))
+    return answer(await app.hub.refs(actor, kind, project, name))
 
 
 @router.get("/api/{kind}/{project}/{name}/commits/{revision:path}")
@@ -138,8 +138,8 @@ async def commits(
 ) -> Response:
     """The versions up to one, newest first, in pages."""
     last = await app.hub.revision(actor, kind, project, name, revision)
-    found = hub.commits(await app.hub.revisions(actor, kind, project, name), last)
-    return answer(found[p * limit : (p + 1) * limit], headers={"X-Total-Count": str(len(found))})
+    found, total = await app.hub.history(last, start=p * limit, limit=limit)
+    return answer(hub.commits(found), headers={"X-Total-Count": str(total)})
 
 
 @router.get("/api/{kind}/{project}/{name}/revision/{revision:path}")
@@ -169,7 +169,7 @@ async def tree(
     if entries is None:
         raise EntryNotFound(f"{version.id} has no folder {folder}", _lists_files(version))
     if expand:
-        entries = hub.dated(entries, version, await app.hub.revisions(actor, kind, project, name))
+        entries = await app.hub.dated(version, entries)
     return answer(entries)
 
 
@@ -192,7 +192,7 @@ async def paths_info(
         dated = str(form.get("expand", "")).lower() == "true"
     entries = hub.paths(version, wanted)
     if dated:
-        entries = hub.dated(entries, version, await app.hub.revisions(actor, kind, project, name))
+        entries = await app.hub.dated(version, entries)
     return answer(entries)
 
 

@@ -10,7 +10,7 @@ import binascii
 import hashlib
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import msgspec
 from fastapi import Request
@@ -24,7 +24,7 @@ from groundplane.api.uploads import Landing
 from groundplane.domain import hub
 from groundplane.domain.model import ManifestFile, check_name, check_sha256
 from groundplane.domain.provenance.model_card import facts_of
-from groundplane.errors import InvalidInput, NotFound
+from groundplane.errors import InvalidInput
 from groundplane.identity import Actor, Permission
 
 router = Router(prefix="/hf", tags=["hub"], route_class=HubRoute, include_in_schema=False)
@@ -147,8 +147,8 @@ async def lfs_batch(
     body = await _read(request, _Batch)
     if body.operation != "upload":
         raise InvalidInput(f"the operation {body.operation} is not offered", "download through /resolve/")
-    await app.hub.parent(actor, project, name, "")
-    held = await _held(app, actor, project, name)
+    parent = await app.hub.parent(actor, project, name, "")
+    held = await app.hub.held(parent, {each.oid for each in body.objects})
     owner = _owner(actor, project, name)
     upload_id = await landing.find(owner) or await landing.begin(owner)
     landed = landing.folder(upload_id, owner)
@@ -213,8 +213,10 @@ async def commit(
     if parent and layout.items() | _digests(kept).items() == _digests(parent.files).items():
         await landing.discard(upload_id, owner)
         return _committed(request, parent, f"nothing changed since {parent.id}")
-    landed, held = landing.folder(upload_id, owner), await _held(app, actor, project, name)
-    copied = {path for path, oid in layout.items() if oid in held and not (landed / oid).is_file()}
+    landed = landing.folder(upload_id, owner)
+    absent = {path: oid for path, oid in layout.items() if not (landed / oid).is_file()}
+    held = await app.hub.held(parent, absent.values())
+    copied = {path for path, oid in absent.items() if oid in held}
     kept += [replace(held[layout[path]], path=path) for path in sorted(copied)]
     arrived = {path: oid for path, oid in layout.items() if path not in copied}
     tree = await landing.compose(upload_id, owner, arrived, [file.path for file in kept])
@@ -227,15 +229,6 @@ async def commit(
 def _committed(request: Request, version: hub.Revision, said: str) -> Response:
     url = f"{request.base_url}hf/{version.repository}/commit/{version.commit}"
     return answer({"success": True, "commitOid": version.commit, "commitUrl": url, "hookOutput": said})
-
-
-async def _held(app: Any, actor: Actor, project: str, name: str) -> dict[str, ManifestFile]:
-    """SHA-256 → a file of some version of the repository: what is copied or sent again need not travel."""
-    try:
-        versions = await app.hub.revisions(actor, hub.Kind.MODELS, project, name)
-    except NotFound:
-        return {}
-    return {file.sha256: file for version in versions for file in version.files}
 
 
 def _demand_there(parent: hub.Revision | None, gone: set[str]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +46,15 @@ class Among:
     kind: type
     column: str
     where: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Greatest:
+    """A `where` value: the column is the greatest that rows with the same `per` have of it, among those that match
+    `where`: the newest version of each name."""
+
+    per: str
+    where: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from enum import StrEnum
 
 from groundplane.domain.canonical import canonical_json
 from groundplane.domain.dataset import DatasetVersion
-from groundplane.domain.model import ManifestFile, ModelVersion
+from groundplane.domain.model import LATEST, ManifestFile, ModelVersion, is_alias
 
 MAIN = "main"
 COMMIT_HEX = 40
@@ -60,12 +60,20 @@ class Revision:
 
 
 def of_model(version: ModelVersion) -> Revision:
-    return _revision(Kind.MODELS, version, version.certificate_sha256[:COMMIT_HEX])
+    return _revision(Kind.MODELS, version, model_commit(version.certificate_sha256))
 
 
 def of_dataset(version: DatasetVersion) -> Revision:
-    named: list[object] = [version.id, version.digest]
-    return _revision(Kind.DATASETS, version, hashlib.sha256(canonical_json(named)).hexdigest()[:COMMIT_HEX])
+    return _revision(Kind.DATASETS, version, dataset_commit(version.id, version.digest))
+
+
+def model_commit(certificate_sha256: str) -> str:
+    return certificate_sha256[:COMMIT_HEX]
+
+
+def dataset_commit(id: str, digest: str) -> str:
+    named: list[object] = [id, digest]
+    return hashlib.sha256(canonical_json(named)).hexdigest()[:COMMIT_HEX]
 
 
 def _revision(kind: Kind, version: ModelVersion | DatasetVersion, commit: str) -> Revision:
@@ -83,21 +91,24 @@ def _revision(kind: Kind, version: ModelVersion | DatasetVersion, commit: str) -
     )
 
 
-def at_revision(versions: Sequence[Revision], revision: str, aliases: Mapping[str, int]) -> Revision | None:
-    """The version a revision names: `main`, an alias, `3`, `v3`, or a commit of seven hex digits or more.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a revision names; with none of the three, the newest version. `commit` may be its first digits alone."""
 
-    `versions` are one repository's; `aliases` give numbers. None where nothing is named, or a short commit fits two.
-    """
-    if revision in (MAIN, f"refs/heads/{MAIN}", "latest"):
-        return max(versions, key=lambda version: version.number, default=None)
-    if revision in aliases:
-        return next((version for version in versions if version.number == aliases[revision]), None)
+    number: int = 0
+    commit: str = ""
+    alias: str = ""
+
+
+def wanted(revision: str) -> Wanted | None:
+    """`main`, `3`, `v3`, a commit of seven hex digits or more, or an alias. None for what can name nothing."""
+    if revision in (MAIN, f"refs/heads/{MAIN}", LATEST):
+        return Wanted()
     if number := _NUMBER.fullmatch(revision):
-        return next((version for version in versions if version.number == int(number[1])), None)
+        return Wanted(number=int(number[1]))
     if _COMMIT.fullmatch(revision):
-        found = [version for version in versions if version.commit.startswith(revision)]
-        return found[0] if len(found) == 1 else None
-    return None
+        return Wanted(commit=revision)
+    return Wanted(alias=revision) if is_alias(revision) else None
 
 
 def info(version: Revision, *, blobs: bool = False) -> Document:
@@ -131,14 +142,18 @@ def info(version: Revision, *, blobs: bool = False) -> Document:
 
 
 def tags(version: Revision) -> list[str]:
-    """What a listing is filtered by: the licence, as `license:apache-2.0`."""
-    return [f"license:{version.license.lower()}"] if version.license else []
+    """What a listing is filtered by."""
+    return [licence_tag(version.license)] if version.license else []
 
 
-def commits(versions: Sequence[Revision], until: Revision) -> list[Document]:
-    """A repository's states up to one, newest first, as commits."""
-    upto = sorted((each for each in versions if each.number <= until.number), key=lambda each: -each.number)
-    return [_commit(each) | {"message": "", "authors": [{"user": each.made_by}]} for each in upto]
+def licence_tag(license: str) -> str:
+    """`license:apache-2.0`."""
+    return f"license:{license.lower()}"
+
+
+def commits(versions: Iterable[Revision]) -> list[Document]:
+    """A repository's states as commits."""
+    return [_commit(each) | {"message": "", "authors": [{"user": each.made_by}]} for each in versions]
 
 
 def _commit(version: Revision) -> Document:
@@ -166,21 +181,14 @@ def tree(version: Revision, folder: str, *, recursive: bool) -> list[Document] |
     return sorted(entries, key=lambda item: str(item["path"]).encode())
 
 
-def dated(entries: Iterable[Document], version: Revision, versions: Sequence[Revision]) -> list[Document]:
-    """The entries with the commit that last changed each: the first of the versions since which it is as it is."""
-    earlier = sorted((each for each in versions if each.number <= version.number), key=lambda each: -each.number)
-    states = [
-        (each, {entry["path"]: entry["oid"] for entry in tree(each, "", recursive=True) or ()}) for each in earlier
-    ]
-    told = []
-    for item in entries:
-        last = version
-        for each, oids in states:
-            if oids.get(item["path"]) != item["oid"]:
-                break
-            last = each
-        told.append(item | {"lastCommit": _commit(last)})
-    return told
+def dated(entries: Iterable[Document], last: Mapping[str, Revision]) -> list[Document]:
+    """The entries with the commit that last changed each, given by path."""
+    return [item | {"lastCommit": _commit(last[str(item["path"])])} for item in entries]
+
+
+def states(entries: Iterable[Document]) -> dict[str, str]:
+    """path → oid."""
+    return {str(entry["path"]): str(entry["oid"]) for entry in entries}
 
 
 def paths(version: Revision, wanted: Iterable[str]) -> list[Document]:
@@ -200,15 +208,12 @@ def entry(file: ManifestFile) -> Document:
     return {"type": "file", "path": file.path, "size": file.size_bytes, "oid": _oid(file), "lfs": _lfs(file, "oid")}
 
 
-def refs(versions: Sequence[Revision], aliases: Mapping[str, int]) -> Document:
+def refs(by_number: Mapping[int, str], aliases: Mapping[str, int]) -> Document:
     """`main` as the only branch; numbers and aliases as tags, which is what they are: names for a commit."""
-    newest = at_revision(versions, MAIN, {})
-    by_number = {version.number: version.commit for version in versions}
     named = {f"v{number}": commit for number, commit in sorted(by_number.items())}
     named |= {alias: by_number[number] for alias, number in sorted(aliases.items()) if number in by_number}
-    branches = [_ref("heads", MAIN, newest.commit)] if newest else []
     return {
-        "branches": branches,
+        "branches": [_ref("heads", MAIN, by_number[max(by_number)])],
         "tags": [_ref("tags", name, commit) for name, commit in named.items()],
         "converts": [],
     }

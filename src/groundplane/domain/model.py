@@ -78,7 +78,7 @@ def parse_ref(text: str) -> ModelRef:
         return ModelRef(name=name, number=None)
     if at and re.fullmatch(r"[1-9][0-9]{0,8}", number):
         return ModelRef(name=name, number=int(number))
-    if at and _is_alias(number):
+    if at and is_alias(number):
         return ModelRef(name=name, number=None, alias=number)
     raise InvalidInput(
         f"{text!r} names no model version", f"write {name}@1 for a fixed version or {name}@latest for the newest"
@@ -87,7 +87,7 @@ def parse_ref(text: str) -> ModelRef:
 
 def check_alias(alias: str) -> str:
     """A name that can't be taken for a number, a commit or a branch. InvalidInput otherwise."""
-    if not _is_alias(alias):
+    if not is_alias(alias):
         raise InvalidInput(
             f"{alias[:80]!r} is no alias",
             "use 2 to 32 of a-z, 0-9 and '-', beginning with a letter; not latest, main, v3, or what reads as a commit",
@@ -95,7 +95,8 @@ def check_alias(alias: str) -> str:
     return alias
 
 
-def _is_alias(text: str) -> bool:
+def is_alias(text: str) -> bool:
+    """Whether it can be one: see `check_alias`."""
     other = text in RESERVED or _COMMIT.fullmatch(text) or _NUMBER.fullmatch(text)
     return bool(_ALIAS.fullmatch(text)) and not other
 

@@ -46,7 +46,7 @@ class Tx(Protocol):
     ) -> list[Row]:
         """Rows whose columns equal `where`, ordered; `-x` descends, and ids ascend where the column is the same.
 
-        A tuple value means "one of"; AtLeast, Below and Between are ranges; Contains and Among say what they mean.
+        A tuple value means "one of"; AtLeast, Below and Between are ranges; the other conditions say what they mean.
         `after` is (value of the ordering column, id) of a row: only what stands behind it. The column may not be None.
         """
         ...

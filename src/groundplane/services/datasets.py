@@ -149,12 +149,18 @@ class Datasets:
         where = {key: value for key, value in (("name", name), ("project", project)) if value}
         async with self._store.transaction() as tx:
             found = [row for row in await tx.find(DatasetVersion, where) if actor.sees(row.project)]
-            if name and not found:
-                names = {row.name for row in await tx.find(DatasetVersion) if actor.sees(row.project)}
-                near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-                hint = f"did you mean {' or '.join(near)}?" if near else "ground datasets list shows the ones you see"
-                raise NotFound(f"there is no dataset {name}", hint)
+        if name and not found:
+            raise await self.unknown(actor, name)
         return sorted(found, key=lambda row: (row.name, -row.number))
+
+    async def unknown(self, actor: Actor, name: str) -> NotFound:
+        """That there is no such dataset, with the nearest names that the actor sees."""
+        async with self._store.transaction() as tx:
+            known = await tx.total(DatasetVersion, "*", by=("name", "project"))
+        names = {str(each) for each, project in known if actor.sees(str(project))}
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "ground datasets list shows the ones you see"
+        return NotFound(f"there is no dataset {name}", hint)
 
     async def get(self, actor: Actor, ref: str) -> DatasetVersion:
         """`corpus@2` or `corpus@latest`. Raises NotFound, InvalidInput."""

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from groundplane.domain import hub
+from groundplane.domain.access import Project
+from groundplane.domain.conditions import Below, Between, Contains, Greatest
 from groundplane.domain.dataset import DatasetVersion, digest_of
-from groundplane.domain.hub import Kind, Revision
+from groundplane.domain.gate import GateCheck
+from groundplane.domain.hub import Document, Kind, Revision
 from groundplane.domain.model import ManifestFile, ModelVersion
 from groundplane.domain.provenance.model_card import CARD, facts_of
+from groundplane.domain.registry import ModelAlias, RegistryEntry
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound
 from groundplane.identity import Actor
-from groundplane.ports import BlobStore
+from groundplane.ports import BlobStore, Store, Tx
 from groundplane.services.datasets import Datasets
 from groundplane.services.models import Models
 
 CHUNK_BYTES = 2**20
-MAX_LISTED = 1_000
+PAGE_ROWS = 100
+_BEHIND = "~"
+"""Sorts after every character of a name, and of a digest."""
+
+Stored = ModelVersion | DatasetVersion
+_STATES: Mapping[Kind, tuple[type[Stored], Mapping[str, object]]] = {
+    Kind.MODELS: (ModelVersion, {}),
+    Kind.DATASETS: (DatasetVersion, {"kept": True}),
+}
+"""What a repository's states are rows of, and which of these count."""
 
 
 class RevisionNotFound(NotFound):
@@ -25,56 +39,116 @@ class RevisionNotFound(NotFound):
 
 
 class Hub:
-    """What unmodified hub clients read: models with their certificates, datasets whose bytes are kept here."""
+    """What unmodified hub clients read: models with their certificates, datasets whose bytes are kept here.
 
-    def __init__(self, *, models: Models, datasets: Datasets, blobs: BlobStore) -> None:
+    A client asks for a commit with each file: a revision is looked up in the same time however many there are.
+    """
+
+    def __init__(self, *, store: Store, models: Models, datasets: Datasets, blobs: BlobStore) -> None:
+        self._store = store
         self._models = models
         self._datasets = datasets
         self._blobs = blobs
+        self._broken: dict[str, int] = {}  # SHA-256 of a file → the byte from which it could not be read
 
-    async def revisions(self, actor: Actor, kind: Kind, project: str, name: str) -> list[Revision]:
-        """A repository's states, newest first. NotFound where there is none, or none that the actor sees."""
-        if kind is Kind.MODELS:
-            return [hub.of_model(version) for version in await self._model_versions(actor, project, name)]
-        return [hub.of_dataset(version) for version in await self._dataset_versions(actor, project, name)]
+    async def newest(self, actor: Actor, kind: Kind, project: str, name: str) -> Revision:
+        """A repository's newest state. NotFound where there is none, or none that the actor sees."""
+        async with self._store.transaction() as tx:
+            found = await _newest(tx, actor, kind, project, name)
+        if found is None:
+            raise await self._no_repository(actor, kind, project, name)
+        return _shown(found)
 
     async def revision(self, actor: Actor, kind: Kind, project: str, name: str, revision: str) -> Revision:
         """One state. NotFound for the repository, RevisionNotFound for its revision.
 
         IntegrityFailure unless the version is what was registered: nothing of it is loaded then.
         """
-        if kind is Kind.DATASETS:
-            kept = await self._dataset_versions(actor, project, name)
-            found = _named([hub.of_dataset(version) for version in kept], revision, {})
-            _demand_digest(next(version for version in kept if version.id == found.id))
+        async with self._store.transaction() as tx:
+            newest = await _newest(tx, actor, kind, project, name)
+            found = await _named(tx, newest, revision) if newest else None
+        if newest is None:
+            raise await self._no_repository(actor, kind, project, name)
+        if found is None:
+            raise await self._no_revision(newest, revision)
+        if isinstance(found, ModelVersion):
+            self._models.demand(found)
+        else:
+            _demand_digest(found)
+        return _shown(found)
+
+    async def refs(self, actor: Actor, kind: Kind, project: str, name: str) -> Document:
+        """The names for a repository's commits: a branch, numbers, and the aliases as they stand now."""
+        await self.newest(actor, kind, project, name)
+        async with self._store.transaction() as tx:
+            commits = await _commits(tx, kind, name)
+            aliases = await tx.find(ModelAlias, {"name": name}) if kind is Kind.MODELS else []
+        return hub.refs(commits, {row.alias: row.number for row in aliases})
+
+    async def history(self, until: Revision, *, start: int, limit: int) -> tuple[list[Revision], int]:
+        """Up to `limit` states from `until` back to the first, after as many as `start`; and how many there are."""
+        row, where = _STATES[until.kind]
+        where = {**where, "name": until.name, "number": Below(until.number + 1)}
+        async with self._store.transaction() as tx:
+            total = await tx.total(row, "*", where=where)
+            found = await tx.find(row, where, order="-number", limit=limit, offset=start)
+        return [_shown(each) for each in found], total.get((), 0)
+
+    async def dated(self, version: Revision, entries: Sequence[Document]) -> list[Document]:
+        """A version's entries with the commit that last changed each: the first of those since which it is as it is."""
+        alike = hub.states(entries)
+        last = dict.fromkeys(alike, version)
+        async for earlier in self._back(version):
+            there = hub.states(hub.tree(earlier, "", recursive=True) or ())
+            alike = {path: oid for path, oid in alike.items() if there.get(path) == oid}
+            if not alike:
+                break
+            last |= dict.fromkeys(alike, earlier)
+        return hub.dated(entries, last)
+
+    async def held(self, newest: Revision | None, digests: Collection[str]) -> dict[str, ManifestFile]:
+        """Of these SHA-256 the ones that a version of the repository has, each with such a file."""
+        missing, found = set(digests), dict[str, ManifestFile]()
+        if newest is None:
             return found
-        versions = await self._model_versions(actor, project, name)
-        found = _named([hub.of_model(version) for version in versions], revision, await self.aliases(kind, name))
-        self._models.demand(next(version for version in versions if version.id == found.id))
+        _take(newest.files, missing, found)
+        if missing:
+            async for earlier in self._back(newest):
+                _take(earlier.files, missing, found)
+                if not missing:
+                    break
         return found
 
-    async def aliases(self, kind: Kind, name: str) -> Mapping[str, int]:
-        """Names that stand for a number, now."""
-        return await self._models.aliases(name) if kind is Kind.MODELS else {}
-
-    async def search(self, actor: Actor, kind: Kind, *, text: str, project: str, tags: Sequence[str]) -> list[Revision]:
+    async def search(
+        self,
+        actor: Actor,
+        kind: Kind,
+        *,
+        text: str,
+        project: str,
+        tags: Iterable[str],
+        limit: int,
+        newest_first: bool = False,
+    ) -> list[Revision]:
         """The newest version of each repository whose name holds the text and that has all these tags, by name."""
-        newest: dict[str, Revision] = {}
-        if kind is Kind.MODELS:
-            for model in await self._models.versions(actor):
-                newest.setdefault(model.name, hub.of_model(model))
-        else:
-            for data in await self._datasets.datasets(actor):
-                if data.kept:
-                    newest.setdefault(data.name, hub.of_dataset(data))
-        wanted = {tag.lower() for tag in tags}
-        return [
-            version
-            for version in newest.values()
-            if text.lower() in version.repository
-            and project in ("", version.project)
-            and wanted <= {tag.lower() for tag in hub.tags(version)}
-        ][:MAX_LISTED]
+        row: type[RegistryEntry | Stored]
+        row, where = (RegistryEntry, {}) if kind is Kind.MODELS else _STATES[kind]
+        where = {**where, "number": Greatest("name", where)}
+        order = "-created_at" if newest_first else "name"
+        async with self._store.transaction() as tx:
+            projects = [each.id for each in await tx.find(Project) if actor.sees(each.id) and project in ("", each.id)]
+            if wanted := {tag.lower() for tag in tags}:
+                licences = [str(each) for (each,) in await tx.total(row, "*", by=("license",))]
+                where["license"] = tuple(each for each in licences if each and wanted == {hub.licence_tag(each)})
+            listed: dict[str, RegistryEntry | Stored] = {}
+            for asked in _holding(text.lower(), projects):
+                listed |= {each.id: each for each in await tx.find(row, {**where, **asked}, order=order, limit=limit)}
+            found = sorted(listed.values(), key=lambda each: each.name)
+            if newest_first:
+                found.sort(key=lambda each: each.created_at, reverse=True)
+            ids = tuple(each.id for each in found[:limit])
+            states = {each.id: each for each in await tx.find(_STATES[kind][0], {"id": ids})}
+        return [_shown(states[id]) for id in ids]
 
     async def parent(self, actor: Actor, project: str, name: str, commit: str) -> Revision | None:
         """The version that a push builds on: the newest, or None for a new repository.
@@ -84,39 +158,56 @@ class Hub:
         """
         if not actor.sees(project):
             raise NotFound(f"there is no repository {project}/{name}", "ground projects list shows the ones you see")
-        try:
-            version = (await self._model_versions(actor, project, name))[0]
-        except NotFound:
-            version = None
-        newest = hub.of_model(version) if version else None
+        async with self._store.transaction() as tx:
+            version = await _newest(tx, actor, Kind.MODELS, project, name)
+        newest = _shown(version) if version else None
         if commit and (newest is None or not newest.commit.startswith(commit)):
             have = newest.commit if newest else "no commit yet"
             raise Conflict(f"{project}/{name} is at {have}, not at {commit}", "fetch it and push again")
-        if version is not None:
+        if isinstance(version, ModelVersion):
             self._models.demand(version)
         return newest
 
-    async def _model_versions(self, actor: Actor, project: str, name: str) -> list[ModelVersion]:
-        try:
-            found = await self._models.versions(actor, name)
-        except NotFound as error:
-            raise NotFound(f"there is no repository {project}/{name}", error.hint) from None
-        own = [version for version in found if version.project == project]
-        if not own:
-            raise NotFound(f"there is no repository {project}/{name}", f"did you mean {found[0].project}/{name}?")
-        return own
+    async def _back(self, version: Revision) -> AsyncIterator[Revision]:
+        """The states before one, newest first."""
+        row, where = _STATES[version.kind]
+        number = version.number
+        while number > 1:
+            async with self._store.transaction() as tx:
+                asked = {**where, "name": version.name, "number": Below(number)}
+                found = await tx.find(row, asked, order="-number", limit=PAGE_ROWS)
+            for each in found:
+                yield _shown(each)
+            number = found[-1].number if len(found) == PAGE_ROWS else 1
 
-    async def _dataset_versions(self, actor: Actor, project: str, name: str) -> list[DatasetVersion]:
-        try:
-            found = await self._datasets.datasets(actor, name=name, project=project)
-        except NotFound as error:
-            raise NotFound(f"there is no dataset {project}/{name}", error.hint) from None
-        kept = [version for version in found if version.kept]
-        if not kept:
-            newest = found[0]
+    async def _no_revision(self, newest: Stored, revision: str) -> RevisionNotFound:
+        """Where a gate keeps an alias from standing: which, and why. Other names are no way around it."""
+        said = f"{newest.project}/{newest.name} has no revision {revision}"
+        versions = Between(f"{newest.name}@", f"{newest.name}@{_BEHIND}")
+        async with self._store.transaction() as tx:
+            asked = {"project": newest.project, "alias": revision, "version_id": versions}
+            checks = await tx.find(GateCheck, asked, order="-at", limit=1)
+        refused = [verdict.refused() for check in checks for verdict in check.verdicts if verdict.open]
+        if isinstance(newest, ModelVersion) and refused:
+            (check,) = checks
+            said = f"{said}: {check.version_id} may not stand there: {refused[0]}"
+            return RevisionNotFound(said, f"ground gates checks {check.version_id} says what is missing")
+        return RevisionNotFound(said, f"try {hub.MAIN} or v{newest.number}")
+
+    async def _no_repository(self, actor: Actor, kind: Kind, project: str, name: str) -> NotFound:
+        row, _ = _STATES[kind]
+        async with self._store.transaction() as tx:
+            rows = await tx.find(row, {"name": name}, order="-number", limit=1)
+        newest = rows[0] if rows and actor.sees(rows[0].project) else None
+        if kind is Kind.MODELS:
+            hint = (
+                f"did you mean {newest.project}/{name}?" if newest else (await self._models.unknown(actor, name)).hint
+            )
+            return NotFound(f"there is no repository {project}/{name}", hint)
+        if isinstance(newest, DatasetVersion) and newest.project == project:
             where = f"{newest.id} was erased" if newest.erased_at else f"{newest.id} lies at {newest.location}"
-            raise NotFound(f"{where}: no bytes of it are kept here", "ground datasets register --managed keeps a copy")
-        return kept
+            return NotFound(f"{where}: no bytes of it are kept here", "ground datasets register --managed keeps a copy")
+        return NotFound(f"there is no dataset {project}/{name}", (await self._datasets.unknown(actor, name)).hint)
 
     async def push(
         self, actor: Actor, project: str, name: str, *, tree: Path, kept: Sequence[ManifestFile], message: str
@@ -137,25 +228,98 @@ class Hub:
         return hub.of_model(made)
 
     async def content(self, file: ManifestFile, start: int, stop: int) -> AsyncIterator[bytes]:
-        """The bytes from `start` up to `stop`, a chunk at a time. IntegrityFailure when the store ends early."""
-        at = start
-        while at < stop:
-            chunk = await self._blobs.read(file.sha256, at, min(CHUNK_BYTES, stop - at))
-            if not chunk:
-                raise IntegrityFailure(
-                    f"{file.path} ends at byte {at:,} of {file.size_bytes:,} in the store", "ground models verify"
-                )
-            at += len(chunk)
-            yield chunk
+        """The bytes from `start` up to `stop`, a chunk at a time, each verified as it is read. IntegrityFailure.
+
+        Where it broke off once is read first the next time: who asks again is told before the answer has begun.
+        """
+        at = self._broken.get(file.sha256, start)
+        try:
+            if start < at < stop:
+                await self._chunk(file, at, stop)
+                self._broken.pop(file.sha256, None)  # mended since
+            at = start
+            while at < stop:
+                chunk = await self._chunk(file, at, stop)
+                at += len(chunk)
+                yield chunk
+        except IntegrityFailure:
+            self._broken[file.sha256] = at
+            raise
+
+    async def _chunk(self, file: ManifestFile, at: int, stop: int) -> bytes:
+        chunk = await self._blobs.read(file.sha256, at, min(CHUNK_BYTES, stop - at))
+        if not chunk:
+            raise IntegrityFailure(
+                f"{file.path} ends at byte {at:,} of {file.size_bytes:,} in the store", "ground models verify"
+            )
+        return chunk
 
 
-def _named(versions: Sequence[Revision], revision: str, aliases: Mapping[str, int]) -> Revision:
-    found = hub.at_revision(versions, revision, aliases)
-    if found is None:
-        newest = versions[0]
-        hint = f"try {hub.MAIN} or v{newest.number}"
-        raise RevisionNotFound(f"{newest.repository} has no revision {revision}", hint)
-    return found
+def _shown(row: Stored) -> Revision:
+    return hub.of_model(row) if isinstance(row, ModelVersion) else hub.of_dataset(row)
+
+
+def _take(files: Iterable[ManifestFile], missing: set[str], found: dict[str, ManifestFile]) -> None:
+    for file in files:
+        if file.sha256 in missing:
+            missing.remove(file.sha256)
+            found[file.sha256] = file
+
+
+async def _newest(tx: Tx, actor: Actor, kind: Kind, project: str, name: str) -> Stored | None:
+    if not actor.sees(project):
+        return None
+    row, where = _STATES[kind]
+    found = await tx.find(row, {**where, "name": name, "project": project}, order="-number", limit=1)
+    return found[0] if found else None
+
+
+async def _named(tx: Tx, newest: Stored, revision: str) -> Stored | None:
+    """Which version of the same name the revision names. None where it names none, or a short commit fits two."""
+    wanted = hub.wanted(revision)
+    if wanted is None or wanted == hub.Wanted():
+        return newest if wanted else None
+    number = wanted.number
+    if isinstance(newest, ModelVersion):
+        if wanted.commit:
+            digests = Between(wanted.commit, wanted.commit + _BEHIND)
+            found = await tx.find(ModelVersion, {"name": newest.name, "certificate_sha256": digests}, limit=2)
+            return found[0] if len(found) == 1 else None
+        if wanted.alias:
+            alias = await tx.get(ModelAlias, f"{newest.name}@{wanted.alias}")
+            number = alias.number if alias else 0
+        return await tx.get(ModelVersion, f"{newest.name}@{number}")
+    if wanted.commit == hub.dataset_commit(newest.id, newest.digest):
+        return newest
+    if wanted.commit:
+        # Its commit is no column: it is worked out from two that are.
+        commits = await _commits(tx, Kind.DATASETS, newest.name)
+        numbers = [each for each, commit in commits.items() if commit.startswith(wanted.commit)]
+        number = numbers[0] if len(numbers) == 1 else 0
+    data = await tx.get(DatasetVersion, f"{newest.name}@{number}")
+    return data if data is not None and data.kept else None
+
+
+async def _commits(tx: Tx, kind: Kind, name: str) -> dict[int, str]:
+    """The commit of each version of a name, without reading files and certificates."""
+    row, where = _STATES[kind]
+    digest = "certificate_sha256" if kind is Kind.MODELS else "digest"
+    rows = await tx.total(row, "*", by=("number", "id", digest), where={**where, "name": name})
+    return {
+        number: hub.model_commit(text) if kind is Kind.MODELS else hub.dataset_commit(id, text)
+        for number, id, text in cast("Iterable[tuple[int, str, str]]", rows)
+    }
+
+
+def _holding(text: str, projects: Sequence[str]) -> Iterator[Mapping[str, object]]:
+    """What to ask for where `project/name` shall hold the text: in the one, in the other, or over the slash."""
+    head, slash, tail = text.partition("/")
+    if slash:
+        ending = tuple(each for each in projects if each.endswith(head))
+        yield {"project": ending, "name": Between(tail, tail + _BEHIND)}
+        return
+    yield {"project": tuple(projects), "name": Contains(text)}
+    yield {"project": tuple(each for each in projects if text in each)}
 
 
 def _demand_digest(version: DatasetVersion) -> None:

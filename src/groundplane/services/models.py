@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from groundplane import __version__
-from groundplane.audit import Event, EventDraft
+from groundplane.audit import Event
 from groundplane.domain.access import Project
 from groundplane.domain.canonical import parse_json
-from groundplane.domain.dataset import DatasetVersion, LineageEdge, edge
-from groundplane.domain.gate import scan_evidence
 from groundplane.domain.model import (
     ManifestFile,
     ModelVersion,
     check_name,
-    manifest,
-    manifest_sha256,
     parse_ref,
     path_refusals,
 )
@@ -30,23 +25,22 @@ from groundplane.domain.provenance.birth import Delivery, Watched, delivered, of
 from groundplane.domain.provenance.circumstances import AttemptCircumstances, as_seen
 from groundplane.domain.provenance.circumstances import energy as energy_of
 from groundplane.domain.provenance.mlbom import ml_bom
-from groundplane.domain.provenance.required_facts import Known, Missing, RequiredFacts, Stage, judge_facts
+from groundplane.domain.provenance.required_facts import Missing, Stage
 from groundplane.domain.provenance.signing_bundle import signing_bundle
-from groundplane.domain.registry import ModelAlias, adopted_label, entry_of, metric_labels
+from groundplane.domain.registry import ModelAlias, RegistryEntry
 from groundplane.domain.run import Attempt, Checkpoint, Run
-from groundplane.domain.scanning.report import ScanReport, judge_scan, refusals_of
 from groundplane.domain.spec import ModelOutput
-from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
-from groundplane.identity import SYSTEM, Actor
-from groundplane.ports import BlobStore, Clock, FoundFile, ModelFiles, Provenance, Signer, Store, Tx
-from groundplane.services.ancestry import base_versions
-from groundplane.services.artifacts import demand_quota, named
+from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
+from groundplane.identity import CROSS_PROJECT, SYSTEM, Actor
+from groundplane.ports import BlobStore, Clock, FoundFile, ModelFiles, Provenance, Signer, Store
+from groundplane.services.artifacts import named
+from groundplane.services.registration import Draft, Registration, missing_facts, newest_version, output_of
 from groundplane.units import format_bytes
 
 LOCAL_POOL = "local"
+NEAR_AMONG = 1_000
+"""So many versions are looked at for a name like one that is not there: a wrong name costs no more in a large house."""
 _SOFTWARE = f"groundplane {__version__}"
-NUMBER_TRIES = 100
-"""How often a registration tries again after losing a version number to another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,24 +54,6 @@ class Verification:
     key_id: str
     problems: tuple[Problem, ...]
     addenda: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Draft:
-    """A version that lacks only its number."""
-
-    name: str
-    project: str
-    owner: str
-    license: str
-    run_id: str
-    metrics: dict[str, float]
-    created_by: str
-    files: tuple[ManifestFile, ...] = ()
-    birth: cert.Birth
-    reason: str
-    report: ScanReport | None = None
-    rows: Callable[[ModelVersion], Sequence[object]] = lambda _: ()
 
 
 class Models:
@@ -101,6 +77,7 @@ class Models:
         self._files = files
         self._provenance = provenance
         self._power_w = power_w
+        self._registration = Registration(store=store, clock=clock, blobs=blobs, signer=signer, files=files)
 
     # ------------------------------------------------------------ registering
 
@@ -129,7 +106,7 @@ class Models:
             raise Refusal(refusals)
         if facts.rollback_target:
             await self._demand_target(actor, name, facts.rollback_target)
-        draft = _Draft(
+        draft = Draft(
             name=name,
             project=project,
             owner=facts.owner,
@@ -142,7 +119,7 @@ class Models:
         )
         if delivery is not None:
             draft = replace(draft, birth=delivered(draft.birth, delivery), rows=delivery.rows)
-        return await self._commit(actor, await self._scanned(draft, found))
+        return await self._registration.register(actor, draft, found)
 
     async def register_run_output(
         self,
@@ -186,7 +163,7 @@ class Models:
             energy=energy,
             no_energy=no_energy,
         )
-        draft = _Draft(
+        draft = Draft(
             name=output.name,
             project=run.project,
             owner=run.owner,
@@ -197,7 +174,7 @@ class Models:
             birth=of_run(watched, output, found, _SOFTWARE),
             reason=f"output of {run.id}",
         )
-        return await self._commit(SYSTEM, await self._scanned(draft, found))
+        return await self._registration.register(SYSTEM, draft, found)
 
     async def _circumstances(
         self, run: Run, attempts: Sequence[Attempt], kept: Sequence[AttemptCircumstances]
@@ -209,122 +186,11 @@ class Models:
         data, unknown = await self._provenance.look_at_data(run.spec, here=run.pool == LOCAL_POOL)
         return replace(seen, data=data, unknown=(*seen.unknown, *unknown))
 
-    async def _scanned(self, draft: _Draft, found: Sequence[FoundFile]) -> _Draft:
-        """The draft with its stored files and what the scan says of them all together. Refusal for what stands against.
-
-        Licences are compared with those of the registered models and data that it was made from.
-        """
-        async with self._store.transaction() as tx:
-            bases, data = await _terms(tx, draft.birth)
-        report = judge_scan(
-            draft.name,
-            found,
-            license=draft.license,
-            base_licenses=bases,
-            data_licenses=data,
-            memory_bytes=draft.birth.target_memory_bytes,
-        )
-        if refused := refusals_of(report):
-            raise Refusal(refused)
-        return replace(draft, files=await self._put(found), report=report)
-
     async def _demand_target(self, actor: Actor, name: str, target: str) -> None:
         wanted = parse_ref(target)
         if wanted.number is None or wanted.name != name:
             raise InvalidInput(f"{target} can't be gone back to from {name}", f"name a version: {name}@NUMBER")
         await self.get(actor, target)
-
-    async def _put(self, found: Sequence[FoundFile]) -> tuple[ManifestFile, ...]:
-        stored = await self._blobs.put_files([file.source for file in found])
-        files = [
-            ManifestFile(path=file.path, sha256=sha256, size_bytes=size_bytes)
-            for file, (sha256, size_bytes) in zip(found, stored, strict=True)
-        ]
-        # The bytes that were stored are the bytes that were looked at only if nobody wrote in between.
-        await self._files.unchanged(found)
-        return manifest(files)
-
-    async def _commit(self, actor: Actor, draft: _Draft) -> ModelVersion:
-        """Takes the next number. Who loses it to a registration at the same time tries again with the one after."""
-        lost = 0
-        for _ in range(NUMBER_TRIES):
-            number = 0
-            try:
-                async with self._store.transaction() as tx:
-                    newest = await _newest(tx, draft.name)
-                    if newest is not None and newest.project != draft.project:
-                        raise Refusal([_taken(draft.name)])
-                    if draft.run_id and (known := await _output(tx, draft.run_id, draft.name)) is not None:
-                        return known
-                    await demand_quota(tx, draft.project, draft.files)
-                    number = 1 if newest is None else newest.number + 1
-                    version = self._certified(draft, number)
-                    await self._demand_facts(tx, version, (), Stage.REGISTER)
-                    made_from = await _lineage(tx, version, draft.birth)  # before it is the newest one itself
-                    await tx.insert(version)
-                    await tx.insert(entry_of(version))
-                    if draft.report is not None:
-                        rules, at = self.scan_rules(), version.created_at
-                        await tx.insert(
-                            scan_evidence(f"{version.id}#scan", version, draft.report, rules, actor.name, at)
-                        )
-                    await tx.insert_many_once(metric_labels(version))
-                    if draft.birth.adopted_from:
-                        await tx.insert(adopted_label(version.id, draft.birth.adopted_from))
-                    await tx.insert_many_once(made_from)
-                    for row in draft.rows(version):
-                        await tx.insert(row)
-                    await tx.append_event(self._registered(actor, version, draft.reason))
-                    return version
-            except Conflict:
-                # Without a greater number since the last try, nobody took it: the conflict is about something else.
-                if number <= lost:
-                    raise
-                lost = number
-        raise Conflict(f"{draft.name}@{lost} and {NUMBER_TRIES - 1} numbers before it went to others", "try again")
-
-    def _certified(self, draft: _Draft, number: int) -> ModelVersion:
-        row = ModelVersion(
-            id=f"{draft.name}@{number}",
-            name=draft.name,
-            number=number,
-            project=draft.project,
-            owner=draft.owner,
-            files=draft.files,
-            manifest_sha256=manifest_sha256(draft.files),
-            size_bytes=sum(file.size_bytes for file in draft.files),
-            certificate="",
-            certificate_sha256="",
-            run_id=draft.run_id,
-            license=draft.license,
-            metrics=draft.metrics,
-            created_by=draft.created_by,
-            created_at=self._clock.now(),
-        )
-        text = cert.seal(cert.statement(row, draft.birth), self._signer.key_id, self._signer.sign)
-        return replace(row, certificate=text, certificate_sha256=hashlib.sha256(text.encode()).hexdigest())
-
-    def _registered(self, actor: Actor, version: ModelVersion, reason: str) -> EventDraft:
-        after: dict[str, object] = {
-            "files": len(version.files),
-            "size_bytes": version.size_bytes,
-            "manifest_sha256": version.manifest_sha256,
-            "certificate_sha256": version.certificate_sha256,
-            "key_id": self._signer.key_id,
-            "run_id": version.run_id,
-            "owner": version.owner,
-            "license": version.license,
-        }
-        return EventDraft(
-            at=version.created_at,
-            actor=actor.name,
-            action="model.register",
-            object_kind="model",
-            object_id=version.id,
-            project=version.project,
-            after=after,
-            reason=reason,
-        )
 
     async def _see_project(self, actor: Actor, project: str) -> None:
         async with self._store.transaction() as tx:
@@ -340,21 +206,27 @@ class Models:
             found = await tx.find(ModelVersion, None if name is None else {"name": name})
         visible = [version for version in found if actor.sees(version.project)]
         if name is not None and not visible:
-            raise await self._no_model(actor, name)
+            raise await self.unknown(actor, name)
         return sorted(visible, key=lambda version: (version.name, -version.number))
+
+    async def newest(self, actor: Actor, name: str) -> ModelVersion:
+        """The version with the greatest number. NotFound for a name of which the actor sees none."""
+        async with self._store.transaction() as tx:
+            found = await newest_version(tx, name)
+        if found is None or not actor.sees(found.project):
+            raise await self.unknown(actor, name)
+        return found
 
     async def get(self, actor: Actor, ref: str) -> ModelVersion:
         """`name@3`, `name@production` or `name@latest`. NotFound with the nearest names or numbers, InvalidInput."""
         wanted = parse_ref(ref)
+        newest = await self.newest(actor, wanted.name)
+        if wanted.number is None and not wanted.alias:
+            return newest
         async with self._store.transaction() as tx:
-            newest = await _newest(tx, wanted.name)
-            number = wanted.number
-            if wanted.alias:
-                alias = await tx.get(ModelAlias, str(wanted))
-                number = alias.number if alias else 0
-            found = newest if number is None else await tx.get(ModelVersion, f"{wanted.name}@{number}")
-        if newest is None or not actor.sees(newest.project):
-            raise await self._no_model(actor, wanted.name)
+            alias = await tx.get(ModelAlias, str(wanted)) if wanted.alias else None
+            number = alias.number if alias else wanted.number
+            found = await tx.get(ModelVersion, f"{wanted.name}@{number}")
         if found is None and wanted.alias:
             known = ", ".join(sorted(await self.aliases(wanted.name))) or "none yet"
             raise NotFound(f"{wanted.name} has no alias {wanted.alias}", f"it has {known}: ground models alias")
@@ -411,11 +283,12 @@ class Models:
         """key id → PEM of every key whose certificates count here."""
         return dict(self._signer.public_keys())
 
-    async def _no_model(self, actor: Actor, name: str) -> NotFound:
+    async def unknown(self, actor: Actor, name: str) -> NotFound:
+        """That there is no such model, with the nearest names among the versions that the actor saw come last."""
+        scope = {} if actor.role in CROSS_PROJECT else {"project": actor.project}
         async with self._store.transaction() as tx:
-            rows = await tx.find(ModelVersion)
-        names = sorted({row.name for row in rows if actor.sees(row.project)})
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+            last = await tx.find(RegistryEntry, {**scope, "archived": False}, order="-created_at", limit=NEAR_AMONG)
+        near = difflib.get_close_matches(name, {row.name for row in last}, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "ground models list shows the ones you see"
         return NotFound(f"there is no model {name}", hint)
 
@@ -488,16 +361,12 @@ class Models:
         _demand(version, self.problems(version))
         addenda = await self._addenda(version)
         async with self._store.transaction() as tx:
-            return await _missing(tx, version, addenda, stage)
+            return await missing_facts(tx, version, addenda, stage)
 
     async def demand_facts(self, version: ModelVersion, stage: Stage) -> None:
         """Refusal naming each required fact that is missing, and how it is supplied."""
         if missing := await self.missing_facts(version, stage):
             raise Refusal([each.refused(version.id, version.project) for each in missing])
-
-    async def _demand_facts(self, tx: Tx, version: ModelVersion, addenda: Sequence[Addendum], stage: Stage) -> None:
-        if missing := await _missing(tx, version, addenda, stage):
-            raise Refusal([each.refused(version.name, version.project) for each in missing])
 
     def scan_rules(self) -> str:
         """The digest of the rules by which files are judged now."""
@@ -517,56 +386,7 @@ class Models:
 
     async def _of_run(self, run_id: str, name: str) -> ModelVersion | None:
         async with self._store.transaction() as tx:
-            return await _output(tx, run_id, name)
-
-
-def _taken(name: str) -> Refused:
-    have, hint = f"{name}, which belongs to another project", "choose another name"
-    return Refused(rule="model-name", need="a name that is free or the project's own", have=have, hint=hint)
-
-
-async def _missing(tx: Tx, version: ModelVersion, addenda: Sequence[Addendum], stage: Stage) -> tuple[Missing, ...]:
-    rule = await tx.get(RequiredFacts, version.project)
-    if rule is None:
-        return ()
-    said = cert.open_envelope(version.certificate).statement.get("predicate")
-    known = Known(said=said if isinstance(said, dict) else {}, addenda=addenda)
-    return judge_facts(rule.required, known, stage)
-
-
-async def _terms(tx: Tx, birth: cert.Birth) -> tuple[dict[str, str], dict[str, str]]:
-    """The licences of the registered models, and of the registered data, that a version was made from."""
-    bases, data = {}, {}
-    for base in await base_versions(tx, birth.base_model):
-        found = await tx.get(ModelVersion, base)
-        if found is not None and found.license:
-            bases[found.id] = found.license
-    digests = tuple({each.sha256 for each in birth.circumstances.data if each.sha256})
-    for row in await tx.find(DatasetVersion, {"digest": digests}) if digests else ():
-        if row.license:
-            data[row.id] = row.license
-    return bases, data
-
-
-async def _newest(tx: Tx, name: str) -> ModelVersion | None:
-    found = await tx.find(ModelVersion, {"name": name}, order="-number", limit=1)
-    return found[0] if found else None
-
-
-async def _output(tx: Tx, run_id: str, name: str) -> ModelVersion | None:
-    # Read after the newest number: a registration that is committed in between is then seen here, and one that is
-    # committed later has taken the number and makes ours a conflict.
-    found = await tx.find(ModelVersion, {"run_id": run_id, "name": name}, limit=1)
-    return found[0] if found else None
-
-
-async def _lineage(tx: Tx, version: ModelVersion, birth: cert.Birth) -> list[LineageEdge]:
-    """What it was made from, one edge each: its run, its data by digest, the registered models it began as."""
-    made_from = [f"run:{version.run_id}"] if version.run_id else []
-    made_from += [f"sha256:{data.sha256}" for data in birth.circumstances.data if data.sha256]
-    made_from += [f"model:{base}" for base in await base_versions(tx, birth.base_model)]
-    edges = {parent: edge(parent, f"model:{version.id}", version.project, version.created_at) for parent in made_from}
-    return list(edges.values())
+            return await output_of(tx, run_id, name)
 
 
 def _demand(version: ModelVersion, problems: Sequence[Problem]) -> None:

@@ -68,7 +68,7 @@ class Registry:
         whose certificate no longer holds, or that was archived, is refused.
         """
         check_alias(alias)
-        await self._models.versions(actor, name)  # NotFound for what the actor doesn't see
+        await self._models.newest(actor, name)  # NotFound for what the actor doesn't see
         async with self._store.transaction() as tx:
             current = await tx.get(ModelAlias, f"{name}@{alias}")
             moves = await tx.find(AliasMove, {"alias_id": f"{name}@{alias}"}, order="sequence")
@@ -83,7 +83,7 @@ class Registry:
         """Takes an alias away. Its history stays. Raises NotFound."""
         check_alias(alias)
         reason = checked_text(reason, "reason")
-        await self._models.versions(actor, name)
+        await self._models.newest(actor, name)
         async with self._store.transaction() as tx:
             current = await tx.get(ModelAlias, f"{name}@{alias}", lock=True)
             if current is None:
@@ -93,14 +93,14 @@ class Registry:
 
     async def aliases(self, actor: Actor, name: str) -> list[ModelAlias]:
         """What a model's aliases stand for, by alias. Raises NotFound."""
-        await self._models.versions(actor, name)
+        await self._models.newest(actor, name)
         async with self._store.transaction() as tx:
             return await tx.find(ModelAlias, {"name": name}, order="alias")
 
     async def history(self, actor: Actor, name: str, alias: str) -> list[AliasMove]:
         """Every move of an alias, newest first, removed ones included. Raises NotFound."""
         check_alias(alias)
-        await self._models.versions(actor, name)
+        await self._models.newest(actor, name)
         async with self._store.transaction() as tx:
             moves = await tx.find(AliasMove, {"alias_id": f"{name}@{alias}"}, order="-sequence", limit=MAX_LISTED)
         if not moves:

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from groundplane.adapters.store.tables import KINDS, PENDING, check_row, scalar_column
 from groundplane.audit import GENESIS, Event, EventDraft, seal
-from groundplane.domain.conditions import Among, AtLeast, Below, Between, By, Contains
+from groundplane.domain.conditions import Among, AtLeast, Below, Between, By, Contains, Greatest
 from groundplane.errors import Conflict
 from groundplane.ports import ChainHead, Row, Tx
 
@@ -234,14 +234,28 @@ class _MemoryTx:
 
     def _matching(self, kind: type, where: Mapping[str, object] | None) -> Iterator[Any]:
         wanted = dict(where or {})
-        for name, value in wanted.items():
+        tops: list[tuple[str, str, dict[object, Any]]] = []
+        for name, value in list(wanted.items()):
             scalar_column(kind, name)
+            if isinstance(value, Greatest):
+                scalar_column(kind, value.per)
+                tops.append((name, value.per, self._greatest(kind, name, value)))
+                del wanted[name]
             if isinstance(value, Among):
                 scalar_column(value.kind, value.column)
                 wanted[name] = frozenset(getattr(row, value.column) for row in self._matching(value.kind, value.where))
         for row in self._all(kind):
-            if all(_satisfies(getattr(row, name), value) for name, value in wanted.items()):
+            if all(_satisfies(getattr(row, name), value) for name, value in wanted.items()) and all(
+                best.get(getattr(row, per)) == getattr(row, name) for name, per, best in tops
+            ):
                 yield row
+
+    def _greatest(self, kind: type, name: str, asked: Greatest) -> dict[object, Any]:
+        best: dict[object, Any] = {}
+        for row in self._matching(kind, asked.where):
+            of, value = getattr(row, asked.per), getattr(row, name)
+            best[of] = max(value, best.get(of, value))
+        return best
 
     def _check_constraints(self, row: object) -> None:
         spec = KINDS[type(row)]

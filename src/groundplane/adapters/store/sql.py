@@ -22,7 +22,7 @@ from groundplane.adapters.store.engines import Connection, Values, engine_for
 from groundplane.adapters.store.migrations import migrate
 from groundplane.adapters.store.tables import CHAIN_HEAD, KINDS, TABLES, check_row, scalar_column
 from groundplane.audit import Event, EventDraft, seal
-from groundplane.domain.conditions import Among, AtLeast, Below, Between, By, Contains
+from groundplane.domain.conditions import Among, AtLeast, Below, Between, By, Contains, Greatest
 from groundplane.errors import Conflict, IntegrityFailure
 from groundplane.ports import ChainHead, Row, Tx
 
@@ -416,6 +416,11 @@ def _conditions(
                 # An alias of its own: the other kind may be this one, or stand inside another Among.
                 rows = TABLES[other].alias()
                 found.append(sa.exists().where(rows.c[name] == column, *_conditions(other, inner, rows)))
+            case Greatest(per=per, where=inner):
+                scalar_column(kind, per)
+                rows, own = TABLES[kind].alias(), (TABLES[kind] if table is None else table).c[per]
+                same = (rows.c[per] == own, *_conditions(kind, inner, rows))
+                found.append(column == sa.select(sa.func.max(rows.c[name])).where(*same).scalar_subquery())
             case None:
                 found.append(column.is_(None))
             case _:

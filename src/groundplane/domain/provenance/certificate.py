@@ -295,6 +295,8 @@ class Birth:
     software: str
     adopted: Sequence[AdoptedFile] = ()
     adopted_from: str = ""
+    copy_of: ModelVersion | None = None
+    """What it is a copy of: then everything else is what that one's certificate states."""
 
 
 def statement(row: ModelVersion, birth: Birth) -> dict[str, object]:
@@ -331,6 +333,7 @@ def statement(row: ModelVersion, birth: Birth) -> dict[str, object]:
         },
         "origin": birth.origin,
         **_adoption(birth),
+        **_copy(birth),
         "observed": seen.observed,
         "run": None if birth.run is None else _run(birth.run),
         "data": [{"name": d.name, "sha256": d.sha256, "size_bytes": d.size_bytes, "how": d.how} for d in seen.data],
@@ -383,6 +386,11 @@ def _adoption(birth: Birth) -> dict[str, object]:
         for file in birth.adopted
     ]
     return {"adoption": {"from": birth.adopted_from, "converted": files}}
+
+
+def _copy(birth: Birth) -> dict[str, object]:
+    source = birth.copy_of
+    return {"copy_of": {"version": source.id, "certificate_sha256": source.certificate_sha256}} if source else {}
 
 
 def _time(moment: datetime | None) -> str | None:
