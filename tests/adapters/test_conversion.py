@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+import struct
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tests.adapters.torch_files import Storage, View, torch_legacy, torch_zip, whole
-from tests.domain.malicious_models import corpus
+from tests.domain.malicious_models import WEIGHTS, corpus
 
+from groundplane.adapters import conversion, model_tools
+from groundplane.adapters.confined.launch import Ended, launch
 from groundplane.adapters.conversion import convert
-from groundplane.errors import Refusal
+from groundplane.errors import Conflict, IntegrityFailure, Refusal
 
 NOISE = np.random.default_rng(5)
 A = NOISE.normal(size=(17, 9)).astype(np.float32)
@@ -119,3 +124,160 @@ def test_weights_that_make_no_sense_are_refused_with_the_reason(value: object, s
     with pytest.raises(Refusal, match="weights-only") as refused:
         convert(source, tmp_path / "model.safetensors")
     assert says in refused.value.refusals[0].have
+
+
+# ---------------------------------------------------------------- chosen by somebody who means harm
+
+
+def program(body: bytes) -> bytes:
+    """A PyTorch zip with this pickle, and one storage of four numbers."""
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02" + body + b".")
+        archive.writestr("archive/data/0", bytes(16))
+    return target.getvalue()
+
+
+def text(word: bytes) -> bytes:
+    return b"X" + struct.pack("<I", len(word)) + word
+
+
+def tensor(shape: bytes = b"K\x04", strides: bytes = b"K\x01", offset: bytes = b"K\x00") -> bytes:
+    storage = b"(" + text(b"storage") + b"ctorch\nFloatStorage\n" + text(b"0") + text(b"cpu") + b"K\x04tQ"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + offset + b"(" + shape + b"t(" + strides + b"t\x89}tR"
+
+
+def named(*pairs: tuple[bytes, bytes]) -> bytes:
+    return program(b"}(" + b"".join(key + value for key, value in pairs) + b"u")
+
+
+def laughs(levels: int) -> bytes:
+    """A list that holds the same list twice, which does so as well, and so on."""
+    made = b"]q\x000"
+    for level in range(levels):
+        made += b"](h" + bytes([level]) + b"h" + bytes([level]) + b"eq" + bytes([level + 1]) + b"0"
+    return made + b"h" + bytes([levels])
+
+
+HUGE = b"\x8a\x06\0\0\0\0\0\x01"
+ORDERED = b"ccollections\nOrderedDict\n"
+ATTACKS = {
+    "the name of the metadata": (named((text(b"__metadata__"), tensor())), "safetensors can't have"),
+    "half a letter": (named((text(b"\xed\xa0\x80"), tensor())), "safetensors can't have"),
+    "a name without end": (named((text(b"x" * 2_000_000), tensor())), "over 1,000 letters"),
+    "a name that is a tuple": (named((b"(K\x01K\x02t", tensor())), "neither text nor number"),
+    "a truth for a size": (named((text(b"w"), tensor(b"\x88", b"K\x01"))), "that no tensor has"),
+    "more dimensions than any": (named((text(b"w"), tensor(b"K\x01" * 90_000, b"K\0" * 90_000))), "no tensor has"),
+    "few bytes shown many times": (named((text(b"w"), tensor(HUGE, b"K\0"))), "many times the file's own"),
+    "lists in lists": (named((text(b"w"), tensor()), (text(b"z"), laughs(35))), "over 2,000,000 values"),
+    "a list in itself": (named((text(b"w"), tensor()), (text(b"z"), b"]q\0h\0a")), "nested without end"),
+    "a memo of gigabytes": (program(b"Nr\xff\xff\xff\x7f"), "over a limit"),
+    "bytes by their number": (
+        program(
+            b"cnumpy._core.numeric\n_frombuffer\n(J\0\0\0\x40cnumpy\ndtype\n("
+            + text(b"f4")
+            + b"tR(K\x04t"
+            + text(b"C")
+            + b"tR"
+        ),
+        "array of objects",
+    ),
+    "a storage by number": (
+        program(b"(" + text(b"storage") + b"ctorch\nFloatStorage\nK\0" + text(b"cpu") + b"K\x04tQ"),
+        "without a name",
+    ),
+    "attributes of a function": (
+        program(b"ctorch._utils\n_rebuild_tensor_v2\n}(" + text(b"_does") + text(b"x") + b"ub"),
+        "given a state",
+    ),
+    "a function's own state": (
+        program(b"ctorch\nSize\nN}(" + text(b"_name") + b"Nu\x86b"),
+        "given a state",
+    ),
+    "a class changed": (program(ORDERED + b"}(" + text(b"get") + ORDERED + b"ub"), "can't be read"),
+    "an instance of a function": (program(b"ctorch\nSize\n)\x81"), "can't be read"),
+    "a registered number": (program(b"\x82\x05"), "can't be read"),
+    "a name through another": (program(text(b"collections") + text(b"OrderedDict.__init__") + b"\x93"), "more than"),
+    "a name that was encoded": (
+        program(text(b"os") + b"c_codecs\nencode\n(" + text(b"system") + text(b"latin1") + b"tR\x93"),
+        "can't be read",
+    ),
+    "an encoding that runs": (program(b"c_codecs\nencode\n(" + text(b"x") + text(b"zlib") + b"tR"), "an encoding"),
+}
+
+
+@pytest.mark.parametrize("attack", sorted(ATTACKS))
+def test_what_is_made_to_exhaust_or_to_mislead_is_refused_with_the_reason(attack: str, tmp_path: Path) -> None:
+    data, says = ATTACKS[attack]
+    source = tmp_path / "model.pt"
+    source.write_bytes(data)
+    with pytest.raises(Refusal) as refused:
+        convert(source, tmp_path / "model.safetensors")
+    assert says in refused.value.refusals[0].have
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"], "a refused file leaves nothing"
+
+
+def test_attributes_that_a_state_dict_is_given_do_not_hide_what_it_holds(tmp_path: Path) -> None:
+    hidden = b"}(" + text(b"values") + b"ctorch\nSize\n" + text(b"items") + b"ctorch\nSize\nub"
+    source, target = tmp_path / "model.pt", tmp_path / "model.safetensors"
+    source.write_bytes(program(ORDERED + b")R(" + text(b"w") + tensor() + b"u" + hidden))
+    assert list(convert(source, target).tensors) == ["w"]
+    assert "system calls" in convert(source, target).walls
+
+
+@pytest.mark.parametrize(
+    "said", ["", "null", "[1]", "[" * 100_000, "{}", '{"tensors": 1}', '{"tensors": ["w"]}', '{"refused": 1}']
+)
+def test_what_the_confined_program_says_is_not_believed(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "model.pt"
+    source.write_bytes(named((text(b"w"), tensor())))
+    monkeypatch.setattr(conversion, "launch", lambda *_, **__: Ended(status=0, output=b"", errors=said, walls=""))
+    with pytest.raises(Refusal, match="ends the process that reads it"):
+        convert(source, tmp_path / "model.safetensors")
+
+
+def test_a_file_that_is_no_safetensors_is_no_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forged(*_: object, target: BinaryIO, **__: object) -> Ended:
+        target.write(struct.pack("<Q", 2**40) + b"{}")
+        target.flush()
+        return Ended(status=0, output=b"", errors='{"tensors": {"w": "0"}}', walls="")
+
+    source = tmp_path / "model.pt"
+    source.write_bytes(named((text(b"w"), tensor())))
+    monkeypatch.setattr(conversion, "launch", forged)
+    with pytest.raises(IntegrityFailure, match="no safetensors file"):
+        convert(source, tmp_path / "model.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+
+
+def test_a_source_that_changes_meanwhile_or_is_a_link_is_not_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, link, target = tmp_path / "model.pt", tmp_path / "link.pt", tmp_path / "model.safetensors"
+    source.write_bytes(named((text(b"w"), tensor())))
+    link.symlink_to(source)
+    with pytest.raises(OSError, match="symbolic links"):
+        convert(link, target)
+
+    def changed(*words: Any, **names: Any) -> Ended:
+        with source.open("ab") as writing:
+            writing.write(b"x")
+        return launch(*words, **names)
+
+    monkeypatch.setattr(conversion, "launch", changed)
+    with pytest.raises(Conflict, match="changed"):
+        convert(source, target)
+    assert not target.exists()
+
+
+def test_a_file_is_not_taken_for_the_weights_that_were_converted(tmp_path: Path) -> None:
+    stray, folder = tmp_path / "stray", tmp_path / "folder"
+    stray.mkdir()
+    folder.mkdir()
+    (stray / "model.pt").write_bytes(named((text(b"w"), tensor())))
+    (stray / "model.safetensors").write_bytes(WEIGHTS)
+    with pytest.raises(Refusal) as refused:
+        model_tools.adopt(stray, folder, [])
+    assert refused.value.refusals[0].need == "one file for the same weights"

@@ -7,14 +7,17 @@ import json
 import os
 import secrets
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 from groundplane.adapters.confined.launch import demand_walls, launch
 from groundplane.domain.scanning.byte_view import ByteView
-from groundplane.domain.scanning.tensor_header import tensor_entries
-from groundplane.errors import IntegrityFailure, Refusal, Refused
+from groundplane.domain.scanning.tensor_header import HeaderFault, tensor_entries
+from groundplane.errors import Conflict, IntegrityFailure, Refusal, Refused
 
-_CPU_S = 3600
+_CPU_S_MAX = 3600
+_WALL_FACTOR = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,16 +38,20 @@ def convert(source: Path, target: Path) -> Converted:
     """
     draft = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
     try:
-        with source.open("rb") as opened, draft.open("xb") as writing:
+        with _open(source) as opened, draft.open("xb") as writing:
+            before = os.fstat(opened.fileno())
             source_sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
             opened.seek(0)
-            ended = launch("convert_weights", [str(_CPU_S)], source=opened, target=writing, timeout_s=2 * _CPU_S)
+            cpu_s = _cpu_s(before.st_size)
+            ended = launch(
+                "convert_weights", [str(cpu_s)], source=opened, target=writing, timeout_s=_WALL_FACTOR * cpu_s
+            )
             os.fsync(writing.fileno())
+            if _stamp(before) != _stamp(os.fstat(opened.fileno())):
+                raise Conflict(f"{source} changed while it was being converted", "stop what writes it, then try again")
         told = _told(source, ended.status, ended.errors)
-        demand_walls(told.get("left"))
+        written = _digests(source, draft)
         stated = told["tensors"]
-        assert isinstance(stated, dict)
-        written = _digests(draft)
         wrong = sorted(name for name in {*stated, *written} if stated.get(name) != written.get(name))
         if wrong:
             raise IntegrityFailure(f"{source}: tensor {wrong[0]!r} was not written as it was read", "convert it again")
@@ -56,27 +63,44 @@ def convert(source: Path, target: Path) -> Converted:
         source_sha256=source_sha256,
         tensors=written,
         left_out=tuple(str(name) for name in left_out) if isinstance(left_out, list) else (),
-        walls=ended.walls,
+        walls=f"{ended.walls}, system calls" if told.get("filtered") is True else ended.walls,
     )
 
 
-def _told(source: Path, status: int, errors: str) -> dict[str, object]:
-    last = errors.strip().rpartition("\n")[2]
+def _open(source: Path) -> BufferedReader:
+    """The file itself: never through a link, never waiting for the other end of a pipe."""
+    return os.fdopen(os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+
+
+def _cpu_s(size_bytes: int) -> int:
+    """A minute, and a second for each MiB: few bytes must not keep a core busy for long."""
+    return min(_CPU_S_MAX, 60 + size_bytes // 2**20)
+
+
+def _stamp(found: os.stat_result) -> tuple[int, ...]:
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def _told(source: Path, status: int, errors: str) -> dict[str, Any]:
+    """What the program says of itself, with a dictionary of tensors. It read what nobody vouches for: nor is it."""
     try:
-        told = json.loads(last)
-    except ValueError:
-        told = {"refused": f"what ends the process that reads it (status {status})"}
-    if status != 0 or "refused" in told:
-        what = told.get("refused", f"what ends the process that reads it (status {status})")
-        hint = "save the state dict alone where the file comes from: torch.save(model.state_dict(), FILE)"
-        refused = Refused(
-            rule="weights-only", need="tensors under names", have=f"{source.name} holds {what}", hint=hint
-        )
-        raise Refusal([refused])
-    return dict(told)
+        said = json.loads(errors.strip().rpartition("\n")[2])
+    except (ValueError, RecursionError):
+        said = None
+    told: dict[str, Any] = said if isinstance(said, dict) else {}
+    demand_walls(told.get("left"))
+    if status == 0 and "refused" not in told and isinstance(told.get("tensors"), dict):
+        return told
+    what = f"what ends the process that reads it (status {status})"
+    if status == 0 and isinstance(told.get("refused"), str):
+        what = told["refused"]
+    hint = "save the state dict alone where the file comes from: torch.save(model.state_dict(), FILE)"
+    raise Refusal(
+        [Refused(rule="weights-only", need="tensors under names", have=f"{source.name} holds {what}", hint=hint)]
+    )
 
 
-def _digests(path: Path) -> dict[str, str]:
+def _digests(source: Path, path: Path) -> dict[str, str]:
     """name → SHA-256 of each tensor, read anew from the written file, whose header is checked as any other."""
     with path.open("rb") as opened:
 
@@ -85,7 +109,11 @@ def _digests(path: Path) -> dict[str, str]:
             return opened.read(count)
 
         found = {}
-        for name, begin, end in tensor_entries(ByteView(read, path.stat().st_size)):
+        try:
+            entries = tensor_entries(ByteView(read, path.stat().st_size))
+        except HeaderFault as fault:
+            raise IntegrityFailure(f"{source}: what was written of it is no safetensors file: {fault}") from None
+        for name, begin, end in entries:
             digest = hashlib.sha256()
             for offset in range(begin, end, 1 << 20):
                 digest.update(read(offset, min(1 << 20, end - offset)))

@@ -56,7 +56,10 @@ def adopt(source: Path, folder: Path, leave_out: list[str]) -> dict[str, object]
         else:
             target = folder / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            _lay(file.source, target)
+            try:
+                _lay(file.source, target)
+            except Refusal as error:
+                refusals.extend(error.refusals)
     if refusals:
         raise Refusal(refusals)
     return {"files": look(folder), "converted": converted, "left_out": left}
@@ -131,10 +134,7 @@ def _convert(file: FoundFile, folder: Path) -> dict[str, object]:
         name = path.with_name(path.stem.replace("pytorch_model", "model", 1) + ".safetensors")
     target = folder / name
     if target.exists():
-        have = f"{file.path} would become {name}, which is there already"
-        raise Refusal(
-            [Refused(rule="weights-only", need="one file for the same weights", have=have, hint="leave one out")]
-        )
+        raise _taken(f"{file.path} would become {name}, which is there already")
     target.parent.mkdir(parents=True, exist_ok=True)
     made = convert(file.source, target)
     lines = "".join(f"{tensor} {sha256}\n" for tensor, sha256 in sorted(made.tensors.items()))
@@ -150,10 +150,20 @@ def _convert(file: FoundFile, folder: Path) -> dict[str, object]:
     }
 
 
+def _taken(have: str) -> Refusal:
+    hint = "keep one of them: --leave-out PATTERN"
+    return Refusal([Refused(rule="weights-only", need="one file for the same weights", have=have, hint=hint)])
+
+
 def _lay(source: Path, target: Path) -> None:
-    """A second name where that is possible, else a copy: adopting 15 GB should not need 15 more."""
+    """A second name where that is possible, else a copy: adopting 15 GB should not need 15 more.
+
+    Refusal when something was made there of another file: it must not be taken for what that was.
+    """
     try:
         os.link(source, target, follow_symlinks=False)
+    except FileExistsError:
+        raise _taken(f"{source.name} has the name that another file's weights have now") from None
     except OSError:
         shutil.copyfile(source, target, follow_symlinks=False)
 

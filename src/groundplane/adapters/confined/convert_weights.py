@@ -1,4 +1,4 @@
-"""A program of its own: weights in a pickle become safetensors. Standard library only; nothing in the file is called.
+"""A program of its own: weights in a pickle become safetensors. No library of arrays; nothing in the file is called.
 
 Standard input: the file, open. Standard output: the safetensors file, open. Standard error: one JSON line that says
 which tensors there are, with the SHA-256 of each one's bytes, and what was left out; or what was refused.
@@ -21,14 +21,19 @@ import pickle
 import struct
 import sys
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from groundplane.adapters.confined.confine import confine
+from groundplane.domain.scanning.tensor_header import HEADER_BYTES_MAX
 
-TENSORS_MAX = 1_000_000
+OUTPUT_FACTOR, OUTPUT_EXTRA_BYTES = 4, 2**26
+"""The new file has at most so many times the old one's bytes, and so many more: packed and shared storages grow."""
+
 _NESTED_MAX = 40
+_DIMENSIONS_MAX = 64
+_NAME_MAX = 1000
+_VALUES_MAX = 2_000_000
 _MAGIC = 0x1950A86A20F9469CFC6C
 _STORAGES = {
     "Double": ("F64", 8), "Float": ("F32", 4), "Half": ("F16", 2), "BFloat16": ("BF16", 2), "Long": ("I64", 8),
@@ -64,9 +69,8 @@ class Tensor:
     __slots__ = ("offset", "shape", "storage", "strides")
 
     def __init__(self, storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-        numbers = (offset, *shape, *strides)
-        if not all(isinstance(number, int) and 0 <= number < 2**48 for number in numbers) or len(shape) != len(strides):
-            raise Unwanted(f"a tensor of shape {shape!r:.60} and strides {strides!r:.60}")
+        if len(shape) != len(strides) or not _are_sizes((offset, *shape, *strides)):
+            raise Unwanted("a tensor of shape, strides or offset that no tensor has")
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
     def __setstate__(self, state: object) -> None:
@@ -91,6 +95,11 @@ class Tensor:
         for starts in itertools.product(*steps):
             begin = (self.offset + sum(starts)) * size
             yield data[begin : begin + run * size]
+
+
+def _are_sizes(numbers: tuple[object, ...]) -> bool:
+    """Whether they are plain numbers as sizes are, and no more than a tensor has: looked at before any sum is done."""
+    return len(numbers) <= 2 * _DIMENSIONS_MAX + 1 and all(type(n) is int and 0 <= n < 2**48 for n in numbers)
 
 
 class Named:
@@ -118,6 +127,15 @@ class StorageKind:
         raise Unwanted("a storage's kind is given a state")
 
 
+class Ordered(dict[object, object]):
+    """An OrderedDict. What else it is given, such as a state dict's `_metadata`, would hide what it holds: let go."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
 class Array:
     """A numpy array: what its pickle's state says."""
 
@@ -127,9 +145,7 @@ class Array:
         if not isinstance(state, tuple) or len(state) != 5:
             raise Unwanted("an array of an unknown kind")
         _, shape, dtype, fortran, raw = state
-        if not isinstance(dtype, Dtype) or not isinstance(raw, bytes) or not isinstance(shape, tuple):
-            raise Unwanted("an array of objects, which could be anything")
-        self.tensor = dtype.tensor(shape, raw, fortran=bool(fortran))
+        self.tensor = _array(raw, dtype, shape, fortran=bool(fortran))
 
 
 class Dtype:
@@ -150,6 +166,14 @@ class Dtype:
         storage = Storage("Byte", 0)
         storage.dtype, storage.item_bytes, storage.data = _NUMPY[self.name], int(self.name[1:]), raw
         return Tensor(storage, 0, shape, _strides(shape, fortran=fortran))
+
+
+def _array(raw: object, dtype: object, shape: object, *, fortran: bool) -> Tensor:
+    if not isinstance(dtype, Dtype) or not isinstance(raw, bytes | bytearray):
+        raise Unwanted("an array of objects, which could be anything")
+    if not isinstance(shape, tuple) or not _are_sizes(shape):
+        raise Unwanted("an array whose shape is none")
+    return dtype.tensor(shape, bytes(raw), fortran=fortran)
 
 
 def _strides(shape: tuple[int, ...], *, fortran: bool = False) -> tuple[int, ...]:
@@ -173,7 +197,7 @@ def _encode(text: object, encoding: object) -> bytes:
 
 
 _NAMES: dict[tuple[str, str], object] = {
-    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "OrderedDict"): Ordered,
     ("torch", "Size"): Named("torch.Size", tuple),
     ("torch._utils", "_rebuild_tensor"): Named("_rebuild_tensor", _rebuild),
     ("torch._utils", "_rebuild_tensor_v2"): Named("_rebuild_tensor_v2", _rebuild),
@@ -184,8 +208,8 @@ _NAMES: dict[tuple[str, str], object] = {
         (f"numpy.{core}.multiarray", "_reconstruct"): Named("_reconstruct", lambda *_: Array())
         for core in ("core", "_core")
     },
-    **{(f"numpy.{core}.numeric", "_frombuffer"): Named("_frombuffer", lambda raw, dtype, shape, order: dtype.tensor(
-        shape, bytes(raw), fortran=order == "F")) for core in ("core", "_core")},
+    **{(f"numpy.{core}.numeric", "_frombuffer"): Named("_frombuffer", lambda raw, dtype, shape, order: _array(
+        raw, dtype, shape, fortran=order == "F")) for core in ("core", "_core")},
     ("numpy", "ndarray"): StorageKind("Byte"),
     ("numpy", "dtype"): Named("dtype", Dtype),
 }  # fmt: skip
@@ -209,7 +233,9 @@ class Reader(pickle.Unpickler):
             raise Unwanted("a reference to something outside the file")
         if len(pid) > 5 and pid[5] is not None:
             raise Unwanted("a view of a storage, as only very old files have them: save it again")
-        return self._storage(str(pid[2]), pid[1].kind, int(pid[4]))
+        if not isinstance(pid[2], str) or not _are_sizes((pid[4],)):
+            raise Unwanted("a storage without a name or a size")
+        return self._storage(pid[2], pid[1].kind, pid[4])
 
 
 # ---------------------------------------------------------------- containers
@@ -292,58 +318,89 @@ def _read_legacy(view: mmap.mmap, stream: BinaryIO) -> object:
 
 def tensors(found: object) -> tuple[dict[str, Tensor], list[str]]:
     """Every tensor by its name, and the names of what is none. The model's own part is taken when there is one."""
-    prefix = ""
-    if isinstance(found, dict):
-        inner = next((key for key in _BUSINESS if isinstance(found.get(key), dict) and _any(found[key])), "")
-        left = [str(key) for key in found if inner and key != inner]
-        found = found[inner] if inner else found
-        taken, more = _flatten(prefix, found, 0)
-        return taken, left + more
-    return _flatten("weights", found, 0)
+    flat = _Flat()
+    if not isinstance(found, dict):
+        flat.take("weights", found, 0)
+        return flat.tensors, flat.left_out
+    inner = next((key for key in _BUSINESS if isinstance(found.get(key), dict) and _any(found[key])), "")
+    flat.left_out = [_word(key) for key in found if inner and key != inner]
+    flat.take("", found[inner] if inner else found, 0)
+    return flat.tensors, flat.left_out
 
 
 def _any(found: dict[object, object]) -> bool:
     return any(isinstance(value, Tensor | Array) for value in found.values())
 
 
-def _flatten(prefix: str, found: object, level: int) -> tuple[dict[str, Tensor], list[str]]:
-    if level > _NESTED_MAX:
-        raise Unwanted("names nested without end")
-    if isinstance(found, Array):
-        found = found.tensor
-    if isinstance(found, Tensor):
-        return {prefix: found}, []
-    pairs: Iterator[tuple[object, object]] = iter(())
-    if isinstance(found, dict):
-        pairs = iter(found.items())
-    elif isinstance(found, list | tuple):
-        pairs = enumerate(found)
-    else:
-        return {}, [prefix]
-    taken: dict[str, Tensor] = {}
-    left: list[str] = []
-    for key, value in pairs:
-        inside, more = _flatten(f"{prefix}.{key}" if prefix else str(key), value, level + 1)
-        if taken.keys() & inside.keys():
-            raise Unwanted(f"two tensors of the name {next(iter(taken.keys() & inside.keys()))!r:.60}")
-        taken |= inside
-        left += more
-        if len(taken) > TENSORS_MAX:
-            raise Unwanted(f"more than {TENSORS_MAX:,} tensors")
-    return taken, left
+def _word(key: object) -> str:
+    """A key as a part of a name, cut where names end."""
+    if isinstance(key, str):
+        return key[: _NAME_MAX + 1]
+    plain = key is None or isinstance(key, float) or (isinstance(key, int) and key.bit_length() <= 64)
+    return str(key) if plain else _NO_WORD
 
 
-def write(found: dict[str, Tensor], target: BinaryIO) -> dict[str, str]:
-    """Writes a safetensors file; returns name → SHA-256 of the tensor's bytes as the source has them."""
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+class _Flat:
+    """Collects what lies in nested dictionaries and lists, and counts: few bytes can describe very many of them."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.left_out: list[str] = []
+        self._values = 0
+
+    def take(self, name: str, found: object, level: int) -> None:
+        self._values += 1
+        if level > _NESTED_MAX or self._values > _VALUES_MAX:
+            raise Unwanted(f"names nested without end, or over {_VALUES_MAX:,} values")
+        name = name[: _NAME_MAX + 1]
+        if isinstance(found, Array):
+            found = found.tensor
+        if isinstance(found, Tensor):
+            self._keep(name, found)
+            return
+        pairs: Iterator[tuple[object, object]]
+        if isinstance(found, dict):
+            pairs = iter(found.items())
+        elif isinstance(found, list | tuple):
+            pairs = enumerate(found)
+        else:
+            self.left_out.append(name)
+            return
+        for key, value in pairs:
+            self.take(f"{name}.{_word(key)}" if name else _word(key), value, level + 1)
+
+    def _keep(self, name: str, found: Tensor) -> None:
+        if name in self.tensors:
+            raise Unwanted(f"two tensors of the name {name!r:.60}")
+        if len(name) > _NAME_MAX or _NO_WORD in name:
+            raise Unwanted(f"a tensor whose name has over {_NAME_MAX:,} letters, or is neither text nor number")
+        if name == _METADATA or any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise Unwanted(f"a tensor of the name {name!a:.60}, which safetensors can't have")
+        self.tensors[name] = found
+
+
+_NO_WORD = "(neither text nor number)"
+_METADATA = "__metadata__"
+
+
+def write(found: dict[str, Tensor], target: BinaryIO, bytes_max: int) -> dict[str, str]:
+    """Writes a safetensors file; returns name → SHA-256 of the tensor's bytes as the source has them.
+
+    Unwanted, before anything is written, when the file would have more than `bytes_max`.
+    """
+    header: dict[str, object] = {_METADATA: {"format": "pt"}}
     at = 0
     for name in sorted(found):
         tensor = found[name]
         size = math.prod(tensor.shape) * tensor.storage.item_bytes
         header[name] = {"dtype": tensor.storage.dtype, "shape": list(tensor.shape), "data_offsets": [at, at + size]}
         at += size
+        if at > bytes_max:
+            raise Unwanted(f"tensors of more than {bytes_max:,} bytes, many times the file's own")
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+    if len(text) > HEADER_BYTES_MAX:
+        raise Unwanted(f"names and shapes of {len(text):,} bytes, over the limit of {HEADER_BYTES_MAX:,}")
     target.write(struct.pack("<Q", len(text)) + text)
     digests = {}
     for name in sorted(found):
@@ -365,23 +422,25 @@ def main() -> None:
     ):
         for encoding in ("latin-1", "cp437", "ascii", "raw-unicode-escape"):
             codecs.lookup(encoding)
-        left = confine(memory_bytes=4 * size + 2**30, cpu_s=int(sys.argv[1]), file_bytes=4 * size + 2**26)
-        if left:
-            told: dict[str, object] = {"left": left}
-        else:
-            told = _convert(view, stream, target)
+        bytes_max = OUTPUT_FACTOR * size + OUTPUT_EXTRA_BYTES
+        confined = confine(
+            memory_bytes=4 * size + 2**30, cpu_s=int(sys.argv[1]), file_bytes=bytes_max + HEADER_BYTES_MAX + 8
+        )
+        told: dict[str, object] = {"left": confined.left, "filtered": confined.filtered}
+        if not confined.left:
+            told |= _convert(view, stream, target, bytes_max)
         sys.stderr.write(json.dumps(told) + "\n")
         sys.stderr.flush()
         # Tensors still look at the file: leaving at once spares taking them apart.
         os._exit(0)
 
 
-def _convert(view: mmap.mmap, stream: BinaryIO, target: BinaryIO) -> dict[str, object]:
+def _convert(view: mmap.mmap, stream: BinaryIO, target: BinaryIO, bytes_max: int) -> dict[str, object]:
     try:
         found, left_out = tensors(read(view, stream))
         if not found:
             raise Unwanted("no tensor")
-        return {"tensors": write(found, target), "left_out": left_out[:1000]}
+        return {"tensors": write(found, target, bytes_max), "left_out": left_out[:1000]}
     except Unwanted as error:
         return {"refused": str(error)}
     except (MemoryError, RecursionError, OSError) as error:

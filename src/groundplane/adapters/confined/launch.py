@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import selectors
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +19,11 @@ from typing import IO
 
 from groundplane.errors import Unavailable
 
+TOLD_BYTES_MAX = 128 * 2**20
+"""So much a program may say about itself: a line for each of half a million tensors."""
+
 _PACKAGE_ROOT = Path(__file__).parents[3]
+_PIECE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,29 +46,64 @@ def launch(
 ) -> Ended:
     """Runs `groundplane.adapters.confined.<program>` with `source` as its input, open and nothing else to read.
 
-    `target`, an open file, takes its output; otherwise the output comes back. Killed after `timeout_s`: status -9.
+    `target`, an open file, takes its output; otherwise the output comes back. Killed after `timeout_s`, and when it
+    says more than TOLD_BYTES_MAX: status -9.
     """
     held = _bubblewrap()
     paths = [str(_PACKAGE_ROOT), *(path for path in sys.path if path.endswith(("site-packages", "dist-packages")))]
     starter = f"import sys; sys.path[:0] = {paths!r}; import runpy; sys.argv[:1] = [{program!r}]; "
     starter += f"runpy.run_module('groundplane.adapters.confined.{program}', run_name='__main__')"
     command = [*held, sys.executable, "-I", "-S", "-B", "-c", starter, *arguments]
-    child = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE if isinstance(source, bytes) else source,
-        stdout=subprocess.PIPE if target is None else target,
-        stderr=subprocess.PIPE,
-        env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"},
-        cwd="/",
-        start_new_session=True,
+    with tempfile.TemporaryFile() as given:
+        if isinstance(source, bytes):
+            given.write(source)
+            given.seek(0)
+        child = subprocess.Popen(
+            command,
+            stdin=given if isinstance(source, bytes) else source,
+            stdout=subprocess.PIPE if target is None else target,
+            stderr=subprocess.PIPE,
+            env={"PATH": os.defpath, "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"},
+            cwd="/",
+            start_new_session=True,
+        )
+    with child:
+        told = _listen(child, timeout_s)
+    return Ended(
+        status=child.returncode,
+        output=bytes(told.get(child.stdout, b"")),
+        errors=told[child.stderr].decode(errors="replace"),
+        walls="bubblewrap, limits" if held else "limits",
     )
+
+
+def _listen(child: subprocess.Popen[bytes], timeout_s: float) -> dict[IO[bytes] | None, bytearray]:
+    """What the program says, until it ends; it is ended when it goes on for too long, or says too much."""
+    told: dict[IO[bytes] | None, bytearray] = {pipe: bytearray() for pipe in (child.stdout, child.stderr) if pipe}
+    deadline_s = time.monotonic() + timeout_s
     try:
-        output, errors = child.communicate(source if isinstance(source, bytes) else None, timeout=timeout_s)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        output, errors = child.communicate()
-    walls = "bubblewrap, limits" if held else "limits"
-    return Ended(status=child.returncode, output=output or b"", errors=errors.decode(errors="replace"), walls=walls)
+        with selectors.DefaultSelector() as pipes:
+            for pipe, said in told.items():
+                assert pipe is not None
+                pipes.register(pipe, selectors.EVENT_READ, said)
+            while pipes.get_map() and sum(map(len, told.values())) <= TOLD_BYTES_MAX:
+                ready = pipes.select(max(0.0, deadline_s - time.monotonic()))
+                if not ready:
+                    return told
+                for key, _ in ready:
+                    piece = os.read(key.fd, _PIECE_BYTES)
+                    key.data.extend(piece)
+                    if not piece:
+                        pipes.unregister(key.fileobj)
+            if not pipes.get_map():
+                # Whoever has closed its pipes may still be there.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(max(0.0, deadline_s - time.monotonic()))
+    finally:
+        if child.poll() is None:
+            # With whatever it started, were that possible: nothing of it may go on writing.
+            os.killpg(child.pid, signal.SIGKILL)
+    return told
 
 
 @functools.cache

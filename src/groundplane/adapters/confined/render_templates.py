@@ -81,9 +81,9 @@ def main() -> None:
     render(made, "{% raise %}")
     render(made, "{{ messages | tojson }}{{ strftime_now('%d') }}{% for m in messages %}{{ m.role }}{% endfor %}")
     sources = json.load(sys.stdin)
-    left = confine(memory_bytes=768 * 2**20, cpu_s=int(sys.argv[1]), file_bytes=0)
-    if left:
-        json.dump({"left": left}, sys.stdout)
+    confined = confine(memory_bytes=768 * 2**20, cpu_s=int(sys.argv[1]), file_bytes=0)
+    if confined.left:
+        json.dump({"left": confined.left}, sys.stdout)
         return
     json.dump([render(made, source) for source in sources], sys.stdout)
 
