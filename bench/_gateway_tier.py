@@ -18,6 +18,7 @@ from pathlib import Path
 
 import uvloop
 
+from groundplane.gateway import approach, exchange
 from groundplane.gateway.counting.broker import BrokerCounters
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.server import Gateway
@@ -48,6 +49,11 @@ class NoLog(WriteAheadLog):
         pass
 
 
+def no_words(*_: object) -> bytes:
+    """For a record that nobody keeps."""
+    return b""
+
+
 class NoDollars(GatewayState):
     """Lanes without purses, which serve all the same."""
 
@@ -58,6 +64,7 @@ class NoDollars(GatewayState):
 
 
 async def serve(options: argparse.Namespace) -> None:
+    approach.reserved_members = exchange.settled_members = no_words  # type: ignore[attr-defined]
     folder: Path = options.folder
     log = NoLog(folder, "bench")
     counters = BrokerCounters(folder / "limits", "bench", 1)

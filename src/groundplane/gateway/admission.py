@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from groundplane.domain.serving.limits import PURSES, UNITS, Binding, Measure, Share
+from operator import itemgetter
+
+from groundplane.domain.serving.limits import PURSES, UNITS, Binding, Measure
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.protocol.errors import Fault
 from groundplane.gateway.tables import KeyState, RouteState
@@ -92,26 +94,19 @@ _BEGINS = {Measure.DOLLARS_DAY: "at midnight UTC", Measure.DOLLARS_MONTH: "on th
 def limit_headers(lane: Lane, now_ns: int) -> bytes:
     """`x-ratelimit-*` lines for requests and tokens a minute; where several scopes have one, of the fullest."""
     lines = b""
-    if lane.shown_requests:
-        lines = _meter_lines(_REQUESTS, lane.shown_requests, now_ns)
-    if lane.shown_tokens:
-        lines += _meter_lines(_TOKENS, lane.shown_tokens, now_ns)
+    for words, shares in ((_REQUESTS, lane.ones), (_TOKENS, lane.minute_tokens)):
+        if shares:
+            share = shares[0]
+            left, full_in_ns = share.standing(now_ns)
+            if len(shares) > 1:
+                left, full_in_ns, share = min(((*one.standing(now_ns), one) for one in shares), key=itemgetter(0))
+            lines += words % (share.limit.value, left, _span(full_in_ns))
     return lines
 
 
 _LINES = b"x-ratelimit-limit-%b: %%d\r\nx-ratelimit-remaining-%b: %%d\r\nx-ratelimit-reset-%b: %%b\r\n"
 _REQUESTS = _LINES % ((b"requests",) * 3)
 _TOKENS = _LINES % ((b"tokens",) * 3)
-
-
-def _meter_lines(lines: bytes, shares: tuple[Share, ...], now_ns: int) -> bytes:
-    share = shares[0]
-    left, full_in_ns = share.standing(now_ns)
-    for other in shares[1:]:
-        one = other.standing(now_ns)
-        if one[0] < left:
-            share, (left, full_in_ns) = other, one
-    return lines % (share.limit.value, left, _span(full_in_ns))
 
 
 def _span(nanoseconds: int) -> bytes:

@@ -10,6 +10,8 @@ from abc import abstractmethod
 from time import monotonic_ns, time_ns
 from typing import Protocol
 
+import msgspec
+
 from groundplane.domain.serving.limits import Binding
 from groundplane.domain.serving.usage import BYTES_PER_TOKEN, rate
 from groundplane.gateway.admission import find_route, limit_headers, no_budget, refusal
@@ -139,7 +141,7 @@ class Approach(Patience):
         if exact or (injects and (b"stream_options" in body or b"\\u" in body)):
             self._members = read_members(body)
         elsewhere = (responds and fields.goes_on) or (exact and refers(body))
-        return size._replace(refers=True) if elsewhere else size
+        return msgspec.structs.replace(size, refers=True) if elsewhere else size
 
     @abstractmethod
     def _send(self) -> None: ...
@@ -305,7 +307,7 @@ class Approach(Patience):
             self._limit_lines += b"request-id: %b\r\n" % self.said_id
         if self.said_id is not self.request_id:
             self._limit_lines += b"x-groundplane-request-id: %b\r\n" % self.request_id
-        constant = self._target.record_members(self.key.key, self._lane.model)
+        constant, _ = self._target.booked(self.key.key, self._lane.model, self._state.metrics)
         prompt, price = self._prompt_tokens, self._target.target.price
         record = reserved_members(self.request_id, constant, prompt, rate(prompt, 0, 0, price), self.started_at)
         try:

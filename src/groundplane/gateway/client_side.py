@@ -32,6 +32,7 @@ from groundplane.gateway.protocol.http1 import (
     ChunkDecoder,
     Malformed,
     RequestHead,
+    Shape,
     parse_request_head,
     refuse_early,
 )
@@ -60,8 +61,8 @@ class ClientConnection(asyncio.Protocol):
 
     __slots__ = (
         "_body", "_body_began_s", "_body_bytes", "_buffer", "_came_late", "_chunks", "_door", "_exchange", "_head",
-        "_is_new", "_key", "_peer", "_peer_is_local", "_phase", "_read_paused", "_refusal", "_state", "_transport",
-        "_write_paused", "closes", "deadline_s",
+        "_is_new", "_key", "_peer", "_peer_is_local", "_phase", "_read_paused", "_refusal", "_shape", "_state",
+        "_transport", "_write_paused", "closes", "deadline_s",
     )  # fmt: skip
 
     def __init__(self, state: GatewayState) -> None:
@@ -71,6 +72,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_new = True
         self._came_late = False
         self._phase = Phase.HEAD
+        self._shape: Shape[RequestHead] | None = None
         self._head: RequestHead | None = None
         self._door: Door | None = None
         self._key: KeyState | None = None
@@ -205,15 +207,16 @@ class ClientConnection(asyncio.Protocol):
 
     def _take_straight(self, data: bytes) -> bool:
         """The usual case, in one go: one whole request with a good key, and nothing after it. False: not the case."""
-        end = data.find(b"\r\n\r\n") + 4
+        state = self._state
         try:
-            known = self._state.request_heads.find(data, end) if end >= 4 else None
+            known = state.request_heads.whole(data, self._shape)
         except Fault:
             return False
-        if known is None or known[1] != len(data) - end or known[1] > self._state.options.body_max_bytes:
+        if known is None:
             return False
-        head = known[0]
-        tables, digest, door = self._state.tables, head.secret_sha256, DOORS.get(head.path)
+        self._shape, begin = known
+        head = self._shape.head
+        tables, digest, door = state.tables, head.secret_sha256, DOORS.get(head.path)
         if digest is None or tables is None or not head.plain or self.closes or door is None:
             return False
         key = tables.key(digest)
@@ -222,6 +225,7 @@ class ClientConnection(asyncio.Protocol):
             or not key.may_call
             or key.expires_at <= time.time()
             or (key.networks and not key.admits(self._peer))
+            or len(data) - begin > state.options.body_max_bytes
         ):
             return False
         self._phase = Phase.ANSWERING
@@ -230,7 +234,7 @@ class ClientConnection(asyncio.Protocol):
         self._key = key
         self._head = head
         try:
-            exchange = self._exchange = Exchange(self._state, self, key, door, data[end:], head)
+            exchange = self._exchange = Exchange(state, self, key, door, data[begin:], head)
         except Fault as fault:
             self.fail(fault)
             return True

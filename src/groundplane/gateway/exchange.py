@@ -6,8 +6,9 @@ bytes of the answer go to the caller.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from time import monotonic_ns
+
+import msgspec
 
 from groundplane.domain.serving.snapshot import Target
 from groundplane.domain.serving.usage import NOTHING, Usage, estimated_tokens, find_usage, rate, saved
@@ -170,7 +171,9 @@ class Exchange(Replay):
         if head.status != 200 or head.encoded or (self._streams and head.content_type.startswith(b"text/event-stream")):
             self._whole_in_steps(head, body)
             return
-        self._target.upstream.circuit.succeeded()
+        circuit = self._target.upstream.circuit
+        if circuit.failures:
+            circuit.succeeded()
         self._head = head
         self._connection = None
         self.keep(connection)
@@ -230,7 +233,7 @@ class Exchange(Replay):
     def _note_gap(self) -> None:
         gaps = self._gaps
         if gaps is None:
-            series = self._target.counted(self.key.key, self._lane.model, self._state.metrics)
+            _, series = self._target.booked(self.key.key, self._lane.model, self._state.metrics)
             gaps = self._gaps = series.target.gaps
         now = monotonic_ns()
         gaps.note((now - self._last_ns) // 1000)
@@ -446,13 +449,13 @@ class Exchange(Replay):
         cheaper = saved(usage, price) if usage.cached_tokens or written else 0
         times, duration_us = self._times()
         self.settled = True
-        target.counted(key, lane.model, state.metrics).settled(status, usage, amount, times)
+        constant, series = target.booked(key, lane.model, state.metrics)
+        series.settled(status, usage, amount, times)
         if self._watch is not None:
             state.telemetry.settled(self, self._watch, (status, usage, amount), (times, duration_us))
         lane.route.counters.settled(status, usage, amount, self._ttft_us)
         if self._unbounded and status == 200:
             lane.answers.learn(usage.completion_tokens)
-        constant = target.record_members(key, lane.model)
         record = settled_members(
             self.request_id, constant, status, usage, amount, (self._ttft_us, duration_us, self.started_at), cheaper
         )
@@ -496,7 +499,7 @@ class Exchange(Replay):
             if not self._head_sent and status != CLIENT_GONE and not events.done:
                 return NOTHING
             if said is not None:  # the prompt's part is known
-                return replace(said, completion_tokens=events.frames, estimated=True)
+                return msgspec.structs.replace(said, completion_tokens=events.frames, estimated=True)
             return Usage(self._prompt_tokens, events.frames, 0, estimated=True)
         if not self._sent or self._door.free:
             return NOTHING

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from time import monotonic_ns, time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from groundplane.domain.serving.limits import PURSES, Binding, Measure, Moment, Share
 from groundplane.domain.serving.prompt_lint import Samples
-from groundplane.domain.serving.usage import AnswerLength, estimated_tokens, worst_case
+from groundplane.domain.serving.usage import AnswerLength, dearest, estimated_tokens, worst_case
 from groundplane.gateway.counting.counters import Counters
 from groundplane.gateway.protocol.json_body import Fields
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from groundplane.gateway.tables import KeyState, RouteState
 
 
-class Size(NamedTuple):
+class Size(msgspec.Struct, frozen=True, gc=False):
     """Of a request: its bytes, what they count as, as text, and whether it refers to what it does not have."""
 
     body_bytes: int
@@ -34,8 +36,8 @@ class Lane:
     """
 
     __slots__ = (
-        "_counters", "_dirty", "_shared", "_single_price", "answers", "exact", "gates", "has_budget", "key", "lines",
-        "model", "money", "ones", "route", "sample_in", "samples", "shown_requests", "shown_tokens", "slots", "tokens",
+        "_counters", "_dirty", "_prices", "_shared", "answers", "exact", "gates", "has_budget", "key", "lines",
+        "minute_tokens", "model", "money", "ones", "route", "sample_in", "samples", "slots", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -59,13 +61,11 @@ class Lane:
         self.money = tuple(share for share in shares if share.limit.measure in PURSES)
         self.exact = bool(key.key.models) or route.reads_fields
         self.has_budget = bool(by_measure[Measure.BUDGET])
-        self.shown_requests = self.ones
-        self.shown_tokens = tuple(by_measure[Measure.TOKENS])
+        self.minute_tokens = tuple(by_measure[Measure.TOKENS])
         self._dirty = dirty
         self._counters = counters
         self._shared = not counters.alone
-        prices = {target.target.price for target in route.targets}
-        self._single_price = prices.pop() if len(prices) == 1 else None
+        self._prices = tuple({dearest(target.target.price) for target in route.targets})
         self.answers = answers
         self.gates: dict[str, Lane] = {}
         self.lines = (*(share.limit.id for share in (*self.ones, *self.slots, *self.tokens)), *route.lines)
@@ -77,10 +77,10 @@ class Lane:
     def ask(self, fields: Fields, size: Size, limit: int | None, *, generates: bool) -> tuple[int, int]:
         """Tokens estimated, micro-dollars at worst over every target that may answer. `limit` is of one answer's
         tokens. Embeddings generate nothing."""
-        body_bytes, weight_bytes, refers = size
+        body_bytes = size.body_bytes
         context = self.route.context_tokens
         # Every byte a token, but no more than the model reads at once; that much, if what it reads is elsewhere.
-        if context and (refers or context < body_bytes):
+        if context and (size.refers or context < body_bytes):
             body_bytes = context
         tokens = most = 0
         if generates:
@@ -90,12 +90,10 @@ class Lane:
                 tokens, most = answers * min(self.answers.expected(), longest), answers * longest
             else:
                 tokens = most = answers * limit
-        price = self._single_price
-        if price is not None:
-            microusd = worst_case(body_bytes, most, price)
-        else:
-            microusd = max((worst_case(body_bytes, most, one.target.price) for one in self.route.targets), default=0)
-        return estimated_tokens(weight_bytes) + tokens, microusd
+        microusd = 0
+        for prices in self._prices:
+            microusd = max(microusd, worst_case(body_bytes, most, prices))
+        return estimated_tokens(size.weight_bytes) + tokens, microusd
 
     # ------------------------------------------------------------ take and settle
 

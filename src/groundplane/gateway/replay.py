@@ -105,10 +105,11 @@ class Replay(Approach):
         state, lane, key = self._state, self._lane, self.key.key
         target = next((one for one in lane.route.targets if one.target.endpoint == kept.source), None)
         target = target or lane.route.targets[0]
+        constant, series = target.booked(key, lane.model, state.metrics)
         took_us = (monotonic_ns() - self._began_ns) // 1000
         record = settled_members(
             self.request_id,
-            target.record_members(key, lane.model),
+            constant,
             200,
             NOTHING,
             0,
@@ -124,7 +125,7 @@ class Replay(Approach):
             return
         lane.route.counters.settled(200, NOTHING, 0, took_us)
         times: Times = (took_us, 0, None, None, took_us)
-        target.counted(key, lane.model, state.metrics).settled(200, NOTHING, 0, times)
+        series.settled(200, NOTHING, 0, times)
         if self._watch is not None:
             self._target, self._watch.cached = target, True
             self._watch.note(kept.body)

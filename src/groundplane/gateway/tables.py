@@ -30,7 +30,7 @@ _QUERY_NAMES = {
 
 @dataclass(slots=True)
 class TargetState:
-    """A target with its upstream, and what is prepared for it: request heads by path, record members by key."""
+    """A target with its upstream, and what is prepared for it: request heads by path, and books by key."""
 
     target: Target
     upstream: Upstream
@@ -40,23 +40,16 @@ class TargetState:
     place: str = ""
     """Where it is, the same for every route that leads there."""
     heads: dict[bytes, bytes] = field(default_factory=dict)
-    records: dict[str, bytes] = field(default_factory=dict)
-    series: dict[str, Series] = field(default_factory=dict)
+    books: dict[str, tuple[bytes, Series]] = field(default_factory=dict)
 
-    def record_members(self, key: SnapshotKey, model: str) -> bytes:
-        members = self.records.get(key.id)
-        if members is None:
-            members = self.records[key.id] = constant_members(key, model, self.target)
-        return members
-
-    def counted(self, key: SnapshotKey, model: str, metrics: Metrics) -> Series:
-        """What is counted of this key here."""
-        series = self.series.get(key.id)
-        if series is None:
+    def booked(self, key: SnapshotKey, model: str, metrics: Metrics) -> tuple[bytes, Series]:
+        """What every record of this key here says, and what is counted of it."""
+        book = self.books.get(key.id)
+        if book is None:
             revision = str(self.target.revision) if self.target.revision else ""
             series = metrics.series(key.project, key.id, model, self.target.endpoint, revision)
-            self.series[key.id] = series
-        return series
+            book = self.books[key.id] = constant_members(key, model, self.target), series
+        return book
 
     def request_head(self, path: bytes, content_type: bytes, query: bytes = b"") -> bytes:
         """The request head's part that is the same for every request of this content type to this path."""

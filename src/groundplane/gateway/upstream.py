@@ -22,6 +22,7 @@ from groundplane.gateway.protocol.http1 import (
     HeadMemo,
     Malformed,
     ResponseHead,
+    Shape,
     parse_response_head,
 )
 
@@ -71,9 +72,9 @@ class Upstream:
         self._context: ssl.SSLContext | None = None
         self._preparing = asyncio.Lock()
         self._connect_timeout_s = connect_timeout_s
-        self._idle: list[UpstreamConnection] = []
+        self.idle: list[UpstreamConnection] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._retired = False
+        self.retired = False
         self.connections: set[UpstreamConnection] = set()
         self.circuit = Circuit()
         self.heads = HeadMemo(parse_response_head)
@@ -84,8 +85,8 @@ class Upstream:
 
     def take_idle(self) -> UpstreamConnection | None:
         """The connection used last, if one is still open."""
-        while self._idle:
-            connection = self._idle.pop()
+        while self.idle:
+            connection = self.idle.pop()
             if not connection.is_closing():
                 return connection
         return None
@@ -139,18 +140,10 @@ class Upstream:
             raise PermissionError("; ".join(filter(None, faults.values())) or f"{self._host} has no address")
         return good
 
-    def give_back(self, connection: UpstreamConnection, keep_until_s: float) -> None:
-        """Keeps a connection for the next request, until then at most."""
-        if self._retired:
-            connection.abort()
-            return
-        connection.deadline_s = keep_until_s
-        self._idle.append(connection)
-
     def forget(self, connection: UpstreamConnection) -> None:
         self.connections.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
+        if connection in self.idle:
+            self.idle.remove(connection)
 
     def sweep(self, now_s: float) -> None:
         """Ends what has taken too long."""
@@ -160,13 +153,13 @@ class Upstream:
 
     def retire(self) -> None:
         """No route leads here any more: idle connections close now, busy ones when they are done."""
-        self._retired = True
-        for connection in list(self._idle):
+        self.retired = True
+        for connection in list(self.idle):
             connection.abort()
 
     async def close(self) -> None:
         """Ends every connection and waits for attempts to connect."""
-        self._retired = True
+        self.retired = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -186,6 +179,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_left",
         "_pieces",
         "_reader",
+        "_shape",
         "_transport",
         "_upstream",
         "deadline_s",
@@ -201,6 +195,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._pieces = upstream.pieces
         self._late = b""
         self._buffer = b""
+        self._shape: Shape[ResponseHead] | None = None
         self._head: ResponseHead | None = None
         self._chunks: ChunkDecoder | None = None
         self._left = 0
@@ -283,15 +278,18 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _read_whole(self, reader: AnswerReader, data: bytes) -> bool:
         """The usual case, in one go: a whole answer of known length, and nothing after it. False: not the case."""
-        end = data.find(b"\r\n\r\n") + 4
-        known = self._upstream.heads.find(data, end) if end >= 4 else None
-        if known is None or known[1] != len(data) - end or known[0].status < 200 or known[0].close:
+        known = self._upstream.heads.whole(data, self._shape)
+        if known is None:
             return False
-        self._head = known[0]
+        self._shape, begin = known
+        head = self._shape.head
+        if head.status < 200 or head.close:
+            return False
+        self._head = head
         self._reader = None
         if self.paused:
             self.resume()
-        reader.whole(known[0], data[end:])
+        reader.whole(head, data[begin:])
         return True
 
     def _read_head(self, reader: AnswerReader, data: bytes) -> None:
@@ -390,10 +388,13 @@ class UpstreamConnection(asyncio.Protocol):
             self._reader = reader
 
     def keep(self, until_s: float) -> None:
-        """Back to the pool, unless it is closing."""
+        """Back to the pool for the next request, until then at most; unless it is closing."""
         self.reused = True
-        if not self.is_closing():
-            self._upstream.give_back(self, until_s)
+        self.deadline_s = until_s
+        if self._upstream.retired:
+            self.abort()
+        elif not self.is_closing():
+            self._upstream.idle.append(self)
 
     def abort(self) -> None:
         """Drops the reader and the connection at once: the upstream stops working on it."""

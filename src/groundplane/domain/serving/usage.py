@@ -13,7 +13,8 @@ import json
 import math
 import re
 from array import array
-from dataclasses import dataclass
+
+import msgspec
 
 from groundplane.domain.spec import TokenPrice
 
@@ -31,8 +32,7 @@ _USAGE = re.compile(rb'"usage"[ \t\r\n]*:[ \t\r\n]*(?=\{)')
 _DECODER = json.JSONDecoder()
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens of one request. `cached_tokens` were read from a provider's prompt cache and `written_tokens` written to
     it: both are part of `prompt_tokens`."""
 
@@ -76,11 +76,16 @@ def saved(usage: Usage, price: TokenPrice) -> int:
     return rate(prompt, completion, 0, price) - with_cache
 
 
-def worst_case(prompt_bytes: int, completion_tokens_max: int, price: TokenPrice) -> int:
-    """The most micro-dollars a request of this size can cost: every byte a token, every token at the dearer price."""
-    dearer = max(price.prompt_microusd_per_million, price.cached_microusd_per_million, price.written)
-    parts = prompt_bytes * dearer + completion_tokens_max * price.completion_microusd_per_million
-    return -(-parts // _TOKENS_PER_PRICE_UNIT)
+def dearest(price: TokenPrice) -> tuple[int, int]:
+    """What a token of the prompt can cost at most, and one of the answer, in micro-dollars per million."""
+    prompt = max(price.prompt_microusd_per_million, price.cached_microusd_per_million, price.written)
+    return prompt, price.completion_microusd_per_million
+
+
+def worst_case(prompt_bytes: int, completion_tokens_max: int, prices: tuple[int, int]) -> int:
+    """The most micro-dollars a request of this size can cost, every byte being a token. `prices` as of `dearest`."""
+    of_prompt, of_completion = prices
+    return -(-(prompt_bytes * of_prompt + completion_tokens_max * of_completion) // _TOKENS_PER_PRICE_UNIT)
 
 
 def estimated_tokens(size_bytes: int) -> int:

@@ -21,6 +21,7 @@ HEADERS_MAX = 100
 _MEMO_HEAD_MAX_BYTES = 2048
 _MEMO_HEADS_MAX = 4096
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?(\d{1,15})\r\n").search
+_DIGITS_MAX = 15
 _CHUNK_LINE_MAX_BYTES = 256
 _TRAILERS_MAX_BYTES = 4096
 
@@ -111,6 +112,16 @@ class ResponseHead:
 _Head = TypeVar("_Head", RequestHead, ResponseHead)
 
 
+@dataclass(slots=True, eq=False)
+class Shape(Generic[_Head]):
+    """A good head, as what stands before and after the digits of its content length."""
+
+    head: _Head
+    before: bytes
+    after: bytes
+    digits_at: int
+
+
 class HeadMemo(Generic[_Head]):
     """Heads seen before, by their bytes without the digits of the content length: peers repeat themselves.
 
@@ -119,26 +130,34 @@ class HeadMemo(Generic[_Head]):
 
     def __init__(self, parse: Callable[[bytes, int], _Head]) -> None:
         self._parse: Callable[[bytes, int], _Head] = parse
-        self._known: dict[bytes, _Head] = {}
+        self._known: dict[bytes, Shape[_Head]] = {}
 
-    def find(self, data: bytes, end: int) -> tuple[_Head, int] | None:
-        """The head in `data[:end]` and its content length; None when it has to be parsed for itself."""
-        match = _LENGTH(data, 0, end)
-        if match is None:
+    def whole(self, data: bytes, last: Shape[_Head] | None) -> tuple[Shape[_Head], int] | None:
+        """The shape of the head that `data` begins with, and where its content begins, if all of `data` is that head
+        and its content; None when it is not, or the head has to be parsed for itself. `last` is tried first."""
+        if last is not None and data.startswith(last.before):
+            stop = data.find(b"\r", last.digits_at)
+            digits = data[last.digits_at : stop]
+            if len(digits) <= _DIGITS_MAX and digits.isdigit() and data.startswith(last.after, stop):
+                begin = stop + len(last.after)
+                return (last, begin) if len(data) - begin == int(digits) else None
+        end = data.find(b"\r\n\r\n") + 4
+        match = _LENGTH(data, 0, end) if end >= 4 else None
+        if match is None or int(match[1]) != len(data) - end:
             return None
         start, stop = match.span(1)
-        shape = data[:start] + data[stop:end]
-        head = self._known.get(shape)
-        if head is None:
+        text = data[:start] + data[stop:end]
+        shape = self._known.get(text)
+        if shape is None:
             if end > _MEMO_HEAD_MAX_BYTES:
                 return None
             head = self._parse(data, end)
-            if head.content_length != int(match[1]) or data[:end].lower().count(b"content-length") != 1:
+            if head.content_length != len(data) - end or data[:end].lower().count(b"content-length") != 1:
                 return None
             if len(self._known) >= _MEMO_HEADS_MAX:
                 self._known.clear()
-            self._known[shape] = head
-        return head, int(match[1])
+            shape = self._known[text] = Shape(head, data[:start], data[stop:end], start)
+        return shape, end
 
 
 class Malformed(ValueError):

@@ -31,11 +31,11 @@ Members = Mapping[str, tuple[int, int]]
 NO_MEMBERS: Members = {}
 
 
-class StreamOptions(msgspec.Struct):
+class StreamOptions(msgspec.Struct, gc=False):
     include_usage: bool | None = None
 
 
-class Fields(msgspec.Struct):
+class Fields(msgspec.Struct, gc=False):
     """The routing fields of whatever is asked. Everything else is the upstream's."""
 
     model: str | None = None
@@ -74,13 +74,12 @@ class Fields(msgspec.Struct):
 
     def answers(self) -> int:
         """How many answers are asked for: choices times prompts. A list of texts or of token lists is a batch."""
-        choices = max(self.n or 1, self.best_of or 1, 1)
-        raw = bytes(self.prompt)
-        return choices * self._prompts(raw) if raw.startswith(b"[") else choices
+        choices = 1 if self.n is None and self.best_of is None else max(self.n or 1, self.best_of or 1, 1)
+        return choices * self._prompts() if self.prompt else choices
 
-    @staticmethod
-    def _prompts(raw: bytes) -> int:
-        prompts: list[Any] = msgspec.json.decode(raw, type=list[Any])
+    def _prompts(self) -> int:
+        raw = bytes(self.prompt)
+        prompts: list[Any] = msgspec.json.decode(raw, type=list[Any]) if raw.startswith(b"[") else []
         return 1 if not prompts or isinstance(prompts[0], int) else len(prompts)
 
 
@@ -89,13 +88,13 @@ _ROUTING = frozenset(Fields.__struct_fields__)
 _MEMBERS_DECODER = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
-class _Used(msgspec.Struct):
+class _Used(msgspec.Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int = 0
     prompt_tokens_details: dict[str, Any] | None = None
 
 
-class _Answer(msgspec.Struct):
+class _Answer(msgspec.Struct, gc=False):
     usage: _Used | None = None
 
 
