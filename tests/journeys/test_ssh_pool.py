@@ -154,6 +154,8 @@ def test_the_pool_file_is_read_anew_and_never_leaves_what_runs_behind(
     assert {each["name"] for each in lab.data("pools")} == {"local", "lab", "attic"}
     assert gone not in {each["name"] for each in lab.data("nodes") if each["pool"] == "lab"}
     assert lab.client.run(held).run.status == "running"
+    new = lab.submit(lab.job("on-a-new-pool", ["true"], pool="attic", max_cost="$1"))
+    assert lab.wait_run(new, "succeeded", "failed").run.status == "succeeded"
     host = next(each for each in session_hosts.hosts if each.name == node)
     host.cut()
     try:

@@ -62,16 +62,14 @@ def print_log(client: Client, run_id: str, *, attempt: int | None) -> None:
 
 
 def follow_endpoint(client: Client, name: str) -> Endpoint:
-    """Waits until the endpoint answers, failed or was stopped; says each new state on the way."""
+    """Waits until the endpoint answers, failed or was stopped; says each new state on the way there."""
     said = ""
-    while True:
-        endpoint = client.endpoint(name)
+    while (endpoint := client.endpoint(name)).status in {EndpointStatus.DEPLOYING, EndpointStatus.STOPPING}:
         if _stands(endpoint) != said:
             said = _stands(endpoint)
             render.say(said)
-        if endpoint.status not in {EndpointStatus.DEPLOYING, EndpointStatus.STOPPING}:
-            return endpoint
         time.sleep(_POLL_S)
+    return endpoint
 
 
 def _stands(endpoint: Endpoint) -> str:

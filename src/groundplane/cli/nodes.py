@@ -176,12 +176,15 @@ def price_words(pool: PoolView) -> str:
 
 
 def _lines(node: Node) -> list[str]:
+    has = (
+        f"{node.cpus:g} CPUs, {format_bytes(node.memory_bytes)} of memory, {format_bytes(node.disk_free_bytes)} of disk"
+        " free"
+    )
     lines = [
         f"node {node.name} of pool {node.pool} is {state_words(node)}",
-        f"  has      {node.cpus:g} CPUs, {format_bytes(node.memory_bytes)} of memory,"
-        f" {format_bytes(node.disk_free_bytes)} of disk free",
+        f"  has      {has if node.cpus else 'unknown: it has not answered yet'}",
         f"  address  {node.address}",
-        f"  heard    {moment(node.heard_at)}",
+        f"  heard    {moment(node.heard_at) if node.heard_at else 'never'}",
         f"  at work  {node.attempts} attempt{'s' if node.attempts != 1 else ''}",
     ]
     lines += [

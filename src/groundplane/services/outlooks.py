@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -53,7 +53,8 @@ class Considered:
 class Outlooks:
     """Considers specs. `catalogue` gives the rows as they stand; `recon` is asked live for a cloud a spec names.
 
-    `rules_version` names the policy in force: a plan is bound to it. `speeds` tells how fast sources were read before.
+    `registered` has the pools that can start something, as they come and go. `rules` names the policy in force: a plan
+    is bound to it. `speeds` tells how fast sources were read before.
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Outlooks:
         *,
         clock: Clock,
         catalogue: Callable[[], Catalogue],
-        registered: Iterable[str],
+        registered: Collection[str],
         recon: Recon | None = None,
         price_stale_days: int = 30,
         rules: Callable[[], Mapping[str, str]] = dict,
@@ -69,7 +70,7 @@ class Outlooks:
     ) -> None:
         self._clock = clock
         self._catalogue = catalogue
-        self._registered = frozenset(registered)
+        self._registered = registered
         self._recon = recon
         self._stale_days = price_stale_days
         self._rules = rules
@@ -213,10 +214,8 @@ class Outlooks:
     ) -> Considered:
         hardware, now, need = catalogue.hardware, self._clock.now(), spec.resources
         survey = recon.survey(hardware, views, Wanted(include_retired=True), now.date())
-        meter = self._meter_of(catalogue)
-        market = Market(
-            pools=tuple(offers), rows=survey.rows, terms=catalogue.purchase_terms, registered=self._registered
-        )
+        meter, registered = self._meter_of(catalogue), frozenset(self._registered)
+        market = Market(pools=tuple(offers), rows=survey.rows, terms=catalogue.purchase_terms, registered=registered)
         given = work_of(spec, catalogue)
         work = given if isinstance(given, Work) else None
         judge = Judge(spec, market, catalogue, meter, work, now=now, stale_days=self._stale_days)
@@ -243,7 +242,7 @@ class Outlooks:
             meter=meter,
             hardware=hardware,
             rows=survey.rows,
-            registered=self._registered,
+            registered=registered,
             work=work,
             wrong_work=given if isinstance(given, Refused) else None,
             in_the_way=in_the_way,
