@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import sqlite3
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +15,17 @@ from typing import Any
 
 import huggingface_hub as hf
 import pytest
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from groundplane.domain.dataset import DatasetFacts
 from groundplane.domain.provenance.certificate import DataFact, Facts
+from groundplane.errors import Refusal
 from groundplane.identity import Role
 
 FACTS = Facts(
@@ -31,13 +40,27 @@ FACTS = Facts(
 REPO = "default/hubbed"
 LARGE = 3 * 2**20 // 2 + 7
 """More than one chunk, and no whole number of them."""
+GGUF = struct.pack("<4sIQQ", b"GGUF", 3, 0, 0)
+"""A file without tensors and metadata."""
 
 
-def weights(first: float) -> bytes:
-    count = LARGE // 4
-    tensor = {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}
-    header = json.dumps({"w": tensor}).encode()
-    return struct.pack("<Q", len(header)) + header + struct.pack("<f", first) + os.urandom(4 * (count - 1))
+def weights(first: float, tensors: int = 1, size: int = LARGE // 4 * 4) -> bytes:
+    told = {
+        f"w{at}": {"dtype": "F32", "shape": [size // 4], "data_offsets": [at * size, (at + 1) * size]}
+        for at in range(tensors)
+    }
+    header = json.dumps(told).encode()
+    return struct.pack("<Q", len(header)) + header + struct.pack("<f", first) + os.urandom(tensors * size - 4)
+
+
+def register(served: Any, name: str, content: dict[str, bytes], folder: Path) -> str:
+    """A version of these files; its id."""
+    upload = served.client.create_upload()
+    for path, data in content.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+        served.client.upload_file(upload.id, path, folder / path)
+    return str(served.client.register_model(name, upload_id=upload.id, project="default", facts=FACTS).id)
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +75,7 @@ def files(served: Any, tmp_path_factory: pytest.TempPathFactory) -> list[dict[st
             "tokenizer/vocab.txt": b"a\nb\n",
             "empty.txt": b"",
         }
-        upload = served.client.create_upload()
-        for name, data in content.items():
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_bytes(data)
-            served.client.upload_file(upload.id, name, folder / name)
-        served.client.register_model("hubbed", upload_id=upload.id, project="default", facts=FACTS)
+        register(served, "hubbed", content, folder)
         versions.append(content)
     return versions
 
@@ -163,8 +181,86 @@ def test_what_is_not_there_is_told_apart(hub: hf.HfApi, cache: Path) -> None:
         hub.hf_hub_download(REPO, "gone.bin", cache_dir=cache)
     with pytest.raises(EntryNotFoundError, match="no folder gone"):
         list(hub.list_repo_tree(REPO, "gone"))
+    assert list(cache.glob("models--default--hubbed/.no_exist/*/gone.bin")), "clients remember what is not there"
     assert not hub.file_exists(REPO, "gone.bin")
     assert hub.file_exists(REPO, "config.json")
+
+
+def test_an_alias_that_a_gate_refused_says_so_and_names_no_way_around_it(
+    served: Any, hub: hf.HfApi, tmp_path: Path
+) -> None:
+    gate = """apiVersion: groundplane/v1
+kind: Gate
+metadata: {name: loss, project: default}
+spec:
+  model: guarded
+  aliases: [production]
+  requirements:
+    - {metric: loss, at_most: 1.0}
+"""
+    register(served, "guarded", {"config.json": b"{}"}, tmp_path)
+    served.client.define_gates(gate)
+    with pytest.raises(Refusal):
+        served.client.move_alias("guarded", "production", to="1", reason="try")
+    with pytest.raises(RevisionNotFoundError) as refused:
+        hub.snapshot_download("default/guarded", revision="production", cache_dir=tmp_path)
+    assert "guarded@1 may not stand there: gate default/loss: loss: needs loss <= 1" in str(refused.value)
+    assert "ground gates checks guarded@1" in str(refused.value)
+    assert "main" not in str(refused.value)
+
+
+def test_a_key_without_the_right_gets_the_sentence_and_is_not_sent_to_look_for_its_network(
+    served: Any, files: Any, cache: Path
+) -> None:
+    caller = hf.HfApi(endpoint=f"{served.url}/hf", token=served.key(Role.CALLER))
+    with pytest.raises(GatedRepoError, match="has the role caller, which may not models:read") as refused:
+        caller.hf_hub_download(REPO, "config.json", cache_dir=cache)
+    assert str(refused.value).count("has the role caller") == 1
+
+
+def test_what_is_not_what_was_signed_stops_a_client_that_has_it_in_its_cache(
+    served: Any, hub: hf.HfApi, tmp_path: Path
+) -> None:
+    made = register(served, "forged", {"config.json": b"{}"}, tmp_path / "files")
+    hub.snapshot_download("default/forged", cache_dir=tmp_path)
+    with contextlib.closing(sqlite3.connect(served.home / "groundplane.db", timeout=60)) as raw, raw:
+        raw.execute("UPDATE model_versions SET license = 'MIT' WHERE id = ?", (made,))
+    for load in (hub.snapshot_download, lambda repo, **more: hub.hf_hub_download(repo, "config.json", **more)):
+        with pytest.raises(RevisionNotFoundError, match="forged@1 is not what was signed: license: the row says 'MIT'"):
+            load("default/forged", cache_dir=tmp_path)
+
+
+def test_damaged_bytes_end_a_download_with_the_reason(served: Any, hub: hf.HfApi, tmp_path: Path) -> None:
+    content = weights(3, tensors=2, size=5 * 2**18)
+    register(served, "bitten", {"model.safetensors": content}, tmp_path / "files")
+    seen = content[-64:]
+    for pack in (served.home / "store" / "packs").iterdir():
+        at = pack.read_bytes().find(seen)
+        if at >= 0:
+            pack.chmod(0o644)
+            with pack.open("r+b") as file:
+                file.seek(at)
+                file.write(bytes([seen[0] ^ 1]))
+            break
+    else:
+        pytest.fail("no pack has the end of the file")
+    with pytest.raises(RevisionNotFoundError, match=r"piece [0-9a-f]{64} has changed"):
+        hub.hf_hub_download("default/bitten", "model.safetensors", cache_dir=tmp_path)
+
+
+def test_a_gguf_file_is_found_by_its_quantisation(served: Any, tmp_path: Path) -> None:
+    """As node-llama-cpp asks for `hf:default/quantised:Q8_0`, and llama.cpp did before it read trees."""
+    names = ("mmproj-F16.gguf", "q-Q8_0-00001-of-00002.gguf", "q-Q8_0-00002-of-00002.gguf", "q-q4_k_m.gguf")
+    register(served, "quantised", dict.fromkeys(names, GGUF), tmp_path)
+
+    def file_of(tag: str) -> str:
+        answer = served.raw("GET", f"/hf/v2/default/quantised/manifests/{tag}")
+        return str(answer.json()["ggufFile"]["rfilename"]) if answer.is_success else answer.headers["x-error-message"]
+
+    assert file_of("latest") == "q-q4_k_m.gguf"
+    assert file_of("Q8_0") == "q-Q8_0-00001-of-00002.gguf"
+    assert file_of("IQ2_M").startswith("quantised@1 has no GGUF file with IQ2_M in its name; ground models show")
+    assert served.raw("GET", "/hf/v2/default/hubbed/manifests/latest").status_code == 404
 
 
 def test_versions_are_commits_and_each_file_says_which_changed_it_last(hub: hf.HfApi, files: Any) -> None:

@@ -18,13 +18,20 @@ from groundplane.api.ranges import file_answer
 from groundplane.api.routing import Route, Router
 from groundplane.domain import hub
 from groundplane.domain.hub import Kind
-from groundplane.errors import GroundError, InvalidInput, NotFound
+from groundplane.errors import Forbidden, GroundError, IntegrityFailure, InvalidInput, NotFound
 from groundplane.identity import Actor, Permission
 from groundplane.services.hub import RevisionNotFound
 
 
 class EntryNotFound(NotFound):
-    """The revision exists, the file or folder does not. Kept beside the door: only the hub's wire tells them apart."""
+    """The revision exists, the file or folder does not. Kept beside the door: only the hub's wire tells them apart.
+
+    With the revision's `commit` clients remember that it is not there, and ask no more.
+    """
+
+    def __init__(self, message: str, hint: str, commit: str = "") -> None:
+        super().__init__(message, hint)
+        self.commit = commit
 
 
 class NotOffered(InvalidInput):
@@ -37,7 +44,13 @@ _CODES: tuple[tuple[type[GroundError], str], ...] = (
     (RevisionNotFound, "RevisionNotFound"),
     (EntryNotFound, "EntryNotFound"),
     (NotFound, "RepoNotFound"),
+    # What is not what was signed is no revision: after any other answer than this one clients load what they kept.
+    (IntegrityFailure, "RevisionNotFound"),
+    # Clients that get a plain 403 speak of the internet connection; after this one they show the sentence.
+    (Forbidden, "GatedRepo"),
 )
+_ASCII = str.maketrans({"…": "...", "→": "->", "≥": ">=", "≤": "<=", "×": "x", "–": "-", "−": "-"})
+"""How what headers cannot hold is spelt in them."""
 
 
 class HubRoute(Route):
@@ -52,10 +65,13 @@ class HubRoute(Route):
             except GroundError as error:
                 reasons = [f"{each}; {each.hint}" for each in getattr(error, "refusals", ())]
                 said = ". ".join(reasons) or (f"{error.message}; {error.hint}" if error.hint else error.message)
+                said = said.translate(_ASCII)  # in both places: clients show two sentences that differ
                 headers = {"X-Error-Message": said.encode("ascii", "replace").decode()}
                 code = next((code for kind, code in _CODES if isinstance(error, kind)), "")
                 if code:
                     headers["X-Error-Code"] = code
+                if commit := getattr(error, "commit", ""):
+                    headers["X-Repo-Commit"] = commit
                 return answer({"error": said}, error.http_status, headers)
 
         return handled
@@ -167,7 +183,7 @@ async def tree(
     version = await app.hub.revision(actor, kind, project, name, revision)
     entries = hub.tree(version, folder.strip("/"), recursive=recursive)
     if entries is None:
-        raise EntryNotFound(f"{version.id} has no folder {folder}", _lists_files(version))
+        raise EntryNotFound(f"{version.id} has no folder {folder}", _lists_files(version), version.commit)
     if expand:
         entries = await app.hub.dated(version, entries)
     return answer(entries)
@@ -201,12 +217,23 @@ class _PathsInfo(msgspec.Struct):
     expand: bool = False
 
 
+@router.get("/v2/{project}/{name}/manifests/{tag}")
+async def gguf_manifest(project: str, name: str, tag: str, app: Ground, actor: Reader) -> Response:
+    """Which file `hf:project/name:TAG` means, to node-llama-cpp and to llama.cpp of 2025: they read it from `main`."""
+    version = await app.hub.revision(actor, Kind.MODELS, project, name, hub.MAIN)
+    file = hub.gguf_file(version, tag)
+    if file is None:
+        which = "" if tag == "latest" else f" with {tag} in its name"
+        raise EntryNotFound(f"{version.id} has no GGUF file{which}", _lists_files(version), version.commit)
+    return answer({"ggufFile": {"rfilename": file.path, "size": file.size_bytes, "lfs": {"sha256": file.sha256}}})
+
+
 @router.api_route("/{project}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
 async def resolve(
     project: str, name: str, revision: str, path: str, request: Request, app: Ground, actor: Reader
 ) -> Response:
     """A file of a model's version, whole or one range; its ETag is its SHA-256."""
-    return _file(request, app, await app.hub.revision(actor, Kind.MODELS, project, name, revision), path)
+    return await _file(request, app, await app.hub.revision(actor, Kind.MODELS, project, name, revision), path)
 
 
 @router.api_route("/datasets/{project}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
@@ -214,20 +241,20 @@ async def resolve_dataset(
     project: str, name: str, revision: str, path: str, request: Request, app: Ground, actor: Reader
 ) -> Response:
     """A file of a dataset's version, as `resolve` gives a model's."""
-    return _file(request, app, await app.hub.revision(actor, Kind.DATASETS, project, name, revision), path)
+    return await _file(request, app, await app.hub.revision(actor, Kind.DATASETS, project, name, revision), path)
 
 
-def _file(request: Request, app: Any, version: hub.Revision, path: str) -> Response:
+async def _file(request: Request, app: Any, version: hub.Revision, path: str) -> Response:
     file = version.file(path)
     if file is None:
-        raise EntryNotFound(f"{version.id} has no file {path}", _lists_files(version))
+        raise EntryNotFound(f"{version.id} has no file {path}", _lists_files(version), version.commit)
     headers = {
         "X-Linked-ETag": f'"{file.sha256}"',
         "X-Linked-Size": str(file.size_bytes),
         "X-Repo-Commit": version.commit,
         "Content-Disposition": f"inline; filename*=UTF-8''{quote(path.rpartition('/')[2])}",
     }
-    return file_answer(request, file, app.hub.content, headers)
+    return await file_answer(request, file, app.hub.content, headers)
 
 
 def _lists_files(version: hub.Revision) -> str:

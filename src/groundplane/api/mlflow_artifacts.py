@@ -82,7 +82,7 @@ async def download_artifact(path: str, request: Request, app: Ground, actor: Rea
         file = _of_version(await app.tracked_models.files(actor, owner, number), below)
     else:
         file = await app.logged_models.file(actor, folder, owner, below)
-    return file_answer(request, file, app.logged_models.content, {})
+    return await file_answer(request, file, app.hub.content, {})
 
 
 @router.delete("/mlflow-artifacts/artifacts/{path:path}")

@@ -166,7 +166,7 @@ async def get_blob(
         raise BlobUnknown(f"no version of {project}/{name} has the blob {digest}")
     if found.file is None:
         return _document(request, found)
-    return file_answer(request, found.file, app.hub.content, {"Docker-Content-Digest": digest})
+    return await file_answer(request, found.file, app.hub.content, {"Docker-Content-Digest": digest})
 
 
 @router.get("/{project}/{name}/referrers/{digest}")

@@ -14,8 +14,11 @@ Content = Callable[[ManifestFile, int, int], AsyncIterator[bytes]]
 _BYTES = "application/octet-stream"
 
 
-def file_answer(request: Request, file: ManifestFile, content: Content, extra: Mapping[str, str]) -> Response:
-    """200, 206, 304 or 416 for a GET or HEAD of a file; its ETag is its SHA-256. `content` gives a range."""
+async def file_answer(request: Request, file: ManifestFile, content: Content, extra: Mapping[str, str]) -> Response:
+    """200, 206, 304 or 416 for a GET or HEAD of a file; its ETag is its SHA-256. `content` gives a range.
+
+    Raises what the first bytes raise; what later ones raise cuts the answer off, and who asks for the rest is told.
+    """
     etag = f'"{file.sha256}"'
     # What a digest names never changes; what a name names may, and only the registry knows.
     headers = {"ETag": etag, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache", **extra}
@@ -34,4 +37,12 @@ def file_answer(request: Request, file: ManifestFile, content: Content, extra: M
     status = 206 if part else 200
     if request.method == "HEAD":
         return Response(status_code=status, headers=headers, media_type=_BYTES)
-    return StreamingResponse(content(file, start, stop), status_code=status, headers=headers, media_type=_BYTES)
+    chunks = content(file, start, stop)
+    first = await anext(chunks, b"")
+    return StreamingResponse(_joined(first, chunks), status_code=status, headers=headers, media_type=_BYTES)
+
+
+async def _joined(first: bytes, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in chunks:
+        yield chunk

@@ -219,6 +219,21 @@ def refs(by_number: Mapping[int, str], aliases: Mapping[str, int]) -> Document:
     }
 
 
+def gguf_file(version: Revision, tag: str) -> ManifestFile | None:
+    """The weights that a tag names by their quantisation, `Q8_0`; `latest` is `Q4_K_M`, or else the first there is.
+
+    Of a model in parts the first part; what it sees pictures with (`mmproj`) is no answer.
+    Source: node-llama-cpp 3.22 (`parseModelUri.js`), which finds the other parts by itself.
+    """
+    found = sorted(
+        (file for file in version.files if file.path.lower().endswith(".gguf") and "mmproj" not in file.path.lower()),
+        key=lambda file: file.path,
+    )
+    named = re.compile(rf"(?<![A-Z0-9]){re.escape('Q4_K_M' if tag == LATEST else tag)}[.-]", re.IGNORECASE)
+    default = found[0] if found and tag == LATEST else None
+    return next((file for file in found if named.search(file.path)), default)
+
+
 def _ref(kind: str, name: str, commit: str) -> Document:
     return {"name": name, "ref": f"refs/{kind}/{name}", "targetCommit": commit}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,13 +18,12 @@ from groundplane.domain.tracking.records import (
     TrackedRun,
 )
 from groundplane.domain.tracking.search import LOGGED_MODELS, logged_model_facts
-from groundplane.errors import Forbidden, IntegrityFailure, InvalidInput, NotFound
+from groundplane.errors import Forbidden, InvalidInput, NotFound
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, Ids, Store, Tx
 from groundplane.services.artifacts import demand_quota
 from groundplane.services.tracking import Search, Tracking
 
-CHUNK_BYTES = 2**20
 FILES_MAX = 10_000
 RUNS, LOGGED = "runs", "logged"
 """The two folders of what was logged: `runs/<run>/…` and `logged/<model>/…`."""
@@ -197,16 +196,6 @@ class LoggedModels:
                 place = target / file.path[len(prefix) :]
                 place.parent.mkdir(parents=True, exist_ok=True)
                 await self._blobs.fetch(file.sha256, place)
-
-    async def content(self, file: ManifestFile, start: int, stop: int) -> AsyncIterator[bytes]:
-        """The bytes from `start` up to `stop`, a chunk at a time; each was verified when it was read."""
-        at = start
-        while at < stop:
-            chunk = await self._blobs.read(file.sha256, at, min(CHUNK_BYTES, stop - at))
-            if not chunk:
-                raise IntegrityFailure(f"{file.path} ends at byte {at:,} in the store", "ground artifacts scrub")
-            at += len(chunk)
-            yield chunk
 
     async def _project_of(self, tx: Tx, actor: Actor, folder: str, owner: str) -> str:
         if folder == LOGGED:
