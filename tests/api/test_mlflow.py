@@ -276,6 +276,41 @@ def test_a_logged_model_becomes_a_signed_version_and_moves_through_the_gates(
             refusal()
 
 
+def test_a_version_is_copied_to_another_name(name: str, client: MlflowClient, served: Any, tmp_path: Path) -> None:
+    run_id = client.create_run(client.create_experiment(name)).info.run_id
+    client.log_artifacts(run_id, str(weights(tmp_path / "w")), "model")
+    client.log_metric(run_id, "loss", 0.25)
+    for key, value in {"license": "MIT", "data.corpus": "a" * 64, "code_commit": "0" * 40}.items():
+        client.set_tag(run_id, f"groundplane.{key}", value)
+    for _ in range(2):
+        client.create_model_version(name, f"mlflow-artifacts:/runs/{run_id}/model", run_id, {"a": "b"}, None, "said")
+    client.transition_model_version_stage(name, "2", "Archived")
+    client.set_registered_model_alias(name, "champion", "1")
+    live = f"{name}-live"
+    copy = client.copy_model_version(f"models:/{name}@champion", live)
+    assert (copy.version, copy.source, copy.run_id) == ("1", f"models:/{name}/1", run_id)
+    assert (copy.description, copy.tags, copy.aliases) == ("said", {"a": "b"}, [])
+    place = mlflow.artifacts.download_artifacts(f"models:/{live}/1", dst_path=str(tmp_path / "got"))
+    assert (Path(place) / "model.safetensors").read_bytes() == (tmp_path / "w" / "model.safetensors").read_bytes()
+    signed = served.raw("GET", f"/v1/models/{live}/versions/1/certificate").json()["statement"]["predicate"]
+    assert (signed["copy_of"]["version"], signed["metrics"]) == (f"{name}@1", {"loss": 0.25})
+    assert (f"model:{name}@1", f"model:{live}@1") in served.client.lineage_of(f"model:{live}@1").edges
+    (told,) = served.client.audit_events(object_kind="model", object_id=f"{live}@1")[1:]
+    assert (told.action, told.reason) == ("model.register", f"copied from {name}@1 by an MLflow client")
+    assert mlflow.register_model(f"models:/{name}@champion", live).version == "2"
+    assert client.copy_model_version(f"models:/{name}/1", name).version == "3"
+    client.create_registered_model(f"{name}-kept", tags={"kind": "bare"})
+    for source, to, why in (
+        (f"{name}/2", f"{name}-never", f"{name}@2, which is archived"),
+        (f"{name}/9", f"{name}-never", f"there is no {name}@9"),
+        (f"{name}@none-such", f"{name}-never", "no alias none-such"),
+        (f"{name}/9", f"{name}-kept", f"there is no {name}@9"),
+    ):
+        with pytest.raises(MlflowException, match=why):
+            mlflow.register_model(f"models:/{source}", to)
+    assert names_of(client, f"name LIKE '{name}%'", []) == [name, f"{name}-kept", live]
+
+
 def test_a_gate_refuses_a_stage_with_its_rule(name: str, client: MlflowClient, served: Any, tmp_path: Path) -> None:
     run_id = client.create_run(client.create_experiment(name)).info.run_id
     client.log_artifacts(run_id, str(weights(tmp_path / "w")), "model")

@@ -21,7 +21,7 @@ from groundplane.domain.model import (
 )
 from groundplane.domain.provenance import certificate as cert
 from groundplane.domain.provenance.addendum import Addendum, check_rows
-from groundplane.domain.provenance.birth import Delivery, Watched, delivered, of_run, stated
+from groundplane.domain.provenance.birth import Delivery, Watched, delivered, of_copy, of_run, stated
 from groundplane.domain.provenance.circumstances import AttemptCircumstances, as_seen
 from groundplane.domain.provenance.circumstances import energy as energy_of
 from groundplane.domain.provenance.mlbom import ml_bom
@@ -176,6 +176,37 @@ class Models:
         )
         return await self._registration.register(SYSTEM, draft, found)
 
+    async def copy(
+        self, actor: Actor, source: ModelVersion, tree: Path, *, name: str, project: str, reason: str
+    ) -> ModelVersion:
+        """Makes the next version of `name` with the content of another one, which its certificate names.
+
+        What is known of the source is stated again; who copies it, and when, is new, and so is the judgement: the
+        files are laid out in `tree`, which must not exist yet, and scanned by the rules of now; quota and the required
+        facts of the project are asked. Raises what `register` does, and IntegrityFailure when the source is damaged.
+        """
+        check_name(name)
+        await self._see_project(actor, project)
+        _demand(source, self.problems(source))
+        await self._files.place(tree, source.files, self._blobs)
+        found = await self._files.scan(tree)
+        said = cert.open_envelope(source.certificate).statement["predicate"]
+        assert isinstance(said, dict)
+        if refusals := _refusals(tree, found):
+            raise Refusal(refusals)
+        draft = Draft(
+            name=name,
+            project=project,
+            owner=source.owner,
+            license=source.license,
+            run_id="",
+            metrics=source.metrics,
+            created_by=actor.name,
+            birth=of_copy(source, said, _SOFTWARE),
+            reason=reason,
+        )
+        return await self._registration.register(actor, draft, found)
+
     async def _circumstances(
         self, run: Run, attempts: Sequence[Attempt], kept: Sequence[AttemptCircumstances]
     ) -> cert.Circumstances:
@@ -229,7 +260,8 @@ class Models:
             found = await tx.get(ModelVersion, f"{wanted.name}@{number}")
         if found is None and wanted.alias:
             known = ", ".join(sorted(await self.aliases(wanted.name))) or "none yet"
-            raise NotFound(f"{wanted.name} has no alias {wanted.alias}", f"it has {known}: ground models alias")
+            hint = f"it has {known}; to set it: ground models alias {wanted} {newest.number} --reason WHY"
+            raise NotFound(f"{wanted.name} has no alias {wanted.alias}", hint)
         if found is None:
             raise NotFound(f"there is no {wanted}", f"{wanted.name} has versions up to {newest.number}")
         return found

@@ -29,7 +29,7 @@ from groundplane.domain.tracking.filter import (
 from groundplane.domain.tracking.filter import Facts as Shape
 from groundplane.domain.tracking.records import LoggedModel, ModelName, VersionOrigin
 from groundplane.domain.tracking.search import MODEL_NAMES, MODEL_VERSIONS, millis
-from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
+from groundplane.errors import Conflict, GroundError, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import CROSS_PROJECT, Actor
 from groundplane.ports import Clock, Store, Tx
 from groundplane.services.audit_trail import Teller
@@ -41,7 +41,8 @@ from groundplane.services.walking import walk
 
 STAGES = {"production": "Production", "staging": "Staging"}
 """Alias → the stage that older clients call it."""
-_SCHEME = "mlflow-artifacts:/"
+_SCHEME, _MODELS = "mlflow-artifacts:/", "models:/"
+MADE_TO_COPY_S = 60
 _PROMPT_TAG = "mlflow.prompt.is_prompt"
 """Clients that look for models ask for those of which this is not 'true', and mean those without it too."""
 
@@ -79,6 +80,17 @@ class _Listed:
     entry: RegistryEntry
     origin: VersionOrigin
     tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """What a client says of the version that is to be made of what was logged."""
+
+    text: str
+    run_id: str
+    model_id: str
+    tags: Mapping[str, str]
+    description: str
 
 
 class TrackedModels:
@@ -205,55 +217,89 @@ class TrackedModels:
         tags: Mapping[str, str],
         description: str,
     ) -> VersionShown:
-        """Registers what was logged as the next version of a name, signed.
+        """Registers what was logged, or a copy of a version, as the next version of a name, signed.
 
         Raises Refusal with every file that may not enter and every fact that is missing, and the tag that gives it.
         """
         check_name(name)
         for key, value in tags.items():
             check_tag(key, value)
-        folder, owner, below = _place(source, model_id)
-        files = await self._logged.files(actor, folder, owner)
-        if not any(not below or each.path.startswith(f"{below}/") for each in files):
-            raise NotFound(
-                f"nothing was logged below {source[:200]}", "log the model first: log_model or log_artifacts"
-            )
-        model = await self._logged.get(actor, owner) if folder == LOGGED else None
-        run_id = run_id or (model.run_id if model else owner)
-        told = await self._tracking.run(actor, run_id) if run_id else None
-        shelf_project = await self._project_of(actor, name)
         self._scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._scratch) as place:
             tree = Path(place) / "model"
-            tree.mkdir()
-            await self._logged.lay(files, below, tree)
-            facts = await self._facts(actor, tree, model, told, tags, description)
-            try:
-                version = await self._models.register(
-                    actor,
-                    name=name,
-                    project=shelf_project,
-                    source=tree,
-                    facts=facts,
-                    reason=f"from {source} by an MLflow client",
-                )
-            except Refusal as error:
-                by_tag = {each.refused(): refusal_of(each) for each in missing_facts(facts)}
-                raise Refusal([by_tag.get(each, each) for each in error.refusals]) from None
-        origin = VersionOrigin(
-            id=version.id,
-            name=name,
-            run_id=run_id,
-            model_id=model.id if model else "",
-            source=source,
-            description=description,
-            updated_at=self._clock.now(),
-        )
+            if (ref := _registered(source)) is not None:
+                version, origin = await self._copied(actor, name, ref, tree)
+            else:
+                logged = _Source(text=source, run_id=run_id, model_id=model_id, tags=tags, description=description)
+                version, origin = await self._from_logged(actor, name, logged, tree)
+        origin = replace(origin, source=source, description=description)
         async with self._store.transaction() as tx:
             await tx.insert_once(origin)
         if tags:
             await self._registry.tag(actor, version.id, dict(tags))
         return await self.version(actor, name, str(version.number))
+
+    async def _from_logged(
+        self, actor: Actor, name: str, source: _Source, tree: Path
+    ) -> tuple[ModelVersion, VersionOrigin]:
+        folder, owner, below = _place(source.text, source.model_id)
+        files = await self._logged.files(actor, folder, owner)
+        if not any(not below or each.path.startswith(f"{below}/") for each in files):
+            raise NotFound(
+                f"nothing was logged below {source.text[:200]}", "log the model first: log_model or log_artifacts"
+            )
+        model = await self._logged.get(actor, owner) if folder == LOGGED else None
+        run_id = source.run_id or (model.run_id if model else owner)
+        told = await self._tracking.run(actor, run_id) if run_id else None
+        shelf_project = await self._project_of(actor, name)
+        tree.mkdir()
+        await self._logged.lay(files, below, tree)
+        facts = await self._facts(actor, tree, model, told, source)
+        try:
+            version = await self._models.register(
+                actor,
+                name=name,
+                project=shelf_project,
+                source=tree,
+                facts=facts,
+                reason=f"from {source.text} by an MLflow client",
+            )
+        except Refusal as error:
+            by_tag = {each.refused(): refusal_of(each) for each in missing_facts(facts)}
+            raise Refusal([by_tag.get(each, each) for each in error.refusals]) from None
+        return version, replace(_no_origin(version), run_id=run_id, model_id=model.id if model else "")
+
+    async def _copied(self, actor: Actor, name: str, ref: str, tree: Path) -> tuple[ModelVersion, VersionOrigin]:
+        """A copy of a version that the actor sees. When there is none, the name that was made for it goes too."""
+        try:
+            source = await self.version(actor, *ref.split("@", 1))
+            if source.archived:
+                have, hint = f"{source.version.id}, which is archived", f"ground models unarchive {source.version.id}"
+                raise Refusal([Refused(rule="archived", need="a version that is in use", have=have, hint=hint)])
+            version = await self._models.copy(
+                actor,
+                source.version,
+                tree,
+                name=name,
+                project=await self._project_of(actor, name),
+                reason=f"copied from {source.version.id} by an MLflow client",
+            )
+        except GroundError:
+            await self._let_go(actor, name)
+            raise
+        return version, replace(source.origin, id=version.id, name=name, updated_at=self._clock.now(), version=0)
+
+    async def _let_go(self, actor: Actor, name: str) -> None:
+        """Clients make the name right before they copy to it. A bare one of a moment ago is theirs, not a person's."""
+        async with self._store.transaction() as tx:
+            row = await tx.get(ModelName, name, lock=True)
+            if row is None or row.created_by != actor.name or row.description or row.tags or row.version:
+                return
+            age_s = (self._clock.now() - row.created_at).total_seconds()
+            if age_s > MADE_TO_COPY_S or await tx.find(RegistryEntry, {"name": name}, limit=1):
+                return
+            await tx.delete(ModelName, name)
+            await self._tell(tx, actor, "model-name.delete", name, row.project, {}, "nothing could be copied to it")
 
     async def version(self, actor: Actor, name: str, number: str) -> VersionShown:
         """`number` may be an alias. Raises NotFound."""
@@ -382,8 +428,7 @@ class TrackedModels:
         tree: Path,
         model: LoggedModel | None,
         told: Told | None,
-        tags: Mapping[str, str],
-        description: str,
+        source: _Source,
     ) -> Facts:
         try:
             card = facts_of((tree / CARD).read_text(encoding="utf-8")) if (tree / CARD).is_file() else Facts()
@@ -401,9 +446,9 @@ class TrackedModels:
             params=run.params if run else {},
             job_data=await self._job_data(run.job) if run and run.job else (),
         )
-        every = {**(run.tags if run else {}), **(model.tags if model else {}), **tags}
+        every = {**(run.tags if run else {}), **(model.tags if model else {}), **source.tags}
         facts = facts_of_tags(card, every, shown)
-        return replace(facts, description=facts.description or description)
+        return replace(facts, description=facts.description or source.description)
 
     async def _job_data(self, job: str) -> Sequence[DataFact]:
         async with self._store.transaction() as tx:
@@ -412,16 +457,24 @@ class TrackedModels:
         return [DataFact(name=each.name, sha256=each.sha256) for each in sources if each.sha256]
 
 
+def _registered(source: str) -> str | None:
+    """`models:/NAME/VERSION` and `models:/NAME@ALIAS` as a reference of ours; None for what was logged."""
+    name, slash, version = source.removeprefix(_MODELS).partition("/")
+    if not source.startswith(_MODELS) or not (slash or "@" in name):
+        return None
+    return f"{name}@{version.lower()}" if slash else name
+
+
 def _place(source: str, model_id: str) -> tuple[str, str, str]:
     """(folder, owner, path below) of what a client calls the source of a version. Raises InvalidInput."""
-    if model_id or source.startswith("models:/m-"):
-        return LOGGED, model_id or source.removeprefix("models:/").partition("/")[0], ""
+    if model_id or source.startswith(f"{_MODELS}m-"):
+        return LOGGED, model_id or source.removeprefix(_MODELS), ""
     parts = source.removeprefix(_SCHEME).strip("/").split("/")
     if source.startswith(_SCHEME) and len(parts) >= 2 and parts[0] in {RUNS, LOGGED}:
         return parts[0], parts[1], "/".join(parts[2:])
     raise InvalidInput(
         f"{source[:200]!r} is nothing that was logged here",
-        "register runs:/RUN/PATH or models:/MODEL-ID of this installation; files elsewhere: ground models register",
+        "register runs:/RUN/PATH, models:/MODEL-ID or models:/NAME/VERSION; files elsewhere: ground models register",
     )
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import msgspec
 
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.provenance import certificate as cert
@@ -17,6 +20,7 @@ UNOBSERVED = "not observed: stated at registration"
 _UNSTATED = "the spec's output does not say"
 _NOT_OURS = "the model was not made by a run of this installation"
 _NOT_STATED = "not stated at registration"
+Fact = TypeVar("Fact")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +106,66 @@ def of_run(watched: Watched, output: ModelOutput, files: Sequence[Seen], softwar
         unknown=(*odd, *unstated, *unrecognised(files)),
         software=software,
     )
+
+
+def of_copy(source: ModelVersion, said: Mapping[str, object], software: str) -> cert.Birth:
+    """Of a copy of a version: everything that the predicate of its certificate says, and what it is a copy of.
+
+    The version that is gone back to stays behind: it is one of the source's own name.
+    """
+    version, hardware, adoption = _part(said, "version"), _part(said, "hardware"), _part(said, "adoption")
+    files = _parts(_part(said, "manifest"), "files")
+    known = ("path", "sha256", "size_bytes")
+    return cert.Birth(
+        origin=str(said["origin"]),
+        framework=str(version.get("framework", "")),
+        description=str(version.get("description", "")),
+        base_model=str(version.get("base_model", "")),
+        hardware_stated=str(hardware.get("stated", "")),
+        run=_read(said.get("run"), cert.RunFact),
+        circumstances=cert.Circumstances(
+            observed=str(said["observed"]),
+            code=_read(said.get("code"), cert.CodeFact),
+            environment=_read(_paired(said.get("environment"), "lock_files", "path", "sha256"), cert.EnvironmentFact),
+            hardware=_read(_paired(hardware, "drivers", "name", "version"), cert.HardwareFact)
+            if "cpu" in hardware
+            else None,
+            container=_read(said.get("container"), cert.ContainerFact),
+            data=msgspec.convert(said["data"], tuple[cert.DataFact, ...]),
+        ),
+        cost_microusd=msgspec.convert(said.get("cost_microusd"), int | None),
+        energy=_read(said.get("energy"), cert.EnergyFact),
+        hyperparameters=msgspec.convert(said.get("hyperparameters", {}), dict[str, str]),
+        sla=str(said.get("sla", "")),
+        target_memory_bytes=msgspec.convert(said.get("target_memory_bytes"), int | None),
+        formats={str(row["path"]): {key: each for key, each in row.items() if key not in known} for row in files},
+        unknown=tuple((str(row["fact"]), str(row["why"])) for row in _parts(said, "unknown")),
+        software=software,
+        adopted=msgspec.convert(adoption.get("converted", ()), tuple[cert.AdoptedFile, ...]),
+        adopted_from=str(adoption.get("from", "")),
+        copy_of=source,
+    )
+
+
+def _part(value: Mapping[str, object], name: str) -> Mapping[str, object]:
+    found = value.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _parts(value: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
+    found = value.get(name)
+    return [row for row in found if isinstance(row, Mapping)] if isinstance(found, list) else []
+
+
+def _read(value: object, kind: type[Fact]) -> Fact | None:
+    return None if value is None else msgspec.convert(value, kind)
+
+
+def _paired(value: object, name: str, first: str, second: str) -> object:
+    """A fact whose pairs are spelt out as rows, with pairs."""
+    if not isinstance(value, Mapping):
+        return value
+    return {**value, name: [(row[first], row[second]) for row in _parts(value, name)]}
 
 
 def formats(files: Sequence[Seen]) -> dict[str, dict[str, object]]:
