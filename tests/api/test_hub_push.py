@@ -147,6 +147,7 @@ def test_a_card_that_is_silent_is_told_every_missing_fact(hub: hf.HfApi, served:
         hub.upload_folder(repo_id="default/silent", folder_path=folder)
     for fact in ("owner", "license", "data", "code commit", "training run", "metrics"):
         assert fact in str(refused.value)
+    assert "write it in the head of README.md: groundplane: {owner: NAME}" in str(refused.value)
     with pytest.raises(HfHubHTTPError, match="no repository"):
         hub.model_info("default/silent")
 

@@ -139,8 +139,9 @@ def _added(made: Addendum) -> str:
 def _rules(found: Sequence[RequiredFacts], project: str) -> Table:
     rows = [(each.id, ", ".join(each.required), each.set_by, moment(each.set_at), each.reason) for each in found]
     later = ", ".join(sorted(LATER))
+    nothing = f"{project} requires nothing" if project else "no project requires anything"
     empty = (
-        f"{project or 'no project'} requires nothing more than every registration does; known facts are "
+        f"{nothing} more than every registration does; known facts are "
         f"{', '.join(FACT_NAMES)}, metrics.NAME ({later} from the deployment on)"
     )
     return Table(("PROJECT", "REQUIRED", "BY", "SINCE", "WHY"), rows, empty=empty)

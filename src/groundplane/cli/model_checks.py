@@ -10,6 +10,7 @@ import click
 from groundplane.cli import model_tools, render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
+from groundplane.cli.words import counted
 from groundplane.domain.model import parse_ref
 from groundplane.domain.scanning.report import Finding, ScanReport, judge_scan
 from groundplane.errors import IntegrityFailure, NotFound, Refusal, Refused
@@ -48,7 +49,7 @@ def scan(subject: str, license_: str, base_license: Sequence[str], memory: str, 
 
 def verify_offline(folder: str, certificate: str, keys: Sequence[str], addenda: str, output: str) -> None:
     """A stranger's check: files, a certificate, its addenda where there are some, and public keys."""
-    if not Path(certificate).is_file():
+    if not Path(certificate).exists():
         raise NotFound(f"there is no certificate {certificate}", "ground models certificate NAME@VERSION --envelope")
     told = model_tools.verify(folder, certificate, keys, addenda)
     text = f"{told['subject']}: {told['files']} files are as key {told['key_id']} signed"
@@ -122,8 +123,9 @@ def _lines(report: ScanReport) -> list[View]:
     formats = ", ".join(f"{count} {name}" for name, count in report.formats.items())
     verdict = "nothing keeps it out" if report.ok else "it may not enter"
     rows = [(finding.severity, finding.rule, finding.path or "-", finding.message) for finding in report.findings]
+    files = f"{counted(report.files, 'file')} ({format_bytes(report.size_bytes)}): {formats or 'none'}"
     return [
-        f"{report.subject}: {verdict}; {report.files} files ({format_bytes(report.size_bytes)}): {formats or 'none'}",
+        f"{report.subject}: {verdict}; {files}",
         Table(("SEVERITY", "RULE", "FILE", "FOUND"), rows, empty="nothing found"),
     ]
 

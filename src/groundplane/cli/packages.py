@@ -12,12 +12,12 @@ from groundplane.cli.words import moment
 
 @click.command()
 @click.argument("name")
-@click.option("--project", default="default", show_default=True)
+@click.option("--project", default="", help="Whose; the model's own when left out.")
 @output_option
 def packages(name: str, project: str, output: str) -> None:
     """List a model's OCI manifests: their tags, who pushed them, and what refers to what."""
     with connect() as client:
-        found = client.packages(project, name)
+        found = client.packages(project or client.model(name)[0].project, name)
     rows = [
         (
             each.digest[:19],

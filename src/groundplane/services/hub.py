@@ -13,6 +13,8 @@ from groundplane.domain.dataset import DatasetVersion, digest_of
 from groundplane.domain.gate import GateCheck
 from groundplane.domain.hub import Document, Kind, Revision
 from groundplane.domain.model import ManifestFile, ModelVersion
+from groundplane.domain.provenance import model_card
+from groundplane.domain.provenance.birth import Delivery
 from groundplane.domain.provenance.model_card import CARD, facts_of
 from groundplane.domain.registry import ModelAlias, RegistryEntry
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound
@@ -222,8 +224,17 @@ class Hub:
             card = (tree / CARD).read_text(encoding="utf-8") if (tree / CARD).is_file() else ""
         except UnicodeDecodeError as error:
             raise InvalidInput(f"{CARD} is not UTF-8 at byte {error.start:,}", "save it as UTF-8") from None
+        facts = facts_of(card)
         made = await self._models.register(
-            actor, name=name, project=project, source=tree, facts=facts_of(card), reason=message
+            actor,
+            name=name,
+            project=project,
+            source=tree,
+            facts=facts,
+            reason=message,
+            delivery=Delivery(
+                how=f"pushed by {actor.name} as to a hub", missing=model_card.missing_of(facts), rows=lambda _: ()
+            ),
         )
         return hub.of_model(made)
 

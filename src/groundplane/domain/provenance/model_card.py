@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 
-from groundplane.domain.provenance.certificate import DataFact, Facts
-from groundplane.errors import InvalidInput, Problem
+from groundplane.domain.provenance.certificate import DataFact, Facts, missing_facts
+from groundplane.errors import InvalidInput, Problem, Refused
 from groundplane.units import MICROUSD_PER_USD
 
 CARD = "README.md"
@@ -18,6 +18,25 @@ HEAD_BYTES_MAX = 64 * 2**10
 _STATED = ("owner", "description", "code_commit", "code_repository", "training_run", "hardware", "sla",
            "rollback_target")  # fmt: skip
 _KNOWN = {*_STATED, "code_dirty", "data", "metrics", "cost_usd", "hyperparameters", "target_memory_bytes"}
+
+
+_WRITTEN = {
+    "license": "license: SPDX-ID",
+    "owner": f"{OURS}: {{owner: NAME}}",
+    "data": f"{OURS}: {{data: [{{name: NAME, sha256: SHA256}}]}}",
+    "code_commit": f'{OURS}: {{code_commit: "COMMIT"}}',
+    "training_run": f"{OURS}: {{training_run: ID}}",
+    "metrics": f"{OURS}: {{metrics: {{NAME: VALUE}}}}",
+}
+"""Required fact → how a card states it."""
+
+
+def missing_of(facts: Facts) -> tuple[Refused, ...]:
+    """What is required and the card does not state, each with how it would."""
+    return tuple(
+        replace(fact.refused(), hint=f"write it in the head of {CARD}: {_WRITTEN[fact.name]}")
+        for fact in missing_facts(facts)
+    )
 
 
 def facts_of(card: str) -> Facts:
