@@ -64,6 +64,19 @@ def test_an_alias_is_moved_and_rolled_back_on_the_versions_page(paged: Plane) ->
     assert "rollback" in back.text
 
 
+def test_a_bare_name_leads_to_what_is_in_production_or_else_to_the_newest(paged: Plane) -> None:
+    browser = paged.browser()
+    paged.client.move_alias("paged", "production", to="2", reason="ready")
+    page = browser.get("/console/models/paged")
+    assert page.url.path == "/console/models/paged@2"
+    table = page.text.partition("Versions of paged")[2]
+    assert "paged@2, this one" in table and '<a href="/console/models/paged@3">paged@3</a>' in table
+    paged.client.remove_alias("paged", "production", "anew")
+    assert browser.get("/console/models/paged").url.path == "/console/models/paged@3"
+    missing = browser.get("/console/models/page")
+    assert (missing.status_code, "did you mean paged?" in missing.text) == (404, True)
+
+
 def test_a_gate_refuses_the_form_with_its_figure(paged: Plane) -> None:
     refused = paged.browser().post("/console/models/paged@3/alias", data={"alias": "production", "reason": "why"})
     assert refused.status_code == 409

@@ -217,3 +217,9 @@ def test_a_stopped_endpoint_leaves_the_gateway_and_costs_no_more(
     wait(lambda: served.data("endpoints", "show", "brief")["status"] == "stopped", "stopped", 30)
     wait(lambda: "brief" not in [m.id for m in client.models.list()], "the model gone", 10)
     assert not [r for r in served.client.runs(status="active") if r.endpoint == "brief"]
+    version, url = served.data("endpoints", "show", "brief")["model_version"], f"http://127.0.0.1:{served.port}"
+    with httpx.Client(base_url=url, headers={"Origin": url}, follow_redirects=True, timeout=30) as browser:
+        browser.post("/console/login", data={"key": served.admin_key})
+        page = browser.get(f"/console/models/{version}").text
+    assert 'Serves <a href="/console/endpoints/tiny">tiny</a>.' in page
+    assert 'Endpoint <a href="/console/endpoints/brief">brief</a> of it is stopped.' in page

@@ -10,11 +10,13 @@ from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
 from groundplane.console.certificate import read
 from groundplane.console.registry import standing
-from groundplane.console.web import PageRoute, page
+from groundplane.console.web import HOME, PageRoute, back, page
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.oci import packages_of
 from groundplane.identity import Actor, Permission
 
+PRODUCTION = "production"
+SIBLINGS_SHOWN = 20
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 
 
@@ -32,6 +34,11 @@ def routes() -> Router:
 
     @router.get("/{ref}")
     async def version(request: Request, ref: str, actor: Reader, ground: Ground) -> Response:
+        """A bare name leads to the version that is in production, or else to the newest."""
+        if "@" not in ref:
+            newest = await ground.models.newest(actor, ref)
+            number = (await ground.models.aliases(ref)).get(PRODUCTION, newest.number)
+            return back(f"{HOME}/models/{ref}@{number}")
         return await _page(request, ref, actor, ground, verification=None)
 
     @router.post("/{ref}/verify")
@@ -44,9 +51,8 @@ def routes() -> Router:
 
 async def _page(request: Request, ref: str, actor: Actor, ground: Any, *, verification: Any) -> Response:
     version = await ground.models.get(actor, ref)
-    serving = [
-        endpoint.id for endpoint in await ground.endpoints.endpoints(actor) if endpoint.model_version == version.id
-    ]
+    siblings = await ground.registry.entries(actor, version.name, SIBLINGS_SHOWN + 1)
+    endpoints = [each for each in await ground.endpoints.endpoints(actor) if each.model_version == version.id]
     shelf = await ground.oci.shelf(actor, version.project, version.name)
     return page(
         request,
@@ -54,8 +60,19 @@ async def _page(request: Request, ref: str, actor: Actor, ground: Any, *, verifi
         actor,
         version=version,
         certificate=read(version.certificate),
-        serving=serving,
+        endpoints=endpoints,
+        siblings=siblings[:SIBLINGS_SHOWN],
+        more=len(siblings) > SIBLINGS_SHOWN,
+        aliases=await _by_number(ground, version.name),
         verification=verification,
         packages=packages_of(await ground.oci.with_addenda(shelf), version.id),
         **await standing(ground, actor, version.id),
     )
+
+
+async def _by_number(ground: Any, name: str) -> dict[int, list[str]]:
+    """The aliases that stand for each number."""
+    standing: dict[int, list[str]] = {}
+    for alias, number in (await ground.models.aliases(name)).items():
+        standing.setdefault(number, []).append(alias)
+    return standing

@@ -246,6 +246,12 @@ class Registry:
         found = [entry for entry in found if _fits(entry, where)]
         return sorted(found, key=lambda entry: (entry.created_at, entry.number), reverse=True)[:limit]
 
+    async def entries(self, actor: Actor, name: str, limit: int) -> list[RegistryEntry]:
+        """The newest versions of a name, archived ones too. Raises NotFound."""
+        await self._models.newest(actor, name)
+        async with self._store.transaction() as tx:
+            return await tx.find(RegistryEntry, {"name": name}, order="-number", limit=limit)
+
     async def view(self, actor: Actor, ref: str) -> VersionView:
         """A version with what moves around it."""
         version = await self._models.get(actor, ref)
