@@ -13,7 +13,7 @@ from groundplane.domain.hardware import Accelerator, Hardware, InstanceType
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import plan as planning
 from groundplane.domain.planning.plan import Offer
-from groundplane.domain.policy.builtin import Subject
+from groundplane.domain.policy.rule import Subject
 from groundplane.domain.policy.rule_set import built_in, reference
 from groundplane.domain.spec import DataSource, EndpointSpec, JobSpec, Metadata, Resources, TokenPrice
 

@@ -15,10 +15,10 @@ from groundplane.domain.hardware import Hardware
 from groundplane.domain.planning import plan as planning
 from groundplane.domain.planning.plan import Offer, Plan, PlanStatus, Verdict
 from groundplane.domain.policy import rule_set
-from groundplane.domain.policy.builtin import Subject
 from groundplane.domain.policy.exceptions import PolicyException, checked_expiry, lifted
 from groundplane.domain.policy.expressions import MAX_TEXT_CHARACTERS, ExpressionFault, Values, compiled, message, shown
 from groundplane.domain.policy.replay import replay
+from groundplane.domain.policy.rule import Subject
 from groundplane.domain.policy.rule_files import read_policy_file
 from groundplane.domain.policy.rule_set import LOCKED, RuleSet, build, built_in, built_in_file, outcome, read_files
 from groundplane.domain.policy.sample import sample_view, schema

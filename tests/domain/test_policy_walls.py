@@ -9,7 +9,7 @@ from groundplane.domain.hardware import Hardware
 from groundplane.domain.isolation import Isolation, IsolationPolicy
 from groundplane.domain.planning import plan as planning
 from groundplane.domain.planning.plan import Offer
-from groundplane.domain.policy.builtin import Subject
+from groundplane.domain.policy.rule import Subject
 from groundplane.domain.policy.rule_set import built_in
 from groundplane.domain.spec import EndpointSpec, JobSpec, Metadata, Resources, TokenPrice
 

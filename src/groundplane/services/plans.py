@@ -21,7 +21,7 @@ from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning import plan as planning
 from groundplane.domain.planning.outlook import Outlook
 from groundplane.domain.planning.plan import Offer, Plan, PlanStatus, RejectedOffer
-from groundplane.domain.policy.builtin import Subject
+from groundplane.domain.policy.rule import Subject
 from groundplane.domain.spec import EndpointSpec, JobSpec
 from groundplane.domain.spec.parse import parse
 from groundplane.errors import InvalidInput, NotFound, Refused, Unavailable

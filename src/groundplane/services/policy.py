@@ -16,10 +16,10 @@ from groundplane.domain.intake.request import Request
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning.plan import Plan, Verdict
 from groundplane.domain.policy import rule_set
-from groundplane.domain.policy.builtin import Subject
 from groundplane.domain.policy.exceptions import PolicyException, checked_expiry, lifted
 from groundplane.domain.policy.records import PolicyState, Replay, RuleInfo
 from groundplane.domain.policy.replay import MAX_PLANS, replay
+from groundplane.domain.policy.rule import Subject
 from groundplane.domain.policy.rule_set import LOCKED, RuleSet
 from groundplane.errors import InvalidInput, NotFound, Problem
 from groundplane.identity import SYSTEM, Actor

@@ -13,8 +13,8 @@ from datetime import datetime
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning.plan import Plan, Quote, Ranking, Verdict
-from groundplane.domain.policy.builtin import Rule, Subject
 from groundplane.domain.policy.records import PlanMove, Replay, RuleMove
+from groundplane.domain.policy.rule import Rule, Subject
 from groundplane.domain.policy.rule_set import RuleSet, outcome
 
 MAX_PLANS = 2_000

@@ -17,10 +17,11 @@ from typing import Any
 from groundplane.domain.intake.request import Request
 from groundplane.domain.planning.checks import CHECKS
 from groundplane.domain.planning.plan import Verdict
-from groundplane.domain.policy.builtin import RULES, Finding, Rule, Subject
+from groundplane.domain.policy.builtin import RULES
 from groundplane.domain.policy.defaults import DEFAULTS, DEFAULTS_NAME
 from groundplane.domain.policy.expressions import ExpressionFault, Message, Values
 from groundplane.domain.policy.records import RuleInfo, RuleTestResult
+from groundplane.domain.policy.rule import Finding, Rule, Subject
 from groundplane.domain.policy.rule_files import (
     DeclaredRule,
     PolicyFile,

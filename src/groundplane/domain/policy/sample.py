@@ -10,7 +10,7 @@ from groundplane.domain.intake import Intake
 from groundplane.domain.intake.request import Request, RequestStatus
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.planning.plan import Offer, rank
-from groundplane.domain.policy.builtin import Subject
+from groundplane.domain.policy.rule import Subject
 from groundplane.domain.policy.view import PolicySettings, plan_view, request_view
 from groundplane.domain.spec import EndpointSpec, JobSpec, Metadata, Resources, TokenPrice
 

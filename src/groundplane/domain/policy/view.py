@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 
 from groundplane.domain.intake.request import Request
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.policy.builtin import MAX_HORIZON_DAYS, Subject
+from groundplane.domain.policy.rule import MAX_HORIZON_DAYS, Subject
 from groundplane.domain.spec import CLASSIFICATIONS, EndpointSpec, JobSpec
 from groundplane.units import MICROUSD_PER_USD
 
