@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +64,18 @@ def test_a_program_beside_the_weights_is_refused_unless_it_stays_behind(up: Any,
     said = say(up, *words, "--leave-out", "training_args*")
     assert said.code == 0, said.err
     assert "training_args.bin stayed behind" in said.out
+
+
+def test_a_file_that_keras_saved_says_what_loads_it(up: Any, say: Any, tmp_path: Path) -> None:
+    """Three parts stored in a zip. Source: Keras 3, `keras/src/saving/saving_lib.py`."""
+    parts = {"metadata.json": b'{"keras_version": "3.12.0"}', "config.json": b"{}"}
+    parts["model.weights.h5"] = b"\x89HDF\r\n\x1a\n" + bytes(600)
+    with zipfile.ZipFile(tmp_path / "model.keras", "w") as file:
+        for name, content in parts.items():
+            file.writestr(name, content)
+    source = str(tmp_path / "model.keras")
+    said = say(up, "models", "adopt", source, "--name", "layers", "--project", "research", *STATED, *UNKNOWN)
+    assert said.code == 0, said.err
+    told = say(up, "models", "certificate", "layers@1", "-o", "json").data["statement"]["predicate"]
+    assert told["version"]["framework"] == "keras"
+    assert [(each["path"], each["format"]) for each in told["manifest"]["files"]] == [("model.keras", "keras")]

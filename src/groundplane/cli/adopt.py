@@ -101,7 +101,13 @@ def _framework(files: Sequence[model_tools.Looked]) -> str:
     formats, names = {file.format for file in files}, {Path(file.path).name for file in files}
     if "config.json" in names and Format.SAFETENSORS in formats:
         return "transformers" if "tokenizer_config.json" in names or "tokenizer.json" in names else "pytorch"
-    found = {Format.GGUF: "llama.cpp", Format.ONNX: "onnx", Format.TFLITE: "tflite", Format.HDF5: "keras"}
+    found = {
+        Format.GGUF: "llama.cpp",
+        Format.ONNX: "onnx",
+        Format.TFLITE: "tflite",
+        Format.KERAS: "keras",
+        Format.HDF5: "keras",
+    }
     return next((framework for kind, framework in found.items() if kind in formats), "")
 
 
