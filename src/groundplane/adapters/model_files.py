@@ -21,6 +21,7 @@ from groundplane.domain.scanning import (
     code_scan,
     gguf,
     hdf5_scan,
+    inspection,
     licences,
     loader_targets,
     model_files,
@@ -29,9 +30,11 @@ from groundplane.domain.scanning import (
     pickle_scan,
     protobuf_scan,
     secrets_scan,
+    signatures,
     templates_scan,
     tensor_header,
     text_scan,
+    weight_files,
     yaml_scan,
 )
 from groundplane.domain.scanning import report as model_scan
@@ -41,9 +44,9 @@ from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFoun
 from groundplane.ports import BlobStore, FoundFile
 
 FILES_MAX = 100_000
-_RULES = (archives, code_scan, gguf, hdf5_scan, licences, loader_targets, model_files, model_scan, name_scan,
-          npy_header, pickle_scan, protobuf_scan, secrets_scan, templates_scan, tensor_header, text_scan,
-          yaml_scan)  # fmt: skip
+_RULES = (archives, code_scan, gguf, hdf5_scan, inspection, licences, loader_targets, model_files, model_scan,
+          name_scan, npy_header, pickle_scan, protobuf_scan, secrets_scan, signatures, templates_scan, tensor_header,
+          text_scan, weight_files, yaml_scan)  # fmt: skip
 _LOCK_PERIOD_S = 0.05
 
 

@@ -66,6 +66,7 @@ class PickleWalk:
     newest_opcode: int = 0
     imports: list[str] = field(default_factory=list)
     calls: int = 0
+    framed: bool = False
     stopped_at: int | None = None
     depth_at_stop: int = 0
 
@@ -84,7 +85,7 @@ class PickleWalk:
 def scan_for_pickle(view: ByteView) -> PickleWalk | None:
     """The walk when the bytes are a pickle (protocol 0 to 5, whole, padded, or broken after its payload); else None."""
     walk = _walk(view)
-    if walk.protocol is not None and walk.protocol >= 2 and walk.opcodes >= 3:
+    if walk.framed or (walk.protocol is not None and walk.protocol >= 2 and walk.opcodes >= 3):
         return walk
     if any(not _is_extension(name) for name in walk.imports) and (walk.calls or walk.stopped_at is not None):
         # Bytes after STOP, or nonsense after a call, do not matter: the harm is done by then.
@@ -134,6 +135,10 @@ def _walk(view: ByteView) -> PickleWalk:
             return walk
         walk.opcodes += 1
         walk.newest_opcode = max(walk.newest_opcode, opcode.proto)
+        if opcode.name == "FRAME" and int.from_bytes(head, "little") <= view.size_bytes - after:
+            # Reading from a file, C's unpickler goes astray where an argument leaves its frame: what it runs from
+            # there on is written nowhere in this order. Eight bytes that fit the file are there by nobody's chance.
+            walk.framed = True
         _note(walk, opcode.name, head, newest)
         memo.follow(opcode.name, head, stack)
         if opcode.name == "STOP":
@@ -225,7 +230,9 @@ def _lines(view: ByteView, position: int, count: int) -> tuple[bytes, int] | Non
     while count:
         window = view.at(position, _LINE_WINDOW_BYTES)
         if not window:
-            return None
+            # Python's own unpickler takes a last line that does not end, but for its last letter.
+            whole = count == 1 and position - start in range(2, _KEPT_LINE_BYTES)
+            return (view.at(start, position - start - 1) + b"\n", position) if whole else None
         found = window.find(b"\n")
         count -= found >= 0
         position += found + 1 if found >= 0 else len(window)
@@ -245,6 +252,8 @@ def _plausible(name: str, head: bytes) -> bool:
     if name in {"GLOBAL", "INST"}:
         parts = head.split(b"\n")
         return len(parts) >= 2 and all(_IDENTIFIER.fullmatch(part.rstrip(b"\r")) for part in parts[:2])
+    if name == "INT" and head.startswith(b"\0"):
+        return True
     if name in {"INT", "LONG"}:
         number = number.removesuffix(b"L")
         return _reads(number, lambda text: int(text, 0)) or _reads(number, int)

@@ -17,7 +17,7 @@ from groundplane.domain.scanning.model_formats import Format
 from groundplane.errors import Refused
 from groundplane.units import format_bytes
 
-SCANNER_VERSION = "4"
+SCANNER_VERSION = "5"
 """Counted up when what is looked for changes; evidence of an older scanner is stale."""
 _WEIGHTS = frozenset({Format.SAFETENSORS, Format.GGUF, Format.ONNX, Format.TFLITE, Format.NPY, Format.NPZ,
                       Format.HDF5, Format.KERAS, Format.BINARY, Format.PICKLE,
