@@ -300,6 +300,8 @@ def test_budgets_are_set_shown_and_in_whole_microdollars(up: Any, say: Any) -> N
     assert set_.data["limit_microusd"] == 12_345_678
     assert "vision" in say(up, "budget", "show").out
     assert say(up, "budget", "holds", "--project", "vision").out == "no money is reserved\n"
+    for nothing, next_step in (("limits", "ground limits set"), ("routes", "ground routes set"), ("dev", "ground dev")):
+        assert next_step in say(up, nothing, "list").out
 
 
 def test_reports_add_up(up: Any, say: Any) -> None:

@@ -147,6 +147,8 @@ def test_a_batch_that_is_killed_resumes_and_every_row_is_there_once(
     assert all(each["response"]["status_code"] == 200 and each["error"] is None for each in answers)
     assert (made["id"], made["profile"]["rows"], made["license"]) == ("answers@1", 90, "CC0-1.0")
     assert told["result"]["cost_microusd"] > 0
+    unasked = ("datasets", "erase", "requests@1", "--records", "r1", "--reason", "nobody is there to be asked")
+    assert "hint: add --yes" in ground.ground(*unasked, expect=2).stderr
     edges = ground.data("datasets", "lineage", "requests@1")["edges"]
     assert [f"run:{run['id']}", "dataset:answers@1"] in edges
 

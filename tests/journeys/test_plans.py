@@ -296,6 +296,8 @@ def test_a_clouds_offer_is_planned_and_never_run_elsewhere(planned: Callable[...
     assert 0 <= outlook["expected_microusd"] <= outlook["worst_case_microusd"] == round(3.673 * 24 * 1e6)
     assert outlook["idle_weekend"] == "$3.673/h × 1 node × 60.00 h = $220.38"
     assert outlook["budget"]["left_after_microusd"] == round((20 - 3.673 * 24) * 1e6)
+    (warned,) = [each["warning"] for each in plan["verdicts"] if each["rule"] == "budget-left"]
+    assert warned.endswith(f"a larger budget: ground budget set {plan['project']} 89")
     assert outlook["budget"]["percent_of_limit"] == pytest.approx(100 * 3.673 * 24 / 20, abs=0.01)
     assert choice(plan, "Standard_NC24ads_A100_v4")["price_stale"]
     spot = choice(plan, "Standard_NC24ads_A100_v4", "spot")

@@ -122,7 +122,7 @@ def _keys_table(found: list[Key]) -> Table:
         for key in found
     ]
     columns = ("KEY", "NAME", "PROJECT", "ROLE", "OWNER", "MODELS", "RPM", "TPM", "STATE", "EXPIRES")
-    return Table(columns, rows, right=frozenset({"RPM", "TPM"}))
+    return Table(columns, rows, right=frozenset({"RPM", "TPM"}), empty="no keys; ground keys create --project PROJECT")
 
 
 def _key_state(key: Key, now: datetime) -> str:
@@ -267,7 +267,8 @@ def _projects_table(found: list[Project]) -> Table:
         for project in found
     ]
     columns = ("PROJECT", "OWNER", "COST CENTRE", "MONTHLY LIMIT", "NOTIFIES AT", "ALONE UP TO", "CREATED")
-    return Table(columns, rows, right=frozenset({"MONTHLY LIMIT"}))
+    empty = "no projects; ground projects create NAME --owner WHO --cost-center CODE --budget 100"
+    return Table(columns, rows, right=frozenset({"MONTHLY LIMIT"}), empty=empty)
 
 
 # ---------------------------------------------------------------- exposures

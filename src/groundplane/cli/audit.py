@@ -68,7 +68,7 @@ def _events_table(events: Sequence[Event]) -> Table:
         )
         for event in events
     ]
-    return Table(("EVENT", "AT", "WHO", "DID", "TO", "CHANGE", "WHY"), rows, right=frozenset({"EVENT"}))
+    return Table(("EVENT", "AT", "WHO", "DID", "TO", "CHANGE", "WHY"), rows, frozenset({"EVENT"}), "no such event")
 
 
 def _change(before: Mapping[str, object], after: Mapping[str, object]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import Listing, connect, output_option
+from groundplane.cli.options import Listing, agreed, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.domain.catalogue.changes import PRICE_COLUMNS, CatalogueChange, PriceMove, TableView
 from groundplane.domain.catalogue.price_lists import GOOGLE_CARDS, ListPrice, MachineShape, price_format, read_prices
@@ -120,9 +120,7 @@ def _move_cells(move: PriceMove) -> tuple[str, str, str, str]:
 
 
 def _confirm(shown: CatalogUpdate) -> None:
-    if not render.is_terminal():
-        raise InvalidInput("catalog update asks before it writes, and there is no terminal to ask on", "add --yes")
-    if not render.ask(f"Write this ({shown.summary})?"):
+    if not agreed("catalog update", "writes", f"Write this ({shown.summary})?"):
         raise click.Abort
 
 

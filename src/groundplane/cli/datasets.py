@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import Duration, Listing, Moment, connect, output_option
+from groundplane.cli.options import Duration, Listing, Moment, agreed, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import counted, moment
 from groundplane.domain.dataset import (
@@ -182,8 +182,9 @@ def erase(ref: str, records: str, reason: str, replacement: str, yes: bool, outp
     with connect() as client:
         found = client.lineage(ref)
         if not yes:
-            render.say(f"{found.id} was used by {len(found.runs)} runs and {len(found.models)} model versions")
-            click.confirm(f"erase {found.id}?", abort=True, err=True)
+            used = f"{counted(len(found.runs), 'run')} and {counted(len(found.models), 'model version')}"
+            if not agreed("erase", "takes bytes away", f"Erase {found.id}, used by {used}?"):
+                raise click.Abort
         erased = client.erase_dataset(found.id, records=records, reason=reason, replacement=replacement)
     render.show(erased, output, lambda: _erased(erased))
 

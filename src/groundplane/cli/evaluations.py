@@ -249,8 +249,9 @@ def batch_status(run_id: str, output: str) -> None:
 
 def _progress(told: BatchProgress) -> list[View]:
     shards = f"{told.shards_done:,} of {told.shards:,} shards"
+    stands = told.status if RunStatus(told.status).is_over else f"is {told.status}"
     lines: list[View] = [
-        f"{told.run_id} is {told.status}: {told.done:,} of {told.rows:,} rows, {told.errors:,} in error, {shards}"
+        f"{told.run_id} {stands}: {told.done:,} of {told.rows:,} rows, {told.errors:,} in error, {shards}"
     ]
     return [*lines, *(_result(told.result) if told.result is not None else [])]
 

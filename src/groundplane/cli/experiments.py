@@ -10,13 +10,13 @@ import click
 from groundplane.cli import render
 from groundplane.cli.options import Listing, connect, output_option
 from groundplane.cli.render import Table, View
-from groundplane.cli.words import age
+from groundplane.cli.words import age, counted
 
 if TYPE_CHECKING:
     from groundplane.domain.tracking.views import Comparison, ExperimentView, Series, TrackedView
 
 METRICS_SHOWN = 4
-_RIGHT = frozenset({"runs", "steps", "value", "points", "step"})
+_RIGHT = frozenset({"RUNS", "VALUE", "STEP"})
 
 
 @click.group(cls=Listing)
@@ -81,7 +81,7 @@ def _experiments(found: list[ExperimentView]) -> Table:
         for each in found
     ]  # fmt: skip
     empty = "no experiments yet: set MLFLOW_TRACKING_URI and log (docs/guides/tracking.md)"
-    return Table(("experiment", "project", "runs", "created", "id"), rows, _RIGHT, empty)
+    return Table(("EXPERIMENT", "PROJECT", "RUNS", "AGE", "ID"), rows, _RIGHT, empty)
 
 
 def _runs(runs: list[TrackedView]) -> Table:
@@ -102,25 +102,26 @@ def _runs(runs: list[TrackedView]) -> Table:
         )
         for each in runs
     ]
-    columns = ("run", "state", "started", *shown, "id")
+    columns = ("RUN", "STATE", "AGE", *shown, "ID")
     return Table(columns, rows, _RIGHT | frozenset(shown), "no runs that match")
 
 
 def _comparison(found: Comparison, everything: bool) -> Table:
     rows = [(row.part, row.name, *row.values) for row in found.rows if row.differs or everything]
-    columns = ("", "", *(run.name if run.name != run.id else run.id for run in found.runs))
+    columns = ("WHAT", "NAME", *(run.name for run in found.runs))
     return Table(columns, rows, frozenset(), "nothing differs; --all shows what is the same")
 
 
 def _measured(found: TrackedView) -> list[View]:
     run = found.run
-    head = f"{run.name} ({run.id}) {run.state.value.lower()}, {found.points:,} points"
+    name = run.id if run.name == run.id else f"{run.name} ({run.id})"
+    head = f"{name} {run.state.value.lower()}, {counted(found.points, 'point')}"
     rows = [(name, each.text, str(each.step)) for name, each in found.metrics.items()]
     parameters = [(name, text) for name, text in sorted(run.params.items())]
-    views: list[View] = [head, Table(("metric", "value", "step"), rows, _RIGHT, "no metrics")]
-    return [*views, Table(("parameter", "value"), parameters, frozenset())] if parameters else views
+    views: list[View] = [head, Table(("METRIC", "VALUE", "STEP"), rows, _RIGHT, "no metrics")]
+    return [*views, Table(("PARAMETER", "VALUE"), parameters, frozenset())] if parameters else views
 
 
 def _points(series: Series) -> Table:
     rows = [(str(each.step), each.text) for each in series.points]
-    return Table(("step", "value"), rows, _RIGHT, "no points", title=series.key)
+    return Table(("STEP", "VALUE"), rows, _RIGHT, "no points", title=series.key)

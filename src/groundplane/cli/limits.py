@@ -116,7 +116,8 @@ def lift_limit(limit_id: str, reason: str, output: str) -> None:
 def _table(found: list[LimitRule]) -> Table:
     rows = [(rule.id, rule.project, *_figures(rule), rule.when_down.value, rule.set_by) for rule in found]
     head = ("LIMIT", "PROJECT", "VALUE", "SPENT", "WHEN DOWN", "SET BY")
-    return Table(head, rows, right=frozenset({"VALUE", "SPENT"}))
+    empty = "no limits; ground limits set --project PROJECT --rpm 60 sets one"
+    return Table(head, rows, right=frozenset({"VALUE", "SPENT"}), empty=empty)
 
 
 def _figures(rule: LimitRule) -> tuple[str, str]:

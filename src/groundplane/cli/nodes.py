@@ -145,7 +145,7 @@ def _nodes_table(found: list[Node]) -> Table:
         for node in found
     ]
     columns = ("POOL", "NODE", "CPUS", "MEMORY", "ACCELERATORS", "ATTEMPTS", "STATE")
-    return Table(columns, rows, right=frozenset({"CPUS", "MEMORY", "ATTEMPTS"}))
+    return Table(columns, rows, right=frozenset({"CPUS", "MEMORY", "ATTEMPTS"}), empty="no such node; ground pools")
 
 
 def _pools_table(found: list[PoolView]) -> Table:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from groundplane.cli import render
 from groundplane.errors import InvalidInput
 from groundplane.settings import Settings
 from groundplane.units import parse_duration_s, parse_usd
@@ -56,6 +57,13 @@ def connect() -> Client:
     from groundplane.client import Client  # noqa: PLC0415
 
     return Client.from_settings(Settings.from_env())
+
+
+def agreed(command: str, does: str, question: str) -> bool:
+    """Whether a person says yes to it. InvalidInput where there is nobody to ask."""
+    if not render.is_terminal():
+        raise InvalidInput(f"{command} asks before it {does}, and there is no terminal to ask on", "add --yes")
+    return render.ask(question)
 
 
 class Money(click.ParamType[int]):

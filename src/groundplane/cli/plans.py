@@ -12,14 +12,14 @@ import click
 from groundplane.cli import render
 from groundplane.cli.approvals import await_approvals, require_approvals, say_next
 from groundplane.cli.following import follow_applied
-from groundplane.cli.options import INTERRUPTED_CODE, Duration, connect, output_option
+from groundplane.cli.options import INTERRUPTED_CODE, Duration, agreed, connect, output_option
 from groundplane.cli.outlook_views import outlook_views
 from groundplane.cli.render import Table, Usd, View
 from groundplane.cli.specs import spec_text
 from groundplane.cli.words import moment
 from groundplane.domain.planning.plan import Plan, PlanStatus, Verdict
 from groundplane.domain.planning.report import markdown
-from groundplane.errors import GroundError, InvalidInput, Refusal, Refused
+from groundplane.errors import GroundError, Refusal, Refused
 from groundplane.units import exact_usd, format_bytes, format_duration, format_usd
 
 if TYPE_CHECKING:
@@ -197,10 +197,8 @@ def _show_plans(plans: tuple[Plan, ...]) -> None:
 
 def _confirmed(plans: tuple[Plan, ...]) -> bool:
     total = sum(made.worst_case_microusd for made in plans)
-    if not render.is_terminal():
-        raise InvalidInput("apply asks before it spends, and there is no terminal to ask on", "add --yes")
     what = plans[0].id if len(plans) == 1 else f"{len(plans)} plans"
-    return render.ask(f"Apply {what}, holding up to {format_usd(total)}?")
+    return agreed("apply", "spends", f"Apply {what}, holding up to {format_usd(total)}?")
 
 
 def _apply_each(client: Client, plans: tuple[Plan, ...], key: str) -> list[Applied]:

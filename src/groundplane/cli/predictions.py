@@ -183,7 +183,8 @@ def _records_table(records: Iterable[dict[str, Any]]) -> Table:
         for one in records
     ]
     columns = ("AT", "REQUEST", "MODEL", "STATUS", "PROMPT", "ANSWER", "TOOK", "LAST MESSAGE")
-    return Table(columns, rows, right=frozenset({"PROMPT", "ANSWER", "TOOK"}))
+    empty = "none; ground predictions settings says what is kept"
+    return Table(columns, rows, right=frozenset({"PROMPT", "ANSWER", "TOOK"}), empty=empty)
 
 
 def _short(messages: list[dict[str, Any]]) -> str:

@@ -63,7 +63,12 @@ def history(ref: str, output: str) -> None:
         )
         for move in found
     ]
-    table = Table(("#", "MOVE", "FROM", "TO", "BY", "AT", "WHY"), rows, right=frozenset({"#", "FROM", "TO"}))
+    table = Table(
+        ("#", "MOVE", "FROM", "TO", "BY", "AT", "WHY"),
+        rows,
+        right=frozenset({"#", "FROM", "TO"}),
+        empty="it was never moved",
+    )
     render.show(found, output, lambda: [table])
 
 

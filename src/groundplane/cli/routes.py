@@ -270,7 +270,8 @@ def _cache(ttl: str | None, *, sampled: bool) -> CacheRequest | None:
 
 def _providers_table(found: list[Provider]) -> Table:
     rows = [(one.name, one.project, one.kind.value, one.base_url, one.region, one.set_by) for one in found]
-    return Table(("PROVIDER", "PROJECT", "KIND", "ADDRESS", "REGION", "SET BY"), rows)
+    empty = "no hosted providers; ground providers add --help"
+    return Table(("PROVIDER", "PROJECT", "KIND", "ADDRESS", "REGION", "SET BY"), rows, empty=empty)
 
 
 def _routes_table(found: list[RouteRule]) -> Table:
@@ -280,7 +281,8 @@ def _routes_table(found: list[RouteRule]) -> Table:
         for one in sorted(rule.targets, key=lambda one: one.order)
     ]
     columns = ("MODEL", "PROJECT", "POLICY", "ORDER", "WEIGHT", "TARGET", "WAITS, KEEPS")
-    return Table(columns, rows, right=frozenset({"ORDER", "WEIGHT"}))
+    empty = "no routes: each endpoint is reached by its own name; ground routes set --help"
+    return Table(columns, rows, right=frozenset({"ORDER", "WEIGHT"}), empty=empty)
 
 
 def _manners(rule: RouteRule) -> str:

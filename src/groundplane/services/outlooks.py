@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 from groundplane.domain.access import Project
-from groundplane.domain.budget import Budget, budget_id, left_microusd, period_of
+from groundplane.domain.budget import Budget, budget_id, period_of
 from groundplane.domain.catalogue.entries import Catalogue
 from groundplane.domain.planning import checks as plan_checks
 from groundplane.domain.planning import plan as planning
@@ -108,7 +108,8 @@ class Outlooks:
                 return None
             limit = left = owner.monthly_limit_microusd
         else:
-            limit, left = month.limit_microusd, left_microusd(month)
+            limit = month.limit_microusd
+            left = limit - month.held_microusd - month.posted_microusd
         best = considered.ranking.best
         worst = best.worst_case_microusd if best is not None else 0
         return BudgetImpact(

@@ -20,7 +20,7 @@ from groundplane.domain.planning.work import Meter, Work, main_memory
 from groundplane.domain.sizing.memory import gb
 from groundplane.domain.spec import EndpointSpec, JobSpec, Resources
 from groundplane.errors import Refused
-from groundplane.units import format_bytes, format_duration, format_usd
+from groundplane.units import MICROUSD_PER_USD, format_bytes, format_duration, format_usd
 
 NOBODY = frozenset(
     ("-", "?", "anyone", "n/a", "na", "nobody", "none", "null", "tbd", "test", "todo", "unassigned", "unknown", "x")
@@ -357,9 +357,11 @@ def not_runnable(offer: Offer, registered: Iterable[str]) -> Refused:
 def _budget(facts: Facts) -> Iterable[Refused]:
     impact = facts.budget
     if impact is not None and impact.left_after_microusd < 0:
+        short = impact.limit_microusd - impact.left_after_microusd
+        raised = f"ground budget set {facts.spec.metadata.project} {-(-short // MICROUSD_PER_USD)}"
         have = f"{format_usd(impact.left_before_microusd)} is left of {format_usd(impact.limit_microusd)}"
         need = f"{format_usd(impact.left_before_microusd - impact.left_after_microusd)} would be held"
-        yield Refused(rule="budget-left", need=need, have=have, hint="ask for a larger budget: ground budget set")
+        yield Refused(rule="budget-left", need=need, have=have, hint=f"a larger budget: {raised}")
 
 
 def _same_region(facts: Facts) -> Iterable[Refused]:
