@@ -95,6 +95,7 @@ from groundplane.services.sizing import Sizings
 from groundplane.services.staging import DataExecutor, Staging
 from groundplane.services.standing import Standing
 from groundplane.services.tracked_models import TrackedModels
+from groundplane.services.tracked_search import TrackedSearch
 from groundplane.services.tracking import JobTracking, Tracking
 from groundplane.services.traffic import Traffic
 from groundplane.services.watchdogs import Watchdogs
@@ -128,6 +129,7 @@ class App:
     tracking: Tracking
     logged_models: LoggedModels
     tracked_models: TrackedModels
+    tracked_search: TrackedSearch
     addenda: Addenda
     fact_rules: FactRules
     gates: Gates
@@ -370,6 +372,15 @@ async def build(settings: Settings) -> App:
     registry = Registry(store=store, clock=clock, ids=ids, models=models, gates=gates, addenda=addenda)
     tracking = Tracking(store=store, clock=clock, ids=ids)
     logged = LoggedModels(store=store, clock=clock, ids=ids, blobs=blobs, tracking=tracking)
+    tracked_models = TrackedModels(
+        store=store,
+        clock=clock,
+        models=models,
+        registry=registry,
+        tracking=tracking,
+        logged=logged,
+        scratch=home / "scratch",
+    )
     return App(
         settings=settings,
         store=store,
@@ -409,15 +420,8 @@ async def build(settings: Settings) -> App:
         registry=registry,
         tracking=tracking,
         logged_models=logged,
-        tracked_models=TrackedModels(
-            store=store,
-            clock=clock,
-            models=models,
-            registry=registry,
-            tracking=tracking,
-            logged=logged,
-            scratch=home / "scratch",
-        ),
+        tracked_models=tracked_models,
+        tracked_search=TrackedSearch(store=store, models=tracked_models),
         gates=gates,
         scans=Scans(
             store=store,

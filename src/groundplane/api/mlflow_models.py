@@ -187,7 +187,7 @@ class _SearchNames(msgspec.Struct):
 
 async def _shelf_document(app: Ground, actor: Actor, shelf: Shelf) -> dict[str, object]:
     """With the newest version, and the ones that stand on a stage."""
-    numbers = {shelf.versions[0].number} if shelf.versions else set[int]()
+    numbers = {shelf.newest} if shelf.newest else set[int]()
     numbers |= {number for alias, number in shelf.aliases.items() if alias in STAGES}
     latest = [await app.tracked_models.version(actor, shelf.name.id, str(number)) for number in sorted(numbers)]
     return {
@@ -262,7 +262,7 @@ async def delete_registered_model(request: Request, app: Ground, actor: ModelWri
 
 @router.get("/registered-models/search")
 async def search_registered_models(request: Request, app: Ground, actor: ModelReader) -> Response:
-    found, token = await app.tracked_models.search_names(actor, (await read(request, _SearchNames)).search())
+    found, token = await app.tracked_search.names(actor, (await read(request, _SearchNames)).search())
     documents = [await _shelf_document(app, actor, each) for each in found]
     return answer({"registered_models": documents, "next_page_token": token})
 
@@ -342,7 +342,7 @@ async def get_version(request: Request, app: Ground, actor: ModelReader) -> Resp
 
 @router.get("/model-versions/search")
 async def search_versions(request: Request, app: Ground, actor: ModelReader) -> Response:
-    found, token = await app.tracked_models.search_versions(actor, (await read(request, _SearchNames)).search())
+    found, token = await app.tracked_search.versions(actor, (await read(request, _SearchNames)).search())
     return answer({"model_versions": [version_document(each) for each in found], "next_page_token": token})
 
 

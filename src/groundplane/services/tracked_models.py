@@ -1,58 +1,43 @@
-"""The registry as MLflow clients see it: names, versions made of logged files, stages and aliases behind our gates."""
+"""The registry as MLflow clients see it: names, versions made of logged files or copied, stages and aliases behind our gates."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 from pathlib import Path
 
 from groundplane.domain.model import ManifestFile, ModelVersion, check_name
 from groundplane.domain.provenance.certificate import DataFact, Facts, missing_facts
 from groundplane.domain.provenance.model_card import CARD, facts_of
-from groundplane.domain.registry import AliasMove, LabelKind, ModelAlias, RegistryEntry, VersionLabel, check_tag
+from groundplane.domain.registry import AliasMove, ModelAlias, RegistryEntry, check_tag
 from groundplane.domain.run import Run
 from groundplane.domain.tracking import records as domain
 from groundplane.domain.tracking.facts import Shown, facts_of_tags, refusal_of
-from groundplane.domain.tracking.filter import (
-    Condition,
-    PageKey,
-    key_token,
-    matches,
-    ordered,
-    page,
-    parse_filter,
-    parse_order,
-    token_key,
-)
-from groundplane.domain.tracking.filter import Facts as Shape
 from groundplane.domain.tracking.records import LoggedModel, ModelName, VersionOrigin
-from groundplane.domain.tracking.search import MODEL_NAMES, MODEL_VERSIONS, millis
 from groundplane.errors import Conflict, GroundError, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
-from groundplane.identity import CROSS_PROJECT, Actor
-from groundplane.ports import Clock, Store, Tx
+from groundplane.identity import Actor
+from groundplane.ports import Clock, Store
 from groundplane.services.audit_trail import Teller
 from groundplane.services.logged_models import LOGGED, RUNS, LoggedModels
 from groundplane.services.models import Models
-from groundplane.services.registry import MAX_LISTED, Registry
-from groundplane.services.tracking import AlreadyThere, Search, Told, Tracking, home
-from groundplane.services.walking import walk
+from groundplane.services.registration import newest_version
+from groundplane.services.registry import Registry
+from groundplane.services.tracking import AlreadyThere, Told, Tracking, home
 
 STAGES = {"production": "Production", "staging": "Staging"}
 """Alias → the stage that older clients call it."""
 _SCHEME, _MODELS = "mlflow-artifacts:/", "models:/"
 MADE_TO_COPY_S = 60
-_PROMPT_TAG = "mlflow.prompt.is_prompt"
-"""Clients that look for models ask for those of which this is not 'true', and mean those without it too."""
+"""A name so young, of which nothing was said, was made by the client that copies to it: its next call is the copy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shelf:
-    """A registered model: its name, its newest versions, what its aliases stand for."""
+    """A registered model: its name, the number of its newest version (0 without one), what its aliases stand for."""
 
     name: ModelName
-    versions: tuple[ModelVersion, ...]
+    newest: int
     aliases: Mapping[str, int]
 
 
@@ -71,15 +56,6 @@ class VersionShown:
         if self.archived:
             return "Archived"
         return next((stage for alias, stage in STAGES.items() if alias in self.aliases), "None")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Listed:
-    """What a search looks at of a version: its certificate is a hundred times as long."""
-
-    entry: RegistryEntry
-    origin: VersionOrigin
-    tags: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,22 +111,23 @@ class TrackedModels:
             )
             await tx.insert(row)
             await self._tell(tx, actor, "model-name.create", name, project, {"description": description})
-        return Shelf(name=row, versions=(), aliases={})
+        return Shelf(name=row, newest=0, aliases={})
 
     async def shelf(self, actor: Actor, name: str) -> Shelf:
         """Raises NotFound for a name that the actor does not see."""
         async with self._store.transaction() as tx:
             row = await tx.get(ModelName, name)
-            versions = await tx.find(ModelVersion, {"name": name}, order="-number")
+            newest = await newest_version(tx, name)
+            first = await tx.get(ModelVersion, f"{name}@1") if row is None else None
             aliases = await tx.find(ModelAlias, {"name": name}, order="alias")
-        project = versions[0].project if versions else row.project if row else ""
+        project = newest.project if newest else row.project if row else ""
         if not project or not actor.sees(project):
             raise NotFound(f"there is no registered model {name[:80]}", "ground models list shows the ones you see")
-        return Shelf(
-            name=row or _implied(versions),
-            versions=tuple(versions),
-            aliases={each.alias: each.number for each in aliases},
-        )
+        if row is None:
+            assert newest is not None
+            row = _implied(first or newest, newest)
+        standing = {each.alias: each.number for each in aliases}
+        return Shelf(name=row, newest=newest.number if newest else 0, aliases=standing)
 
     async def describe(
         self,
@@ -180,29 +157,11 @@ class TrackedModels:
     async def delete_name(self, actor: Actor, name: str) -> None:
         """Lets go of a name without versions. Refused for others: versions are never deleted."""
         shelf = await self.shelf(actor, name)
-        if shelf.versions:
-            raise Refusal([_kept(f"{name} has {len(shelf.versions)} versions")])
+        if shelf.newest:
+            raise Refusal([_kept(f"{name} has {shelf.newest} versions")])
         async with self._store.transaction() as tx:
             await tx.delete(ModelName, name)
             await self._tell(tx, actor, "model-name.delete", name, shelf.name.project, {})
-
-    async def search_names(self, actor: Actor, search: Search) -> tuple[list[Shelf], str]:
-        """Registered models by name and tags, by name unless ordered otherwise, and the next page's token."""
-        conditions, orders = parse_filter(search.filter, MODEL_NAMES), parse_order(search.order, MODEL_NAMES)
-        one = _equal(conditions, "name")
-        async with self._store.transaction() as tx:
-            rows = await tx.find(ModelName, None if one is None else {"id": one})
-            where = {} if one is None else {"name": one}
-            named = await tx.total(RegistryEntry, "*", by=("name", "project"), where=where)
-            said = {row.id: row for row in rows if actor.sees(row.project)}
-            implied = {str(name) for name, project in named if actor.sees(str(project))} - said.keys()
-            # Times are seldom asked for, and those of names that nobody described are their versions'.
-            times = await _times(tx, implied) if any(each.name != "name" for each in orders) else {}
-        shapes = {name: _name_shape(name, said.get(name), times.get(name)) for name in sorted({*said, *implied})}
-        found = [name for name, shape in shapes.items() if matches(conditions, shape)]
-        question = (search.filter, tuple(search.order))
-        names, token = page(ordered(found, orders, shapes.__getitem__), search.token, search.limit, question)
-        return [await self.shelf(actor, name) for name in names], token
 
     # ------------------------------------------------------------ versions
 
@@ -267,7 +226,7 @@ class TrackedModels:
         except Refusal as error:
             by_tag = {each.refused(): refusal_of(each) for each in missing_facts(facts)}
             raise Refusal([by_tag.get(each, each) for each in error.refusals]) from None
-        return version, replace(_no_origin(version), run_id=run_id, model_id=model.id if model else "")
+        return version, replace(no_origin(version), run_id=run_id, model_id=model.id if model else "")
 
     async def _copied(self, actor: Actor, name: str, ref: str, tree: Path) -> tuple[ModelVersion, VersionOrigin]:
         """A copy of a version that the actor sees. When there is none, the name that was made for it goes too."""
@@ -308,7 +267,7 @@ class TrackedModels:
             origin = await tx.get(VersionOrigin, view.version.id)
         return VersionShown(
             version=view.version,
-            origin=origin or _no_origin(view.version),
+            origin=origin or no_origin(view.version),
             aliases=view.aliases,
             tags=view.tags,
             archived=view.archived,
@@ -331,42 +290,6 @@ class TrackedModels:
     async def tag_version(self, actor: Actor, name: str, number: str, key: str, value: str | None) -> None:
         """Sets a tag of a version; None takes it away."""
         await self._registry.tag(actor, f"{name}@{number}", {key: value})
-
-    async def search_versions(self, actor: Actor, search: Search) -> tuple[list[VersionShown], str]:
-        """By name, run, source and tags; newest first unless ordered otherwise."""
-        conditions, orders = parse_filter(search.filter, MODEL_VERSIONS), parse_order(search.order, MODEL_VERSIONS)
-        where: dict[str, object] = {} if actor.role in CROSS_PROJECT else {"project": actor.project}
-        if (name := _equal(conditions, "name")) is not None:
-            where["name"] = name
-        question = (search.filter, tuple(search.order))
-        async with self._store.transaction() as tx:
-            if (run_id := _equal(conditions, "run_id")) is not None:
-                of_run = await tx.find(VersionOrigin, {"run_id": run_id})
-                where["id"] = tuple(each.id for each in of_run)
-
-            async def sift(entries: list[RegistryEntry]) -> list[tuple[PageKey, _Listed]]:
-                listed = [(_key_of(each.entry), each) for each in await _listed(tx, entries)]
-                return [(key, each) for key, each in listed if matches(conditions, _version_shape(each))]
-
-            async def read(after: PageKey | None, size: int) -> list[RegistryEntry]:
-                behind = (datetime.fromisoformat(str(after[0])), after[1]) if after else None
-                both: list[RegistryEntry] = []
-                # Each by itself, as the index has them.
-                for archived in (False, True):
-                    asked = {**where, "archived": archived}
-                    both += await tx.find(RegistryEntry, asked, order="-created_at", limit=size, after=behind)
-                both.sort(key=lambda entry: entry.id)
-                return sorted(both, key=lambda entry: entry.created_at, reverse=True)[:size]
-
-            if not orders:
-                after = token_key(search.token, question, str)
-                found, last = await walk(read, sift, _key_of, after, search.limit)
-                return await _shown(tx, found), key_token(last, question)
-            entries = await tx.find(RegistryEntry, where, order="-created_at")
-            parts = [await sift(entries[start : start + MAX_LISTED]) for start in range(0, len(entries), MAX_LISTED)]
-            every = [each for part in parts for _, each in part]
-            found, token = page(ordered(every, orders, _version_shape), search.token, search.limit, question)
-            return await _shown(tx, found), token
 
     async def files(self, actor: Actor, name: str, number: str) -> tuple[ManifestFile, ...]:
         """A version's files, if it still is what was signed. Raises IntegrityFailure otherwise."""
@@ -478,8 +401,7 @@ def _place(source: str, model_id: str) -> tuple[str, str, str]:
     )
 
 
-def _implied(versions: Sequence[ModelVersion]) -> ModelName:
-    first, last = versions[-1], versions[0]
+def _implied(first: ModelVersion, last: ModelVersion) -> ModelName:
     return ModelName(
         id=first.name,
         project=first.project,
@@ -489,7 +411,8 @@ def _implied(versions: Sequence[ModelVersion]) -> ModelName:
     )
 
 
-def _no_origin(version: ModelVersion | RegistryEntry) -> VersionOrigin:
+def no_origin(version: ModelVersion | RegistryEntry) -> VersionOrigin:
+    """Of a version that came by another door."""
     return VersionOrigin(id=version.id, name=version.name, run_id=version.run_id, updated_at=version.created_at)
 
 
@@ -497,92 +420,3 @@ def _kept(have: str) -> Refused:
     return Refused(
         rule="versions-stay", need="nothing that was registered", have=have, hint="archive what is not to be used"
     )
-
-
-def _equal(conditions: Sequence[Condition], name: str) -> str | None:
-    """The text that an attribute must equal, when one condition says so."""
-    return next(
-        (
-            str(each.value)
-            for each in conditions
-            if each.kind == "attribute" and each.name == name and each.operator == "="
-        ),
-        None,
-    )
-
-
-def _name_shape(name: str, said: ModelName | None, times: tuple[datetime, datetime] | None) -> Shape:
-    shape: dict[str, object] = {"name": name}
-    if said is not None:
-        times = said.created_at, said.updated_at
-    if times is not None:
-        created, updated = times
-        shape |= dict.fromkeys(("timestamp", "last_updated_timestamp"), millis(updated))
-        shape["creation_timestamp"] = millis(created)
-    tags = said.tags if said is not None else {}
-    return {"tag": {_PROMPT_TAG: "false", **tags}, "attribute": shape}
-
-
-async def _times(tx: Tx, names: Collection[str]) -> dict[str, tuple[datetime, datetime]]:
-    """When a name's first and its last version were made."""
-    found: dict[str, tuple[datetime, datetime]] = {}
-    for entry in await tx.find(RegistryEntry, order="created_at"):
-        if entry.name in names:
-            first, _ = found.get(entry.name, (entry.created_at, entry.created_at))
-            found[entry.name] = first, entry.created_at
-    return found
-
-
-async def _listed(tx: Tx, entries: Sequence[RegistryEntry]) -> list[_Listed]:
-    """With what a filter may ask: two statements for all of them."""
-    ids = tuple(entry.id for entry in entries)
-    origins = {row.id: row for row in await tx.find(VersionOrigin, {"id": ids})}
-    tags: dict[str, dict[str, str]] = {}
-    for label in await tx.find(VersionLabel, {"version_id": ids, "kind": LabelKind.TAG}):
-        tags.setdefault(label.version_id, {})[label.name] = label.text
-    return [
-        _Listed(entry=each, origin=origins.get(each.id) or _no_origin(each), tags=tags.get(each.id, {}))
-        for each in entries
-    ]
-
-
-async def _shown(tx: Tx, found: Sequence[_Listed]) -> list[VersionShown]:
-    versions: dict[str, ModelVersion] = {}
-    standing: dict[str, list[str]] = {}
-    for start in range(0, len(found), MAX_LISTED):
-        part = [each.entry for each in found[start : start + MAX_LISTED]]
-        versions |= {row.id: row for row in await tx.find(ModelVersion, {"id": tuple(each.id for each in part)})}
-        names = tuple({each.name for each in part})
-        for row in await tx.find(ModelAlias, {"name": names}, order="alias"):
-            kept = standing.setdefault(f"{row.name}@{row.number}", [])
-            if row.alias not in kept:
-                kept.append(row.alias)
-    return [
-        VersionShown(
-            version=versions[each.entry.id],
-            origin=each.origin,
-            aliases=tuple(standing.get(each.entry.id, ())),
-            tags=each.tags,
-            archived=each.entry.archived,
-        )
-        for each in found
-    ]
-
-
-def _key_of(entry: RegistryEntry) -> PageKey:
-    return entry.created_at.isoformat(), entry.id
-
-
-def _version_shape(found: _Listed) -> Shape:
-    entry, origin = found.entry, found.origin
-    return {
-        "tag": found.tags,
-        "attribute": {
-            "name": entry.name,
-            "version_number": entry.number,
-            "run_id": origin.run_id,
-            "source_path": origin.source,
-            "creation_timestamp": millis(entry.created_at),
-            "last_updated_timestamp": millis(origin.updated_at),
-        },
-    }
