@@ -1,4 +1,4 @@
-"""The registry as MLflow clients see it: names, versions made of logged files or copied, stages and aliases behind our gates."""
+"""The registry as MLflow clients see it: names, versions made of logged files or copied, stages and aliases."""
 
 from __future__ import annotations
 
