@@ -108,6 +108,7 @@ async def test_a_search_gives_each_repository_once_in_its_newest_version(house: 
         await house.register(name, actor=actor, facts=facts)
     assert await found(hub) == ["ears@1", "large@1", "tiny@2", "tiny-ears@1"]
     assert await found(hub, actor=EVE) == ["ears@1", "tiny-ears@1"]
+    assert [await house.models.count(actor) for actor in (SYSTEM, ADA, EVE)] == [5, 3, 2]
     assert await found(hub, "TINY") == ["tiny@2", "tiny-ears@1"]
     assert await found(hub, "vision") == ["large@1", "tiny@2"]
     assert await found(hub, "speech/t") == ["tiny-ears@1"]

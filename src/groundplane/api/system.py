@@ -73,7 +73,7 @@ async def status(app: Ground, actor: Annotated[Actor, requires(Permission.SYSTEM
         projects=len(await app.access.projects(actor)),
         runs_active=dict(Counter(run.status.value for run in runs)),
         endpoints=dict(Counter(endpoint.status.value for endpoint in endpoints)),
-        model_versions=len(await app.models.versions(actor)),
+        model_versions=await app.models.count(actor),
         holds_pending=len(holds),
         held_microusd=sum(hold.amount_microusd - hold.posted_microusd for hold in holds),
         policy=app.policies.summary,

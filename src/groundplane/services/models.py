@@ -234,11 +234,15 @@ class Models:
     async def versions(self, actor: Actor, name: str | None = None) -> list[ModelVersion]:
         """The versions the actor sees, by name, newest first. NotFound for a name of which there are none."""
         async with self._store.transaction() as tx:
-            found = await tx.find(ModelVersion, None if name is None else {"name": name})
-        visible = [version for version in found if actor.sees(version.project)]
-        if name is not None and not visible:
+            found = await tx.find(ModelVersion, _seen_by(actor) | ({} if name is None else {"name": name}))
+        if name is not None and not found:
             raise await self.unknown(actor, name)
-        return sorted(visible, key=lambda version: (version.name, -version.number))
+        return sorted(found, key=lambda version: (version.name, -version.number))
+
+    async def count(self, actor: Actor) -> int:
+        """How many versions the actor sees."""
+        async with self._store.transaction() as tx:
+            return (await tx.total(RegistryEntry, "*", where=_seen_by(actor))).get((), 0)
 
     async def newest(self, actor: Actor, name: str) -> ModelVersion:
         """The version with the greatest number. NotFound for a name of which the actor sees none."""
@@ -317,9 +321,9 @@ class Models:
 
     async def unknown(self, actor: Actor, name: str) -> NotFound:
         """That there is no such model, with the nearest names among the versions that the actor saw come last."""
-        scope = {} if actor.role in CROSS_PROJECT else {"project": actor.project}
+        asked = {**_seen_by(actor), "archived": False}
         async with self._store.transaction() as tx:
-            last = await tx.find(RegistryEntry, {**scope, "archived": False}, order="-created_at", limit=NEAR_AMONG)
+            last = await tx.find(RegistryEntry, asked, order="-created_at", limit=NEAR_AMONG)
         near = difflib.get_close_matches(name, {row.name for row in last}, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "ground models list shows the ones you see"
         return NotFound(f"there is no model {name}", hint)
@@ -419,6 +423,11 @@ class Models:
     async def _of_run(self, run_id: str, name: str) -> ModelVersion | None:
         async with self._store.transaction() as tx:
             return await output_of(tx, run_id, name)
+
+
+def _seen_by(actor: Actor) -> dict[str, object]:
+    """Which rows exist for the actor."""
+    return {} if actor.role in CROSS_PROJECT else {"project": actor.project}
 
 
 def _demand(version: ModelVersion, problems: Sequence[Problem]) -> None:
