@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import threading
 
 import pytest
 import yaml
@@ -45,6 +47,22 @@ def test_json_and_yaml_are_exact_and_alone_on_standard_output(capsys: pytest.Cap
 )
 def test_what_comes_from_elsewhere_does_not_steer_the_terminal(text: str, shown: str) -> None:
     assert clean(text) == shown
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_long_wait_is_told_on_a_terminal_and_nowhere_else(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    monkeypatch.setattr(render, "SILENCE_MAX_S", 0.0)
+    told = threading.Event()
+    monkeypatch.setattr(render, "say", lambda text: told.set())
+    with render.patience():
+        assert told.wait(30 if terminal else 0) is terminal
+    monkeypatch.setattr(render, "SILENCE_MAX_S", 3600.0)
+    with render.patience():
+        pass
+    assert capsys.readouterr() == ("", "")
 
 
 def test_one_fault_is_one_line_and_its_hint(capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,7 +105,7 @@ def test_a_key_spends_its_day_and_no_more(installation: Any, provider_url: str, 
     assert f"{key_id}:dollars per day" in ground("limits", "list").stdout
     installation.data(*limited, "0.02")
     wait(lambda: not _refused(clients[0]), "the new limit at the gateway", 30)
-    ground("limits", "lift", f"key:{key_id}:dollars per day", "--reason", "done")
+    ground("limits", "lift", *f"key:{key_id}:dollars per day".split(), "--reason", "done")
     events = [event["action"] for event in installation.data("audit", "log")]
     assert events.count("limit.set") == 4 and events.count("limit.lift") == 1
 

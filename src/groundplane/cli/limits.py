@@ -103,13 +103,13 @@ def list_limits(project: str | None, output: str) -> None:
 
 
 @limits.command("lift")
-@click.argument("limit_id", metavar="LIMIT")
+@click.argument("words", metavar="LIMIT", nargs=-1, required=True)
 @click.option("--reason", default="", help="Why: written to the audit trail.")
 @output_option
-def lift_limit(limit_id: str, reason: str, output: str) -> None:
-    """Take a limit away."""
+def lift_limit(words: tuple[str, ...], reason: str, output: str) -> None:
+    """Take a limit away: its id as it is listed, with or without quotes."""
     with connect() as client:
-        rule = client.lift_limit(limit_id, reason)
+        rule = client.lift_limit(" ".join(words), reason)
     render.show(rule, output, lambda: [f"limit {rule.id} is lifted"])
 
 

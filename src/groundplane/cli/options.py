@@ -56,7 +56,9 @@ def connect() -> Client:
     # The HTTP library takes longer to import than most answers take: only commands that call pay for it.
     from groundplane.client import Client  # noqa: PLC0415
 
-    return Client.from_settings(Settings.from_env())
+    client = Client.from_settings(Settings.from_env())
+    client.patience = render.patience
+    return client
 
 
 def agreed(command: str, does: str, question: str) -> bool:

@@ -19,6 +19,7 @@ from groundplane.units import format_usd, usd_decimals
 if TYPE_CHECKING:
     from groundplane.errors import GroundError, Problem, Refused
 
+SILENCE_MAX_S = 2.0
 STYLES = {
     **dict.fromkeys(("ready", "running", "succeeded", "ok", "up", "pass", "active", "approved"), "green"),
     **dict.fromkeys(("failed", "refused", "down", "revoked", "expired", "broken", "refuses", "rejected"), "red"),
@@ -152,6 +153,23 @@ def prompt(question: str) -> str:
     sys.stderr.write(f"{clean(question)}: ")
     sys.stderr.flush()
     return sys.stdin.readline().strip()
+
+
+@contextlib.contextmanager
+def patience() -> Iterator[None]:
+    """Says on a terminal that an answer takes long, so that nobody takes it for a hang."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    import threading  # noqa: PLC0415 - commands that only print don't need it
+
+    telling = threading.Timer(SILENCE_MAX_S, say, ("still at it: the control plane has not answered yet",))
+    telling.daemon = True
+    telling.start()
+    try:
+        yield
+    finally:
+        telling.cancel()
 
 
 @contextlib.contextmanager

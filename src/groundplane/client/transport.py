@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
@@ -18,7 +19,12 @@ Answer = TypeVar("Answer")
 
 
 class Transport:
-    """A kept connection, and how calls are sent, tried again and understood. Each part of the SDK stands on it."""
+    """A kept connection, and how calls are sent, tried again and understood. Each part of the SDK stands on it.
+
+    `patience` is entered while an answer is waited for: a place to say so where it takes long.
+    """
+
+    patience: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __init__(self, base_url: str, key: str, *, timeout_s: float = 60.0) -> None:
         self.base_url = base_url.rstrip("/")
@@ -90,7 +96,8 @@ class Transport:
             method, path, params=given or None, content=content, headers=headers, timeout=timeout
         )
         try:
-            response = self._http.send(request)
+            with self.patience():
+                response = self._http.send(request)
         except httpx.RemoteProtocolError as error:
             if method != "GET":
                 raise self._silent(error) from None
