@@ -159,6 +159,16 @@ def _has_transformers() -> bool:
     return torchrun is not None and any(Path(torchrun).parent.parent.glob("lib/*/site-packages/transformers"))
 
 
+def _has_vllm() -> bool:
+    """`vllm` on the PATH in an environment of its own, gigabytes large: docs/guides/engines.md says how it is run."""
+    return shutil.which("vllm") is not None
+
+
+def _has_node_llama_cpp() -> bool:
+    """A real llama.cpp: `npm install node-llama-cpp` somewhere whose `.bin` is on the PATH."""
+    return shutil.which("node-llama-cpp") is not None
+
+
 def _has_prometheus() -> bool:
     return shutil.which("prometheus") is not None and shutil.which("promtool") is not None
 
@@ -166,6 +176,8 @@ def _has_prometheus() -> bool:
 SERVICES: dict[str, Callable[[], bool]] = {
     "prometheus": _has_prometheus,
     "transformers": _has_transformers,
+    "vllm": _has_vllm,
+    "node-llama-cpp": _has_node_llama_cpp,
     "postgresql": _has_postgresql,
     "chromium": _has_chromium,
     "redis": _has_redis,

@@ -105,6 +105,12 @@ async def test_a_key_given_for_one_address_is_not_sent_to_another(house: House) 
         await house.add(key="", base_url="https://elsewhere.example.com/v1")
 
 
+async def test_an_engine_of_ones_own_has_a_key_too(house: House) -> None:
+    with pytest.raises(InvalidInput, match="needs its key") as refused:
+        await house.add(kind=ProviderKind.COMPATIBLE, base_url="http://127.0.0.1:8000/v1", private=True, key="")
+    assert refused.value.hint.endswith("an engine of yours: the word after its --api-key")
+
+
 @given(st.ip_addresses())
 def test_addresses_of_private_networks_are_for_private_providers_only(address: object) -> None:
     one = ip_address(str(address))
