@@ -23,7 +23,8 @@ from groundplane.gateway.counting.broker import BrokerCounters
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.server import Gateway
 from groundplane.gateway.state import GatewayState, Options
-from groundplane.gateway.tables import KeyState, RouteState
+from groundplane.gateway.tables import KeyState
+from groundplane.gateway.targets import RouteState
 from groundplane.gateway.wal import Recovered, WriteAheadLog
 
 

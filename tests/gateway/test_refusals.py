@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tests.gateway.harness import MockUpstream, RawClient, ask, chat, get, key, post, route, running
 
+from groundplane.gateway.reports import _storms
 from groundplane.gateway.state import Options
-from groundplane.gateway.telemetry.reports import _storms
 from groundplane.gateway.turns import network_of
 
 FLOOD = "gp-flood-secret"

@@ -18,7 +18,7 @@ from groundplane.domain.serving.prediction import Form, Keeping, Wanted, writer_
 from groundplane.domain.serving.snapshot import compile_snapshot, decode, encode
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.gateway.telemetry.predictions import PredictionWriter, record_of
-from groundplane.gateway.telemetry.watch import CONTENT, KEEP, OWN, REDACT, Sighting
+from groundplane.gateway.telemetry.sighting import CONTENT, KEEP, OWN, REDACT, Sighting
 from groundplane.identity import Actor, Role
 from groundplane.ports.traffic import PredictionLog
 from groundplane.services.access import Access

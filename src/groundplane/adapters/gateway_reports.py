@@ -17,7 +17,7 @@ from groundplane.domain.serving.queueing import QueueStanding, QueueView, Replic
 
 
 class _Report(msgspec.Struct):
-    """As `gateway/telemetry/reports.py` writes it."""
+    """As `gateway/reports.py` writes it."""
 
     queues: list[QueueView] = []
     replicas: list[ReplicaView] = []

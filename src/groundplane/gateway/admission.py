@@ -7,7 +7,8 @@ from operator import itemgetter
 from groundplane.domain.serving.limits import PURSES, UNITS, Binding, Measure
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.protocol.errors import Fault
-from groundplane.gateway.tables import KeyState, RouteState
+from groundplane.gateway.tables import KeyState
+from groundplane.gateway.targets import RouteState
 from groundplane.units import format_usd
 
 _NANOSECONDS = 1_000_000_000
@@ -65,7 +66,7 @@ def _refusal(lane: Lane, binding: Binding, now_ns: int) -> Fault:
 
 
 def no_budget(lane: Lane) -> Fault:
-    told = f"project {lane.key.key.project} has no budget, so nothing of it is served"
+    told = f"project {lane.key.project} has no budget, so nothing of it is served"
     headers = b"x-should-retry: false\r\n"
     return Fault(429, told, "insufficient_quota", type="insufficient_quota", headers=headers)
 

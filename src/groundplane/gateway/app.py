@@ -22,7 +22,7 @@ from groundplane.gateway.counting.counters import Counters
 from groundplane.gateway.counting.redis_counters import RedisCounters
 from groundplane.gateway.server import Gateway
 from groundplane.gateway.state import Options
-from groundplane.gateway.telemetry.watch import TelemetryOptions
+from groundplane.gateway.telemetry.sighting import TelemetryOptions
 from groundplane.gateway.wal import FREE_MIN_BYTES, WriteAheadLog, adopt_abandoned
 from groundplane.units import parse_bytes
 

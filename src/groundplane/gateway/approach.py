@@ -28,13 +28,14 @@ from groundplane.gateway.protocol.sse import EventStream
 from groundplane.gateway.records import decimal_s, reserved_members
 from groundplane.gateway.selection import Selection
 from groundplane.gateway.state import GatewayState
-from groundplane.gateway.tables import JSON, KeyState, TargetState
+from groundplane.gateway.tables import KeyState
+from groundplane.gateway.targets import JSON, TargetState
 from groundplane.gateway.telemetry.metrics import Histogram
 from groundplane.gateway.telemetry.prompts import SAMPLE_EVERY, sample
-from groundplane.gateway.telemetry.watch import Watch
 from groundplane.gateway.upstream import UpstreamConnection
 from groundplane.gateway.waiting import Need, Ticket, need_of
 from groundplane.gateway.wal import LogUnavailable
+from groundplane.gateway.watch import Watch
 
 
 class Caller(Protocol):
@@ -52,11 +53,11 @@ class Approach(Patience):
     """What comes before the first byte. `Exchange` goes on from `_send`."""
 
     __slots__ = (
-        "_caller", "_connected_ns", "_connection", "_content_bytes", "_content_type", "_door", "_events", "_fault",
+        "_caller", "_connected_ns", "_connection", "_content_bytes", "_content_type", "_events", "_fault",
         "_flight", "_gaps", "_gate", "_head", "_head_sent", "_hedge", "_hedge_timer", "_held", "_last_ns", "_leads",
-        "_loaded", "_loaded_ns", "_members", "_model_span", "_passed_headers", "_prompt_tokens", "_query", "_sent_ns",
-        "_stale_retried", "_streams", "_tail", "_target", "_ttft_us", "_unbounded", "_waits_for_hedge",
-        "_wants_usage", "_watch", "request_id", "said_id", "settled", "started_at",
+        "_loaded", "_loaded_ns", "_members", "_model_span", "_passed_headers", "_prompt_tokens", "_query",
+        "_sent_ns", "_stale_retried", "_ttft_us", "_unbounded", "_waits_for_hedge", "_wants_usage", "_watch",
+        "door", "request_id", "said_id", "settled", "started_at", "streams", "tail", "target",
     )  # fmt: skip
 
     def __init__(
@@ -76,20 +77,20 @@ class Approach(Patience):
             size = Size(len(body), weight_bytes(body), refers=False)
         model = fields.model
         assert model is not None
-        lane = self._lane = key.lanes.get(model) or state.lane(key, find_route(key, model))
+        lane = self.lane = key.lanes.get(model) or state.lane(key, find_route(key, model))
         bounds = door.bounds
         generates = bool(bounds)
         limit = fields.answer_tokens_max(bounds)
         self._state = state
         self._caller = caller
-        self._door = door
-        self._request = body
+        self.door = door
+        self.body = body
         self._passed_headers = head.passed
-        self._streams = generates and bool(fields.stream)
-        self._wants_usage = self._streams and (fields.wants_usage or not door.stream.asks_usage)  # type: ignore[union-attr]
+        self.streams = generates and bool(fields.stream)
+        self._wants_usage = self.streams and (fields.wants_usage or not door.stream.asks_usage)  # type: ignore[union-attr]
         self._unbounded = generates and limit is None
         self._members = NO_MEMBERS
-        if lane.exact or self._streams or door.stream is RESPONSE_EVENTS:
+        if lane.exact or self.streams or door.stream is RESPONSE_EVENTS:
             size = self._look_closer(fields, size)
         self.key = key
         self.ask = (0, 0) if door.free else lane.ask(fields, size, limit, generates=generates)
@@ -119,25 +120,25 @@ class Approach(Patience):
         self._events: EventStream | None = None
         self._held: list[bytes] | None = None
         self._content_bytes = 0
-        self._tail = self._limit_lines = self._digest = b""
+        self.tail = self._limit_lines = self._digest = b""
         self._ttft_us: int | None = None
         self._sent_ns = self._connected_ns = self._last_ns = 0
         self._gaps: Histogram | None = None
         self._watch: Watch | None = None
         if state.telemetry.active:
-            self._watch = state.telemetry.watch(self._lane, head)
+            self._watch = state.telemetry.watch(self.lane, head)
             if self._watch is not None:
                 self._passed_headers = self._watch.passed
         self._connection: UpstreamConnection | None = None
 
     def _look_closer(self, fields: Fields, size: Size) -> Size:
         """Where the fields stand that may be replaced, and whether the prompt is all here. Raises Fault."""
-        door, body, exact = self._door, self._request, self._lane.exact and not self._door.form
+        door, body, exact = self.door, self.body, self.lane.exact and not self.door.form
         responds = door.stream is RESPONSE_EVENTS
         if responds and bytes(fields.background) == b"true":
             told = "background responses are not served here, because nobody could meter them: leave background out"
             raise bad_request(told, "background_not_served", "background")
-        injects = self._streams and not self._wants_usage
+        injects = self.streams and not self._wants_usage
         if exact or (injects and (b"stream_options" in body or b"\\u" in body)):
             self._members = read_members(body)
         elsewhere = (responds and fields.goes_on) or (exact and refers(body))
@@ -164,7 +165,7 @@ class Approach(Patience):
     def start(self) -> None:
         """Chooses a target, reserves, and sends; or answers why not. What limits say may come later."""
         self._state.metrics.in_flight += 1
-        lane = self._lane
+        lane = self.lane
         lane.sample_in -= 1
         if not lane.sample_in:
             self._sample()
@@ -183,7 +184,7 @@ class Approach(Patience):
         """Its turn among those that came at once. False: its caller has left meanwhile."""
         if self._over:
             return False
-        lane = self._lane
+        lane = self.lane
         if not lane.has_budget:
             self._refuse(no_budget(lane))
         elif lane.route.cache is None or not self._look_up():
@@ -198,18 +199,18 @@ class Approach(Patience):
 
     def _sample(self) -> None:
         """Looks at the order of this prompt."""
-        lane = self._lane
+        lane = self.lane
         lane.sample_in = SAMPLE_EVERY
-        segments = sample(self._door, self._request)
+        segments = sample(self.door, self.body)
         if segments:
             lane.samples.add(segments)
 
     def _begin(self) -> None:
-        lane = self._lane
+        lane = self.lane
         if self._state.room.count and self._ticket is None and self._joins():
             return
         try:
-            self._target = self._choose()
+            self.target = self._choose()
         except Fault as fault:
             self._nobody(fault)
             return
@@ -227,18 +228,18 @@ class Approach(Patience):
             limit = binding.limit
             need = need_of(binding, limit.id, limit.value, (limit.id,))
             self._unload()
-            self._no_room(need, refusal(self._lane, binding, monotonic_ns()), binding)
-        elif self._lane.gates:
+            self._no_room(need, refusal(self.lane, binding, monotonic_ns()), binding)
+        elif self.lane.gates:
             self._take_through_gate()
-        elif self._lane.take(*self.ask):
+        elif self.lane.take(*self.ask):
             self._admit()
         else:
             # What was free beside the refill went to another request meanwhile.
-            self._lane.refill(*self.ask, monotonic_ns(), self._refilled)
+            self.lane.refill(*self.ask, monotonic_ns(), self._refilled)
 
     def _take_through_gate(self) -> None:
         """All of the request's limits and all of its target's, or none of them."""
-        lane, gate = self._lane, self._lane.gates.get(self._target.target.endpoint)
+        lane, gate = self.lane, self.lane.gates.get(self.target.target.endpoint)
         if not lane.has(*self.ask):
             lane.refill(*self.ask, monotonic_ns(), self._refilled)
         elif gate is not None and not gate.has(*self.ask):
@@ -258,7 +259,7 @@ class Approach(Patience):
             if self._full is None or _sooner(binding, self._full):
                 self._full = binding
             try:
-                self._target = self._choose()
+                self.target = self._choose()
             except Fault:
                 self._gates_are_full(self._full)
                 return
@@ -267,17 +268,17 @@ class Approach(Patience):
 
     def _gates_are_full(self, binding: Binding) -> None:
         """Every target's own limits are: the request waits for the first that is not."""
-        gates = self._lane.gates.values()
+        gates = self.lane.gates.values()
         shares = [share for gate in gates for share in (*gate.ones, *gate.tokens)]
         per_minute = sum(one.limit.value for one in shares if one.limit.measure is binding.limit.measure)
         wakes = tuple({name for gate in gates for name in gate.lines})
-        need = need_of(binding, self._lane.route.gates_line, per_minute, wakes)
+        need = need_of(binding, self.lane.route.gates_line, per_minute, wakes)
         self._unload()
-        self._no_room(need, refusal(self._lane, binding, monotonic_ns()), binding)
+        self._no_room(need, refusal(self.lane, binding, monotonic_ns()), binding)
 
     def _nobody(self, fault: Fault) -> None:
         """No target can be asked: where that is because all are full, one of them will not be."""
-        route, selection = self._lane.route, self._selection
+        route, selection = self.lane.route, self._selection
         wait_ns = selection.wait_ns(monotonic_ns()) if selection is not None and route.queue is not None else None
         need = None
         if wait_ns is not None:
@@ -286,12 +287,12 @@ class Approach(Patience):
 
     def _begin_again(self) -> None:
         try:
-            self._target = self._choose()
+            self.target = self._choose()
         except Fault as fault:
             self._nobody(fault)
             return
         self._waited()
-        if self._lane.gates:
+        if self.lane.gates:
             self._change_gate()
         else:
             self._send()
@@ -302,13 +303,13 @@ class Approach(Patience):
         if self._ticket is not None:
             self._waited()
             now = monotonic_ns()
-        self._limit_lines += limit_headers(self._lane, now)
-        if self._door.anthropic:
+        self._limit_lines += limit_headers(self.lane, now)
+        if self.door.anthropic:
             self._limit_lines += b"request-id: %b\r\n" % self.said_id
         if self.said_id is not self.request_id:
             self._limit_lines += b"x-groundplane-request-id: %b\r\n" % self.request_id
-        constant, _ = self._target.booked(self.key.key, self._lane.model, self._state.metrics)
-        prompt, price = self._prompt_tokens, self._target.target.price
+        constant, _ = self.target.booked(self.key.key, self.lane.model, self._state.metrics)
+        prompt, price = self._prompt_tokens, self.target.target.price
         record = reserved_members(self.request_id, constant, prompt, rate(prompt, 0, 0, price), self.started_at)
         try:
             self._state.log.reserved(self.request_id, record)
@@ -323,9 +324,9 @@ class Approach(Patience):
     def _refuse(self, fault: Fault) -> None:
         """Not admitted: nothing is reserved, and nothing is recorded but the count."""
         self._over = True
-        self._lane.route.counters.answered(fault.status)
+        self.lane.route.counters.answered(fault.status)
         key = self.key.key
-        self._state.metrics.series(key.project, key.id, self._lane.model, "", "").answered(fault.status)
+        self._state.metrics.series(key.project, key.id, self.lane.model, "", "").answered(fault.status)
         if self._watch is not None:
             self._state.telemetry.refused(self, self._watch, fault)
         caller = self._caller
@@ -338,17 +339,17 @@ class Approach(Patience):
         """Raises Fault 503 when no target is left to ask."""
         selection = self._selection
         if selection is None:
-            only = self._lane.route.only
+            only = self.lane.route.only
             if (
                 only is not None
                 and not only.upstream.circuit.failures
                 and not self._asked_only
-                and (only.standing.rests_until_ns <= self._began_ns or self._lane.route.queue is None)
+                and (only.standing.rests_until_ns <= self._began_ns or self.lane.route.queue is None)
             ):
                 self._asked_only = True
                 return only
             session = self._headers.get(b"x-session-id", b"")
-            selection = self._selection = Selection(self._lane.route, self._door, self._request, self._members, session)
+            selection = self._selection = Selection(self.lane.route, self.door, self.body, self._members, session)
             if self._asked_only:
                 raise selection.nobody(monotonic_ns())
         now = monotonic_ns()
@@ -356,7 +357,7 @@ class Approach(Patience):
         if target is None:
             raise selection.nobody(now)
         if target.standing.concurrency is not None:
-            self._target = target
+            self.target = target
             self._load()  # its place there is taken now: others choose meanwhile
         return target
 
@@ -371,7 +372,7 @@ class Approach(Patience):
             self._waits_for_hedge = True  # it is on its way already
             return
         try:
-            self._target = self._choose()
+            self.target = self._choose()
         except Fault as nobody:
             if fault is None:
                 self._unload()
@@ -380,7 +381,7 @@ class Approach(Patience):
                 self._fail(fault)
             return
         self._state.metrics.upstream_retries += 1
-        if self._lane.gates:
+        if self.lane.gates:
             self._change_gate()
         else:
             self._send()
@@ -392,7 +393,7 @@ class Approach(Patience):
         if self._gate is not None:
             self._gate.settle(self.ask, 0, 0, self._state.log.seq)
             self._gate = None
-        gate = self._lane.gates.get(self._target.target.endpoint)
+        gate = self.lane.gates.get(self.target.target.endpoint)
         if binding is not None:
             self._try_another(self._fault)
         elif gate is not None and not gate.take(*self.ask):
@@ -405,7 +406,7 @@ class Approach(Patience):
 
     def _may_hedge(self) -> None:
         """Looks in a while whether a second target should be asked."""
-        after_ms = self._lane.route.route.hedge_ms
+        after_ms = self.lane.route.route.hedge_ms
         if after_ms is not None and self._hedge_timer is None and self._selection is not None:
             self._hedge_timer = asyncio.get_running_loop().call_later(after_ms / 1000, self._ask_second)
 
@@ -417,7 +418,7 @@ class Approach(Patience):
         target = self._selection.next(monotonic_ns())
         if target is None:
             return
-        gate = self._lane.gates.get(target.target.endpoint)
+        gate = self.lane.gates.get(target.target.endpoint)
         if gate is not None and not gate.take(*self.ask):
             return
         self._state.metrics.hedged += 1
@@ -446,7 +447,7 @@ class Approach(Patience):
         self._unload()
         self.charge_loser(self._gate)
         self._hedge, self._waits_for_hedge = None, False
-        self._target, self._gate, self._loaded = hedge.target, hedge.gate, hedge.target
+        self.target, self._gate, self._loaded = hedge.target, hedge.gate, hedge.target
         self._loaded_ns = hedge.began_ns
 
     def _end_hedging(self) -> None:
@@ -471,15 +472,15 @@ class Approach(Patience):
         if self._flight is not None:
             self._leave_flight()
         self._state.metrics.in_flight -= 1
-        self._request = b""
+        self.body = b""
         if tell_caller:
             caller.finished()
 
     def _load(self) -> None:
         """Counts the request as in flight at its target, which routing looks at."""
-        if self._loaded is not self._target:
+        if self._loaded is not self.target:
             self._unload()
-            self._loaded = self._target
+            self._loaded = self.target
             self._loaded_ns = monotonic_ns()
             self._loaded.standing.begin(self.ask[0])
 
@@ -493,11 +494,11 @@ class Approach(Patience):
                 self._state.room.came_back((loaded.place,))
 
     def _settle_limits(self, tokens: int, microusd: int) -> None:
-        self._lane.settle(self.ask, tokens, microusd, self._state.log.seq)
+        self.lane.settle(self.ask, tokens, microusd, self._state.log.seq)
         if self._gate is not None:
             self._gate.settle(self.ask, tokens, microusd, self._state.log.seq)
         if self._state.room.count:
-            self._state.room.came_back(self._lane.lines)
+            self._state.room.came_back(self.lane.lines)
             if self._gate is not None:
                 self._state.room.came_back(self._gate.lines)
 

@@ -12,16 +12,14 @@ from dataclasses import replace
 from enum import StrEnum
 from functools import partial
 from time import time
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import msgspec
 
 from groundplane.domain.serving.response_cache import CacheRule, Kept, Shelf, Wish, answer_name
 from groundplane.gateway.protocol.doors import Door
+from groundplane.gateway.targets import RouteState
 from groundplane.gateway.telemetry.flow_metrics import FlowMetrics
-
-if TYPE_CHECKING:
-    from groundplane.gateway.tables import RouteState
 
 ANSWER_MAX_BYTES = 2**20
 _CERTAIN = frozenset({b"/v1/embeddings", b"/v1/moderations", b"/v1/rerank"})

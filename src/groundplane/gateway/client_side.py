@@ -38,7 +38,7 @@ from groundplane.gateway.protocol.http1 import (
 )
 from groundplane.gateway.state import GatewayState
 from groundplane.gateway.tables import KeyState
-from groundplane.gateway.telemetry.watch import refusal_of
+from groundplane.gateway.watch import refusal_of
 
 _PIPELINE_MAX_BYTES = 65_536
 _DISCARD_MAX_BYTES = 65_536

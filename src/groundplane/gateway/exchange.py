@@ -22,7 +22,7 @@ from groundplane.gateway.protocol.sse import EventStream, FrameTooLarge
 from groundplane.gateway.records import settled_members
 from groundplane.gateway.replay import Replay
 from groundplane.gateway.selection import Selection
-from groundplane.gateway.tables import TargetState
+from groundplane.gateway.targets import TargetState
 from groundplane.gateway.telemetry.metrics import Times
 from groundplane.gateway.upstream import AnswerReader, UpstreamConnection
 from groundplane.gateway.wal import LogUnavailable
@@ -48,7 +48,7 @@ class Exchange(Replay):
 
     def _send(self) -> None:
         """On the newest idle connection, or on a new one."""
-        upstream = self._target.upstream
+        upstream = self.target.upstream
         if not self._sent_ns:
             self._sent_ns = monotonic_ns()
         if self._selection is not None:  # with one target there is nothing to choose, now or later
@@ -66,7 +66,7 @@ class Exchange(Replay):
             self.keep(connection)
             return
         self._connection = connection
-        self.send_to(self._target, connection, self)
+        self.send_to(self.target, connection, self)
 
     def keep(self, connection: UpstreamConnection) -> None:
         """Back to its pool, unused or done with."""
@@ -77,14 +77,14 @@ class Exchange(Replay):
 
     def _body_for(self, target: Target) -> bytes:
         """The caller's bytes, with the model's name there, and with usage asked for where the caller does not."""
-        model = target.upstream_model if target.upstream_model != self._lane.model else None
-        inject = self._streams and not self._wants_usage
-        if self._door.form and model is not None:
+        model = target.upstream_model if target.upstream_model != self.lane.model else None
+        inject = self.streams and not self._wants_usage
+        if self.door.form and model is not None:
             start, end = self._model_span
-            return self._request[:start] + model.encode() + self._request[end:]
-        if not self._door.form and (model is not None or inject):
-            return splice(self._request, self._members, model=model, include_usage=inject)
-        return self._request
+            return self.body[:start] + model.encode() + self.body[end:]
+        if not self.door.form and (model is not None or inject):
+            return splice(self.body, self._members, model=model, include_usage=inject)
+        return self.body
 
     def send_to(self, target: TargetState, connection: UpstreamConnection, reader: AnswerReader) -> None:
         """Sends the request, in this target's words; what comes back goes to the reader."""
@@ -92,7 +92,7 @@ class Exchange(Replay):
         self._sent = True
         self._connected_ns = monotonic_ns()
         head = b"%bx-request-id: %b\r\n%bcontent-length: %d\r\n\r\n" % (
-            target.request_head(self._door.path, self._content_type, self._query),
+            target.request_head(self.door.path, self._content_type, self._query),
             self.said_id,
             target.passed(self._passed_headers),
             len(body),
@@ -102,7 +102,7 @@ class Exchange(Replay):
 
     def connect_failed(self, error: OSError) -> None:
         if not self._over and self._connection is None:
-            self._target.upstream.circuit.failed(monotonic_ns())
+            self.target.upstream.circuit.failed(monotonic_ns())
             # Its address is nothing the caller needs to know.
             why = "no connection in time" if isinstance(error, TimeoutError) else "no connection"
             self._try_another(upstream_fault(502, f"the upstream can't be reached: {why}", "upstream_unreachable"))
@@ -111,7 +111,7 @@ class Exchange(Replay):
 
     def head(self, head: ResponseHead) -> None:
         assert self._connection is not None
-        circuit = self._target.upstream.circuit
+        circuit = self.target.upstream.circuit
         if head.status in _RETRIED:
             circuit.failed(monotonic_ns())
             if self._hedge is not None or (self._selection is not None and not self._selection.none_left):
@@ -119,11 +119,11 @@ class Exchange(Replay):
                 status = 503 if head.status == 529 else head.status
                 self._try_another(upstream_fault(status, "the upstream is not available", "upstream_unavailable"))
                 return
-        elif (unfit := _unfit(head, self._door)) is not None:
+        elif (unfit := _unfit(head, self.door)) is not None:
             self._connection.abort()
             self._try_another(unfit)
             return
-        elif head.status in _KEY_REFUSED and self._target.target.kind:
+        elif head.status in _KEY_REFUSED and self.target.target.kind:
             # Ours, not the caller's: it would look for the fault in its own key.
             circuit.failed(monotonic_ns())
             self._connection.abort()
@@ -137,9 +137,9 @@ class Exchange(Replay):
             self._end_hedging()
         self._head = head
         self._connection.deadline_s = self._state.now_s + self._state.options.idle_upstream_timeout_s
-        if self._streams and head.status == 200 and head.content_type.startswith(b"text/event-stream"):
-            assert self._door.stream is not None
-            self._events = EventStream(remove_usage=not self._wants_usage, rules=self._door.stream)
+        if self.streams and head.status == 200 and head.content_type.startswith(b"text/event-stream"):
+            assert self.door.stream is not None
+            self._events = EventStream(remove_usage=not self._wants_usage, rules=self.door.stream)
         elif (head.content_length or 0) <= _HOLD_MAX_BYTES and not (
             head.status == 200 and head.content_type.startswith(_ENDLESS)
         ):
@@ -148,16 +148,16 @@ class Exchange(Replay):
     def _spill_over(self, head: ResponseHead) -> bool:
         """The target has no room for us: it is left alone for as long as it says, and another one is asked."""
         now, selection = monotonic_ns(), self._selection
-        route = self._lane.route
+        route = self.lane.route
         if selection is None and route.queue is None:
             return False
-        self._target.standing.rest(now, head.retry_after_s)
+        self.target.standing.rest(now, head.retry_after_s)
         if len(route.targets) == 1 and route.queue is None:
             return False
         if selection is None:
-            selection = self._selection = Selection(route, self._door, self._request, self._members, b"")
+            selection = self._selection = Selection(route, self.door, self.body, self._members, b"")
             selection.tried_only()
-        selection.limited(self._target, head.retry_after_s)
+        selection.limited(self.target, head.retry_after_s)
         assert self._connection is not None
         self._connection.abort()
         self._state.metrics.spilled += 1
@@ -168,10 +168,10 @@ class Exchange(Replay):
         """All of an answer at once: what `head`, `content` and `ended` come to."""
         connection = self._connection
         assert connection is not None
-        if head.status != 200 or head.encoded or (self._streams and head.content_type.startswith(b"text/event-stream")):
+        if head.status != 200 or head.encoded or (self.streams and head.content_type.startswith(b"text/event-stream")):
             self._whole_in_steps(head, body)
             return
-        circuit = self._target.upstream.circuit
+        circuit = self.target.upstream.circuit
         if circuit.failures:
             circuit.succeeded()
         self._head = head
@@ -179,7 +179,7 @@ class Exchange(Replay):
         self.keep(connection)
         self._ttft_us = (monotonic_ns() - self._began_ns) // 1000
         self._content_bytes = len(body)
-        self._tail = body
+        self.tail = body
         if self._settle(200):
             self._over = True
             self._caller.write(self._answer_head(head, len(body)) + body)
@@ -233,7 +233,7 @@ class Exchange(Replay):
     def _note_gap(self) -> None:
         gaps = self._gaps
         if gaps is None:
-            _, series = self._target.booked(self.key.key, self._lane.model, self._state.metrics)
+            _, series = self.target.booked(self.key.key, self.lane.model, self._state.metrics)
             gaps = self._gaps = series.target.gaps
         now = monotonic_ns()
         gaps.note((now - self._last_ns) // 1000)
@@ -243,7 +243,7 @@ class Exchange(Replay):
         """A large answer passes through; its last piece waits for the settlement."""
         if self._watch is not None:
             self._watch.note(data)
-        self._tail = (self._tail + data)[-_TAIL_BYTES:] if len(data) < _TAIL_BYTES else data[-_TAIL_BYTES:]
+        self.tail = (self.tail + data)[-_TAIL_BYTES:] if len(data) < _TAIL_BYTES else data[-_TAIL_BYTES:]
         if head.content_length is not None:
             start = b"" if self._head_sent else self._answer_head(head, head.content_length)
             if self._content_bytes >= head.content_length:
@@ -299,14 +299,14 @@ class Exchange(Replay):
         if head.content_length is None and not head.chunked and not _looks_whole(body, head):
             self.cut("the upstream's answer ends in the middle")
             return
-        self._tail = body
+        self.tail = body
         if self._settle(head.status):
             self._over = True
             self._caller.write(self._answer_head(head, len(body)) + body)
             self._finish()
 
     def _end_large(self, head: ResponseHead) -> None:
-        if head.content_length is None and not head.chunked and not _looks_whole(self._tail, head):
+        if head.content_length is None and not head.chunked and not _looks_whole(self.tail, head):
             self.cut("the upstream's answer ends in the middle")
             return
         if not self._settle(head.status):
@@ -339,7 +339,7 @@ class Exchange(Replay):
             self._stale_retried = True
             self._send()
         elif self._head is None:
-            self._target.upstream.circuit.failed(monotonic_ns())
+            self.target.upstream.circuit.failed(monotonic_ns())
             if late:
                 self._fail(fault)  # whoever let one caller wait this long is not asked to make it wait twice
             else:
@@ -349,7 +349,7 @@ class Exchange(Replay):
             self._caller.write(b"0\r\n\r\n")
             self._finish()
         elif not self._head_sent:
-            self._target.upstream.circuit.failed(monotonic_ns())
+            self.target.upstream.circuit.failed(monotonic_ns())
             self._fail(fault)
         elif self._settle(fault.status):
             self._break_off(fault)
@@ -370,7 +370,7 @@ class Exchange(Replay):
     def _break_off(self, fault: Fault) -> None:
         """Part of the answer is out: an error event if it is a stream, and never the end a whole answer has."""
         self._over = True
-        event = error_event(fault, self._door, self.said_id)
+        event = error_event(fault, self.door, self.said_id)
         words = b"%x\r\n%b\r\n" % (len(event), event) if self._events is not None else b""
         caller = self._caller
         self._finish(tell_caller=False)
@@ -441,7 +441,7 @@ class Exchange(Replay):
     def _settle(self, status: int) -> bool:
         """Writes what the request came to. False when the log can't take it: the answer is then broken off."""
         usage = self._usage(status)
-        state, lane, target = self._state, self._lane, self._target
+        state, lane, target = self._state, self.lane, self.target
         key = self.key.key
         tokens = usage.prompt_tokens + usage.completion_tokens
         price, written = target.target.price, usage.written_tokens
@@ -501,7 +501,7 @@ class Exchange(Replay):
             if said is not None:  # the prompt's part is known
                 return msgspec.structs.replace(said, completion_tokens=events.frames, estimated=True)
             return Usage(self._prompt_tokens, events.frames, 0, estimated=True)
-        if not self._sent or self._door.free:
+        if not self._sent or self.door.free:
             return NOTHING
         if status == CLIENT_GONE:
             # The upstream has read the prompt by now; nothing or little of the answer reached anybody.
@@ -509,10 +509,10 @@ class Exchange(Replay):
             return Usage(self._prompt_tokens, relayed, 0, estimated=True)
         if self._head is None or self._head.status >= 400 or (status >= 400 and not self._head_sent):
             return NOTHING
-        found = find_usage(self._tail) if self._head_sent else read_usage(self._tail)
+        found = find_usage(self.tail) if self._head_sent else read_usage(self.tail)
         if found is not None:
             return found
-        completion = estimated_tokens(self._content_bytes) if self._door.generates else 0
+        completion = estimated_tokens(self._content_bytes) if self.door.generates else 0
         return Usage(self._prompt_tokens, completion, 0, estimated=True)
 
 

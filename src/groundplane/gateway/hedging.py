@@ -7,15 +7,24 @@ used there.
 from __future__ import annotations
 
 from time import monotonic_ns
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.protocol.http1 import ResponseHead
-from groundplane.gateway.tables import TargetState
-from groundplane.gateway.upstream import UpstreamConnection
+from groundplane.gateway.targets import TargetState
+from groundplane.gateway.upstream import AnswerReader, UpstreamConnection
 
-if TYPE_CHECKING:
-    from groundplane.gateway.exchange import Exchange
+
+class Hedged(AnswerReader, Protocol):
+    """The request, as the attempt beside its first one sees it."""
+
+    @property
+    def ask(self) -> tuple[int, int]: ...
+    def send_to(self, target: TargetState, connection: UpstreamConnection, reader: AnswerReader) -> None: ...
+    def keep(self, connection: UpstreamConnection) -> None: ...
+    def hedge_won(self, hedge: Hedge, connection: UpstreamConnection) -> None: ...
+    def hedge_lost(self) -> None: ...
+    def charge_loser(self, gate: Lane | None) -> None: ...
 
 
 class Hedge:
@@ -23,7 +32,7 @@ class Hedge:
 
     __slots__ = ("_connection", "_exchange", "_over", "began_ns", "gate", "target")
 
-    def __init__(self, exchange: Exchange, target: TargetState, gate: Lane | None) -> None:
+    def __init__(self, exchange: Hedged, target: TargetState, gate: Lane | None) -> None:
         self._exchange = exchange
         self._connection: UpstreamConnection | None = None
         self._over = False
@@ -96,7 +105,7 @@ class Hedge:
             self._connection = None
             self._lose()
 
-    def _win(self) -> Exchange:
+    def _win(self) -> Hedged:
         self._over = True
         connection, self._connection = self._connection, None
         assert connection is not None

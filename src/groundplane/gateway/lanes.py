@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from time import monotonic_ns, time
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from groundplane.domain.serving.limits import PURSES, Binding, Measure, Moment, Share
 from groundplane.domain.serving.prompt_lint import Samples
+from groundplane.domain.serving.snapshot import SnapshotKey
 from groundplane.domain.serving.usage import AnswerLength, dearest, estimated_tokens, worst_case
 from groundplane.gateway.counting.counters import Counters
 from groundplane.gateway.protocol.json_body import Fields
-
-if TYPE_CHECKING:
-    from groundplane.gateway.tables import KeyState, RouteState
+from groundplane.gateway.targets import RouteState
 
 
 class Size(msgspec.Struct, frozen=True, gc=False):
@@ -42,7 +40,7 @@ class Lane:
 
     def __init__(
         self,
-        key: KeyState,
+        key: SnapshotKey,
         route: RouteState,
         shares: Sequence[Share],
         answers: AnswerLength,
@@ -59,7 +57,7 @@ class Lane:
         self.slots = tuple(by_measure[Measure.CONCURRENT])
         self.tokens = tuple(by_measure[Measure.TOKENS] + by_measure[Measure.TOKENS_DAY])
         self.money = tuple(share for share in shares if share.limit.measure in PURSES)
-        self.exact = bool(key.key.models) or route.reads_fields
+        self.exact = bool(key.models) or route.reads_fields
         self.has_budget = bool(by_measure[Measure.BUDGET])
         self.minute_tokens = tuple(by_measure[Measure.TOKENS])
         self._dirty = dirty

@@ -12,7 +12,8 @@ from groundplane.gateway.admission import find_route
 from groundplane.gateway.protocol.errors import Fault, answer
 from groundplane.gateway.protocol.http1 import RequestHead
 from groundplane.gateway.state import GatewayState
-from groundplane.gateway.tables import KeyState, RouteState
+from groundplane.gateway.tables import KeyState
+from groundplane.gateway.targets import RouteState
 
 LOCAL_PATHS = frozenset({b"/healthz", b"/metrics", b"/v1/models"})
 METRICS = b"/metrics"

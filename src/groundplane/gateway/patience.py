@@ -35,13 +35,13 @@ class Patience(ABC):
     """The part of a request that knows how to wait."""
 
     __slots__ = (
-        "_admitted", "_asked_only", "_began_ns", "_bound", "_digest", "_full", "_headers", "_lane", "_limit_lines",
-        "_over", "_request", "_selection", "_sent", "_state", "_ticket", "ask", "key",
+        "_admitted", "_asked_only", "_began_ns", "_bound", "_digest", "_full", "_headers", "_limit_lines", "_over",
+        "_selection", "_sent", "_state", "_ticket", "ask", "body", "key", "lane",
     )  # fmt: skip
 
     _state: GatewayState
-    _lane: Lane
-    _request: bytes
+    lane: Lane
+    body: bytes
     _headers: dict[bytes, bytes]
     _began_ns: int
     _ticket: Ticket | None
@@ -78,8 +78,8 @@ class Patience(ABC):
 
     def _joins(self) -> bool:
         """Whether others wait for what this request needs: then it stands behind them, or is refused."""
-        rule, room = self._lane.route.queue, self._state.room
-        line = None if rule is None else room.line_of(self._lane.lines)
+        rule, room = self.lane.route.queue, self._state.room
+        line = None if rule is None else room.line_of(self.lane.lines)
         if line is None:
             return False
         told = f"others wait for {_name(line)}"
@@ -88,7 +88,7 @@ class Patience(ABC):
 
     def _binding(self, line: str) -> Binding | None:
         """What there is to say of the limit that a line stands before, if it is one."""
-        lane = self._lane
+        lane = self.lane
         for share in (*lane.ones, *lane.slots, *lane.tokens):
             limit = share.limit
             if limit.id == line:
@@ -98,7 +98,7 @@ class Patience(ABC):
 
     def _no_room(self, need: Need | None, fault: Fault, binding: Binding | None = None) -> None:
         """Waits for what is needed, or answers why not. `binding`: the limit that the fault tells of, if it is one."""
-        rule, room = self._lane.route.queue, self._state.room
+        rule, room = self.lane.route.queue, self._state.room
         self._bound = binding
         if need is None or rule is None:
             self._answer_full(fault, None if binding is None else binding.retry_after_ns)
@@ -131,7 +131,7 @@ class Patience(ABC):
                 asked = Priority(word.decode("latin-1").lower())
             except ValueError:
                 raise bad_request("x-priority is high, normal or low", "invalid_priority", "x-priority") from None
-        route = self._lane.route
+        route = self.lane.route
         wait_ns = rule.wait_ms * 1_000_000
         for name in _TIMEOUTS:
             said = self._headers.get(name)
@@ -144,7 +144,7 @@ class Patience(ABC):
             model=route.route.model,
             priority=priority_of(route.priorities.get(self.key.key.id, rule.priority), asked),
             tokens=self.ask[0],
-            size_bytes=len(self._request),
+            size_bytes=len(self.body),
             until_ns=self._began_ns + wait_ns,
         )
 
@@ -181,9 +181,9 @@ class Patience(ABC):
         now = monotonic_ns()
         wait_ms = -(-told.wait_ns // 1_000_000)
         if binding is not None:
-            fault = refusal(self._lane, replace(binding, retry_after_ns=told.wait_ns), now)
+            fault = refusal(self.lane, replace(binding, retry_after_ns=told.wait_ns), now)
         else:
-            fault.headers = limit_headers(self._lane, now)
+            fault.headers = limit_headers(self.lane, now)
             fault.headers += b"retry-after: %d\r\nretry-after-ms: %d\r\n" % (-(-wait_ms // 1000), wait_ms)
         fault.message += "; " + _WHY[told.reason].format(wait=f"{wait_ms} ms", waiting=told.waiting)
         self._answer_full(fault, told.wait_ns)
@@ -214,7 +214,7 @@ class Patience(ABC):
         room = self._state.room
         if self._digest:
             return Storm()
-        self._digest = hashlib.blake2b(self._request, digest_size=16).digest()
+        self._digest = hashlib.blake2b(self.body, digest_size=16).digest()
         storm = room.retries.seen(self.key.key.project, self.key.key.id, self._digest, monotonic_ns())
         if storm.told:
             self._state.metrics.flow.stormed(storm)

@@ -28,13 +28,13 @@ class Replay(Approach):
 
     def _look_up(self) -> bool:
         """Whether the answer is here, or on its way: then nothing goes upstream for this request."""
-        state, lane, door = self._state, self._lane, self._door
+        state, lane, door = self._state, self.lane, self.door
         route, rule = lane.route, lane.route.cache
         assert rule is not None
-        if not Answers.may_keep(rule, door, self._request):
+        if not Answers.may_keep(rule, door, self.body):
             return False
         wish = read_wish(self._headers.get(b"cache-control", b""))
-        name = Answers.name(route, door, self._query, self._passed_headers, self._request)
+        name = Answers.name(route, door, self._query, self._passed_headers, self.body)
         kept, result = state.answers.find(route.route.project, name, wish)
         if kept is not None:
             self.serve(kept, collapsed=False)
@@ -66,7 +66,7 @@ class Replay(Approach):
             self._go_upstream()
 
     def _go_upstream(self) -> None:
-        self._state.metrics.flow.cached(self._lane.model, Result.MISS)
+        self._state.metrics.flow.cached(self.lane.model, Result.MISS)
         self._limit_lines += miss_line(Result.MISS)
         self._begin()
 
@@ -87,7 +87,7 @@ class Replay(Approach):
         self._flight = None
         if self._over:
             return
-        if self._lane.take_one():
+        if self.lane.take_one():
             self._replay(kept, collapsed=collapsed)
             return
 
@@ -95,14 +95,14 @@ class Replay(Approach):
             if self._over:
                 return
             if binding is not None:
-                self._answer_full(refusal(self._lane, binding, monotonic_ns()), binding.retry_after_ns)
+                self._answer_full(refusal(self.lane, binding, monotonic_ns()), binding.retry_after_ns)
             else:
                 self.serve(kept, collapsed=collapsed)
 
-        self._lane.refill_one(monotonic_ns(), refilled)
+        self.lane.refill_one(monotonic_ns(), refilled)
 
     def _replay(self, kept: Kept, *, collapsed: bool) -> None:
-        state, lane, key = self._state, self._lane, self.key.key
+        state, lane, key = self._state, self.lane, self.key.key
         target = next((one for one in lane.route.targets if one.target.endpoint == kept.source), None)
         target = target or lane.route.targets[0]
         constant, series = target.booked(key, lane.model, state.metrics)
@@ -127,7 +127,7 @@ class Replay(Approach):
         times: Times = (took_us, 0, None, None, took_us)
         series.settled(200, NOTHING, 0, times)
         if self._watch is not None:
-            self._target, self._watch.cached = target, True
+            self.target, self._watch.cached = target, True
             self._watch.note(kept.body)
             state.telemetry.settled(self, self._watch, (200, NOTHING, 0), (times, took_us))
         state.metrics.flow.cached(lane.model, "collapsed" if collapsed else Result.HIT)
@@ -152,6 +152,6 @@ class Replay(Approach):
         if head.status != 200 or (self._head_sent and not streamed):
             flight.unfit = True  # a large one was passed on piece by piece
             return
-        now_s, source = time(), self._target.target.endpoint
-        body = b"" if streamed else self._tail
+        now_s, source = time(), self.target.target.endpoint
+        body = b"" if streamed else self.tail
         flight.keep(Kept(self.key.key.project, now_s, now_s, head.content_type, body, streamed, microusd, source))

@@ -9,7 +9,7 @@ from groundplane.domain.serving.routing import FAR_RETRY_S, Candidate, RoutePoli
 from groundplane.gateway.protocol.doors import Door
 from groundplane.gateway.protocol.errors import Fault, upstream_fault
 from groundplane.gateway.protocol.json_body import Members
-from groundplane.gateway.tables import RouteState, TargetState
+from groundplane.gateway.targets import RouteState, TargetState
 
 _HEAD_FIELDS = ("system", "instructions", "tools", "messages", "input", "prompt")
 _HEAD_MAX_BYTES = 512

@@ -12,7 +12,7 @@ from groundplane.errors import IntegrityFailure
 from groundplane.gateway.client_side import ClientConnection
 from groundplane.gateway.counting.counters import Counters
 from groundplane.gateway.state import GatewayState, Options
-from groundplane.gateway.telemetry.watch import TelemetryOptions
+from groundplane.gateway.telemetry.sighting import TelemetryOptions
 from groundplane.gateway.wal import LOG_WAIT_S, Closed, WriteAheadLog
 
 _TICK_S = 0.05

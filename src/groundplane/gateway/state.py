@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from groundplane.domain.serving.limits import PURSES, Limit, Measure, Moment, Share, Spending, scopes_of
@@ -29,20 +29,19 @@ from groundplane.gateway.counting.counters import Counters, MemoryCounters
 from groundplane.gateway.fairness import PIECES_PER_TURN, Pieces
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.protocol.http1 import HeadMemo, parse_request_head
-from groundplane.gateway.tables import KeyState, RouteState, Tables, TargetState, dated, fill_in
+from groundplane.gateway.reports import Reports
+from groundplane.gateway.tables import KeyState, Tables, dated
+from groundplane.gateway.targets import RouteState, TargetState, fill_in
 from groundplane.gateway.telemetry.aside import Chore, Files
 from groundplane.gateway.telemetry.metrics import Metrics
 from groundplane.gateway.telemetry.metrics_files import MetricsFiles
-from groundplane.gateway.telemetry.reports import Reports
 from groundplane.gateway.telemetry.scrapes import Scrapes
-from groundplane.gateway.telemetry.watch import Telemetry, TelemetryOptions
+from groundplane.gateway.telemetry.sighting import TelemetryOptions
 from groundplane.gateway.turns import Turns
 from groundplane.gateway.upstream import Upstream
 from groundplane.gateway.waiting import WaitingRoom
 from groundplane.gateway.wal import Closed, Spent, WriteAheadLog
-
-if TYPE_CHECKING:
-    from groundplane.gateway.client_side import ClientConnection
+from groundplane.gateway.watch import Telemetry
 
 _EVERYTHING = 1_000_000
 _STANDINGS_MAX = 500
@@ -75,6 +74,15 @@ class Options:
     clients_max: int = 100_000
     refusals_per_s: int = REFUSALS_PER_S
     pieces_per_turn: int = PIECES_PER_TURN
+
+
+class Client(Protocol):
+    """A connection of a caller, as the coarse clock and the end of the gateway see it."""
+
+    def sweep(self, now_s: float) -> None: ...
+    def close_when_idle(self) -> None: ...
+    def stop_now(self) -> None: ...
+    def abort(self) -> None: ...
 
 
 class GatewayState:
@@ -114,7 +122,7 @@ class GatewayState:
         self.telemetry = Telemetry(telemetry or TelemetryOptions(gateway_id=gateway_id), self.metrics)
         self.tables: Tables | None = None
         self.snapshot_trouble = ""
-        self.clients: set[ClientConnection] = set()
+        self.clients: set[Client] = set()
         self.no_clients = asyncio.Event()
         self.no_clients.set()
         self.draining = False
@@ -204,7 +212,7 @@ class GatewayState:
         if len(self._answers) > _ANSWERS_KEPT:
             self._answers.clear()
         answers = self._answers.setdefault((key.key.id, model), AnswerLength())
-        lane = key.lanes[model] = Lane(key, route, shares, answers, self.counters, self.dirty)
+        lane = key.lanes[model] = Lane(key.key, route, shares, answers, self.counters, self.dirty)
         if len(self._samples) > _SAMPLED_MAX:
             self._samples.clear()
         lane.samples = self._samples.setdefault((key.key.project, model, key.key.id), lane.samples)
@@ -214,7 +222,7 @@ class GatewayState:
             for name in endpoints:
                 shares = [self.share(limit) for limit in self.tables.endpoint_limits(name)]
                 if shares:
-                    lane.gates[name] = Lane(key, route, shares, answers, self.counters, self.dirty)
+                    lane.gates[name] = Lane(key.key, route, shares, answers, self.counters, self.dirty)
         return lane
 
     def share(self, limit: Limit) -> Share:

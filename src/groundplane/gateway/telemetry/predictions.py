@@ -24,7 +24,7 @@ from groundplane.domain.serving.prediction import (
     read_request,
     writer_of,
 )
-from groundplane.gateway.telemetry.watch import CONTENT, OWN, REDACT, Sighting
+from groundplane.gateway.telemetry.sighting import CONTENT, OWN, REDACT, Sighting
 
 SALT_FILE = ".salt"
 _SALT_BYTES = 32

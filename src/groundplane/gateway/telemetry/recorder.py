@@ -18,9 +18,9 @@ from typing import Any
 import msgspec
 
 from groundplane.gateway.telemetry.predictions import PredictionWriter
+from groundplane.gateway.telemetry.sighting import KEEP, LENGTH, TAIL, TRACE, Sighting
 from groundplane.gateway.telemetry.tailing import TailSender
 from groundplane.gateway.telemetry.traces import TraceExporter
-from groundplane.gateway.telemetry.watch import KEEP, LENGTH, TAIL, TRACE, Sighting
 
 _LOOK_S = 0.25
 _READ_BYTES = 2**20

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from groundplane.domain.serving.traffic import DATAGRAM_MAX_BYTES, Passed
-from groundplane.gateway.telemetry.watch import Sighting
+from groundplane.gateway.telemetry.sighting import Sighting
 
 _PATIENCE_S = 0.02
 

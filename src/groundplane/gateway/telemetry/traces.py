@@ -25,7 +25,7 @@ from urllib.parse import unquote, urlsplit
 
 from groundplane import __version__
 from groundplane.domain.serving.prediction import read_answer
-from groundplane.gateway.telemetry.watch import Sighting
+from groundplane.gateway.telemetry.sighting import Sighting
 
 SPANS_MAX = 8192
 BATCH_MAX = 256

@@ -8,18 +8,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
+from groundplane.domain.serving.prompt_lint import PromptFinding
 from groundplane.domain.serving.queueing import Priority, Storm
+from groundplane.gateway.cache import Answers
+from groundplane.gateway.targets import RouteState
 from groundplane.gateway.telemetry.aside import Files
-
-if TYPE_CHECKING:
-    from groundplane.gateway.state import GatewayState
+from groundplane.gateway.telemetry.metrics import Metrics
+from groundplane.gateway.turns import Turns
+from groundplane.gateway.waiting import WaitingRoom
 
 _FINDINGS_EVERY_S = 10.0
 _FINDINGS_MAX = 200
+
+
+class Reported(Protocol):
+    """A worker, as far as it is told of."""
+
+    now_s: float
+    answers: Answers
+    metrics: Metrics
+    room: WaitingRoom
+    turns: Turns
+
+    def prompt_findings(self) -> Iterator[PromptFinding | None]: ...
+    def routes(self) -> Iterator[RouteState]: ...
 
 
 class Reports:
@@ -33,7 +49,7 @@ class Reports:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def publish(self, state: GatewayState) -> Iterator[None]:
+    def publish(self, state: Reported) -> Iterator[None]:
         """Leaves what there is to tell, in steps."""
         self._note_depths(state)
         if self._path is None:
@@ -51,7 +67,7 @@ class Reports:
         }
         self._files.replace(self._path, msgspec.json.encode(told))
 
-    def _find(self, state: GatewayState) -> Iterator[None]:
+    def _find(self, state: Reported) -> Iterator[None]:
         found = []
         for one in state.prompt_findings():
             if one is not None:
@@ -61,7 +77,7 @@ class Reports:
         self._findings = [msgspec.to_builtins(one) for one in found[:_FINDINGS_MAX]]
 
     @staticmethod
-    def _note_depths(state: GatewayState) -> None:
+    def _note_depths(state: Reported) -> None:
         known = state.metrics.flow.depth
         depth: dict[str, dict[str, int]] = {model: dict.fromkeys(one, 0) for model, one in known.items()}
         for _, model, by_priority, _ in state.room.depths():
@@ -71,7 +87,7 @@ class Reports:
         state.metrics.flow.depth = depth
 
 
-def _queues(state: GatewayState) -> list[dict[str, Any]]:
+def _queues(state: Reported) -> list[dict[str, Any]]:
     found = []
     waiting = {(project, model): (counts, since) for project, model, counts, since in state.room.depths()}
     nobody: tuple[dict[Priority, int], int] = ({}, 0)
@@ -92,7 +108,7 @@ def _queues(state: GatewayState) -> list[dict[str, Any]]:
     return found
 
 
-def _replicas(state: GatewayState) -> list[dict[str, Any]]:
+def _replicas(state: Reported) -> list[dict[str, Any]]:
     return [
         {
             "project": route.route.project,
@@ -108,7 +124,7 @@ def _replicas(state: GatewayState) -> list[dict[str, Any]]:
     ]
 
 
-def _storms(state: GatewayState) -> list[dict[str, Any]]:
+def _storms(state: Reported) -> list[dict[str, Any]]:
     now_ns = monotonic_ns()
     storms = state.room.retries.storms(now_ns)
     late = {name: count for name, count in state.turns.pace.late(now_ns).items() if name[0]}
