@@ -66,8 +66,9 @@ class Providers:
             await visible_project(tx, actor, project)
             before = await tx.get(Provider, provider.id, lock=True)
             if before is None and not secret:
+                hint = "--key-file FILE, or - to read it from a pipe"
                 own = "; an engine of yours: the word after its --api-key" if kind is ProviderKind.COMPATIBLE else ""
-                raise InvalidInput(f"provider {name} needs its key", f"--key-file FILE, or - to read it from a pipe{own}")
+                raise InvalidInput(f"provider {name} needs its key", hint + own)
             if before is not None and not secret and before.base_url != base_url:
                 # A key given for one address must not be sent to another one by whoever may change addresses.
                 raise InvalidInput(f"provider {name} gets another address: give its key again", "--key-file FILE")
