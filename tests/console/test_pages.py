@@ -242,8 +242,9 @@ def test_a_wrong_address_gets_a_page_that_says_what_is_wrong(plane: Plane, path:
     assert "Traceback" not in answer.text
 
 
-def test_a_slash_at_the_end_does_no_harm(plane: Plane) -> None:
-    assert plane.browser().get("/console/runs/").url.path == "/console/runs"
+@pytest.mark.parametrize("path", ["/console", "/console/runs"])
+def test_a_slash_at_the_end_does_no_harm(plane: Plane, path: str) -> None:
+    assert plane.browser().get(f"{path}/").url.path == path
 
 
 def test_an_error_page_keeps_the_way_back(plane: Plane) -> None:

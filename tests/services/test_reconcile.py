@@ -242,6 +242,14 @@ async def test_a_run_that_succeeds_costs_its_time_and_gives_back_the_rest(tmp_pa
     await plane.balances()
 
 
+async def test_a_run_that_is_over_before_anybody_looks_has_still_run(tmp_path: Path) -> None:
+    plane = await a_plane(tmp_path, lambda order: Script(ends_after_s=0))
+    run_id = await plane.submit()
+    run = await plane.run_to_end(run_id)
+    (attempt,) = await plane.runs.attempts(ADMIN, run_id)
+    assert run.started_at is not None and run.started_at == attempt.started_at
+
+
 async def test_a_killed_attempt_is_followed_by_one_that_resumes(tmp_path: Path) -> None:
     plane = await a_plane(tmp_path, dies_once)
     run_id = await plane.submit()

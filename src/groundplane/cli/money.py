@@ -15,7 +15,7 @@ from groundplane.cli.render import Cell, Table, Usd, View
 from groundplane.cli.words import endpoints_table, moment, runs_table
 from groundplane.domain.budget import Budget, Hold, HoldStatus
 from groundplane.errors import NotFound
-from groundplane.units import MICROUSD_PER_USD, format_usd
+from groundplane.units import format_usd
 
 if TYPE_CHECKING:
     from groundplane.client import Client
@@ -176,9 +176,7 @@ def _costs_table(by: str, lines: Sequence[CostRow], title: str = "") -> Table:
             f"{line.requests:,}",
             f"{line.prompt_tokens:,}",
             f"{line.completion_tokens:,}",
-            Usd(round(line.usd_per_1000_requests * MICROUSD_PER_USD), exact=True)
-            if line.usd_per_1000_requests is not None
-            else "-",
+            Usd(per_1000, exact=True) if (per_1000 := line.microusd_per_1000_requests) is not None else "-",
             Usd(line.saved_microusd),
         )
         for line in lines

@@ -96,7 +96,7 @@ def router() -> Router:
 
     @pages.get(f"{HOME}/{{rest:path}}")
     async def nowhere(request: Request, rest: str, actor: Annotated[Actor, requires_any_key()]) -> Response:
-        if rest.endswith("/"):
+        if not rest or rest.endswith("/"):
             return RedirectResponse(f"{HOME}/{rest}".rstrip("/"), status_code=308)
         raise NotFound(f"there is no page {request.url.path}", "start at the overview")
 

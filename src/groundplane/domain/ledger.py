@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from groundplane.domain.run import Attempt, Run
-from groundplane.units import cost_microusd, format_usd
+from groundplane.units import MICROUSD_PER_USD, cost_microusd, format_usd
 
 COMPUTE = "compute"
 TOKENS = "tokens"
@@ -96,6 +96,12 @@ class CostRow:
     usd_per_1000_requests: float | None
     saved_microusd: int = 0
     cache_hits: int = 0
+
+    @property
+    def microusd_per_1000_requests(self) -> int | None:
+        """`usd_per_1000_requests`, to be shown in a column of amounts."""
+        per_1000 = self.usd_per_1000_requests
+        return None if per_1000 is None else round(per_1000 * MICROUSD_PER_USD)
 
 
 def compute_entry(run: Run, attempt: Attempt, *, since: datetime, until: datetime, now: datetime) -> LedgerEntry:

@@ -407,6 +407,8 @@ class Reconcile:
                     status=status,
                     end_reason=reason,
                     message=message,
+                    # A short one is over before anybody saw it run.
+                    started_at=run.started_at or (attempt.started_at if attempt is not None else None),
                     ended_at=now,
                     due_at=None,
                     lease_owner="",
