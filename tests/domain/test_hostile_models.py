@@ -9,7 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.domain.hostile_models import FOLDERS, SECRETS, field, gguf_tensors, hostile, onnx, onnx_tensor
+from tests.domain.hostile_models import (
+    FOLDERS,
+    SECRETS,
+    coreml,
+    field,
+    gguf_tensors,
+    hostile,
+    onnx,
+    onnx_tensor,
+    packed_array,
+    tflite,
+)
 from tests.domain.malicious_models import WEIGHTS
 
 from groundplane.adapters.model_files import FolderModelFiles
@@ -101,6 +112,19 @@ CLEAN: dict[str, bytes] = {
     "requirements.txt": b"numpy==2.0  # see http://numpy.test\ntorch>=2\n",
     "latin.txt": "Größe übermäßig".encode("latin-1"),
     "utf16.txt": "Größe".encode("utf-16"),
+    "plain.tflite": tflite("plain"),
+    "bilinear.tflite": tflite("custom").replace(b"Erfinv", b"FlexLu"),
+    "net.mlmodel": coreml(field(140, field(1, 3))),
+    "program.mlmodel": field(1, 7) + field(502, field(2, b"@model_path/weights/weight.bin")),
+    "B.mlpackage/Manifest.json": b'{"itemInfoEntries": {"a": {"path": "com.apple.CoreML/model.mlmodel"}}}',
+    "flax_model.msgpack": packed_array(b"\x92\x02\x01", b"bfloat16", b"abcd"),
+    "package.json": b'{"name": "x", "scripts": {"test": "jest", "build": "tsc"}, "homepage": "http://x.test"}',
+    "pyproject.toml": b'[build-system]\nrequires = ["setuptools"]\n[project]\nname = "x"\nurls = {home = "http://x.test"}\n',
+    "setup.cfg": b"[metadata]\nurl = http://x.test\n",
+    ".env": b"OMP_NUM_THREADS=4\nPYTHONPATH=src\n",
+    "Modelfile": b'FROM ./model.gguf\nPARAMETER temperature 0.7\nSYSTEM "You are kind."\n',
+    "other/Modelfile": b"FROM llama3.2:3b\nADAPTER ./adapter.gguf\n",
+    "tokenizer_config.json": b'{"tokenizer_file": "/models/base/x.json", "name_or_path": "../base"}',
     "notes.txt": b"gASk it about gATes, and eyJ nothing.eyJ more\n",
 }
 
@@ -143,6 +167,30 @@ def test_code_in_a_model_s_folder_is_said(tmp_path: Path) -> None:
         ("modeling.py", "custom-code"),
         ("modules.json", "custom-code"),
     ]
+
+
+def test_what_somebody_must_start_or_bring_as_code_is_said(tmp_path: Path) -> None:
+    said = {
+        "Dockerfile": b"FROM scratch\n",
+        "Makefile": b"all:\n\ttrue\n",
+        ".github/workflows/test.yml": b"on: push\n",
+        "MLmodel": b"flavors: {spark: {model_class: org.evil.Model}}\n",
+        "model_index.json": b'{"_class_name": ["pipeline", "Own"]}',
+        "net.xml": b'<net name="x"><layers><layer id="0" type="Own" version="extra"/></layers></net>',
+        "pyproject.toml": b'[build-system]\nrequires = []\nbuild-backend = "own"\nbackend-path = ["."]\n',
+        "requirements.txt": b"-e .\n./own-1.0-py3-none-any.whl\n",
+    }
+    for name, data in said.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "erfinv.tflite").write_bytes(tflite("custom"))
+    (tmp_path / "broken.tflite").write_bytes(b"\x1c\0\0\0TFL3" + b"\xff" * 90)
+    report = judge_scan("x", FolderModelFiles.look(tmp_path))
+    assert report.ok, report.findings
+    assert {finding.path for finding in report.findings if finding.rule == "custom-code"} == set(said)
+    operators = {finding.path: finding.message for finding in report.findings if finding.rule == "custom-operation"}
+    assert operators.keys() == {"erfinv.tflite", "broken.tflite"}
+    assert "Erfinv" in operators["erfinv.tflite"]
 
 
 def test_a_file_that_begins_like_programs_all_over_costs_no_more_than_its_size() -> None:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from tests.domain.hostile_models import tflite
 from tests.services.model_house import ADA, EVE, FACTS, NOW, House, built
 
 from groundplane.adapters.model_servers.embedded import EmbeddedModelServer
@@ -244,12 +245,16 @@ async def test_an_incomplete_or_broken_certificate_is_not_complete(hall: Hall) -
     assert "license" in have
 
 
-async def test_bytes_of_no_known_format_are_not_clean(hall: Hall) -> None:
+async def test_bytes_of_no_known_format_and_operators_of_its_own_are_not_clean(hall: Hall) -> None:
     await hall.demand("{scan: clean}")
     assert (await hall.say())[0] is Status.MET
     (hall.house.source / "blob.dat").write_bytes(bytes(range(1, 256)) * 5)
     await hall.register()
     assert await hall.say() == (Status.NOT_MET, "blob.dat is of no format known here")
+    (hall.house.source / "blob.dat").unlink()
+    (hall.house.source / "net.tflite").write_bytes(tflite("custom"))
+    await hall.register()
+    assert await hall.say() == (Status.NOT_MET, "net.tflite needs operators of its own")
 
 
 # ---------------------------------------------------------------- people

@@ -19,21 +19,25 @@ from groundplane.domain.model import ManifestFile, path_fault
 from groundplane.domain.scanning import (
     archives,
     code_scan,
+    coreml_scan,
     gguf,
     hdf5_scan,
     inspection,
     licences,
     loader_targets,
     model_files,
+    msgpack_scan,
     name_scan,
     npy_header,
     pickle_scan,
     protobuf_scan,
     secrets_scan,
+    setup_scan,
     signatures,
     templates_scan,
     tensor_header,
     text_scan,
+    tflite_scan,
     weight_files,
     yaml_scan,
 )
@@ -44,9 +48,9 @@ from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFoun
 from groundplane.ports import BlobStore, FoundFile
 
 FILES_MAX = 100_000
-_RULES = (archives, code_scan, gguf, hdf5_scan, inspection, licences, loader_targets, model_files, model_scan,
-          name_scan, npy_header, pickle_scan, protobuf_scan, secrets_scan, signatures, templates_scan, tensor_header,
-          text_scan, weight_files, yaml_scan)  # fmt: skip
+_RULES = (archives, code_scan, coreml_scan, gguf, hdf5_scan, inspection, licences, loader_targets, model_files,
+          model_scan, msgpack_scan, name_scan, npy_header, pickle_scan, protobuf_scan, secrets_scan, setup_scan,
+          signatures, templates_scan, tensor_header, text_scan, tflite_scan, weight_files, yaml_scan)  # fmt: skip
 _LOCK_PERIOD_S = 0.05
 
 

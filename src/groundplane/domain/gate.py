@@ -12,7 +12,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.scanning.report import SCANNER_VERSION, ScanReport
+from groundplane.domain.scanning.report import CUSTOM_OPERATION, SCANNER_VERSION, UNKNOWN_FORMAT, ScanReport
 from groundplane.domain.statistics import Sample, difference, paired_difference, quantile
 from groundplane.errors import Refused
 from groundplane.units import format_duration, format_usd
@@ -224,9 +224,11 @@ def scan_evidence(id: str, version: ModelVersion, report: ScanReport, rules: str
         for number, finding in enumerate(report.findings[:KEPT_FINDINGS], 1)
     }
     refused = sum(finding.severity == "refused" for finding in report.findings)
-    odd = sum(finding.rule == "unknown-format" for finding in report.findings)
+    odd = sum(finding.rule == UNKNOWN_FORMAT for finding in report.findings)
+    own = sum(finding.rule == CUSTOM_OPERATION for finding in report.findings)
     outcome = "refused" if refused else "warnings" if report.findings else "clean"
     counts = {"files": report.files, "findings": len(report.findings), "refused": refused, "unknown_formats": odd}
+    counts["custom_operations"] = own
     return Evidence(
         id=id,
         version_id=version.id,
@@ -456,8 +458,9 @@ def _scan(gate_id: str, asked: Requirement, case: Case) -> Verdict:
         return _without(gate_id, asked, need, have, f"it is stale; scan it anew: {again}")
     found = [tuple(text.split(": ", 2)) for name, text in sorted(facts.items()) if name.startswith("finding ")]
     bad = [f"{words[-1]}: {words[1]}" for words in found if words[0] == "refused"]
-    bad += [f"{words[-1]} is of no format known here" for words in found if words[1] == "unknown-format"]
-    clean = facts.get("refused") == "0" and facts.get("unknown_formats") == "0"
+    bad += [f"{words[-1]} is of no format known here" for words in found if words[1] == UNKNOWN_FORMAT]
+    bad += [f"{words[-1]} needs operators of its own" for words in found if words[1] == CUSTOM_OPERATION]
+    clean = all(facts.get(name) == "0" for name in ("refused", "unknown_formats", "custom_operations"))
     have = "; ".join(bad) or "every file is of a known format that can't run code"
     hint = f"register the version anew without these files; what was found: {again}"
     return _verdict(gate_id, asked, clean, need, have, hint=hint, evidence=evidence)

@@ -13,6 +13,7 @@ from groundplane.domain.scanning.byte_view import ByteView
 from groundplane.domain.scanning.templates_scan import Template
 
 _COUNT_MAX = 2**20
+_KEY_LETTERS_MAX = 2**16 - 1
 _TEXT_BYTES_MAX = 64 * 2**20
 _DIMENSIONS_MAX = 4
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
@@ -56,11 +57,15 @@ def read_gguf(view: ByteView) -> GgufSummary:
         key = reader.text()
         if key in seen:
             raise GgufFault(f"the key {key[:60]!r} is given twice")
+        if len(key) > _KEY_LETTERS_MAX or not key.isprintable():
+            raise GgufFault(f"the key {key[:60]!r} has {len(key):,} letters, or some that can't be printed")
         seen.add(key)
         kind = reader.number(4)
         if key == "general.alignment":
             reader.read_alignment(kind)
             continue
+        if key == "general.architecture" and kind != _STRING:
+            raise GgufFault(f"general.architecture has the type {kind}")
         value = reader.value(kind, wanted=kind == _STRING or "chat_template" in key)
         if value is not None and "chat_template" in key:
             templates.append(Template(name=key, source=value))

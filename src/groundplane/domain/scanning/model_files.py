@@ -21,7 +21,7 @@ from groundplane.domain.scanning.inspection import (
 from groundplane.domain.scanning.model_formats import Format
 from groundplane.domain.scanning.name_scan import acted_on
 from groundplane.domain.scanning.pickle_scan import PickleWalk, scan_for_hidden_pickle, scan_for_pickle
-from groundplane.domain.scanning.protobuf_scan import acting_operation, flex_operation
+from groundplane.domain.scanning.protobuf_scan import acting_operation
 from groundplane.domain.scanning.secrets_scan import judge_secrets
 from groundplane.domain.scanning.signatures import (
     HEAD_BYTES,
@@ -36,13 +36,16 @@ from groundplane.domain.scanning.templates_scan import judge_templates
 from groundplane.domain.scanning.tensor_header import looks_like_safetensors
 from groundplane.domain.scanning.text_scan import judge_told, read_text
 from groundplane.domain.scanning.weight_files import (
+    coreml,
     gguf,
     hdf5,
     hdf5_base,
     judge_configurations,
+    msgpack,
     npy,
     onnx,
     safetensors,
+    tflite,
     told,
 )
 from groundplane.errors import Refused
@@ -107,7 +110,7 @@ def inspect(path: str, view: ByteView) -> Inspection:
 
 
 _UNLIKE = {Format.BINARY: "of no format known here", Format.TEXT: "text, which Python may run (.pth) and nothing loads"}
-_HIDES = {Format.HDF5, Format.BINARY, Format.IMAGE, Format.TEXT}
+_HIDES = {Format.HDF5, Format.BINARY, Format.IMAGE, Format.TEXT, Format.COREML, Format.MSGPACK}
 
 
 def _another_pickle(found: Format, view: ByteView) -> PickleWalk | None:
@@ -161,6 +164,7 @@ def _identify(path: str, view: ByteView, depth: _Depth) -> Inspection:
     return _binary(path, view) if depth.level == 0 else Inspection(format=Format.BINARY)
 
 
+_ONNX_BEGINS = b"\x08"
 _LOCATION = re.compile(rb"\n(?:\x08|\x88\x80{0,8}\x00)location")
 
 
@@ -168,9 +172,14 @@ def _binary(path: str, view: ByteView) -> Inspection:
     """Bytes without a magic number: ONNX, graphs of TensorFlow, or unknown ones, which may hide a program."""
     if path.lower().endswith(".onnx"):
         return onnx(path, view)
-    if view.search(_LOCATION, longest_bytes=24) is not None:
+    if path.lower().endswith(".msgpack"):
+        return msgpack(path, view)
+    if path.lower().endswith(".mlmodel") and (found := coreml(path, view)) is not None:
+        return found
+    if view.at(0, 1) == _ONNX_BEGINS or view.search(_LOCATION, longest_bytes=24) is not None:
+        # By whatever name: a runtime takes any.
         seen = onnx(path, view)
-        if seen.refused is None or seen.refused.rule == "onnx-external-data":
+        if seen.refused is None or seen.refused.rule != "onnx-header":
             return seen
     operation = acting_operation(view)
     if operation:
@@ -198,9 +207,7 @@ def _by_magic(path: str, head: bytes, view: ByteView, depth: _Depth) -> Inspecti
     if base is not None:
         return hdf5(path, view, base) if depth.level == 0 else Inspection(format=Format.HDF5)
     if head[4:8] == b"TFL3":
-        operation = flex_operation(view)
-        acts = f"{path} has the operation {operation} of TensorFlow's, which acts on what surrounds it"
-        return Inspection(format=Format.TFLITE, refused=no_program(acts) if operation else None)
+        return tflite(path, view)
     if is_image(head):
         return Inspection(format=Format.IMAGE)
     if is_program(head):

@@ -12,6 +12,8 @@ class Format(StrEnum):
     GGUF = "gguf"
     ONNX = "onnx"
     TFLITE = "tflite"
+    COREML = "coreml"
+    MSGPACK = "msgpack"
     NPY = "npy"
     NPZ = "npz"
     HDF5 = "hdf5"
@@ -36,6 +38,8 @@ ACCEPTED = frozenset(
         Format.GGUF,
         Format.ONNX,
         Format.TFLITE,
+        Format.COREML,
+        Format.MSGPACK,
         Format.NPY,
         Format.NPZ,
         Format.HDF5,

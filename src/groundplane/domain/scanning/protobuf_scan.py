@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 from groundplane.domain.scanning.byte_view import ByteView
 
+_SIGNS_OF_MODEL = {(1, 0): 1, (7, 2): 2, (8, 2): 4}
+"""Version, graph and operator sets: the graph and another of them, each of its own kind, and it is an ONNX model."""
 _FIELDS_MAX = 20_000_000
 _WINDOW_BYTES = 1 << 16
 _TEXT_BYTES_MAX = 1 << 16
@@ -65,7 +67,7 @@ class OnnxSeen:
 
 def read_onnx(view: ByteView) -> OnnxSeen:
     """Walks the ways to tensors, operations and texts. Raises ProtobufFault."""
-    cursor = _Cursor(view)
+    cursor = Fields(view)
     seen, texts, own = OnnxSeen(), [], set()
     asked: dict[tuple[str, str], None] = {}
     known = 0
@@ -76,8 +78,8 @@ def read_onnx(view: ByteView) -> OnnxSeen:
             raise ProtobufFault(f"it nests messages over {_NESTED_MAX} deep")
         entry: dict[int, list[str]] = {1: [], 2: []}
         operation = {"operation": "", "domain": ""}
-        for number, wire, at, size in cursor.fields(begin, end):
-            known += kind == "model" and number in {1, 7, 8}
+        for number, wire, at, size in cursor.within(begin, end):
+            known |= _SIGNS_OF_MODEL.get((number, wire), 0) if kind == "model" else 0
             if wire != 2:
                 continue
             inside = _WAYS.get(kind, {}).get(number)
@@ -100,8 +102,8 @@ def read_onnx(view: ByteView) -> OnnxSeen:
             asked[operation["domain"], operation["operation"]] = None
         if kind == "entry":
             seen.places += _places(entry[1], entry[2])
-    if known < 2:
-        raise ProtobufFault("it has neither version nor graph of a model")
+    if known not in {3, 6, 7}:
+        raise ProtobufFault("it has not version and graph of a model")
     seen.text = "\n".join(texts)
     seen.foreign = next(
         (f"{name[:40]} of {domain[:40] or 'ai.onnx'}" for domain, name in asked if _foreign(domain, name, own)), ""
@@ -121,7 +123,7 @@ def _foreign(domain: str, name: str, own: set[str]) -> bool:
     return domain not in own and (name in _PYTHON_OPERATIONS or not _DOMAINS.fullmatch(domain))
 
 
-class _Cursor:
+class Fields:
     """Goes over messages' fields, reading the file in windows; what it reads in all is bounded."""
 
     def __init__(self, view: ByteView) -> None:
@@ -129,7 +131,7 @@ class _Cursor:
         self._start, self._window = 0, b""
         self._left = _FIELDS_MAX
 
-    def fields(self, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    def within(self, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """(number, wire type, where the value begins, its bytes) of each field of the message in `at` to `end`."""
         while at < end:
             self._left -= 1

@@ -19,8 +19,10 @@ from groundplane.units import format_bytes
 
 SCANNER_VERSION = "5"
 """Counted up when what is looked for changes; evidence of an older scanner is stale."""
-_WEIGHTS = frozenset({Format.SAFETENSORS, Format.GGUF, Format.ONNX, Format.TFLITE, Format.NPY, Format.NPZ,
-                      Format.HDF5, Format.KERAS, Format.BINARY, Format.PICKLE,
+CUSTOM_OPERATION, UNKNOWN_FORMAT = "custom-operation", "unknown-format"
+"""Warnings that a gate counts: with them nobody can say what a loader does."""
+_WEIGHTS = frozenset({Format.SAFETENSORS, Format.GGUF, Format.ONNX, Format.TFLITE, Format.COREML,
+                      Format.MSGPACK, Format.NPY, Format.NPZ, Format.HDF5, Format.KERAS, Format.BINARY, Format.PICKLE,
                       Format.TORCH_ZIP, Format.TORCH_LEGACY, Format.TORCH_TAR})  # fmt: skip
 
 
@@ -147,7 +149,12 @@ def _warnings(file: Seen) -> list[Finding]:
     elif file.details.get("code"):
         message = "is code: nothing here runs it, and whoever loads the model with it does"
         found.append(Finding(path=file.path, rule="custom-code", severity="warning", message=message))
+    operators = file.details.get("foreign_operators")
+    if isinstance(operators, list) and operators:
+        message = f"needs operators that its runtime has not: {', '.join(str(name) for name in operators[:3])}"
+        hint = "whoever loads it brings their code: read it, or convert the model with operators that TFLite has"
+        found.append(Finding(path=file.path, rule=CUSTOM_OPERATION, severity="warning", message=message, hint=hint))
     if file.format == Format.BINARY and file.refused is None:
         message = "its bytes are of no format known here: nobody can say what loads them"
-        found.append(Finding(path=file.path, rule="unknown-format", severity="warning", message=message))
+        found.append(Finding(path=file.path, rule=UNKNOWN_FORMAT, severity="warning", message=message))
     return found

@@ -90,6 +90,7 @@ def unpacked_head(name: str, head: bytes) -> bytes:
 
 
 def zlib_content(head: bytes) -> bytes | None:
+    """The first bytes inside a zlib stream; None when it is none. Its header is too short to go by alone."""
     if len(head) < 8 or head[0] & 0x0F != 8 or struct.unpack(">H", head[:2])[0] % 31:
         return None
     try:

@@ -22,6 +22,7 @@ from groundplane.domain.scanning.loader_targets import acting_target, is_dotted,
 from groundplane.domain.scanning.pickle_scan import scan_for_pickle
 from groundplane.domain.scanning.protobuf_scan import acting_operation_in_text
 from groundplane.domain.scanning.secrets_scan import judge_secrets
+from groundplane.domain.scanning.setup_scan import is_started_by_hand, own_backend, runs_by_itself
 from groundplane.domain.scanning.templates_scan import Template, injection
 from groundplane.domain.scanning.yaml_scan import read_yaml
 from groundplane.errors import Refused
@@ -55,6 +56,10 @@ _ACTING_ROOTS = {
     ),
 }
 """A document's root → what it may not hold, and what that does."""
+# OpenVINO's layers are of its numbered operation sets; others are an extension's.
+_OWN_LAYERS = re.compile(
+    r"""<layer\b[^<>]{0,400}\bversion\s*=\s*["'](?!opset\d{1,2}["']|extension["']|experimental["'])([^"']{1,60})["']"""
+)
 _ROOT = re.compile(r"<([A-Za-z][\w.-]*)")
 _NESTED_XML_MAX = 500
 _ENCODING = re.compile(r"""^<\?xml[^>]{0,80}encoding\s*=\s*["']([^"']{1,40})""")
@@ -75,10 +80,19 @@ _INSECURE = re.compile(
 _OUTSIDE = re.compile(
     r"""^[ \t]*(?:-[rce]\s*|--(?:requirement|constraint|editable)[= ]\s*)(?:/|\.\./|~)""", re.MULTILINE
 )
-_ELSEWHERE = re.compile(r"""^[ \t]*(?:-[ \t]+)?["']?((?:--(?:extra-)?index-url|--find-links|-i|-f)\b.{0,80}|(?:[\w.\[\]-]+\s*@\s*)?(?:git\+|https://).{1,80})""", re.MULTILINE)  # fmt: skip
+_ELSEWHERE = re.compile(r"""^[ \t]*(?:-[ \t]+)?["']?((?:--(?:extra-)?index-url|--find-links|-i|-f)\b.{0,80}|(?:-e|--editable)\b.{0,80}|\./.{1,80}|(?:[\w.\[\]-]+\s*@\s*)?(?:git\+|https://).{1,80})""", re.MULTILINE)  # fmt: skip
 _R_TEXT = re.compile(r"A\n[23]\n\d{1,9}\n\d{1,9}\n")
 _PLACES = frozenset(
-    {"weight_map", "paths", "python_model", "model_code_path", "default_model_filename", "op_library_filename"}
+    {
+        "weight_map",
+        "paths",
+        "python_model",
+        "model_code_path",
+        "default_model_filename",
+        "op_library_filename",
+        "serializedFile",
+        "modelFile",
+    }
 )
 """Keys whose values are files that a loader opens (safetensors' index, TensorFlow.js, MLflow, Triton)."""
 _FETCHED = frozenset({"attn_implementation", "_attn_implementation", "custom_generate", "custom_pipeline"})
@@ -91,6 +105,7 @@ _SETTING = re.compile(r"""^[ \t]*["']?([\w.@-]{1,80})["']?\s*=\s*["']?([^"'\n#]{
 _TRITON = re.compile(
     r"""\b(op_library_filename|default_model_filename|EXECUTION_ENV_PATH)\b[^"']{0,60}["']([^"']*)["'][^"'}]{0,40}(?:string_value\s*:\s*["']([^"']*)["'])?"""
 )
+_SPARK = ("pyspark.", "org.apache.spark.", "sparknlp.", "com.johnsnowlabs.", "synapse.", "xgboost.")
 _KNOWN_LIBRARIES = ("transformers", "peft", "diffusers", "torch", "sentence_transformers", "timm")
 
 
@@ -163,6 +178,14 @@ def _judge_any(path: str, name: str, text: str, details: dict[str, object]) -> R
     for key, *said in _TRITON.findall(text) if name.endswith(_GRAPH_NAMES) else ():
         if key == "op_library_filename" or any(place and path_fault(place) is not None for place in said):
             return _program(path, f"lets its server load what {key} names")
+    if acts := runs_by_itself(name, text):
+        return _program(path, acts)
+    if is_started_by_hand(path):
+        details["code"] = True
+    if backend := own_backend(name, text):
+        details["custom_code"] = [backend]
+    if text.lstrip()[:1] == "<" and (layers := sorted(set(_OWN_LAYERS.findall(text)))):
+        details["custom_code"] = [f"layers of {name}" for name in layers[:10]]
     if _REQUIREMENTS.search(name) and (installed := _judge_requirements(path, text, details)):
         return installed
     return _program(path, "holds a pickle, packed as text") if _packed_program(text) else None
@@ -291,6 +314,8 @@ class _Found:
             if key == "class_name":
                 self._program(keras_fault({key: value}))
         made = dict(pairs)
+        if "__loader__" in made and acting_target(f"{made.get('__module__')}.{made.get('__class__')}"):
+            self._program(f"lets skops make a {made.get('__class__')!s:.40} of {made.get('__module__')!s:.40}")
         self._program(keras_fault(made))
         if len(made) != len(pairs):
             self._program(keras_fault(dict(reversed(pairs))))
@@ -313,14 +338,22 @@ class _Found:
         elif key == "trust_remote_code" and value is True:
             self.custom_code.add(key)
         elif key in _PLACES:
-            self._places(value)
+            self._places(key, value)
+        elif key == "itemInfoEntries" and isinstance(value, dict):
+            self._places(key, [each.get("path") for each in value.values() if isinstance(each, dict)])
+        elif key == "model_class" and isinstance(value, str) and is_dotted(value) and not value.startswith(_SPARK):
+            self.custom_code.add(value[:100])
         elif key.startswith("py/") and key.removeprefix("py/") in _JSONPICKLE:
             self._program(f"holds {key}, which makes Python objects when jsonpickle reads it")
         elif self.parts:
             self._part(key, value)
 
-    def _places(self, value: object) -> None:
+    def _places(self, key: str, value: object) -> None:
         """Files that a loader opens, in a list or by name: they lie in the model's folder."""
+        if key == "weight_map" and not (
+            isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
+        ):
+            self._program("says that tensors lie in what is no file")
         places = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
         outside = next((each for each in places if isinstance(each, str) and path_fault(each) is not None), None)
         if outside:
@@ -330,7 +363,9 @@ class _Found:
         """A part of a pipeline: [library, class], or the dotted name of a module's class, or its folder."""
         names = [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
         if key == "path" and isinstance(value, str) and value and path_fault(value) is not None:
-            self._places(value)
+            self._places(key, value)
+        elif key == "_class_name" and isinstance(value, list):
+            self._code([".".join(str(name) for name in value)])
         elif key == "type" and isinstance(value, str):
             names = [value]
         if len(names) == 2 and not re.fullmatch(r"[\w.]+", names[0]):

@@ -6,15 +6,18 @@ import re
 
 from groundplane.domain.model import path_fault
 from groundplane.domain.scanning.byte_view import ByteView
+from groundplane.domain.scanning.coreml_scan import read_coreml
 from groundplane.domain.scanning.gguf import GgufFault, read_gguf
 from groundplane.domain.scanning.hdf5_scan import configurations, outside, oversized
 from groundplane.domain.scanning.inspection import Inspection, no_program, refuse_pickle
 from groundplane.domain.scanning.model_formats import Format
+from groundplane.domain.scanning.msgpack_scan import MsgpackFault, read_msgpack
 from groundplane.domain.scanning.npy_header import NpyFault, read_npy
-from groundplane.domain.scanning.protobuf_scan import ProtobufFault, read_onnx
+from groundplane.domain.scanning.protobuf_scan import ProtobufFault, flex_operation, read_onnx
 from groundplane.domain.scanning.templates_scan import judge_templates
 from groundplane.domain.scanning.tensor_header import HeaderFault, read_tensor_header
 from groundplane.domain.scanning.text_scan import judge_configuration, judge_told
+from groundplane.domain.scanning.tflite_scan import TfliteFault, read_tflite
 from groundplane.errors import Refused
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
@@ -93,6 +96,46 @@ def onnx(path: str, view: ByteView) -> Inspection:
         hint="save it again with its data beside it, or inside: onnx.save(model, path, save_as_external_data=False)",
     )
     return Inspection(format=Format.ONNX, refused=refused)
+
+
+def tflite(path: str, view: ByteView) -> Inspection:
+    """Judges its operators. Those that TFLite has not are told: whoever loads it must bring them."""
+    operation = flex_operation(view)
+    if operation:
+        acts = f"{path} has the operation {operation} of TensorFlow's, which acts on what surrounds it"
+        return Inspection(format=Format.TFLITE, refused=no_program(acts))
+    try:
+        seen = read_tflite(view)
+    except TfliteFault as fault:
+        have, hint = f"{path}: {fault}", "the file is cut or forged: convert it again, or compare its digest"
+        refused = Refused(rule="tflite-header", need="buffers that the file holds", have=have, hint=hint)
+        return Inspection(format=Format.TFLITE, refused=refused)
+    told = [name[:80] for name in seen.foreign[:10]] if seen.read else ["operators that can't be read"]
+    return Inspection(format=Format.TFLITE, details={"foreign_operators": told} if told else {})
+
+
+def coreml(path: str, view: ByteView) -> Inspection | None:
+    """Judges its layers and the places of its weights; None when it is no Core ML model."""
+    seen = read_coreml(view)
+    if seen is None:
+        return None
+    refused = judge_told(path, told(view))
+    if seen.foreign:
+        refused = no_program(f"{path} has {seen.foreign}, which is code or weights of an app's own")
+    elif seen.outside:
+        refused = no_program(f"{path} reads its weights from {seen.outside[:80]!r}, outside its package")
+    return Inspection(format=Format.COREML, refused=refused)
+
+
+def msgpack(path: str, view: ByteView) -> Inspection:
+    """Judges lengths, types and sizes of arrays as Flax writes them."""
+    try:
+        arrays = read_msgpack(view)
+    except MsgpackFault as fault:
+        have, hint = f"{path}: {fault}", "the file is cut or forged: save it again, or compare its digest"
+        refused = Refused(rule="msgpack", need="plain arrays within the file", have=have, hint=hint)
+        return Inspection(format=Format.BINARY, refused=refused)
+    return Inspection(format=Format.MSGPACK, details={"arrays": arrays}, refused=judge_told(path, told(view)))
 
 
 def npy(path: str, view: ByteView, size_bytes: int | None) -> Inspection:
