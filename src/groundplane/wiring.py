@@ -479,7 +479,10 @@ async def build(settings: Settings) -> App:
             store=store, clock=clock, keys=FolderProviderKeys(home / "provider-keys"), probe=HttpProviderProbe()
         ),
         routes=Routes(
-            store=store, clock=clock, reports=FileReports(home / "gateway" / "reports", home / "gateway" / "metrics")
+            store=store,
+            clock=clock,
+            reports=FileReports(home / "gateway" / "reports", home / "gateway" / "metrics"),
+            catalogue=catalog_book.catalogue,
         ),
         predictions=Predictions(store=store, clock=clock, log=FolderPredictions(settings.predictions_folder)),
         traffic=Traffic(
@@ -493,6 +496,7 @@ async def build(settings: Settings) -> App:
             costs=costs,
             usage_log=usage_log,
             sink=SnapshotFile(home / "gateway" / "snapshot.json"),
+            catalogue=catalog_book.catalogue,
         ),
         lease_owner=f"{socket.gethostname()}:{home}",
         wakers=wakers,

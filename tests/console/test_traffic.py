@@ -49,9 +49,8 @@ def gateway(plane: Plane, upstream: MockUpstream) -> Iterator[Workers]:
             key="sk-mock",
         )
     )
-    target = TargetRequest(
-        provider="mock", model="tiny", prompt_microusd_per_million=1, completion_microusd_per_million=1
-    )
+    price = {"prompt_microusd_per_million": 1, "completion_microusd_per_million": 1}
+    target = TargetRequest(provider="mock", model="tiny", max_output_tokens=4096, **price)
     plane.client.set_route(RouteRequest(project="vision", model="tiny", targets=(target,)))
     folder = plane.home / "gateway"
     poll((folder / "snapshot.json").exists, "a snapshot")

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from groundplane.domain.access import Key
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
-from groundplane.domain.serving.provider import RouteRule, RouteTarget
+from groundplane.domain.serving.provider import Provider, ProviderKind, RouteRule, RouteTarget
 from groundplane.domain.serving.routing import RoutePolicy
-from groundplane.domain.serving.snapshot import Snapshot, compile_snapshot, decode, encode
+from groundplane.domain.serving.snapshot import LONGEST_ANSWER_TOKENS, Snapshot, compile_snapshot, decode, encode
 from groundplane.domain.spec import EndpointSpec, Metadata, Resources, ServingNeed, TokenPrice
 from groundplane.errors import IntegrityFailure
 from groundplane.identity import Role
@@ -88,6 +88,29 @@ def test_the_longest_answer_is_what_was_said_or_the_served_context_or_4096() -> 
     ).routes
     (target,) = next(route.targets for route in routes if route.model == "big")
     assert (target.max_output_tokens, target.context_tokens) == (900, 8_000)
+
+
+@pytest.mark.parametrize(
+    ("known", "longest"),
+    [
+        ({}, LONGEST_ANSWER_TOKENS),
+        ({"context_tokens": 8_000}, 8_000),
+        ({"context_tokens": 8_000, "max_output_tokens": 900}, 900),
+    ],
+)
+def test_where_nobody_knows_a_hosted_models_longest_answer_the_longest_there_is_counts(
+    known: dict[str, int], longest: int
+) -> None:
+    url = "https://api.example.com/v1"
+    provider = Provider(id="vision:hosted", name="hosted", project="vision", kind=ProviderKind.OPENAI, base_url=url,
+                        set_by="ana", set_at=NOW)  # fmt: skip
+    target = RouteTarget(provider="hosted", model="m", price=PRICE, **known)  # type: ignore[arg-type]
+    rule = RouteRule(id="vision:big", project="vision", model="big", policy=RoutePolicy.WEIGHTED, set_by="ana",
+                     targets=(target,), set_at=NOW)  # fmt: skip
+    (route,) = compile_snapshot(
+        keys=(), endpoints=(), budgets={}, ingested={}, version=1, now=NOW, providers=(provider,), rules=(rule,)
+    ).routes
+    assert [target.max_output_tokens for target in route.targets] == [longest]
 
 
 def test_revoked_and_expired_keys_are_left_out() -> None:

@@ -193,7 +193,7 @@ def test_a_hosted_model_that_changes_behind_its_name_is_seen_at_night(
     add = ("providers", "add", "hosted", "--project", "research", "--kind", "openai-compatible", "--url", hosted.url)
     ground.ground(*add, "--private", "--key-file", "-", text="sk-1")
     for name, model in (("big", "big"), ("judge", "wise")):
-        target = f"provider:hosted/{model},prompt=1,completion=2"
+        target = f"provider:hosted/{model},prompt=1,completion=2,max_output=1000"
         ground.ground("routes", "set", name, "--project", "research", "--target", target)
     body = "  endpoint: big\n" + EVALUATION + "    - {kind: llm, name: tone, model: judge, votes: 1, rubric: Short.}\n"
     first = ground.data("eval", "run", "-f", spec(tmp_path, "Evaluation", "canary", body), "--wait")
@@ -266,7 +266,7 @@ def test_what_nobody_can_ask_is_refused_when_planned(ground: Any, tmp_path: Path
         assert said in refused.stderr
     add = ("providers", "add", "outside", "--project", "research", "--kind", "openai", "--key-file", "-")
     ground.ground(*add, text="sk-1")
-    target = "provider:outside/gpt,prompt=1,completion=2"
+    target = "provider:outside/gpt,prompt=1,completion=2,max_output=1000"
     ground.ground("routes", "set", "outside", "--project", "research", "--target", target)
     secret = tmp_path / "secret.jsonl"
     secret.write_text('{"question": "q", "answer": "a", "id": "1", "topic": "t"}\n')

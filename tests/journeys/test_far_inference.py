@@ -79,7 +79,7 @@ def lab(session_hosts: Hosts, hosted: Hosted, tmp_path_factory: pytest.TempPathF
         installation.ground("datasets", "register", str(folder / f"{name}.jsonl"), "--name", name, *FACTS, "--managed")
     add = ("providers", "add", "hosted", "--project", "research", "--kind", "openai-compatible", "--url", hosted.url)
     installation.ground(*add, "--private", "--key-file", "-", text="sk-1")
-    target = "provider:hosted/big,prompt=1,completion=2"
+    target = "provider:hosted/big,prompt=1,completion=2,max_output=1000"
     installation.ground("routes", "set", "big", "--project", "research", "--target", target)
     wait_for(lambda: lab_ready(installation) == 2, "both nodes to answer", 60)
     yield installation

@@ -93,7 +93,7 @@ def ground(hosted: Hosted, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     add = ("providers", "add", "hosted", "--project", "research", "--kind", "openai-compatible", "--url", hosted.url)
     made.ground(*add, "--private", "--key-file", "-", text="sk-1")
     for name, model in (("big", "big"), ("judge", "wise")):
-        target = f"provider:hosted/{model},prompt=1,completion=2"
+        target = f"provider:hosted/{model},prompt=1,completion=2,max_output=1000"
         made.ground("routes", "set", name, "--project", "research", "--target", target)
     yield made
     shut_down(made)

@@ -88,7 +88,7 @@ def test_queues_caches_and_lint_from_the_command_to_the_bill(
     )
     made = installation.data("keys", "create", "--name", "app", "--project", "shop", "--owner", "ana", "--rpm", "6000")
     key_id = made["key"]["id"] if "key" in made else made["id"]
-    target = "provider:hosted/m,prompt=2,completion=10,cached=0.5"
+    target = "provider:hosted/m,prompt=2,completion=10,cached=0.5,max_output=4096"
     refused = ground(
         *("routes", "set", "big", "--project", "shop", "--target", target, "--queue-key", "key-nobody=high"), expect=4
     )

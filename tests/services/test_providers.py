@@ -15,24 +15,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from groundplane.adapters.catalog_files import load_catalogue
 from groundplane.adapters.gateway_reports import MemoryReports
 from groundplane.adapters.provider_keys import FolderProviderKeys
 from groundplane.adapters.provider_probe import HttpProviderProbe
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds, SystemClock
-from groundplane.domain.serving.provider import Provider, ProviderKind, RouteRule, RouteTarget, address_fault
+from groundplane.domain.serving.provider import Provider, ProviderKind, RouteRule, address_fault
 from groundplane.domain.serving.routing import RoutePolicy
 from groundplane.domain.serving.snapshot import compile_snapshot, decode, encode
-from groundplane.domain.spec import TokenPrice
 from groundplane.errors import Conflict, InvalidInput, NotFound
 from groundplane.identity import Actor, Role
 from groundplane.services.access import Access
 from groundplane.services.providers import Providers
 from groundplane.services.routes import Routes
+from groundplane.wire.routes import TargetRequest
 
 ADMIN = Actor(name="ana", role=Role.ADMIN, key_id="k")
 STRANGER = Actor(name="ben", role=Role.MEMBER, key_id="k2", project="other")
-PRICE = TokenPrice(prompt_microusd_per_million=2_500_000, completion_microusd_per_million=10_000_000)
+PRICE = {"prompt_microusd_per_million": 2_500_000, "completion_microusd_per_million": 10_000_000}
 KEY = "sk-secret-of-the-provider"
 AZURE = {"kind": ProviderKind.AZURE, "base_url": "https://eu.openai.azure.com/", "api_version": "2024-10-21"}
 
@@ -56,7 +57,9 @@ async def house(tmp_path: Path) -> House:
     await access.create_project(ADMIN, name="vision", owner="ana", cost_center="cc")
     keys = FolderProviderKeys(tmp_path)
     providers = Providers(store=store, clock=clock, keys=keys, probe=HttpProviderProbe(timeout_s=5))
-    return House(store, providers, Routes(store=store, clock=clock, reports=MemoryReports()), tmp_path)
+    return House(
+        store, providers, Routes(store=store, clock=clock, reports=MemoryReports(), catalogue=load_catalogue), tmp_path
+    )
 
 
 async def test_a_providers_key_is_in_its_file_and_nowhere_else(house: House) -> None:
@@ -139,18 +142,18 @@ async def test_strangers_see_and_touch_nothing(house: House) -> None:
 # ---------------------------------------------------------------- routes
 
 
-def to(provider: str = "hosted", model: str = "gpt-4o", **more: object) -> RouteTarget:
-    return RouteTarget(provider=provider, model=model, **{"price": PRICE, **more})  # type: ignore[arg-type]
+def to(provider: str = "hosted", model: str = "gpt-4o", **more: object) -> TargetRequest:
+    return TargetRequest(provider=provider, model=model, **{**PRICE, **more})  # type: ignore[arg-type]
 
 
-async def set_route(house: House, *targets: RouteTarget, **more: object) -> RouteRule:
+async def set_route(house: House, *targets: TargetRequest, **more: object) -> RouteRule:
     return await house.routes.set_route(ADMIN, project="vision", model="big", targets=targets, **more)  # type: ignore[arg-type]
 
 
 async def test_a_route_reaches_gateways_with_the_name_of_its_keys_file_alone(house: House) -> None:
     provider = await house.add("azure", **AZURE, region="eu")
     await house.add()
-    targets = (to("azure", "gpt4", weight=3), to(order=1))
+    targets = (to("azure", "gpt4", weight=3, max_output_tokens=900), to(order=1))
     rule = await set_route(house, *targets, policy=RoutePolicy.LEAST_LOADED, sticky=True, hedge_ms=200)
     snapshot = compile_snapshot(
         keys=[],
@@ -192,23 +195,43 @@ async def test_a_provider_with_a_route_stays(house: House) -> None:
         await house.routes.remove(ADMIN, "vision", "big")
 
 
+async def test_what_the_catalogue_fills_in_is_in_the_answer_and_in_the_audit_trail(house: House) -> None:
+    await house.add("azure", **AZURE)
+    rule = await set_route(
+        house, TargetRequest(provider="azure", model="gpt-4o"), to("azure", "our-chat", like="azure/gpt-4o-mini")
+    )
+    plain, alike = rule.targets
+    assert plain.taken == {
+        "prompt": 2_500_000, "completion": 10_000_000, "cached": 1_250_000, "max_output": 16_384, "context": 128_000
+    }  # fmt: skip
+    assert alike.taken == {"cached": 75_000, "max_output": 16_384, "context": 128_000}, "named prices win"
+    assert await house.routes.routes(ADMIN) == [rule]
+    (event,) = [one async for one in house.store.events() if one.action == "route.set"]
+    assert event.after["listed"] == {
+        "azure/gpt-4o": {"row": "azure/gpt-4o", "as_of": "2026-08-01", **plain.taken},
+        "azure/our-chat": {"row": "azure/gpt-4o-mini", "as_of": "2026-08-01", **alike.taken},
+    }
+
+
 @pytest.mark.parametrize(
     ("targets", "more", "error"),
     [
         ((), {}, InvalidInput),
-        ((RouteTarget(),), {}, InvalidInput),
-        ((RouteTarget(endpoint="tiny", provider="hosted", model="m"),), {}, InvalidInput),
-        ((to(price=None),), {}, InvalidInput),
+        ((TargetRequest(),), {}, InvalidInput),
+        ((TargetRequest(endpoint="tiny", provider="hosted", model="m"),), {}, InvalidInput),
+        ((TargetRequest(provider="hosted", model="m"),), {}, InvalidInput),
+        ((to(model="m"),), {}, InvalidInput),
+        ((to(like="gpt-nothing"),), {}, InvalidInput),
         ((to(model=""),), {}, InvalidInput),
         ((to(), to()), {}, InvalidInput),
         ((to(weight=-1),), {}, InvalidInput),
         ((to(),), {"hedge_ms": 0}, InvalidInput),
         ((to("nobody"),), {}, NotFound),
-        ((RouteTarget(endpoint="nothing"),), {}, NotFound),
+        ((TargetRequest(endpoint="nothing"),), {}, NotFound),
     ],
 )
 async def test_a_route_that_makes_no_sense_is_refused(
-    house: House, targets: tuple[RouteTarget, ...], more: dict[str, object], error: type[Exception]
+    house: House, targets: tuple[TargetRequest, ...], more: dict[str, object], error: type[Exception]
 ) -> None:
     await house.add()
     with pytest.raises(error):

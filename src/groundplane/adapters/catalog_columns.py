@@ -176,9 +176,11 @@ def _cache_adds_up(row: Row) -> tuple[str, str] | None:
     return None
 
 
-def _cached_below_prompt(row: Row) -> tuple[str, str] | None:
+def _prices_add_up(row: Row) -> tuple[str, str] | None:
     if row["cached"] is not None and row["cached"] > row["prompt"]:
         return "cached", f"{row['cached']} is above the prompt price {row['prompt']}"
+    if row["long_context"] and not {"above_tokens", "prompt", "completion"} <= row["long_context"].keys():
+        return "long_context", "needs above_tokens, prompt and completion"
     return None
 
 
@@ -330,7 +332,7 @@ TABLES: dict[str, Table] = {
                 Column("max_output", whole(0, 10**9)),
                 Column("long_context", numbers("above_tokens", "prompt", "completion", "cached")),
             ),
-            _cached_below_prompt,
+            _prices_add_up,
         ),
         Table(
             "provisioned_units",

@@ -6,6 +6,7 @@ from decimal import Decimal
 
 from groundplane.adapters.catalog_columns import Row
 from groundplane.domain.catalogue.entries import (
+    LongContextPrice,
     ProvisionedPrice,
     ProvisionedUnits,
     PurchaseTerm,
@@ -100,6 +101,7 @@ def model(row: Row) -> ModelShape:
 
 
 def token_price(row: Row) -> TokenListPrice:
+    longer = row["long_context"]
     return TokenListPrice(
         id=row["id"],
         provider=row["provider"],
@@ -112,6 +114,15 @@ def token_price(row: Row) -> TokenListPrice:
         as_of=row["as_of"],
         sources=row["sources"],
         estimated=bool(row["estimated"]),
+        written_microusd_per_million=_micros(row["cache_write"]),
+        max_output=row["max_output"],
+        long_context=None
+        if not longer
+        else LongContextPrice(
+            above_tokens=int(longer["above_tokens"]),
+            prompt_microusd_per_million=_micros(longer["prompt"]) or 0,
+            completion_microusd_per_million=_micros(longer["completion"]) or 0,
+        ),
     )
 
 

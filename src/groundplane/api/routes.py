@@ -7,12 +7,11 @@ from typing import Annotated
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
 from groundplane.domain.serving.prompt_lint import PromptFinding
-from groundplane.domain.serving.provider import Provider, ProviderCheck, RouteRule, RouteTarget
+from groundplane.domain.serving.provider import Provider, ProviderCheck, RouteRule
 from groundplane.domain.serving.queueing import KeyPriority, QueueRule, QueueStanding
 from groundplane.domain.serving.response_cache import CacheRule
-from groundplane.domain.spec import TokenPrice
 from groundplane.identity import Actor, Permission
-from groundplane.wire.routes import ProviderRequest, QueueRequest, RouteRequest, TargetRequest
+from groundplane.wire.routes import ProviderRequest, QueueRequest, RouteRequest
 
 router = Router(prefix="/v1", tags=["routes"])
 Reader = Annotated[Actor, requires(Permission.KEYS_READ)]
@@ -74,12 +73,13 @@ async def lint_prompts(app: Ground, actor: Reader, project: str | None = None) -
 
 @router.put("/routes")
 async def set_route(body: RouteRequest, app: Ground, actor: Writer) -> RouteRule:
-    """Sets or changes where a model name leads; the gateway follows within seconds."""
+    """Sets or changes where a model name leads; the gateway follows within seconds. What the catalogue filled in of a
+    target, and from which row, is its `listed`."""
     return await app.routes.set_route(
         actor,
         project=body.project,
         model=body.model,
-        targets=tuple(_target(one) for one in body.targets),
+        targets=body.targets,
         policy=body.policy,
         sticky=body.sticky,
         hedge_ms=body.hedge_ms,
@@ -103,27 +103,4 @@ def _queue(one: QueueRequest) -> QueueRule:
         keys=tuple(KeyPriority(key_id=key.key_id, priority=key.priority) for key in one.keys),
         weight=one.weight,
         concurrency_max=one.concurrency_max,
-    )
-
-
-def _target(one: TargetRequest) -> RouteTarget:
-    """A cached price that is not given is the prompt's: nothing is charged less by mistake."""
-    price = None
-    if one.prompt_microusd_per_million is not None and one.completion_microusd_per_million is not None:
-        cached = one.cached_microusd_per_million
-        price = TokenPrice(
-            prompt_microusd_per_million=one.prompt_microusd_per_million,
-            completion_microusd_per_million=one.completion_microusd_per_million,
-            cached_microusd_per_million=one.prompt_microusd_per_million if cached is None else cached,
-            written_microusd_per_million=one.written_microusd_per_million,
-        )
-    return RouteTarget(
-        endpoint=one.endpoint,
-        provider=one.provider,
-        model=one.model,
-        weight=one.weight,
-        order=one.order,
-        price=price,
-        max_output_tokens=one.max_output_tokens,
-        context_tokens=one.context_tokens,
     )

@@ -118,7 +118,8 @@ def routes() -> None:
     metavar="TARGET",
     help="endpoint:NAME or provider:NAME/MODEL, then ,weight=3 ,order=1 and dollars per million tokens: "
     ",prompt=2.50 ,completion=10 ,cached=1.25 ,written=3.125 (read from and written to a prompt cache); "
-    ",max_output=16384 is the longest answer. Lower orders are asked first. May be repeated.",
+    ",max_output=16384 is the longest answer, ,context=128000 the longest prompt. What is not named is the catalogue's "
+    "for that model, or for the row named: ,like=azure/gpt-4o. Lower orders are asked first. May be repeated.",
 )
 @click.option(
     "--policy",
@@ -153,7 +154,7 @@ def set_route(model: str, project: str, targets: tuple[str, ...], policy: str, o
     )
     with connect() as client:
         made = client.set_route(request)
-    render.show(made, output, lambda: [_routes_table([made])])
+    render.show(made, output, lambda: [_routes_table([made]), *_listed(made)])
 
 
 @routes.command("list")
@@ -214,6 +215,8 @@ def parse_target(text: str) -> TargetRequest:
         try:
             if key in {"weight", "order"}:
                 values[key] = int(value)
+            elif key == "like" and value:
+                values[key] = value
             elif key in {"max_output", "context"}:
                 values[f"{key}_tokens"] = int(value)
             elif key in {"prompt", "completion", "cached", "written"}:
@@ -222,6 +225,7 @@ def parse_target(text: str) -> TargetRequest:
                 raise ValueError
         except ValueError:
             hint = "weight=3, order=1, prompt=2.5, completion=10, cached=1, written=3, max_output=16384, context=128000"
+            hint = f"{hint}, like=azure/gpt-4o"
             raise InvalidInput(f"{option[:60]!r} of target {place[:60]} can't be understood", hint) from None
     return TargetRequest(**values)
 
@@ -283,6 +287,32 @@ def _routes_table(found: list[RouteRule]) -> Table:
     columns = ("MODEL", "PROJECT", "POLICY", "ORDER", "WEIGHT", "TARGET", "WAITS, KEEPS")
     empty = "no routes: each endpoint is reached by its own name; ground routes set --help"
     return Table(columns, rows, right=frozenset({"ORDER", "WEIGHT"}), empty=empty)
+
+
+def _listed(rule: RouteRule) -> list[Table | str]:
+    """What the catalogue filled in, and from which of its rows."""
+    found = [(one, one.listed, one.taken) for one in rule.targets if one.listed is not None and one.listed.took]
+    if not found:
+        return []
+    prices, bounds = ("prompt", "completion", "cached", "written"), ("max_output", "context")
+    rows = [
+        (
+            _place(one),
+            *(Usd(taken[name], exact=True) if name in taken else "-" for name in prices),
+            *(f"{taken[name]:,}" if name in taken else "-" for name in bounds),
+            f"{listed.row}, {listed.as_of}",
+        )
+        for one, listed, taken in found
+    ]
+    columns = ("TARGET", "PROMPT", "COMPLETION", "CACHED", "WRITTEN", "MAX OUTPUT", "CONTEXT", "ROW OF TOKEN_PRICES")
+    title = "From the catalogue, dollars per million tokens"
+    longer = [
+        f"{_place(one)}: its list has dearer prices above {listed.long_above_tokens:,} tokens of prompt, which are not "
+        "charged here: give the dearer ones where prompts get that long"
+        for one, listed, _ in found
+        if listed.long_above_tokens is not None
+    ]
+    return [Table(columns, rows, right=frozenset(columns[1:7]), title=title), *longer]
 
 
 def _manners(rule: RouteRule) -> str:

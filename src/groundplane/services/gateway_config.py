@@ -6,15 +6,18 @@ reserved ahead, so that none is published without it; then all are published wit
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from groundplane.domain.access import Key
+from groundplane.domain.catalogue.entries import Catalogue
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.serving import snapshot as compiled
+from groundplane.domain.serving.hosted_prices import bounded
 from groundplane.domain.serving.limits import LimitRule
 from groundplane.domain.serving.prediction import PredictionRule
-from groundplane.domain.serving.provider import Provider, RouteRule
+from groundplane.domain.serving.provider import Provider, RouteRule, RouteTarget
 from groundplane.ports import Clock, SnapshotSink, Store, UsageLog
 from groundplane.services.costs import Costs
 from groundplane.services.gateway_limits import compiled as compiled_limits
@@ -26,8 +29,18 @@ LOOK_S = 5.0
 class GatewayConfig:
     """Compiles and publishes; a snapshot that says what the last one said is not published again."""
 
-    def __init__(self, *, store: Store, clock: Clock, costs: Costs, usage_log: UsageLog, sink: SnapshotSink) -> None:
+    def __init__(
+        self,
+        *,
+        store: Store,
+        clock: Clock,
+        costs: Costs,
+        usage_log: UsageLog,
+        sink: SnapshotSink,
+        catalogue: Callable[[], Catalogue],
+    ) -> None:
         self._store = store
+        self._catalogue = catalogue
         self._clock = clock
         self._costs = costs
         self._usage_log = usage_log
@@ -71,7 +84,7 @@ class GatewayConfig:
             version=version,
             now=now,
             providers=providers,
-            rules=routes,
+            rules=self._bounded(routes, providers),
             predictions=predictions,
             limits=compiled_limits(rules, now),
         )
@@ -79,6 +92,19 @@ class GatewayConfig:
             return
         await self._sink.publish(compiled.encode(snapshot))
         self._last = snapshot
+
+    def _bounded(self, rules: Sequence[RouteRule], providers: Sequence[Provider]) -> list[RouteRule]:
+        """Routes set before the catalogue knew a model, with what it knows by now of its answers and its context."""
+        hosted = {one.id: one for one in providers}
+        if not hosted or not rules:
+            return list(rules)
+        rows = self._catalogue().token_prices
+
+        def known(project: str, target: RouteTarget) -> RouteTarget:
+            provider = hosted.get(f"{project}:{target.provider}")
+            return target if provider is None else bounded(target, provider, rows)
+
+        return [replace(rule, targets=tuple(known(rule.project, one) for one in rule.targets)) for rule in rules]
 
 
 def _same(new: compiled.Snapshot, old: compiled.Snapshot) -> bool:

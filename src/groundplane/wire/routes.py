@@ -32,7 +32,8 @@ class ProviderRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetRequest:
-    """An endpoint, or a provider and its model. Prices are micro-dollars per million tokens."""
+    """An endpoint, or a provider and its model. Prices are micro-dollars per million tokens; those of a provider's
+    model that are not given are the catalogue's, as are its bounds: of the model itself, or of the row it is `like`."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
     endpoint: str = ""
@@ -46,8 +47,10 @@ class TargetRequest:
     written_microusd_per_million: int | None = None
     max_output_tokens: int | None = None
     context_tokens: int | None = None
+    like: str = ""
 
     def __post_init__(self) -> None:
+        check_text(like=self.like)
         for name in ("prompt", "completion", "cached", "written"):
             price = f"{name}_microusd_per_million"
             check_range(price, getattr(self, price), 0, MONEY_MAX_MICROUSD)

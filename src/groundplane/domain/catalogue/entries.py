@@ -14,8 +14,18 @@ from groundplane.domain.sizing.roofline import Efficiency
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LongContextPrice:
+    """What every token of a request costs whose prompt is longer, in micro-dollars per million tokens."""
+
+    above_tokens: int
+    prompt_microusd_per_million: int
+    completion_microusd_per_million: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenListPrice:
-    """A hosted model's list price, in micro-dollars per million tokens. `batch_discount` is the share taken off."""
+    """A hosted model's list price, in micro-dollars per million tokens. `batch_discount` is the share taken off.
+    `max_output`: its longest answer, in tokens; None is not known."""
 
     id: str
     provider: str
@@ -28,6 +38,9 @@ class TokenListPrice:
     as_of: str
     sources: tuple[str, ...]
     estimated: bool
+    written_microusd_per_million: int | None = None
+    max_output: int | None = None
+    long_context: LongContextPrice | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -73,12 +73,23 @@ class ProviderCheck:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """What of a target was taken from a dated row of the catalogue's token prices, because nobody named it: some of
+    prompt, completion, cached, written, max_output, context. `long_above_tokens`: longer prompts are dearer there."""
+
+    row: str
+    as_of: str
+    took: tuple[str, ...]
+    long_above_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RouteTarget:
     """An endpoint of ours or a provider of the project, with the model's name there.
 
     `order`: lower ones are asked first. The price is what callers are charged; an endpoint has one of its own.
     `max_output_tokens`: the longest answer there is when a request names no limit; `context_tokens`: the longest prompt
-    and answer together. None is not known.
+    and answer together. None is not known. `listed`: where what nobody named is from.
     """
 
     endpoint: str = ""
@@ -89,6 +100,27 @@ class RouteTarget:
     price: TokenPrice | None = None
     max_output_tokens: int | None = None
     context_tokens: int | None = None
+    listed: Listed | None = None
+
+    @property
+    def name(self) -> str:
+        return self.endpoint or f"{self.provider}/{self.model}"
+
+    @property
+    def taken(self) -> dict[str, int]:
+        """The figures that `listed` gave: micro-dollars per million tokens, and tokens."""
+        price = self.price
+        if self.listed is None or price is None:
+            return {}
+        figures = {
+            "prompt": price.prompt_microusd_per_million,
+            "completion": price.completion_microusd_per_million,
+            "cached": price.cached_microusd_per_million,
+            "written": price.written,
+            "max_output": self.max_output_tokens or 0,
+            "context": self.context_tokens or 0,
+        }
+        return {name: figures[name] for name in self.listed.took}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,11 +220,6 @@ def check_route(
             )
         if one.provider and not (one.model and len(one.model) <= 200 and one.model.isprintable()):
             raise InvalidInput(f"which model of provider {one.provider[:63]}?", "--target provider:NAME/MODEL")
-        if one.provider and one.price is None:
-            raise InvalidInput(
-                f"what are callers charged for {one.model} of provider {one.provider}?",
-                "add ,prompt=2.50,completion=10 (dollars per million tokens)",
-            )
         if not (0 <= one.weight <= 1_000 and 0 <= one.order <= 100):
             raise InvalidInput("a weight is 0 to 1,000, an order 0 to 100", "weight=3, order=1")
         if one.max_output_tokens is not None and not 1 <= one.max_output_tokens <= OUTPUT_TOKENS_MAX:

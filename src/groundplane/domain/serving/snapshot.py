@@ -27,6 +27,9 @@ from groundplane.identity import Role
 FORMAT = 2
 _MAGIC = b"groundplane-snapshot"
 MAX_OUTPUT_TOKENS = 4096
+"""The longest answer of an endpoint of ours that is not said to have a context."""
+LONGEST_ANSWER_TOKENS = 262_144
+"""Twice what any hosted model is said to answer with that does not fill its context: for a model nobody knows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +226,8 @@ def _endpoint_target(endpoint: Endpoint, wanted: RouteTarget) -> Target:
 
 
 def _provider_target(provider: Provider, wanted: RouteTarget, price: TokenPrice) -> Target:
+    # An answer is no longer than the context it is read in; and where nobody knows that either, than any there is.
+    longest = wanted.max_output_tokens or wanted.context_tokens or LONGEST_ANSWER_TOKENS
     return Target(
         endpoint=provider.id,
         revision=0,
@@ -230,7 +235,7 @@ def _provider_target(provider: Provider, wanted: RouteTarget, price: TokenPrice)
         upstream_model=wanted.model,
         price=price,
         weight=wanted.weight,
-        max_output_tokens=wanted.max_output_tokens or MAX_OUTPUT_TOKENS,
+        max_output_tokens=longest,
         context_tokens=wanted.context_tokens or 0,
         order=wanted.order,
         region=provider.region,
