@@ -10,7 +10,7 @@ import re
 
 from groundplane.domain.scanning.byte_view import ByteView
 
-_VALUES_MAX = 5_000_000
+_VALUES_MAX = 1_000_000
 _NESTED_MAX = 200
 _ARRAYS, _COMPLEX_NUMBER, _TIME = {1, 3}, 2, 255
 _DTYPE_BYTES_MAX = 40

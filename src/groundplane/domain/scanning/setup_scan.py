@@ -13,6 +13,7 @@ import tomllib
 
 from groundplane.domain.model import path_fault
 
+_PROJECT_LETTERS_MAX = 1_000_000
 _NPM_SCRIPTS = ("preinstall", "install", "postinstall", "preprepare", "prepare", "postprepare", "prepublish")
 _NPM_SOURCES = ("dependencies", "devDependencies", "optionalDependencies", "peerDependencies")
 _NO_PROOF = re.compile(r"(?:git\+)?(?:http|git|svn)://|file:(?:/|\.\.)")
@@ -61,7 +62,7 @@ def is_started_by_hand(path: str) -> bool:
 
 def own_backend(name: str, text: str) -> str:
     """The folder's own program that builds it, when its project names one; else ""."""
-    if name != "pyproject.toml":
+    if name != "pyproject.toml" or len(text) > _PROJECT_LETTERS_MAX:
         return ""
     try:
         system = tomllib.loads(text).get("build-system")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from groundplane.domain.scanning.byte_view import ByteView
 
 _CUSTOM = 32
-_ENTRIES_MAX = 1_000_000
+_ENTRIES_MAX = 100_000
 _NAME_BYTES_MAX = 256
 _OPERATOR_CODES, _BUFFERS = 1, 4
 # What TFLite, its task libraries and the compilers for its accelerators register under a name.
@@ -49,7 +49,10 @@ def read_tflite(view: ByteView) -> TfliteSeen:
     except _Unreadable:
         return TfliteSeen(read=False)
     for number, buffer in enumerate(buffers):
-        _check_buffer(flat, number, buffer)
+        end = _buffer_end(flat, buffer)
+        if end is None or end > view.size_bytes:
+            where = "where there is nothing" if end is None else f"at byte {end:,}"
+            raise TfliteFault(f"buffer {number:,} ends {where}, the file at {view.size_bytes:,}")
     return TfliteSeen(read=True, foreign=tuple(foreign))
 
 
@@ -66,16 +69,18 @@ def _foreign(flat: _Flat, code: int) -> str | None:
     return None if _REGISTERED.fullmatch(name) else name
 
 
-def _check_buffer(flat: _Flat, number: int, buffer: int) -> None:
-    data, offset, size = (flat.field(buffer, at) for at in range(3))
-    if data:
-        begin = flat.follow(data) + 4
-        end = begin + flat.number(begin - 4, 4)
-    else:
+def _buffer_end(flat: _Flat, buffer: int) -> int | None:
+    """Where a buffer's data end; None when the file does not say."""
+    try:
+        data, offset, size = (flat.field(buffer, number) for number in range(3))
+        if data:
+            begin = flat.follow(data)
+            return begin + 4 + flat.number(begin, 4)
         # Of files over 2 GB: 0 and 1 say that there are no data elsewhere.
-        end = flat.number(offset, 8) + flat.number(size, 8) if offset and size and flat.number(offset, 8) > 1 else 0
-    if end > flat.size_bytes:
-        raise TfliteFault(f"buffer {number:,} ends at byte {end:,}, the file at {flat.size_bytes:,}")
+        at = flat.number(offset, 8) if offset else 0
+        return at + flat.number(size, 8) if at > 1 and size else 0
+    except _Unreadable:
+        return None
 
 
 class _Unreadable(Exception):
@@ -87,7 +92,6 @@ class _Flat:
 
     def __init__(self, view: ByteView) -> None:
         self._view = view
-        self.size_bytes = view.size_bytes
 
     def bytes(self, at: int, count: int) -> bytes:
         found = self._view.at(at, count)
@@ -118,7 +122,7 @@ class _Flat:
             return
         vector = self.follow(field)
         count = self.number(vector, 4)
-        if count > min(_ENTRIES_MAX, self.size_bytes // 4):
+        if count > _ENTRIES_MAX:
             raise _Unreadable
         for position in range(count):
             yield self.follow(vector + 4 + 4 * position)
