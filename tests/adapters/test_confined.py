@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from groundplane.adapters import templates
 from groundplane.adapters.confined import launch as launching
 from groundplane.adapters.confined.syscalls import _MACHINES, allow_only_memory_and_open_files
+from groundplane.domain.scanning.templates_scan import Template
 
 CAPTIVE = """
 import ctypes, json, mmap, os, resource, signal, socket, sys, threading
@@ -138,6 +140,15 @@ def test_who_says_too_much_or_stays_too_long_is_ended(program: str, monkeypatch:
         told = launching._listen(child, 0.5 if "sleep" in program else 300.0)
     assert child.returncode == -9
     assert sum(map(len, told.values())) < 2**21
+
+
+@pytest.mark.parametrize("said", [b"", b"[" * 100_000, b"{}", b"[]", b'["", ""]', b"[null]", b"[0]"])
+def test_templates_are_refused_when_nothing_believable_is_said_of_them(
+    said: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = launching.Ended(status=0, output=said, errors="", walls="")
+    monkeypatch.setattr(templates, "launch", lambda *_, **__: ended)
+    assert templates.render_templates("x", [Template(name="a", source="{{ 1 }}")]) is not None
 
 
 def test_the_tables_of_system_calls_name_as_many_on_each_machine() -> None:

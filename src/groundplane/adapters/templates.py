@@ -30,10 +30,15 @@ def render_templates(path: str, templates: Sequence[Template]) -> Refused | None
 
 
 def _outcomes(sources: list[str]) -> list[str] | None:
+    """What each did wrong; None when the process says nothing that can be one answer for each."""
     ended = launch("render_templates", [str(_CPU_S)], source=json.dumps(sources).encode(), timeout_s=_TIMEOUT_S)
     if ended.status != 0:
         return None
-    found = json.loads(ended.output)
+    try:
+        found = json.loads(ended.output)
+    except (ValueError, RecursionError):
+        return None
     if isinstance(found, dict):
         demand_walls(found.get("left"))
-    return [str(outcome) for outcome in found]
+    told = isinstance(found, list) and len(found) == len(sources) and all(isinstance(each, str) for each in found)
+    return found if told else None
