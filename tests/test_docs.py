@@ -26,6 +26,7 @@ VOCABULARY = (
     "endpoint", "revision", "replica", "rollout", "route", "key", "usage", "ledger entry", "budget", "finding",
     "exposure",
 )  # fmt: skip
+FILLED = "\N{REPLACEMENT CHARACTER}"
 JARGON = ("TPM", "RPM", "TTFT", "GCRA", "MFU", "KV cache")
 
 
@@ -100,6 +101,48 @@ def error_codes(kind: type[GroundError] = GroundError) -> Iterator[str]:
     for child in kind.__subclasses__():
         if child.__module__ == GroundError.__module__:
             yield from error_codes(child)
+
+
+def said_by(path: Path) -> Iterator[str]:
+    """A page's text, or the texts in a module; what is filled in while it runs stands as FILLED."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        yield re.sub(r"\{\{.*?\}\}", FILLED, text)
+        return
+    for node in ast.walk(ast.parse(text)) if "ground " in text else ():
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else FILLED for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def misspelt(words: list[str]) -> str:
+    """What of a command line names nothing: a command, or an option. Empty for one that can be typed."""
+    command: click.Command = ground
+    context = click.Context(ground)
+    while isinstance(command, click.Group) and words and re.fullmatch("[a-z][a-z-]*", words[0]):
+        try:
+            _, found, words = command.resolve_command(context, words)
+        except click.UsageError:
+            # `ground endpoints lists those`: a group that lists by itself, and the sentence that it stands in.
+            return "" if words[0] == "lists" else words[0]
+        assert found is not None
+        command, context = found, click.Context(found, parent=context)
+    known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)} | {"-h", "--help"}
+    options = (word.partition("=")[0] for word in words if re.fullmatch(r"--?[a-z][a-z-]*(=.*)?", word))
+    return next((name for name in options if name not in known and not isinstance(command, click.Group)), "")
+
+
+def test_every_command_that_a_message_or_a_guide_names_can_be_typed() -> None:
+    sources = [*(ROOT / "src" / "groundplane").rglob("*.py"), *(ROOT / "src").rglob("*.html")]
+    wrong = []
+    for path in (*sources, ROOT / "README.md", *(DOCS / "guides").glob("*.md")):
+        for said in said_by(path):
+            for line in re.findall(r"(?:(?<=[`'\"(])|(?<=: )|(?<=\$ )|^)ground ([a-z][^\n`;<|,()&#]*)", said):
+                words = [word.rstrip(".:") for word in line.replace("\\", " ").split() if FILLED not in word]
+                if name := misspelt(words):
+                    wrong.append(f"{path.name}: ground {line.strip()}: there is no {name}")
+    assert wrong == []
 
 
 def test_every_error_code_is_documented() -> None:

@@ -54,7 +54,7 @@ def test_there_are_as_many_messages_as_promised() -> None:
 
 def test_the_monday_message_is_exactly_three_work_items() -> None:
     capacity, endpoint, monitoring = intake(MONDAY).items
-    assert capacity.title == "capacity for fine-tuning: 8 GPU machine(s), by 2026-11-25 (Wed)"
+    assert capacity.title == "capacity for fine-tuning: 8 GPU machines, by 2026-11-25 (Wed)"
     assert endpoint.title == "private inference endpoint"
     assert monitoring.title == "tokens per minute monitoring"
 

@@ -28,8 +28,8 @@ def piped(shared: Installation, text: str, *args: str) -> subprocess.CompletedPr
 def test_the_monday_message_becomes_three_items_and_then_a_plan(shared: Installation) -> None:
     read = piped(shared, MONDAY, "request", "-", "--quota", "azure/eastus=0@24-72h")
     assert read.returncode == 0, read.stderr
-    assert "3 item(s), open" in read.stdout
-    assert "capacity for fine-tuning: 8 GPU machine(s)" in read.stdout
+    assert "3 items, open" in read.stdout
+    assert "capacity for fine-tuning: 8 GPU machines" in read.stdout
     assert "private inference endpoint" in read.stdout
     assert "tokens per minute monitoring" in read.stdout
     assert "TPM: tokens per minute" in read.stdout

@@ -156,7 +156,7 @@ async def test_counts_that_do_not_agree_are_asked_again(requests: Requests) -> N
     rest = {name: text for name, text in ANSWERS.items() if "." not in name and not name.startswith(("acc", "price"))}
     await requests.answer(ANA, made.id, rest | {"duration": "8h", "command": "true"})
     (missing,) = (await requests.specs(ANA, made.id)).missing
-    assert missing.why == "16 GPUs in all, a fraction each and 3 machine(s) do not agree"
+    assert missing.why == "16 GPUs in all, a fraction each and 3 machines do not agree"
 
 
 async def test_a_value_the_dialect_refuses_comes_back_as_a_missing_fact(requests: Requests) -> None:

@@ -13,7 +13,7 @@ import click
 from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
-from groundplane.cli.words import age, moment
+from groundplane.cli.words import age, counted, moment
 from groundplane.domain.intake import MESSAGE_MAX_BYTES, SPEC_KINDS, QuotaFact, WorkItem
 from groundplane.domain.intake.facts import known_fact, shown
 from groundplane.domain.intake.request import Request, RequestStatus, Specs
@@ -169,7 +169,7 @@ def close(request_id: str, reason: str, output: str) -> None:
 def request_views(found: Request) -> list[View]:
     """A request for people: each item with its facts, questions and risks, then jargon and notes."""
     whose = f"project {found.project}" if found.project else "no project yet"
-    lines: list[View] = [f"{found.id}: {len(found.intake.items)} item(s), {found.status}, {whose}"]
+    lines: list[View] = [f"{found.id}: {counted(len(found.intake.items), 'item')}, {found.status}, {whose}"]
     for item in found.intake.items:
         lines += _item_views(found, item)
     if shared := found.intake.shared:

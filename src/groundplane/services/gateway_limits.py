@@ -60,7 +60,7 @@ class GatewayLimits:
         if scope not in LIMIT_SCOPES:
             raise InvalidInput(f"a limit of {scope[:40]!r} is none", f"one of: {', '.join(LIMIT_SCOPES)}")
         if measure is Measure.BUDGET:
-            raise InvalidInput("a project's budget is set by itself", "ground budget set PROJECT --limit DOLLARS")
+            raise InvalidInput("a project's budget is set by itself", "ground budget set PROJECT DOLLARS")
         if not 0 <= value <= VALUE_MAX:
             raise InvalidInput(f"a limit of {value} is not between 0 and {VALUE_MAX}", "0 admits nothing")
         async with self._store.transaction() as tx:

@@ -55,7 +55,7 @@ def checked(answers: Mapping[str, str], intake: Intake) -> dict[str, str]:
             continue
         good[f"{number}.{name}" if number else name] = " ".join(text.split())
     if problems:
-        count = f"{len(problems)} answer(s) can't be taken" if len(problems) > 1 else str(problems[0])
+        count = f"{len(problems)} answers can't be taken" if len(problems) > 1 else str(problems[0])
         raise InvalidInput(count, problems[0].hint if len(problems) == 1 else "", problems)
     return good
 
@@ -138,7 +138,7 @@ def specs(request: Request, lexicon: Lexicon, now: datetime) -> Specs:
 _STEPS = {
     ItemKind.MONITORING: (
         "tokens and requests are metered per key as soon as callers use the gateway: ground keys create "
-        "--tokens-per-minute N --requests-per-minute N, then ground cost --by key and GET /metrics"
+        "--tpm N --rpm N, then ground cost --by key and GET /metrics"
     ),
     ItemKind.DATA: "name the data in spec.data of the job that reads it; moving it is done with the storage's own tool",
     ItemKind.ACCESS: "one key per person: ground keys create --project PROJECT --role ROLE --owner PERSON",
@@ -285,7 +285,8 @@ def _resources(item: WorkItem, values: _Values) -> tuple[dict[str, object], list
     if machines is None and total is not None and each:
         machines = -1 if total % each else total // each
     if each is None or machines is None or each < 0 or machines < 1 or (total is not None and total != each * machines):
-        why = f"{total} GPUs in all, {each if each != -1 else 'a fraction'} each and {machines} machine(s) do not agree"
+        on = f"{machines} machine{'s' if machines != 1 else ''}"
+        why = f"{total} GPUs in all, {each if each != -1 else 'a fraction'} each and {on} do not agree"
         how = f"{item.number}.machines=1"
         return {}, [Missing(item=item.number, fact="machines", why=why, how=how)]
     cpus = values.get("cpus") or (machine.cpus if machine else None)

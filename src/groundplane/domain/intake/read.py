@@ -264,7 +264,8 @@ def _title(kind: ItemKind, facts: Sequence[Fact]) -> str:
         first.setdefault(fact.name, fact)
 
     def word(name: str, template: str = "{}") -> str:
-        return template.format(shown(first[name])) if name in first else ""
+        value = shown(first[name]) if name in first else ""
+        return template.format(value, s="" if value == "1" else "s") if value else ""
 
     heads = {
         ItemKind.CAPACITY: f"capacity for {first['workload'].value}" if "workload" in first else "capacity",
@@ -280,10 +281,10 @@ def _title(kind: ItemKind, facts: Sequence[Fact]) -> str:
     }
     machines = word(
         "machines",
-        "{} GPU machine(s)" if "machines" in first and "gpu" in first["machines"].text.lower() else "{} machine(s)",
+        "{} GPU machine{s}" if "machines" in first and "gpu" in first["machines"].text.lower() else "{} machine{s}",
     )
     details = (
-        machines, word("accelerators_per_machine", "{} GPU(s) each"), word("accelerators", "{} GPU(s)"), word("accelerator"),
+        machines, word("accelerators_per_machine", "{} GPU{s} each"), word("accelerators", "{} GPU{s}"), word("accelerator"),
         word("instance_type"), word("model"), word("tokens_per_minute"), word("requests_per_second"), word("dataset_size"),
         word("deadline", "by {}"), word("finish_by", "result by {}"),
     )  # fmt: skip
