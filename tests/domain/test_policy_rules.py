@@ -99,7 +99,8 @@ def test_an_expression_compares_and_walks_what_it_is_given():
 def test_what_can_be_known_to_fail_is_told_when_it_is_read():
     assert fault("spec.memroy_bytes > 1") == "spec has no memroy_bytes | did you mean spec.memory_bytes?"
     assert fault("spec.owner.name == 'ana'") == "spec.owner has no name | it is a value such as ana"
-    assert fault("nope(3)").startswith("undeclared reference to 'nope' (character 5)")
+    assert fault("nope(3)").startswith("undeclared reference to 'nope' (character 5) | it may ask for spec, ")
+    assert fault("'team' in labels").endswith(" | did you mean spec.labels?")
     assert fault("1 +").startswith("syntax error: mismatched input")
     assert fault("spec.nodes + 1").startswith("does not give true or false | compare it")
     assert fault("spec.nodes").startswith("gives 1, not true or false | compare it")

@@ -90,7 +90,8 @@ def compiled(text: str, schema: Mapping[str, object], *, truth: bool = True) -> 
     try:
         program = _ENVIRONMENT.compile(text)
     except RuntimeError as error:
-        raise ExpressionFault(_said(str(error))) from None
+        said = _said(str(error))
+        raise ExpressionFault(said, _way_on(said, schema)) from None
     if truth and program.return_type() not in (cel.Type.BOOL, cel.Type.DYN):  # these types do not hash
         raise ExpressionFault("does not give true or false", "compare it: … == …, … > …")
     return Expression(text, program)
@@ -189,6 +190,15 @@ def _check_paths(bare: str, schema: Mapping[str, object]) -> None:
     for root in ROOTS:
         if root not in schema and re.search(rf"(?<![\w.]){root}\s*[.\[]", bare):
             raise ExpressionFault(f"{root} is not there for this rule", f"it may ask for {', '.join(schema)}")
+
+
+def _way_on(said: str, schema: Mapping[str, object]) -> str:
+    """Where a name that was asked for by itself is found, else what there is."""
+    name = re.match(r"undeclared reference to '(\w+)'", said)
+    if name is None:
+        return ""
+    root = next((root for root, has in schema.items() if isinstance(has, Mapping) and name[1] in has), "")
+    return f"did you mean {root}.{name[1]}?" if root else f"it may ask for {', '.join(schema)}"
 
 
 _STATUS = re.compile(r"^(?:[A-Z_]+: )?(?:ERROR: <input>:)?")
