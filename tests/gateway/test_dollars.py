@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -28,8 +30,14 @@ from tests.gateway.harness import (
     write_snapshot,
 )
 
+from groundplane.adapters.catalog_files import load_catalogue
 from groundplane.adapters.usage_log import FolderUsageLog
+from groundplane.domain.serving.hosted_prices import Named, bounded, filled_in
 from groundplane.domain.serving.limits import Limit, Measure, WhenDown
+from groundplane.domain.serving.provider import Provider, ProviderKind, RouteRule, RouteTarget
+from groundplane.domain.serving.routing import RoutePolicy
+from groundplane.domain.serving.snapshot import Route, compile_snapshot
+from groundplane.domain.serving.usage import rate
 
 COST = 10 + 2 * 80
 """Micro-dollars of each answer of `eighty`, at the harness's prices."""
@@ -112,6 +120,68 @@ async def test_a_caller_that_leaves_pays_what_was_relayed_and_gets_the_rest_back
         assert share.unseen == record.amount_microusd
         upstream.behave = eighty
         assert (await ask(bench.port, post(chat(max_tokens=400)))).status == 200
+
+
+def hosted(upstream: MockUpstream, folder: Path, target: RouteTarget) -> Route:
+    """The route as the control plane compiles it, to the upstream as a provider of OpenAI's kind."""
+    (folder / "provider-keys" / "vision").mkdir(parents=True)
+    (folder / "provider-keys" / "vision" / "hosted").write_text("sk-x")
+    now = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
+    provider = Provider(id="vision:hosted", name="hosted", project="vision", kind=ProviderKind.OPENAI, private=True,
+                        base_url=f"{upstream.base_url}/v1", set_by="ana", set_at=now)  # fmt: skip
+    rule = RouteRule(id="vision:tiny", project="vision", model="tiny", policy=RoutePolicy.WEIGHTED,
+                     targets=(bounded(target, provider, ROWS),), set_by="ana", set_at=now)  # fmt: skip
+    return compile_snapshot(
+        keys=(), endpoints=(), budgets={}, ingested={}, version=1, now=now, providers=(provider,), rules=(rule,)
+    ).routes[0]
+
+
+ROWS = load_catalogue().token_prices
+LISTED = filled_in(
+    RouteTarget(provider="hosted", model="gpt-4o"), Named(), next(row for row in ROWS if row.id == "gpt-4o")
+)
+BEFORE = RouteTarget(provider="hosted", model="gpt-4o", price=Named(prompt=2_500_000, completion=10_000_000).price())
+UNKNOWN = replace(BEFORE, model="our-chat")
+WHITE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
+SEEN = {"messages": [{"role": "user", "content": [WHITE]}], "max_tokens": 5}
+DRAWN = {"path": "/v1/images/generations", "prompt": "a cat", "n": 4}
+
+
+@pytest.mark.parametrize(
+    ("target", "asked", "used", "limit"),
+    [
+        pytest.param(LISTED, {}, (10, 16_384), 1_500_000, id="a model the catalogue knows"),
+        pytest.param(BEFORE, {}, (10, 16_384), 1_500_000, id="a route from before the catalogue was asked"),
+        pytest.param(UNKNOWN, {}, (10, 120_000), 6_000_000, id="a model nobody knows"),
+        pytest.param(LISTED, SEEN, (36_000, 5), 1_500_000, id="a small file that is a big picture"),
+        pytest.param(UNKNOWN, SEEN, (900_000, 5), 11_000_000, id="a picture for a model nobody knows"),
+        pytest.param(LISTED, DRAWN, (10, 4 * 6_240), 1_500_000, id="pictures are answers too"),
+    ],
+)
+async def test_dollars_at_a_provider_never_pass_a_limit_however_long_the_answers_are(
+    tmp_path: Path,
+    upstream: MockUpstream,
+    target: RouteTarget,
+    asked: dict[str, object],
+    used: tuple[int, int],
+    limit: int,
+) -> None:
+    async def long(exchange: Exchange) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)  # others come in meanwhile
+        prompt, answer = used
+        await exchange.json({**completion(), "usage": {"input_tokens": prompt, "output_tokens": answer}})
+
+    upstream.behave = long
+    assert target.price is not None
+    cost = rate(*used, 0, target.price)
+    body = {**chat(), **asked}
+    path = str(body.pop("path", "/v1/chat/completions"))
+    values = {"routes": (hosted(upstream, tmp_path, target),), "limits": (dollars("key", "key-1", limit),)}
+    async with running(tmp_path, keys=(key(),), **values) as bench:
+        answers = await asyncio.gather(*(ask(bench.port, post(body, path=path)) for _ in range(30)))
+    assert {answer.status for answer in answers} == {200, 429}
+    assert 0 < cost * served(answers) == cost * len(upstream.seen) <= limit
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])

@@ -70,8 +70,8 @@ class Approach(Patience):
         if door.form:
             self._content_type = head.headers.get(b"content-type", b"")
             form = read_form(body, self._content_type)
-            fields, self._model_span = Fields(model=form.model), form.model_span
-            size = Size(form.weight_bytes, form.weight_bytes, refers=False)
+            fields, self._model_span = Fields(model=form.model, n=form.answers), form.model_span
+            size = Size(form.weight_bytes, form.weight_bytes, refers=form.has_files and door.pictures)
         else:
             fields = read_fields(body)
             size = Size(len(body), weight_bytes(body), refers=False)
@@ -93,7 +93,7 @@ class Approach(Patience):
         if lane.exact or self.streams or door.stream is RESPONSE_EVENTS:
             size = self._look_closer(fields, size)
         self.key = key
-        self.ask = (0, 0) if door.free else lane.ask(fields, size, limit, generates=generates)
+        self.ask = (0, 0) if door.free else lane.ask(fields, size, limit, door)
         # The caller's own id is what everybody says; what is charged goes by ours, which nobody can repeat.
         self.request_id = state.new_request_id()
         self.said_id = head.request_id or self.request_id

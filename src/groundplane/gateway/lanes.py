@@ -12,6 +12,7 @@ from groundplane.domain.serving.prompt_lint import Samples
 from groundplane.domain.serving.snapshot import SnapshotKey
 from groundplane.domain.serving.usage import AnswerLength, dearest, estimated_tokens, worst_case
 from groundplane.gateway.counting.counters import Counters
+from groundplane.gateway.protocol.doors import Door
 from groundplane.gateway.protocol.json_body import Fields
 from groundplane.gateway.targets import RouteState
 
@@ -72,22 +73,26 @@ class Lane:
 
     # ------------------------------------------------------------ how much
 
-    def ask(self, fields: Fields, size: Size, limit: int | None, *, generates: bool) -> tuple[int, int]:
+    def ask(self, fields: Fields, size: Size, limit: int | None, door: Door) -> tuple[int, int]:
         """Tokens estimated, micro-dollars at worst over every target that may answer. `limit` is of one answer's
-        tokens. Embeddings generate nothing."""
+        tokens. Embeddings generate nothing; how many tokens a picture has, nobody estimates."""
         body_bytes = size.body_bytes
         context = self.route.context_tokens
         # Every byte a token, but no more than the model reads at once; that much, if what it reads is elsewhere.
-        if context and (size.refers or context < body_bytes):
+        if size.refers:
+            body_bytes = context or max(body_bytes, self.route.far_tokens)
+        elif context and context < body_bytes:
             body_bytes = context
         tokens = most = 0
-        if generates:
+        if door.bounds:
             answers = fields.answers()
             longest = self.route.max_output_tokens
             if limit is None:
                 tokens, most = answers * min(self.answers.expected(), longest), answers * longest
             else:
                 tokens = most = answers * limit
+        elif door.makes:
+            most = fields.answers() * self.route.max_output_tokens
         microusd = 0
         for prices in self._prices:
             microusd = max(microusd, worst_case(body_bytes, most, prices))

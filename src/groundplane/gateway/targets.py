@@ -9,7 +9,7 @@ from groundplane.domain.serving.provider import ProviderKind
 from groundplane.domain.serving.queueing import Priority, QueueRule
 from groundplane.domain.serving.response_cache import CacheRule
 from groundplane.domain.serving.routing import RoutePolicy, Standing
-from groundplane.domain.serving.snapshot import Route, SnapshotKey, Target
+from groundplane.domain.serving.snapshot import LONGEST_CONTEXT_TOKENS, Route, SnapshotKey, Target
 from groundplane.gateway.protocol.doors import Door
 from groundplane.gateway.records import constant_members
 from groundplane.gateway.telemetry.metrics import Metrics, ModelCounters, Series
@@ -119,6 +119,7 @@ _KEY_LINES: dict[str, bytes] = {ProviderKind.AZURE: b"api-key: %b\r\n", Provider
 @dataclass(slots=True)
 class RouteState:
     """A route with its targets' states, its counters, and the longest answer and prompt any target has; 0 is not known.
+    `far_tokens`: what a prompt may have that refers to something elsewhere, if that is more than the request.
 
     `only`: its one target, where there is nothing to choose. `lines`: where its requests wait for targets' limits and
     for replicas in `places`. `print`: changes with whatever its answers depend on. `reads_fields`: where single
@@ -141,6 +142,7 @@ class RouteState:
     print: bytes = b""
     reads_fields: bool = False
     context_tokens: int = 0
+    far_tokens: int = 0
 
 
 def fill_in(route: RouteState) -> None:
@@ -151,6 +153,8 @@ def fill_in(route: RouteState) -> None:
     )
     contexts = [one.target.context_tokens for one in route.targets]
     route.context_tokens = max(contexts) if contexts and all(contexts) else 0
+    if not route.context_tokens and any(one.target.kind for one in route.targets):
+        route.far_tokens = LONGEST_CONTEXT_TOKENS
     route.queue, route.cache = rule.queue, rule.cache
     if rule.queue is not None:
         route.priorities = {one.key_id: one.priority for one in rule.queue.keys}

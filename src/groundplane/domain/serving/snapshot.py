@@ -31,6 +31,9 @@ MAX_OUTPUT_TOKENS = 4096
 LONGEST_ANSWER_TOKENS = 262_144
 """Twice what any hosted model is said to answer with that does not fill its context: for a model nobody knows."""
 
+LONGEST_CONTEXT_TOKENS = 2_000_000
+"""No hosted model that the catalogue knows reads more at once."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SnapshotKey:

@@ -52,8 +52,9 @@ MESSAGE_EVENTS = StreamRules(
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """A forwarded path. `bounds`: its answers are text, and these fields bound their length; `form`: its body is
-    multipart; `free`: asking costs nothing; `anthropic`: it is of Anthropic's API, and so are its errors."""
+    """A forwarded path. `bounds`: its answers are text, and these fields bound their length; `makes`: they are
+    pictures, sound or what was heard, and nothing bounds their tokens; `form`: its body is multipart; `free`: asking
+    costs nothing; `anthropic`: it is of Anthropic's API, and so are its errors."""
 
     path: bytes
     bounds: tuple[str, ...] = ()
@@ -61,6 +62,12 @@ class Door:
     form: bool = False
     free: bool = False
     anthropic: bool = False
+    makes: bool = False
+
+    @property
+    def pictures(self) -> bool:
+        """Whether what is sent as a file is a picture: how many tokens that has does not go by its bytes."""
+        return self.path.startswith(b"/v1/images/")
 
     @property
     def generates(self) -> bool:
@@ -75,7 +82,7 @@ class Door:
         return body
 
 
-JSON_DOORS = {b"/v1/images/edits": Door(b"/v1/images/edits")}
+JSON_DOORS = {b"/v1/images/edits": Door(b"/v1/images/edits", makes=True)}
 """Paths of forms that take a JSON body too. Source: OpenAI's OpenAPI description 2.3.0, createImageEdit."""
 DOORS: dict[bytes, Door] = {
     door.path: door
@@ -86,12 +93,12 @@ DOORS: dict[bytes, Door] = {
         Door(b"/v1/embeddings"),
         Door(b"/v1/moderations"),
         Door(b"/v1/rerank"),
-        Door(b"/v1/images/generations"),
-        Door(b"/v1/images/edits", form=True),
-        Door(b"/v1/images/variations", form=True),
-        Door(b"/v1/audio/speech"),
-        Door(b"/v1/audio/transcriptions", form=True),
-        Door(b"/v1/audio/translations", form=True),
+        Door(b"/v1/images/generations", makes=True),
+        Door(b"/v1/images/edits", form=True, makes=True),
+        Door(b"/v1/images/variations", form=True, makes=True),
+        Door(b"/v1/audio/speech", makes=True),
+        Door(b"/v1/audio/transcriptions", form=True, makes=True),
+        Door(b"/v1/audio/translations", form=True, makes=True),
         Door(b"/v1/messages", ("max_tokens",), stream=MESSAGE_EVENTS, anthropic=True),
         Door(b"/v1/messages/count_tokens", free=True, anthropic=True),
     )

@@ -17,15 +17,19 @@ _DISPOSITION = re.compile(
     rb'content-disposition: *form-data *; *name="([^"\\%\r\n]*)"( *; *filename=.*)?', re.IGNORECASE
 )
 _PARTS_MAX = 200
+_DIGITS_MAX = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """`model_span` is where the model's name stands in the body; `weight_bytes` what the body counts as, as text."""
+    """`model_span` is where the model's name stands in the body; `weight_bytes` what the body counts as, as text;
+    `answers` how many are asked for."""
 
     model: str
     model_span: tuple[int, int]
     weight_bytes: int
+    answers: int
+    has_files: bool
 
 
 def read_form(body: bytes, content_type: bytes) -> Form:
@@ -40,6 +44,7 @@ def read_form(body: bytes, content_type: bytes) -> Form:
         raise _malformed("it does not start with its boundary")
     spans: list[tuple[int, int]] = []
     weight = parts = 0
+    answers, has_files = 1, False
     while body[position : position + 2] == b"\r\n":
         parts += 1
         head_end = body.find(b"\r\n\r\n", position)
@@ -50,6 +55,9 @@ def read_form(body: bytes, content_type: bytes) -> Form:
         start = head_end + 4
         if name == b"model" and not is_file:
             spans.append((start, end))
+        elif name == b"n" and not is_file:
+            answers = max(answers, _count(body[start:end]))
+        has_files = has_files or is_file
         size = max(0, end - start)
         weight += -(-size // (FILE_BYTES_PER_TOKEN // 4)) if is_file else size
         position = end + len(mark)
@@ -58,7 +66,13 @@ def read_form(body: bytes, content_type: bytes) -> Form:
     if len(spans) != 1 or spans[0][0] >= spans[0][1]:
         raise bad_request("the form must name one model", "missing_required_parameter", "model")
     start, end = spans[0]
-    return Form(body[start:end].decode("utf-8", "replace"), (start, end), weight)
+    return Form(body[start:end].decode("utf-8", "replace"), (start, end), weight, answers, has_files)
+
+
+def _count(value: bytes) -> int:
+    if not value.isdigit() or len(value) > _DIGITS_MAX:
+        raise bad_request("the form's n is no number of answers", "invalid_type", "n")
+    return int(value)
 
 
 def _disposition(head: bytes) -> tuple[bytes, bool]:

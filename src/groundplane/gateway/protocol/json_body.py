@@ -23,7 +23,10 @@ FILE_BYTES_PER_TOKEN = 64
 _WEIGHED_MIN_BYTES = 16_384
 _STRINGS_MAX = 100_000
 _BASE64 = bytes(range(48, 58)) + bytes(range(65, 91)) + bytes(range(97, 123)) + b"+/=-_\\"
-_ELSEWHERE = re.compile(rb'"(?:(?:image_|file_)?url"[ \t\r\n]*:[ \t\r\n]*"http|file_id"[ \t\r\n]*:)')
+_ELSEWHERE = re.compile(
+    rb'"(?:(?:image_|file_)?url"[ \t\r\n]*:[ \t\r\n]*"http|file_id"[ \t\r\n]*:'
+    rb'|data:(?:image|application)/|media_type"[ \t\r\n]*:[ \t\r\n]*"(?:image|application)/)'
+)
 _BASE64_HEAD = re.compile(rb"data:[^,]{0,200};base64,")
 
 Members = Mapping[str, tuple[int, int]]
@@ -144,7 +147,8 @@ def read_fields(body: bytes) -> Fields:
 
 
 def refers(body: bytes) -> bool:
-    """Whether it names pictures or files that the upstream is to fetch or has: they are of the prompt as well."""
+    """Whether it names pictures or files that the upstream is to fetch or has: they are of the prompt as well. So are
+    those that are in it, and a white picture of a kilobyte has as many tokens as any of its size."""
     return _ELSEWHERE.search(body) is not None
 
 
