@@ -147,6 +147,32 @@ async def test_an_empty_database_gets_exactly_what_the_migrations_make(empty_url
     assert differences == []
 
 
+async def test_labels_are_looked_up_by_version_however_the_database_was_made(sqlite_url: str) -> None:
+    """Of two indexes that serve as well, SQLite takes the one made last: the other one reads every label of a kind."""
+    question = (
+        "EXPLAIN QUERY PLAN SELECT 1 FROM registry_entries WHERE EXISTS (SELECT 1 FROM version_labels AS a WHERE"
+        " a.version_id = registry_entries.id AND a.kind = 'tag' AND a.name = 'stage' AND a.text = 'trial')"
+    )
+
+    def plan(connection: sa.Connection) -> str:
+        migrate.upgrade(connection)
+        return str(connection.execute(sa.text(question)).all())
+
+    def made_in_another_order(connection: sa.Connection) -> None:
+        for statement in (
+            "DROP INDEX ix_version_labels_kind_name_text",
+            "CREATE INDEX ix_version_labels_kind_name_text ON version_labels (kind, name, text)",
+            "UPDATE alembic_version SET version_num = '0021'",
+        ):
+            connection.execute(sa.text(statement))
+        connection.commit()
+
+    right = "ix_version_labels_version_id_kind_name_value"
+    assert right in await on(sqlite_url, plan)
+    await on(sqlite_url, made_in_another_order)
+    assert right in await on(sqlite_url, plan)
+
+
 @pytest.mark.parametrize("start", REVISIONS)
 async def test_every_earlier_revision_is_upgraded(empty_url: str, start: str) -> None:
     if empty_url.startswith("sqlite"):

@@ -62,7 +62,7 @@ from groundplane.domain.tracking.records import (
 )
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0021"
+SCHEMA_REVISION = "0022"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -411,6 +411,11 @@ METADATA = sa.MetaData(
 )
 
 
+INDEXES: list[sa.Index] = []
+"""In the order of their declaration, in which they are made: of two that serve a question as well, SQLite takes the
+newest. A table's own set of them has no order."""
+
+
 def _table(kind: Kind) -> sa.Table:
     columns: list[sa.Column[typing.Any]] = []
     for name, (hint, optional) in hints(kind.row).items():
@@ -431,15 +436,17 @@ def _table(kind: Kind) -> sa.Table:
     constraints += [sa.CheckConstraint(f"{name} >= 0", name=name) for name in kind.not_negative]
     table = sa.Table(kind.table, METADATA, *columns, *constraints)
     for names in kind.indexes:
-        sa.Index(f"ix_{kind.table}_{'_'.join(names)}", *(table.c[name] for name in names))
+        INDEXES.append(sa.Index(f"ix_{kind.table}_{'_'.join(names)}", *(table.c[name] for name in names)))
     for name in kind.pending_unique:
         pending = sa.text("status = 'pending'")
-        sa.Index(
-            f"ix_{kind.table}_{name}_pending",
-            table.c[name],
-            unique=True,
-            sqlite_where=pending,
-            postgresql_where=pending,
+        INDEXES.append(
+            sa.Index(
+                f"ix_{kind.table}_{name}_pending",
+                table.c[name],
+                unique=True,
+                sqlite_where=pending,
+                postgresql_where=pending,
+            )
         )
     return table
 

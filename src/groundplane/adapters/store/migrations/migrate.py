@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import cast
 
 import sqlalchemy as sa
+from sqlalchemy.schema import CreateTable
 
 from groundplane.adapters.store.faults import damaged_file
-from groundplane.adapters.store.tables import CHAIN_HEAD, METADATA, SCHEMA_REVISION
+from groundplane.adapters.store.tables import CHAIN_HEAD, INDEXES, METADATA, SCHEMA_REVISION
 from groundplane.errors import Refusal, Refused
 
 # Any fixed number: whoever migrates this database holds the advisory lock of this name.
@@ -50,7 +51,10 @@ def current_revision(connection: sa.Connection) -> str | None:
 
 def _create(connection: sa.Connection) -> None:
     """The newest tables, and the rows that the migrations put there."""
-    METADATA.create_all(connection, checkfirst=False)
+    for table in METADATA.sorted_tables:
+        connection.execute(CreateTable(table))
+    for index in INDEXES:
+        index.create(connection)
     connection.execute(CHAIN_HEAD.insert().values(id=1, event_id=0, event_hash="0" * 64))
     version = sa.Table(
         "alembic_version",
