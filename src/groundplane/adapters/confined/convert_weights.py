@@ -22,7 +22,7 @@ import struct
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from groundplane.adapters.confined.confine import confine
 from groundplane.domain.scanning.tensor_header import HEADER_BYTES_MAX
@@ -42,6 +42,7 @@ _STORAGES = {
 }  # fmt: skip
 _NUMPY = {"f8": "F64", "f4": "F32", "f2": "F16", "i8": "I64", "i4": "I32", "i2": "I16", "i1": "I8", "u1": "U8",
           "u2": "U16", "u4": "U32", "u8": "U64", "b1": "BOOL", "c8": "C64"}  # fmt: skip
+_ITEMS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _BUSINESS = ("state_dict", "model_state_dict", "module", "model")
 
 
@@ -85,16 +86,29 @@ class Tensor:
             raise Unwanted(f"a tensor ends at item {last:,} of a storage of {len(data) // size:,}")
         if not count:
             return
-        # What is contiguous at the end of the shape is written at once.
+        # What is contiguous at the end of the shape is written at once; else the last dimension is, in steps.
         run, dimensions = 1, len(self.shape)
         while dimensions and (self.shape[dimensions - 1] == 1 or self.strides[dimensions - 1] == run):
             dimensions -= 1
             run *= self.shape[dimensions]
+        stepped = bool(dimensions) and run == 1
+        dimensions -= stepped
         steps = [range(0, n * stride, stride) if stride else [0] * n
                  for n, stride in zip(self.shape[:dimensions], self.strides[:dimensions], strict=True)]  # fmt: skip
+        items = data[: len(data) // size * size].cast(_ITEMS[size])
         for starts in itertools.product(*steps):
-            begin = (self.offset + sum(starts)) * size
-            yield data[begin : begin + run * size]
+            begin = self.offset + sum(starts)
+            if stepped:
+                yield _every(items, begin, self.shape[dimensions], self.strides[dimensions])
+            else:
+                yield data[begin * size : (begin + run) * size]
+
+
+def _every(items: memoryview, begin: int, count: int, stride: int) -> bytes:
+    """So many items, each `stride` behind the one before it; the same one again and again when that is 0."""
+    if not stride:
+        return items[begin : begin + 1].tobytes() * count
+    return items[begin : begin + (count - 1) * stride + 1 : stride].tobytes()
 
 
 def _are_sizes(numbers: tuple[object, ...]) -> bool:
