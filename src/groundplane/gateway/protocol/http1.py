@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 from groundplane.gateway.protocol.errors import Fault, bad_request
@@ -22,6 +23,8 @@ _MEMO_HEAD_MAX_BYTES = 2048
 _MEMO_HEADS_MAX = 4096
 _LENGTH = re.compile(rb"\r\n[Cc]ontent-[Ll]ength: ?(\d{1,15})\r\n").search
 _DIGITS_MAX = 15
+_NEVER_AGAIN = re.compile(rb"\r\n(?:[Tt]raceparent|[Xx]-[Rr]equest-[Ii][Dd]|[Ii]dempotency-[Kk]ey):").search
+"""Fields that differ from request to request."""
 _CHUNK_LINE_MAX_BYTES = 256
 _TRAILERS_MAX_BYTES = 4096
 
@@ -49,6 +52,11 @@ _SINGLE = (
     b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key", b"expect", b"content-type"
 )  # fmt: skip
 _PASSED = (b"traceparent", b"tracestate", b"anthropic-version", b"anthropic-beta", b"openai-beta")
+
+
+@lru_cache(_MEMO_HEADS_MAX)
+def _digest(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).hexdigest().encode()
 
 
 @dataclass(slots=True)
@@ -80,12 +88,14 @@ class RequestHead:
             self.request_id = request_id
         scheme, _, secret = headers.get(b"authorization", b"").partition(b" ")
         if secret and scheme.lower() == b"bearer":
-            self.secret_sha256 = hashlib.sha256(secret.strip(b" ")).hexdigest().encode()
+            self.secret_sha256 = _digest(secret.strip(b" "))
         elif not scheme and headers.get(b"x-api-key"):
-            self.secret_sha256 = hashlib.sha256(headers[b"x-api-key"]).hexdigest().encode()
+            self.secret_sha256 = _digest(headers[b"x-api-key"])
         asks_more = self.close or self.expects_continue or b"content-encoding" in headers
         self.plain = self.method == b"POST" and not asks_more
-        self.passed = b"".join(b"%b: %b\r\n" % (name, headers[name]) for name in _PASSED if name in headers)
+        for name in _PASSED:
+            if name in headers:
+                self.passed += b"%b: %b\r\n" % (name, headers[name])
 
     @property
     def expects_continue(self) -> bool:
@@ -154,9 +164,11 @@ class HeadMemo(Generic[_Head]):
             head = self._parse(data, end)
             if head.content_length != len(data) - end or data[:end].lower().count(b"content-length") != 1:
                 return None
-            if len(self._known) >= _MEMO_HEADS_MAX:
-                self._known.clear()
-            shape = self._known[text] = Shape(head, data[:start], data[stop:end], start)
+            shape = Shape(head, data[:start], data[stop:end], start)
+            if _NEVER_AGAIN(data, 0, end) is None:
+                if len(self._known) >= _MEMO_HEADS_MAX:
+                    self._known.clear()
+                self._known[text] = shape
         return shape, end
 
 
