@@ -47,17 +47,16 @@ def exact_usd(microusd: int) -> str:
     return format_usd(microusd, usd_decimals([microusd], exact=True))
 
 
-def usd_decimals(microusds: Iterable[int], *, exact: bool = False) -> int:
+def usd_decimals(microusds: Iterable[int], *, exact: bool = False, rough: bool = False) -> int:
     """How many decimals one column of amounts is shown with: two, or what the finest of those under a cent takes.
 
-    `exact`: what the finest of all takes, for prices. Nothing is then shown as $0.00 that is not.
+    Nothing is then shown as $0.00 that is not. `exact`: what the finest of all takes, for prices. `rough`: what shows
+    two digits of the finest, for estimates.
     """
-    taken = (
-        len(f"{abs(each) % MICROUSD_PER_USD:06d}".rstrip("0"))
-        for each in microusds
-        if exact or abs(each) < _CENT_MICROUSD
-    )
-    return max(2, max(taken, default=2))
+    fine = [each for each in map(abs, microusds) if each and (exact or each < _CENT_MICROUSD)]
+    if rough:
+        return min(6, max((8 - len(str(each)) for each in fine), default=2))
+    return max([2, *(len(f"{each % MICROUSD_PER_USD:06d}".rstrip("0")) for each in fine)])
 
 
 def parse_bytes(text: str | int) -> int:

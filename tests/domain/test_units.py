@@ -59,6 +59,13 @@ def test_prices_in_a_column_are_exact():
     assert usd_decimals([]) == usd_decimals(prices) == 2
 
 
+@pytest.mark.parametrize(
+    ("amount", "shown"), [(8_234, "$0.0082"), (10_450, "$0.01"), (17, "$0.000017"), (5, "$0.000005")]
+)
+def test_estimates_in_a_column_show_two_digits_of_the_finest(amount: int, shown: str):
+    assert format_usd(amount, usd_decimals([amount, 4_281_888_000], rough=True)) == shown
+
+
 @given(st.integers(0, 10**10))
 def test_a_bill_is_never_less_than_its_exact_price(price: int):
     for seconds in (0.001, 1, 59.5, 3_600):

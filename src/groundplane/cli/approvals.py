@@ -54,7 +54,7 @@ def reject(plan_id: str, reason: str, output: str) -> None:
 @click.option("--project", help="Of one project.")
 @click.option(
     "--status",
-    type=click.Choice(["open", *ApprovalStatus, "all"]),
+    type=click.Choice(["open", *(each.value for each in ApprovalStatus), "all"]),
     default="open",
     show_default=True,
     help="open is waiting and approved.",

@@ -106,8 +106,10 @@ def _table(found: Sequence[NodeCache]) -> Table:
             format_bytes(each.bytes),
             format_bytes(each.pinned_bytes),
             format_bytes(each.partial_bytes),
-            format_bytes(each.limit_bytes),
-            f"{format_bytes(each.disk_free_bytes)}{', the OS disk' if each.on_os_disk else ''}",
+            format_bytes(each.limit_bytes) if not each.problem else "unknown",
+            f"{format_bytes(each.disk_free_bytes)}{', the OS disk' if each.on_os_disk else ''}"
+            if not each.problem
+            else "unknown",
             each.problem or each.folder,
         )
         for each in found

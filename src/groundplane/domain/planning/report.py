@@ -31,8 +31,8 @@ def choice_rows(choices: Sequence[Choice]) -> list[tuple[str, ...]]:
     """Choices under `CHOICE_HEADINGS`. `*` marks the chosen one, `stale` a price too old to be trusted."""
     decimals = (
         usd_decimals((each.price_microusd_per_hour for each in choices), exact=True),
-        usd_decimals(each.expected_microusd for each in choices),
-        usd_decimals(each.worst_case_microusd for each in choices),
+        usd_decimals((each.expected_microusd for each in choices), rough=True),
+        usd_decimals((each.worst_case_microusd for each in choices), rough=True),
     )
     return [_choice_row(each, *decimals) for each in choices]
 
