@@ -23,7 +23,8 @@ MAIN = "main"
 COMMIT_HEX = 40
 _POINTER_BYTES = 134
 """What git-lfs writes in a file's place; clients want a number, nothing depends on it."""
-_NUMBER = re.compile(r"v?([1-9][0-9]{0,8})")
+_NUMBER = re.compile(r"v([1-9][0-9]{0,8})|([1-9][0-9]{0,5})")
+"""Seven digits alone are the beginning of a commit, as one in 27 is spelt without letters."""
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 
 Document = dict[str, object]
@@ -105,7 +106,7 @@ def wanted(revision: str) -> Wanted | None:
     if revision in (MAIN, f"refs/heads/{MAIN}", LATEST):
         return Wanted()
     if number := _NUMBER.fullmatch(revision):
-        return Wanted(number=int(number[1]))
+        return Wanted(number=int(number[1] or number[2]))
     if _COMMIT.fullmatch(revision):
         return Wanted(commit=revision)
     return Wanted(alias=revision) if is_alias(revision) else None
