@@ -11,7 +11,7 @@ from groundplane.adapters.catalog_files import load_catalogue
 from groundplane.domain.catalogue.entries import TokenListPrice
 from groundplane.domain.serving.hosted_prices import Named, bounded, check_known, filled_in, find_row, row_like
 from groundplane.domain.serving.provider import Listed, Provider, ProviderKind, RouteTarget
-from groundplane.domain.serving.snapshot import LONGEST_ANSWER_TOKENS
+from groundplane.domain.serving.snapshot import LONGEST_ANSWER_TOKENS, LONGEST_CONTEXT_TOKENS
 from groundplane.errors import InvalidInput
 
 ROWS = load_catalogue().token_prices
@@ -135,4 +135,5 @@ def test_a_route_from_before_gets_bounds_and_keeps_its_price() -> None:
 
 def test_for_a_model_nobody_knows_more_is_reserved_than_any_says_it_answers_with() -> None:
     said = [one.max_output for one in ROWS if one.max_output and one.context and one.max_output < one.context]
-    assert max(said) < LONGEST_ANSWER_TOKENS
+    assert 2 * max(said) <= LONGEST_ANSWER_TOKENS
+    assert max(one.context or 0 for one in ROWS) <= LONGEST_CONTEXT_TOKENS

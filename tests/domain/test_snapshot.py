@@ -14,7 +14,16 @@ from groundplane.domain.access import Key
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.serving.provider import Provider, ProviderKind, RouteRule, RouteTarget
 from groundplane.domain.serving.routing import RoutePolicy
-from groundplane.domain.serving.snapshot import LONGEST_ANSWER_TOKENS, Snapshot, compile_snapshot, decode, encode
+from groundplane.domain.serving.snapshot import (
+    LONGEST_ANSWER_TOKENS,
+    LONGEST_CONTEXT_TOKENS,
+    Snapshot,
+    compile_snapshot,
+    dearest_requests,
+    decode,
+    encode,
+)
+from groundplane.domain.serving.usage import worst_case
 from groundplane.domain.spec import EndpointSpec, Metadata, Resources, ServingNeed, TokenPrice
 from groundplane.errors import IntegrityFailure
 from groundplane.identity import Role
@@ -91,15 +100,15 @@ def test_the_longest_answer_is_what_was_said_or_the_served_context_or_4096() -> 
 
 
 @pytest.mark.parametrize(
-    ("known", "longest"),
+    ("known", "longest", "reads"),
     [
-        ({}, LONGEST_ANSWER_TOKENS),
-        ({"context_tokens": 8_000}, 8_000),
-        ({"context_tokens": 8_000, "max_output_tokens": 900}, 900),
+        ({}, LONGEST_ANSWER_TOKENS, LONGEST_CONTEXT_TOKENS),
+        ({"context_tokens": 8_000}, 8_000, 8_000),
+        ({"context_tokens": 8_000, "max_output_tokens": 900}, 900, 8_000),
     ],
 )
 def test_where_nobody_knows_a_hosted_models_longest_answer_the_longest_there_is_counts(
-    known: dict[str, int], longest: int
+    known: dict[str, int], longest: int, reads: int
 ) -> None:
     url = "https://api.example.com/v1"
     provider = Provider(id="vision:hosted", name="hosted", project="vision", kind=ProviderKind.OPENAI, base_url=url,
@@ -111,6 +120,7 @@ def test_where_nobody_knows_a_hosted_models_longest_answer_the_longest_there_is_
         keys=(), endpoints=(), budgets={}, ingested={}, version=1, now=NOW, providers=(provider,), rules=(rule,)
     ).routes
     assert [target.max_output_tokens for target in route.targets] == [longest]
+    assert dearest_requests([route]) == {"vision": worst_case(reads, longest, (100, 200))}
 
 
 def test_revoked_and_expired_keys_are_left_out() -> None:

@@ -60,6 +60,24 @@ async def test_the_gateway_leaves_money_for_runs(office: Office) -> None:
     assert isinstance(await office.hold(SLICE * 3 // 4), Hold)
 
 
+@pytest.mark.parametrize(
+    ("limit", "dearest", "held"),
+    [
+        (100 * SLICE, SLICE // 10, SLICE),
+        (100 * SLICE, 3 * SLICE, 12 * SLICE),
+        (20 * SLICE, 3 * SLICE, 5 * SLICE),
+        (4 * SLICE, 3 * SLICE, 3 * SLICE),
+        (2 * SLICE, 3 * SLICE, 2 * SLICE),
+    ],
+)
+async def test_what_is_held_ahead_has_room_for_the_dearest_request(
+    office: Office, limit: int, dearest: int, held: int
+) -> None:
+    await office.project(limit=limit)
+    await office.costs.top_up_gateway({"vision": dearest, "speech": 10**9})
+    assert await remaining(office) == held
+
+
 async def test_top_up_writes_nothing_when_nothing_is_to_be_done(office: Office) -> None:
     await office.project(limit=250)
     await office.costs.top_up_gateway()

@@ -15,6 +15,7 @@ from groundplane.units import MICROUSD_PER_USD, exact_usd, format_usd
 
 _MONTHLY_LIMIT_MICROUSD_MAX = 1_000_000_000 * MICROUSD_PER_USD
 _THRESHOLD_PERCENT_MAX = 1000
+_DEAREST_AT_ONCE = 4
 
 
 class HoldStatus(StrEnum):
@@ -144,15 +145,17 @@ def grow(budget: Budget, hold: Hold, amount_microusd: int) -> tuple[Budget, Hold
     return replace(budget, held_microusd=budget.held_microusd + added), grown
 
 
-def slice_missing_microusd(budget: Budget, held_microusd: int, slice_microusd: int) -> int:
+def slice_missing_microusd(budget: Budget, held_microusd: int, slice_microusd: int, dearest_microusd: int = 0) -> int:
     """What a hold that is kept filled ahead of spending lacks, at most what is left.
 
     It takes at most a quarter of what there is, so that runs find money too; of the last tenth of a slice it takes
-    all, so that a small rest can still be spent.
+    all, so that a small rest can still be spent. A slice has room for a few of the dearest request there may be, and
+    one of them may take all there is: what is never held ahead is never served.
     """
     left = left_microusd(budget)
     there = left + held_microusd
-    target = min(slice_microusd, max(there // 4, min(there, slice_microusd // 10)))
+    wanted = max(slice_microusd, _DEAREST_AT_ONCE * dearest_microusd)
+    target = min(wanted, max(there // 4, min(there, max(slice_microusd // 10, dearest_microusd))))
     return min(left, max(0, target - held_microusd))
 
 

@@ -7,7 +7,7 @@ The transaction-level methods (`hold`, `post`, `close`) leave the audit event to
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -58,6 +58,7 @@ class Costs:
         self._ids = ids
         self._usage_log = usage_log
         self._slice_microusd = gateway_slice_microusd
+        self._dearest_microusd: Mapping[str, int] = {}
         self._notify = notify
         self._unsent: list[Notice] = []
 
@@ -344,13 +345,15 @@ class Costs:
             entries.append(ledger.token_entry(record, owner=owner, cost_center=center, hold_id=hold_id, now=now))
         return entries
 
-    async def top_up_gateway(self) -> None:
+    async def top_up_gateway(self, dearest_microusd: Mapping[str, int] | None = None) -> None:
         """Keeps one pending hold `gateway/<project>` for each project whose keys reach models.
 
         It is filled up to the slice, or to a share of what is left of the month; a new month gets a new hold, and
-        a project whose last key ended gets its money back.
+        a project whose last key ended gets its money back. `dearest_microusd`: what one request may cost at most, by
+        project: a slice has room for it.
         """
         now = self._clock.now()
+        self._dearest_microusd = dearest_microusd or {}
         for purse in await self._purses(now):
             if self._needs_top_up(purse, now):
                 async with self._store.transaction() as tx:
@@ -400,7 +403,8 @@ class Costs:
 
     def _missing_microusd(self, budget: Budget, hold: Hold | None) -> int:
         held = hold.remaining_microusd if hold is not None else 0
-        return money.slice_missing_microusd(budget, held, self._slice_microusd)
+        dearest = self._dearest_microusd.get(budget.project, 0)
+        return money.slice_missing_microusd(budget, held, self._slice_microusd, dearest)
 
     async def _top_up(self, tx: Tx, purse: _Purse, now: datetime) -> None:
         name = purse.project.id

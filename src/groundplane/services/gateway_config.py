@@ -67,7 +67,9 @@ class GatewayConfig:
             providers = await tx.find(Provider)
             routes = await tx.find(RouteRule)
             predictions = await tx.find(PredictionRule)
-        await self._costs.top_up_gateway()
+        routes = self._bounded(routes, providers)
+        dearest = compiled.dearest_requests(compiled.compile_routes(endpoints, providers, routes))
+        await self._costs.top_up_gateway(dearest)
         ingested = await self._usage_log.ingested()
         budgets = await self._costs.gateway_budgets()
         # After `ingested` was read: what is left of dollars may know of more records than that says, never of fewer.
@@ -84,7 +86,7 @@ class GatewayConfig:
             version=version,
             now=now,
             providers=providers,
-            rules=self._bounded(routes, providers),
+            rules=routes,
             predictions=predictions,
             limits=compiled_limits(rules, now),
         )

@@ -20,6 +20,7 @@ from groundplane.domain.serving.provider import Provider, ProviderKind, RouteRul
 from groundplane.domain.serving.queueing import KeyPriority, Priority, QueueRule
 from groundplane.domain.serving.response_cache import CacheRule
 from groundplane.domain.serving.routing import RoutePolicy
+from groundplane.domain.serving.usage import dearest, worst_case
 from groundplane.domain.spec import TokenPrice
 from groundplane.errors import IntegrityFailure
 from groundplane.identity import Role
@@ -133,12 +134,11 @@ def compile_snapshot(
     A project absent from `budgets` has none, and nothing of it is admitted.
     """
     live = [key for key in keys if key.revoked_at is None and (key.expires_at is None or key.expires_at > now)]
-    ready = [one for one in endpoints if one.status is EndpointStatus.READY and one.base_url]
     return Snapshot(
         version=version,
         compiled_at=now.timestamp(),
         keys=tuple(one for key in sorted(live, key=lambda key: key.id) for one in _secrets(key, now)),
-        routes=_routes(ready, providers, rules),
+        routes=compile_routes(endpoints, providers, rules),
         budgets=dict(sorted(budgets.items())),
         ingested=dict(sorted(ingested.items())),
         limits=tuple(sorted(limits, key=lambda limit: limit.id)),
@@ -148,6 +148,17 @@ def compile_snapshot(
             if rule.enabled or rule.model  # a model's own rule that is off is off, whatever its project's says
         ),
     )
+
+
+def dearest_requests(routes: Sequence[Route]) -> dict[str, int]:
+    """Micro-dollars that one request may cost at most, by project: the whole context read, the longest answer given."""
+    found: dict[str, int] = {}
+    for route in routes:
+        for target in route.targets:
+            reads = target.context_tokens or (LONGEST_CONTEXT_TOKENS if target.kind else 0)
+            cost = worst_case(reads, target.max_output_tokens, dearest(target.price))
+            found[route.project] = max(cost, found.get(route.project, 0))
+    return found
 
 
 def _secrets(key: Key, now: datetime) -> list[SnapshotKey]:
@@ -174,10 +185,11 @@ def _key(key: Key) -> SnapshotKey:
     )
 
 
-def _routes(
+def compile_routes(
     endpoints: Sequence[Endpoint], providers: Sequence[Provider], rules: Sequence[RouteRule]
 ) -> tuple[Route, ...]:
-    """A route for every endpoint, under its own name, and those that were set, which come before them."""
+    """A route for every ready endpoint, under its own name, and those that were set, which come before them."""
+    endpoints = [one for one in endpoints if one.status is EndpointStatus.READY and one.base_url]
     served = {(one.project, one.id): one for one in endpoints}
     hosted = {one.id: one for one in providers}
     found = {
