@@ -1,4 +1,6 @@
-"""How long a search of the registry takes as it grows: every kind of question, interleaved, p50 and p99.
+"""How long a question to the registry takes as it grows: every kind, interleaved, p50 and p99.
+
+Hub clients ask for a revision of one model that has a tenth as many versions as there are of all others.
 
 python bench/registry.py                          # SQLite in a temporary folder
 python bench/registry.py postgresql://user@host/empty_database
@@ -13,6 +15,8 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -24,11 +28,16 @@ from groundplane.adapters.provenance import MachineProvenance
 from groundplane.adapters.signing import FileSigner
 from groundplane.adapters.store.sql import SqlStore
 from groundplane.adapters.system import RandomIds, SystemClock
+from groundplane.domain.access import Project
+from groundplane.domain.hub import MAIN, Kind
 from groundplane.domain.model import ModelVersion
+from groundplane.domain.provenance.certificate import DataFact, Facts
 from groundplane.domain.registry import LabelKind, Query, VersionLabel, entry_of, label_id, metric_labels
 from groundplane.identity import SYSTEM, Actor, Role
 from groundplane.services.addenda import Addenda
+from groundplane.services.datasets import Datasets
 from groundplane.services.gates import Gates
+from groundplane.services.hub import Hub
 from groundplane.services.models import Models
 from groundplane.services.registry import Registry
 
@@ -38,6 +47,15 @@ BATCH = 2_000
 WORDS = ("churn", "fraud", "vision", "speech", "rank", "embed", "chat", "price")
 LICENSES = ("Apache-2.0", "MIT", "proprietary")
 START = datetime(2026, 1, 1, tzinfo=UTC)
+DEEP, TEAM = "deep", "team-1"
+FACTS = Facts(
+    owner="bench",
+    license="MIT",
+    data=(DataFact(name="corpus", sha256="1" * 64),),
+    code_commit="2" * 40,
+    training_run="elsewhere",
+    metrics={"f1": 0.93},
+)
 MEMBER = Actor(name="ada", role=Role.MEMBER, project="team-3")
 QUESTIONS: dict[str, tuple[Actor, Query]] = {
     "newest": (SYSTEM, Query()),
@@ -80,6 +98,20 @@ async def grow(store: SqlStore, start: int, stop: int, chance: random.Random) ->
             await tx.insert_many_once(labels)
 
 
+async def deepen(store: SqlStore, models: Models, source: Path, stop: int, chance: random.Random) -> ModelVersion:
+    """One name with that many versions: made up, but for the last, which is registered and signed. Returns that."""
+    async with store.transaction() as tx:
+        newest = await tx.find(ModelVersion, {"name": DEEP}, order="-number", limit=1)
+    start = newest[0].number + 1 if newest else 1
+    for first in range(start, stop, BATCH):
+        numbers = range(first, min(first + BATCH, stop))
+        rows = [replace(version(each, chance), id=f"{DEEP}@{each}", name=DEEP, project=TEAM) for each in numbers]
+        async with store.transaction() as tx:
+            await tx.insert_many_once(rows)
+            await tx.insert_many_once([entry_of(row) for row in rows])
+    return await models.register(SYSTEM, name=DEEP, project=TEAM, source=source, facts=FACTS)
+
+
 async def analyze(url: str) -> None:
     """What autovacuum does within a minute: PostgreSQL plans badly for tables that just grew tenfold."""
     if not url:
@@ -89,13 +121,35 @@ async def analyze(url: str) -> None:
     await connection.close()
 
 
-async def measure(registry: Registry, rounds: int) -> dict[str, list[float]]:
+def asks(registry: Registry, hub: Hub, last: ModelVersion) -> dict[str, Callable[[], Awaitable[object]]]:
+    """Every kind of question, by name."""
+
+    def search(actor: Actor, query: Query) -> Callable[[], Awaitable[object]]:
+        return lambda: registry.search(actor, query)
+
+    def look(revision: str) -> Callable[[], Awaitable[object]]:
+        return lambda: hub.revision(SYSTEM, Kind.MODELS, TEAM, DEEP, revision)
+
+    def find(text: str) -> Callable[[], Awaitable[object]]:
+        return lambda: hub.search(SYSTEM, Kind.MODELS, text=text, project="", tags=(), limit=100)
+
+    commit = last.certificate_sha256[:40]
+    return {
+        **{name: search(*question) for name, question in QUESTIONS.items()},
+        **{f"hub revision: {name}": look(each) for name, each in (("main", MAIN), ("v", f"v{last.number}"))},
+        "hub revision: commit": look(commit),
+        "hub search": find("fraud-77"),
+        "hub list": find(""),
+    }
+
+
+async def measure(questions: Mapping[str, Callable[[], Awaitable[object]]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each question, round by round, so that what disturbs the machine disturbs all of them."""
-    taken: dict[str, list[float]] = {name: [] for name in QUESTIONS}
+    taken: dict[str, list[float]] = {name: [] for name in questions}
     for _ in range(rounds):
-        for name, (actor, query) in QUESTIONS.items():
+        for name, ask in questions.items():
             start = time.perf_counter()
-            await registry.search(actor, query)
+            await ask()
             taken[name].append(time.perf_counter() - start)
     return taken
 
@@ -104,24 +158,33 @@ async def main(url: str, versions: int, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         store = await SqlStore.open(url or f"sqlite:///{home / 'registry.db'}")
-        clock, ids = SystemClock(), RandomIds()
-        models = Models(
-            store=store,
-            clock=clock,
-            blobs=folder_store(home / "store", 0),
-            signer=FileSigner(home / "keys"),
-            files=FolderModelFiles(),
-            provenance=MachineProvenance(),
+        clock, ids, signer, blobs = (
+            SystemClock(),
+            RandomIds(),
+            FileSigner(home / "keys"),
+            folder_store(home / "store", 0),
         )
-        addenda = Addenda(store=store, clock=clock, signer=FileSigner(home / "keys"), models=models)
+        models = Models(
+            store=store, clock=clock, blobs=blobs, signer=signer, files=FolderModelFiles(),
+            provenance=MachineProvenance(),
+        )  # fmt: skip
+        addenda = Addenda(store=store, clock=clock, signer=signer, models=models)
         gates = Gates(store=store, clock=clock, ids=ids, models=models, engines={}, addenda=addenda)
         registry = Registry(store=store, clock=clock, ids=ids, models=models, gates=gates, addenda=addenda)
+        datasets = Datasets(store=store, clock=clock, ids=ids, blobs=blobs, signer=signer)
+        hub = Hub(store=store, models=models, datasets=datasets, blobs=blobs)
+        (home / "model").mkdir()
+        (home / "model" / "weights.txt").write_text("1")
+        async with store.transaction() as tx:
+            for number in range(20):
+                await tx.insert(Project(id=f"team-{number}", owner="bench", cost_center="bench", created_at=START))
         chance, reached = random.Random(7), 0
         for size in [*(each for each in SIZES if each < versions), versions]:
             await grow(store, reached, size, chance)
+            last = await deepen(store, models, home / "model", size // 10, chance)
             reached = size
             await analyze(url)
-            taken = await measure(registry, rounds)
+            taken = await measure(asks(registry, hub, last), rounds)
             worst_p99_s = 0.0  # of this size: the goal is about the last one
             print(f"{size:,} versions{'':<12}  p50 ms  p99 ms")
             for name, seconds in taken.items():

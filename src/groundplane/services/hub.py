@@ -18,7 +18,7 @@ from groundplane.domain.provenance.birth import Delivery
 from groundplane.domain.provenance.model_card import CARD, facts_of
 from groundplane.domain.registry import ModelAlias, RegistryEntry
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound
-from groundplane.identity import Actor
+from groundplane.identity import CROSS_PROJECT, Actor
 from groundplane.ports import BlobStore, Store, Tx
 from groundplane.services.datasets import Datasets
 from groundplane.services.models import Models
@@ -143,7 +143,8 @@ class Hub:
                 licences = [str(each) for (each,) in await tx.total(row, "*", by=("license",))]
                 where["license"] = tuple(each for each in licences if each and wanted == {hub.licence_tag(each)})
             listed: dict[str, RegistryEntry | Stored] = {}
-            for asked in _holding(text.lower(), projects):
+            everywhere = actor.role in CROSS_PROJECT and not project
+            for asked in _holding(text.lower(), projects, everywhere=everywhere):
                 listed |= {each.id: each for each in await tx.find(row, {**where, **asked}, order=order, limit=limit)}
             found = sorted(listed.values(), key=lambda each: each.name)
             if newest_first:
@@ -322,15 +323,20 @@ async def _commits(tx: Tx, kind: Kind, name: str) -> dict[int, str]:
     }
 
 
-def _holding(text: str, projects: Sequence[str]) -> Iterator[Mapping[str, object]]:
-    """What to ask for where `project/name` shall hold the text: in the one, in the other, or over the slash."""
+def _holding(text: str, projects: Sequence[str], *, everywhere: bool) -> Iterator[Mapping[str, object]]:
+    """What to ask for where `project/name` shall hold the text: in the one, in the other, or over the slash.
+
+    Whoever sees every project is asked about none: then the store walks the names.
+    """
     head, slash, tail = text.partition("/")
     if slash:
         ending = tuple(each for each in projects if each.endswith(head))
         yield {"project": ending, "name": Between(tail, tail + _BEHIND)}
         return
-    yield {"project": tuple(projects), "name": Contains(text)}
-    yield {"project": tuple(each for each in projects if text in each)}
+    scope: Mapping[str, object] = {} if everywhere else {"project": tuple(projects)}
+    yield {**scope, "name": Contains(text)} if text else scope
+    if text and (named := tuple(each for each in projects if text in each)):
+        yield {"project": named}
 
 
 def _demand_digest(version: DatasetVersion) -> None:
