@@ -327,7 +327,7 @@ async def test_it_is_ready_only_when_it_answered_a_prompt(server: Served) -> Non
     assert good.ok
     assert good.latency_s is not None
     assert not (await engine.ready(server.url, "another")).ok
-    assert "no answer" in (await engine.ready("http://127.0.0.1:1", "tiny")).detail
+    assert "nothing listens" in (await engine.ready("http://127.0.0.1:1", "tiny")).detail
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,9 @@ def test_a_misspelt_command_is_met_with_the_one_that_was_meant(capsys: pytest.Ca
         (["budget", "set", "x", "ten"], "'ten' is no amount of dollars; write it like $12.50"),
         (["keys", "create", "--project", "x", "--expires", "soon"], "'soon' is no time; write 2026-12-01"),
         (["ps", "--active", "--status", "failed"], "error: give either --active or --status."),
+        (["models", "tiny-lm@1"], "hint: ground models show tiny-lm@1\n"),
+        (["eval", "lst"], "hint: ground eval list\n"),
+        (["artifacts", "store"], "hint: ground artifacts --help\n"),
     ],
 )
 def test_a_wrong_word_is_named_and_exits_with_2(

@@ -281,6 +281,9 @@ async def test_what_others_say_is_matched_by_name_by_digest_and_by_place(scene: 
     assert {(each.parent, each.child) for each in view.outside} == {
         ("model:tiny@1", "outside:powerbi/report"),
     }
+    with pytest.raises(InvalidInput, match="names no version") as unclear:
+        await lineage.view(ADA, "corpus@1")
+    assert unclear.value.hint == "write model:corpus@1 or dataset:corpus@1"
     around = await lineage.view(ADA, "dataset:corpus@1")
     assert ("outside:postgres://db:5432/sales.orders", "dataset:corpus@1") in {
         (each.parent, each.child) for each in around.outside

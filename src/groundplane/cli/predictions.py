@@ -116,7 +116,8 @@ def erase_predictions(project: str, subject: str, reason: str, output: str) -> N
         right=frozenset({"REMOVED", "KEPT"}),
         empty="no file held a record",
     )  # fmt: skip
-    told = f"{done.removed} of {done.looked_at} records were of {done.subject} and are gone; {done.left} are left"
+    gone = f"{done.removed} of {done.looked_at} records were of {done.subject} and are gone; {done.left} are left"
+    told = gone if done.removed or done.left else f"none of {done.looked_at} records was of {done.subject}"
     render.show(done, output, lambda: [files, told])
 
 

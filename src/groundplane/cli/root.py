@@ -132,7 +132,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "ground"
-        render.usage_error(error.format_message(), f"{where} --help")
+        render.usage_error(error.format_message(), _way_on(error, where))
         return 2
     except click.ClickException as error:
         render.usage_error(error.format_message(), "ground --help")
@@ -149,6 +149,21 @@ def run(arguments: Sequence[str]) -> int:
         render.unexpected(error, _note_down(error))
         return 1
     return result if isinstance(result, int) else 0
+
+
+def _way_on(error: click.UsageError, where: str) -> str:
+    """The command to type instead: the nearest one, or `show` for what reads like a name; else the help."""
+    import difflib  # noqa: PLC0415
+    import re  # noqa: PLC0415
+
+    group = error.ctx.command if error.ctx else None
+    found = re.match(r"No such command '(\S+)'", error.message)
+    if found is not None and isinstance(group, click.Group):
+        if near := difflib.get_close_matches(found[1], group.commands, 1, 0.6):
+            return f"{where} {near[0]}"
+        if "show" in group.commands and re.search(r"[@\d-]", found[1]):
+            return f"{where} show {found[1]}"
+    return f"{where} --help"
 
 
 def _note_down(error: Exception) -> str:

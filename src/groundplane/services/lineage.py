@@ -304,7 +304,8 @@ class OpenLineage:
         kind, _, ref = node.partition(":")
         kinds: dict[str, type[DatasetVersion] | type[ModelVersion]] = {"dataset": DatasetVersion, "model": ModelVersion}
         if kind not in kinds or "@" not in ref:
-            raise InvalidInput(f"{node[:80]!r} names no version", "write model:tiny-lm@3 or dataset:corpus@1")
+            named = node[:80] if "@" in node and ":" not in node else "NAME@VERSION"
+            raise InvalidInput(f"{node[:80]!r} names no version", f"write model:{named} or dataset:{named}")
         async with self._store.transaction() as tx:
             row = await tx.get(kinds[kind], ref)
             if row is None or not actor.sees(row.project):

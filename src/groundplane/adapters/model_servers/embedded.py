@@ -49,6 +49,8 @@ class EmbeddedModelServer:
             async with httpx.AsyncClient(timeout=_ANSWER_TIMEOUT_S, trust_env=False, verify=tls) as client:
                 started = time.monotonic()
                 response = await client.post(f"{base_url.rstrip('/')}/v1/completions", json=order)
+        except httpx.ConnectError:
+            return Readiness(ok=False, detail=f"nothing listens at {base_url} yet")
         except httpx.TransportError as error:
             return Readiness(ok=False, detail=f"no answer from {base_url}: {error or type(error).__name__}")
         latency_s = time.monotonic() - started
