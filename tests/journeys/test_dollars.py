@@ -63,6 +63,7 @@ def test_a_key_spends_its_day_and_no_more(installation: Any, provider_url: str, 
     target = "provider:hosted/m,prompt=2,completion=10,max_output=900,context=8000"
     route = installation.data("routes", "set", "big", "--project", "shop", "--target", target)
     assert (route["targets"][0]["max_output_tokens"], route["targets"][0]["context_tokens"]) == (900, 8000)
+    _set_from_the_catalogue(installation)
     keys = [
         installation.data("keys", "create", "--name", name, "--project", "shop", "--owner", "ana")
         for name in ("app", "other")
@@ -75,8 +76,8 @@ def test_a_key_spends_its_day_and_no_more(installation: Any, provider_url: str, 
     assert {rule["when_down"] for rule in rules} == {"fail-closed"}
     clients = [OpenAI(base_url=f"{installation.gateway_url}/v1", api_key=one["secret"], max_retries=0) for one in keys]
 
-    def say(client: OpenAI, **more: Any) -> None:
-        client.chat.completions.create(model="big", messages=[{"role": "user", "content": "may I?"}], **more)
+    def say(client: OpenAI, model: str = "big", **more: Any) -> None:
+        client.chat.completions.create(model=model, messages=[{"role": "user", "content": "may I?"}], **more)
 
     # Without max_tokens 900 tokens are reserved, nine thousand micro-dollars of ten; and one more fits no more.
     def is_known() -> bool:
@@ -95,6 +96,7 @@ def test_a_key_spends_its_day_and_no_more(installation: Any, provider_url: str, 
     assert refused.value.code == "insufficient_quota" and "dollars per day" in refused.value.message
     assert 10_000 - 500 - COST < served * COST <= 10_000
     say(clients[1])
+    say(clients[1], "deep")  # its longest answer is reserved, three times what is held ahead without such a route
     assert _is_limited(clients[0])
 
     def spent() -> dict[str, int]:
@@ -108,6 +110,28 @@ def test_a_key_spends_its_day_and_no_more(installation: Any, provider_url: str, 
     ground("limits", "lift", *f"key:{key_id}:dollars per day".split(), "--reason", "done")
     events = [event["action"] for event in installation.data("audit", "log")]
     assert events.count("limit.set") == 4 and events.count("limit.lift") == 1
+
+
+def _set_from_the_catalogue(installation: Any) -> None:
+    """What nobody names is a dated row's, and said to be; what nobody knows is asked for."""
+
+    def set_route(target: str, **more: Any) -> Any:
+        return installation.ground("routes", "set", "deep", "--project", "shop", "--target", target, **more)
+
+    nobodys = set_route("provider:hosted/gpt-4o", expect=2).stderr
+    assert nobodys.startswith("error: what are callers charged for gpt-4o of provider hosted?")
+    assert ",like=gpt-4o, or ,like=azure/gpt-4o" in nobodys
+    endless = set_route("provider:hosted/m,prompt=2,completion=10", expect=2).stderr
+    assert endless.startswith("error: how many tokens has the longest answer of m of provider hosted?")
+    assert "max_output=16384" in endless
+    set_route("provider:hosted/m,like=gpt-nothing", expect=2)
+    said = set_route("provider:hosted/m,like=claude-opus-5,prompt=4").stdout
+    assert "claude-opus-5, 2026-08-01" in said and "128,000" in said
+    (target,) = next(one for one in installation.data("routes", "list") if one["model"] == "deep")["targets"]
+    assert target["listed"]["took"] == ["completion", "cached", "written", "max_output", "context"]
+    assert target["price"]["prompt_microusd_per_million"] == 4_000_000
+    listed = [one["after"]["listed"] for one in installation.data("audit", "log") if "listed" in one["after"]]
+    assert [one["hosted/m"]["completion"] for one in listed] == [25_000_000]
 
 
 def _is_limited(client: OpenAI) -> bool:
