@@ -21,7 +21,7 @@ from groundplane.domain.scanning.inspection import (
 from groundplane.domain.scanning.model_formats import Format
 from groundplane.domain.scanning.name_scan import acted_on
 from groundplane.domain.scanning.pickle_scan import PickleWalk, scan_for_hidden_pickle, scan_for_pickle
-from groundplane.domain.scanning.protobuf_scan import acting_operation
+from groundplane.domain.scanning.protobuf_scan import acting_operation, looks_like_onnx
 from groundplane.domain.scanning.secrets_scan import judge_secrets
 from groundplane.domain.scanning.signatures import (
     HEAD_BYTES,
@@ -164,23 +164,15 @@ def _identify(path: str, view: ByteView, depth: _Depth) -> Inspection:
     return _binary(path, view) if depth.level == 0 else Inspection(format=Format.BINARY)
 
 
-_ONNX_BEGINS = b"\x08"
-_LOCATION = re.compile(rb"\n(?:\x08|\x88\x80{0,8}\x00)location")
-
-
 def _binary(path: str, view: ByteView) -> Inspection:
     """Bytes without a magic number: ONNX, graphs of TensorFlow, or unknown ones, which may hide a program."""
-    if path.lower().endswith(".onnx"):
+    # ONNX by whatever name: a runtime takes any.
+    if path.lower().endswith(".onnx") or looks_like_onnx(view):
         return onnx(path, view)
     if path.lower().endswith(".msgpack"):
         return msgpack(path, view)
     if path.lower().endswith(".mlmodel") and (found := coreml(path, view)) is not None:
         return found
-    if view.at(0, 1) == _ONNX_BEGINS or view.search(_LOCATION, longest_bytes=24) is not None:
-        # By whatever name: a runtime takes any.
-        seen = onnx(path, view)
-        if seen.refused is None or seen.refused.rule != "onnx-header":
-            return seen
     operation = acting_operation(view)
     if operation:
         refused = Refused(

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from groundplane.domain.scanning.byte_view import ByteView
 
 _SIGNS_OF_MODEL = {(1, 0): 1, (7, 2): 2, (8, 2): 4}
-"""Version, graph and operator sets: the graph and another of them, each of its own kind, and it is an ONNX model."""
+"""Version, graph and operator sets: every ONNX model has them; by the name of one, the graph and another will do."""
 _FIELDS_MAX = 20_000_000
+_TOP_FIELDS_MAX = 50_000
 _WINDOW_BYTES = 1 << 16
 _TEXT_BYTES_MAX = 1 << 16
 _NESTED_MAX = 64
@@ -63,6 +64,17 @@ class OnnxSeen:
     places: list[str] = field(default_factory=list)
     text: str = ""
     foreign: str = ""
+
+
+def looks_like_onnx(view: ByteView) -> bool:
+    """Whether it is a whole message with all that an ONNX model has: version, graph and operator sets."""
+    known = 0
+    try:
+        for number, wire, _, _ in Fields(view, _TOP_FIELDS_MAX).within(0, view.size_bytes):
+            known |= _SIGNS_OF_MODEL.get((number, wire), 0)
+    except ProtobufFault:
+        return False
+    return known == sum(_SIGNS_OF_MODEL.values())
 
 
 def read_onnx(view: ByteView) -> OnnxSeen:
@@ -126,17 +138,17 @@ def _foreign(domain: str, name: str, own: set[str]) -> bool:
 class Fields:
     """Goes over messages' fields, reading the file in windows; what it reads in all is bounded."""
 
-    def __init__(self, view: ByteView) -> None:
+    def __init__(self, view: ByteView, fields_max: int = _FIELDS_MAX) -> None:
         self._view = view
         self._start, self._window = 0, b""
-        self._left = _FIELDS_MAX
+        self._left = self._max = fields_max
 
     def within(self, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
         """(number, wire type, where the value begins, its bytes) of each field of the message in `at` to `end`."""
         while at < end:
             self._left -= 1
             if not self._left:
-                raise ProtobufFault(f"it has over {_FIELDS_MAX:,} fields")
+                raise ProtobufFault(f"it has over {self._max:,} fields")
             tag, at = self._varint(at, end)
             number, wire = tag >> 3, tag & 7
             size = {1: 8, 5: 4}.get(wire, 0)
