@@ -30,6 +30,10 @@ spec:
     - {{latency: p95, below: 200ms, requests: {REQUESTS}}}
     - {{certificate: complete}}
 """
+PATIENCE = """  requirements:
+    - {data_age: 30d}
+    - {approvals: 1}
+"""
 ENDPOINT = """
 apiVersion: groundplane/v1
 kind: Endpoint
@@ -109,6 +113,11 @@ def test_friday_from_a_pickle_to_production_and_back(shared: Any, model_dir: Pat
     # Below the threshold: refused, with the figure, by the command as by the API.
     refused = ground.ground("models", "alias", "churn@production", "2", "--reason", "Friday", expect=3)
     assert "needs f1 ≥ 0.92, has f1 0.91" in refused.stderr
+    assert "ground gates waive research/production f1" in refused.stderr
+    patient = tmp_path / "patient.yaml"
+    patient.write_text(GATE.partition("  requirements:")[0].replace("production", "patient") + PATIENCE)
+    told = ground.ground("gates", "define", "-f", str(patient)).stdout
+    assert "data ≤ 30d old" in told and "1 person" in told
     verdicts = json.loads(
         ground.ground("gates", "check", "churn@2", "--alias", "production", "-o", "json", expect=3).stdout
     )

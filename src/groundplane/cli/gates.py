@@ -15,7 +15,7 @@ from groundplane.cli.words import moment
 from groundplane.domain.gate import Evidence, Gate, GateCheck, Kind, Requirement
 from groundplane.domain.statistics import quantile
 from groundplane.errors import InvalidInput, Refusal
-from groundplane.units import format_usd
+from groundplane.units import format_duration, format_usd
 
 
 @click.group(cls=Listing)
@@ -217,7 +217,8 @@ def _gates_table(found: Sequence[Gate]) -> Table:
         for gate in found
         for requirement in gate.requirements
     ]
-    return Table(("GATE", "MODEL", "ALIASES", "REQUIREMENT", "NEEDS"), rows, empty="no gates: aliases move freely")
+    empty = "no gates: aliases move freely; ground gates define -f FILE"
+    return Table(("GATE", "MODEL", "ALIASES", "REQUIREMENT", "NEEDS"), rows, empty=empty)
 
 
 def _asked(requirement: Requirement) -> str:
@@ -238,9 +239,11 @@ def _asked(requirement: Requirement) -> str:
         case Kind.COST:
             return f"≤ {format_usd(int(requirement.at_most or 0))} for 1,000 requests"
         case Kind.FRESHNESS:
-            return f"data ≤ {requirement.at_most:g} s old" if requirement.at_most else "data within its own limit"
+            age = requirement.at_most
+            return f"data ≤ {format_duration(age)} old" if age else "data within its own limit"
         case Kind.APPROVALS:
-            return f"{requirement.at_least or 1:g} people"
+            wanted = int(requirement.at_least or 1)
+            return "1 person" if wanted == 1 else f"{wanted} people"
         case Kind.SCAN:
             return "every file scanned clean"
         case Kind.CERTIFICATE:

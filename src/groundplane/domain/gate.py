@@ -346,7 +346,7 @@ def _metric(gate_id: str, asked: Requirement, case: Case) -> Verdict:
         hint = "evaluate it, and register the metric with the version (--metric) or: ground gates evidence"
         return _without(gate_id, asked, need, f"no {asked.name} of {case.version_id}", hint)
     have = f"{asked.name} {value:.6g}" + (f" ({evidence.source} by {evidence.by})" if evidence else " (certificate)")
-    hint = f"register a version with {asked.name} {_limits(asked)}, or ask for a waiver: ground gates waive"
+    hint = f"register a version with {asked.name} {_limits(asked)}, or: ground gates waive {gate_id} {asked.id}"
     return _verdict(gate_id, asked, within_limits(asked, value), need, have, hint=hint, evidence=evidence)
 
 
@@ -479,7 +479,8 @@ def _approvals(gate_id: str, asked: Requirement, case: Case) -> Verdict:
     names = ", ".join(each.by for each in case.approvals)
     have = f"{len(case.approvals)}" + (f" ({names})" if names else "")
     hint = f"ground gates approve {case.version_id} --alias {case.alias}, by somebody who may and did not register it"
-    return _verdict(gate_id, asked, len(case.approvals) >= wanted, f"{wanted} approvals", have, hint=hint)
+    need = "1 approval" if wanted == 1 else f"{wanted} approvals"
+    return _verdict(gate_id, asked, len(case.approvals) >= wanted, need, have, hint=hint)
 
 
 _JUDGES = {

@@ -75,7 +75,8 @@ class Registry:
         target = rollback_target(moves, current.number) if current else None
         if target is None:
             have = f"{name}@{alias} stood for {current.number} only" if current else f"{name} has no alias {alias}"
-            raise Refusal([_refused("rollback", "an earlier version to go back to", have, "ground models aliases")])
+            hint = f"ground models history {name}@{alias}"
+            raise Refusal([_refused("rollback", "an earlier version to go back to", have, hint)])
         reason = checked_text(reason, "reason")
         return await self._move(actor, name, alias, str(target), reason, MoveKind.ROLLBACK)
 
