@@ -107,6 +107,8 @@ def _framework(files: Sequence[model_tools.Looked]) -> str:
         Format.TFLITE: "tflite",
         Format.KERAS: "keras",
         Format.HDF5: "keras",
+        Format.COREML: "coreml",
+        Format.MSGPACK: "flax",
     }
     return next((framework for kind, framework in found.items() if kind in formats), "")
 
