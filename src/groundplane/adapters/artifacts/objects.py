@@ -10,12 +10,13 @@ import secrets
 import shutil
 import threading
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 _READ_NOTED_S = 3600.0
-_BLOCK_BYTES = 4 << 20
+_BLOCK_BYTES = 8 << 20
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -221,15 +222,17 @@ class _FileDraft:
     """Full blocks go to the disk past the page cache where the file system takes that, everything else through it.
 
     A pack is read rarely and written at once: pages for it cost more than the disk does, and would drive out what is
-    in use. Why, with figures: docs/decisions/0012-past-the-page-cache.md.
+    in use. Why, with figures: docs/decisions/0012-past-the-page-cache.md. While one block is on its way to the disk,
+    the next one is filled.
     """
 
     def __init__(self, path: Path, descriptor: int, packs: Path) -> None:
         self._path, self._descriptor, self._packs = path, descriptor, packs
-        # Begins at a page, as disks want it.
-        self._block = memoryview(mmap.mmap(-1, _BLOCK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        self._block = _block()
         self._filled_bytes = 0
-        self._direct: bool | None = None
+        self._direct = False
+        self._writer: ThreadPoolExecutor | None = None
+        self._writing: Future[memoryview] | None = None
 
     def write(self, data: memoryview) -> None:
         while data:
@@ -238,14 +241,21 @@ class _FileDraft:
             self._filled_bytes += len(part)
             data = data[len(part) :]
             if self._filled_bytes == _BLOCK_BYTES:
-                if self._direct is None:
-                    self._go(direct=True)
-                self._flush()
+                self._pass_on()
 
-    def _flush(self) -> None:
-        """Writes the block. After a direct write that was refused or fell short the page cache takes the rest, and
-        says what is wrong where something is: a full disk."""
-        data = self._block[: self._filled_bytes]
+    def _pass_on(self) -> None:
+        """The full block to the other thread, for the one that it has written. Raises what went wrong with that."""
+        if self._writer is None:
+            self._go(direct=True)
+            self._writer = ThreadPoolExecutor(1, thread_name_prefix="artifacts-disk")
+        empty = _block() if self._writing is None else self._writing.result()
+        self._writing = self._writer.submit(self._flush, self._block)
+        self._block, self._filled_bytes = empty, 0
+
+    def _flush(self, block: memoryview) -> memoryview:
+        """Writes it, and hands it back. After a direct write that was refused or fell short the page cache takes the
+        rest, and says what is wrong where something is: a full disk."""
+        data = block
         while data:
             try:
                 data = data[os.write(self._descriptor, data) :]
@@ -254,7 +264,7 @@ class _FileDraft:
                     raise
             if data and self._direct:
                 self._go(direct=False)
-        self._filled_bytes = 0
+        return block
 
     def _go(self, *, direct: bool) -> None:
         flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL) & ~os.O_DIRECT
@@ -267,9 +277,11 @@ class _FileDraft:
         self._direct = direct
 
     def publish(self, name: str) -> None:
+        if self._writing is not None:
+            self._writing.result()
         if self._direct:
             self._go(direct=False)
-        self._flush()
+        self._flush(self._block[: self._filled_bytes])
         os.fchmod(self._descriptor, 0o444)
         os.fsync(self._descriptor)
         self._path.replace(self._packs / name)
@@ -282,9 +294,15 @@ class _FileDraft:
             self._close()
 
     def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.shutdown()
         os.close(self._descriptor)
         self._descriptor = -1
-        self._block.release()
+
+
+def _block() -> memoryview:
+    """Begins at a page, as disks want it."""
+    return memoryview(mmap.mmap(-1, _BLOCK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
 
 class _FileReader:
