@@ -50,6 +50,11 @@ def test_what_is_missing_is_asked_for_all_at_once(up: Any, say: Any, stray: Path
         assert flag in said.err
 
 
+def test_a_path_that_is_not_there_is_told_before_any_question(up: Any, say: Any, tmp_path: Path) -> None:
+    said = say(up, "models", "adopt", str(tmp_path / "gone"), "--name", "stray")
+    assert (said.code, "error: there is no file or folder " in said.err) == (4, True)
+
+
 def test_owner_and_licence_are_never_unknown(up: Any, say: Any, stray: Path) -> None:
     said = say(up, "models", "adopt", str(stray), "--name", "stray", "--unknown", "license=lost")
     assert said.code == 2

@@ -16,7 +16,9 @@ import pytest
 from safetensors.numpy import save
 from tests.adapters.torch_files import torch_zip, whole
 
+from groundplane.adapters import model_sources
 from groundplane.domain.provenance.certificate import DataFact, Facts
+from groundplane.errors import NotFound
 
 STATED = ("--owner", "ana", "--license", "Apache-2.0", "--metric", "f1=0.9")
 NOWHERE = ("--unknown", "data=nobody says", "--unknown", "code_commit=nobody says", "--unknown", "training_run=no")
@@ -164,6 +166,14 @@ def test_a_hub_that_wants_a_key_is_told_apart_from_one_that_is_down(
     silent = say(up, *words)
     assert silent.code == 6 and "does not answer" in silent.err
     assert say(up, "models", "adopt", "hf:org name", *words[3:]).code == 2
+
+
+def test_of_a_run_that_the_tracking_server_has_lost_the_name_is_kept() -> None:
+    class Forgetful:
+        def ask(self, path: str, **asked: object) -> dict[str, Any]:
+            raise NotFound(f"no run {asked['run_id']}", "")
+
+    assert model_sources._run_facts(Forgetful(), "8f2c") == {"training_run": "mlflow:8f2c"}  # type: ignore[arg-type]
 
 
 def test_our_own_hub_and_tracking_server_are_sources_as_any(

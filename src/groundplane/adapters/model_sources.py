@@ -222,8 +222,11 @@ def _artifacts(wire: _Wire, root: str, below: str, depth: int = 0) -> Iterator[_
 
 
 def _run_facts(wire: _Wire, run_id: str) -> dict[str, Any]:
-    """Metrics, parameters, commit, user and data of the run that made it."""
-    data = wire.ask("/api/2.0/mlflow/runs/get", run_id=run_id)["run"]
+    """Metrics, parameters, commit, user and data of the run that made it; its id alone where the run is gone."""
+    try:
+        data = wire.ask("/api/2.0/mlflow/runs/get", run_id=run_id)["run"]
+    except NotFound:
+        return {"training_run": f"mlflow:{run_id}"}
     tags = {row["key"]: row["value"] for row in data["data"].get("tags") or []}
     facts: dict[str, Any] = {
         "training_run": f"mlflow:{run_id}",

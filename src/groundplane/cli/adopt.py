@@ -27,7 +27,7 @@ from groundplane.domain.provenance.certificate import (
 )
 from groundplane.domain.scanning.model_formats import Format
 from groundplane.domain.scanning.report import judge_scan, refusals_of
-from groundplane.errors import Refusal, Refused
+from groundplane.errors import NotFound, Refusal, Refused
 
 
 @click.command()
@@ -59,6 +59,8 @@ def adopt(source: str, name: str, project: str, leave_out: Sequence[str], output
     """
     check_name(name)
     facts = _facts(stated)
+    if not (source.startswith(("hf:", "mlflow:")) or Path(source).exists()):
+        raise NotFound(f"there is no file or folder {source}", "give a model's file or folder, hf:… or mlflow:…")
     with tempfile.TemporaryDirectory(prefix="ground-adopt-") as scratch:
         folder, local = Path(scratch) / "model", source
         folder.mkdir()

@@ -163,8 +163,9 @@ def _config(path: Path) -> dict[str, Any]:
 def _size_views(report: SizeReport, explained: bool) -> list[View]:
     many = report.layout.cards > 1
     active = f", {report.active_params / 1e9:.4g}B active" if report.active_params != report.params else ""
+    size = f"{report.params / 1e9:.4g}B parameters{active}"
     views: list[View] = [
-        f"{report.model} ({report.params / 1e9:.4g}B parameters{active}): {report.purpose}, {report.way}",
+        f"{report.model if report.model == size else f'{report.model} ({size})'}: {report.purpose}, {report.way}",
         f"layout: {report.layout.words}",
         Table(
             ("PART", "EACH CARD"),
