@@ -186,15 +186,17 @@ class Hub:
     async def _no_revision(self, newest: Stored, revision: str) -> RevisionNotFound:
         """Where a gate keeps an alias from standing: which, and why. Other names are no way around it."""
         said = f"{newest.project}/{newest.name} has no revision {revision}"
-        versions = Between(f"{newest.name}@", f"{newest.name}@{_BEHIND}")
-        async with self._store.transaction() as tx:
-            asked = {"project": newest.project, "alias": revision, "version_id": versions}
-            checks = await tx.find(GateCheck, asked, order="-at", limit=1)
-        refused = [verdict.refused() for check in checks for verdict in check.verdicts if verdict.open]
-        if isinstance(newest, ModelVersion) and refused:
-            (check,) = checks
-            said = f"{said}: {check.version_id} may not stand there: {refused[0]}"
-            return RevisionNotFound(said, f"ground gates checks {check.version_id} says what is missing")
+        wanted = hub.wanted(revision)
+        if isinstance(newest, ModelVersion) and wanted is not None and wanted.alias:
+            versions = Between(f"{newest.name}@", f"{newest.name}@{_BEHIND}")
+            async with self._store.transaction() as tx:
+                asked = {"project": newest.project, "alias": wanted.alias, "version_id": versions}
+                checks = await tx.find(GateCheck, asked, order="-at", limit=1)
+            refused = [verdict.refused() for check in checks for verdict in check.verdicts if verdict.open]
+            if refused:
+                (check,) = checks
+                said = f"{said}: {check.version_id} may not stand there: {refused[0]}"
+                return RevisionNotFound(said, f"ground gates checks {check.version_id} says what is missing")
         return RevisionNotFound(said, f"try {hub.MAIN} or v{newest.number}")
 
     async def _no_repository(self, actor: Actor, kind: Kind, project: str, name: str) -> NotFound:
