@@ -9,9 +9,18 @@ import pytest
 
 from groundplane.adapters.catalog_files import load_catalogue
 from groundplane.domain.catalogue.entries import TokenListPrice
-from groundplane.domain.serving.hosted_prices import Named, bounded, check_known, filled_in, find_row, row_like
+from groundplane.domain.serving.hosted_prices import (
+    Named,
+    bounded,
+    check_known,
+    check_named,
+    filled_in,
+    find_row,
+    row_like,
+)
 from groundplane.domain.serving.provider import Listed, Provider, ProviderKind, RouteTarget
 from groundplane.domain.serving.snapshot import LONGEST_ANSWER_TOKENS, LONGEST_CONTEXT_TOKENS
+from groundplane.domain.spec import SpecialPrices
 from groundplane.errors import InvalidInput
 
 ROWS = load_catalogue().token_prices
@@ -92,12 +101,26 @@ def test_what_nobody_names_is_the_rows_and_said_to_be() -> None:
         "completion": 15_000_000,
         "cached": 300_000,
         "written": 3_750_000,
+        "written_1h": 6_000_000,
+        "long_above": 200_000,
+        "long_prompt": 6_000_000,
+        "long_completion": 22_500_000,
         "max_output": 64_000,
         "context": 200_000,
     }
-    assert target.listed == Listed(
-        row="claude-sonnet-4-5", as_of="2026-08-01", took=tuple(target.taken), long_above_tokens=200_000
-    )
+    assert target.listed == Listed(row="claude-sonnet-4-5", as_of="2026-08-01", took=tuple(target.taken))
+
+
+def test_the_list_s_prices_of_long_prompts_are_not_mixed_with_a_price_of_ones_own() -> None:
+    target = filled_in(to("claude-sonnet-4-5"), Named(prompt=1, completion=2), row("claude-sonnet-4-5"))
+    assert target.listed is not None and target.listed.long_above_tokens == 200_000
+    assert target.price is not None and target.price.special == SpecialPrices(written_1h=6_000_000)
+    own = Named(prompt=1, completion=2, long_above=9, long_prompt=3, long_completion=4)
+    check_named(own)
+    price = filled_in(to("claude-sonnet-4-5"), own, row("claude-sonnet-4-5")).price
+    assert price is not None and price.special is not None and price.special.long_prompt == 3
+    with pytest.raises(InvalidInput, match="all of three"):
+        check_named(Named(prompt=1, completion=2, long_above=9))
 
 
 def test_what_somebody_names_wins() -> None:

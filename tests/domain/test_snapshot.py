@@ -24,7 +24,7 @@ from groundplane.domain.serving.snapshot import (
     encode,
 )
 from groundplane.domain.serving.usage import worst_case
-from groundplane.domain.spec import EndpointSpec, Metadata, Resources, ServingNeed, TokenPrice
+from groundplane.domain.spec import EndpointSpec, Metadata, Resources, ServingNeed, SpecialPrices, TokenPrice
 from groundplane.errors import IntegrityFailure
 from groundplane.identity import Role
 
@@ -144,7 +144,9 @@ def test_the_same_world_gives_the_same_bytes() -> None:
 
 
 def test_what_was_written_is_read_back() -> None:
-    assert decode(encode(compiled())) == compiled()
+    dear = replace(SPEC, token_price=replace(PRICE, special=SpecialPrices(written_1h=7, long_above_tokens=9)))
+    for snapshot in (compiled(), compiled(endpoints=(replace(ENDPOINT, spec=dear),))):
+        assert decode(encode(snapshot)) == snapshot
 
 
 @given(st.integers(0, 10_000), st.integers(0, 7))

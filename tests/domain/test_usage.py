@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 
 import pytest
@@ -16,6 +17,8 @@ from groundplane.domain.serving.usage import (
     estimated_tokens,
     find_usage,
     rate,
+    rate_special,
+    saved,
     worst_case,
 )
 from groundplane.domain.serving.usage_records import (
@@ -26,7 +29,8 @@ from groundplane.domain.serving.usage_records import (
     read_frames,
     segment_name,
 )
-from groundplane.domain.spec import TokenPrice
+from groundplane.domain.spec import SpecialPrices, TokenPrice
+from groundplane.gateway.protocol.json_body import read_usage
 
 TOKENS = st.integers(0, 10**7)
 PRICES = st.builds(TokenPrice, prompt_microusd_per_million=TOKENS, completion_microusd_per_million=TOKENS,
@@ -66,6 +70,83 @@ def test_rating_rounds_up_by_less_than_a_micro_dollar(
 @given(TOKENS, TOKENS, TOKENS, PRICES)
 def test_the_worst_case_is_never_exceeded(prompt: int, completion: int, cached: int, price: TokenPrice) -> None:
     assert rate(prompt, completion, cached, price) <= worst_case(prompt, completion, dearest(price))
+
+
+MAYBE = st.none() | TOKENS
+SPECIAL = st.builds(SpecialPrices, written_1h=MAYBE, audio_prompt=MAYBE, audio_completion=MAYBE,
+                    long_above_tokens=MAYBE, long_prompt=MAYBE, long_completion=MAYBE)  # fmt: skip
+USAGES = st.builds(Usage, prompt_tokens=TOKENS, completion_tokens=TOKENS, cached_tokens=TOKENS, written_tokens=TOKENS,
+                   written_1h_tokens=TOKENS, heard_tokens=TOKENS, spoken_tokens=TOKENS)  # fmt: skip
+
+
+@given(USAGES, PRICES, SPECIAL)
+def test_special_prices_never_exceed_the_worst_case_and_change_nothing_of_other_tokens(
+    usage: Usage, price: TokenPrice, special: SpecialPrices
+) -> None:
+    dear = replace(price, special=special)
+    assert rate_special(usage, dear) <= worst_case(usage.prompt_tokens, usage.completion_tokens, dearest(dear))
+    usual = Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+    assert rate_special(usage, price) == rate(*_four(usage), price, usage.written_tokens)
+    if special.long_above_tokens is None:
+        assert rate_special(usual, dear) == rate(*_four(usual), price)
+
+
+def _four(usage: Usage) -> tuple[int, int, int]:
+    return usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens
+
+
+SONNET = TokenPrice(
+    prompt_microusd_per_million=3_000_000,
+    completion_microusd_per_million=15_000_000,
+    cached_microusd_per_million=300_000,
+    written_microusd_per_million=3_750_000,
+    special=SpecialPrices(
+        written_1h=6_000_000,
+        audio_prompt=40_000_000,
+        audio_completion=80_000_000,
+        long_above_tokens=200_000,
+        long_prompt=6_000_000,
+        long_completion=22_500_000,
+    ),
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "microusd"),
+    [
+        (
+            {
+                "input_tokens": 10,
+                "output_tokens": 4,
+                "cache_read_input_tokens": 200,
+                "cache_creation_input_tokens": 1_000,
+                "cache_creation": {"ephemeral_5m_input_tokens": 400, "ephemeral_1h_input_tokens": 600},
+            },
+            10 * 3 + 4 * 15 + 60 + 400 * 3.75 + 600 * 6,
+        ),
+        (
+            {
+                "prompt_tokens": 100,
+                "completion_tokens": 50,
+                "prompt_tokens_details": {"cached_tokens": 20, "audio_tokens": 30},
+                "completion_tokens_details": {"audio_tokens": 40},
+            },
+            50 * 3 + 6 + 30 * 40 + 10 * 15 + 40 * 80,
+        ),
+        ({"prompt_tokens": 200_000, "completion_tokens": 2}, 200_000 * 3 + 30),
+        (
+            {"input_tokens": 100_000, "output_tokens": 2, "cache_read_input_tokens": 100_010},
+            100_000 * 6 + 45 + 60_006,
+        ),
+    ],
+)
+def test_tokens_with_prices_of_their_own_are_charged_them(words: dict[str, object], microusd: float) -> None:
+    body = json.dumps({"usage": words}).encode()
+    used = find_usage(body)
+    assert used == read_usage(body) and used is not None
+    assert rate_special(used, SONNET) == microusd
+    cheaper = saved(used, SONNET)
+    assert (cheaper > 0) == (used.cached_tokens > used.written_tokens)
 
 
 def test_estimates_round_up() -> None:

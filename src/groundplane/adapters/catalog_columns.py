@@ -327,6 +327,7 @@ TABLES: dict[str, Table] = {
                 must("completion", USD, 0),
                 Column("cached", USD),
                 Column("cache_write", USD),
+                Column("cache_write_1h", USD),
                 Column("batch_discount", number(0, 0.95), default=0),
                 Column("context", whole(0, 10**9)),
                 Column("max_output", whole(0, 10**9)),

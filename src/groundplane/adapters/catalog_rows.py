@@ -115,6 +115,7 @@ def token_price(row: Row) -> TokenListPrice:
         sources=row["sources"],
         estimated=bool(row["estimated"]),
         written_microusd_per_million=_micros(row["cache_write"]),
+        written_1h_microusd_per_million=_micros(row["cache_write_1h"]),
         max_output=row["max_output"],
         long_context=None
         if not longer

@@ -13,8 +13,9 @@ from groundplane.domain.serving.provider import Provider, ProviderKind, RouteRul
 from groundplane.domain.serving.queueing import Priority, QueueStanding
 from groundplane.domain.serving.routing import RoutePolicy
 from groundplane.errors import InvalidInput, Unavailable
-from groundplane.units import parse_duration_s, parse_usd
+from groundplane.units import exact_usd, parse_duration_s, parse_usd
 from groundplane.wire.routes import (
+    PRICES,
     CacheRequest,
     KeyPriorityRequest,
     ProviderRequest,
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _reason = click.option("--reason", default="", help="Why: written to the audit trail.")
 _project = click.option("--project", required=True)
+_TOKENS = frozenset({"max_output", "context", "long_above"})
 _PRIORITY = click.Choice([one.value for one in Priority])
 
 
@@ -118,8 +120,10 @@ def routes() -> None:
     metavar="TARGET",
     help="endpoint:NAME or provider:NAME/MODEL, then ,weight=3 ,order=1 and dollars per million tokens: "
     ",prompt=2.50 ,completion=10 ,cached=1.25 ,written=3.125 (read from and written to a prompt cache); "
-    ",max_output=16384 is the longest answer, ,context=128000 the longest prompt. What is not named is the catalogue's "
-    "for that model, or for the row named: ,like=azure/gpt-4o. Lower orders are asked first. May be repeated.",
+    ",written_1h= for an hour, ,audio_prompt= ,audio_completion= of sound, ,long_prompt= ,long_completion= where the "
+    "prompt has more than ,long_above= tokens; ,max_output=16384 is the longest answer, ,context=128000 the longest "
+    "prompt. What is not named is the catalogue's for that model, or for the row named: ,like=azure/gpt-4o. Lower "
+    "orders are asked first. May be repeated.",
 )
 @click.option(
     "--policy",
@@ -219,13 +223,16 @@ def parse_target(text: str) -> TargetRequest:
                 values[key] = value
             elif key in {"max_output", "context"}:
                 values[f"{key}_tokens"] = int(value)
-            elif key in {"prompt", "completion", "cached", "written"}:
+            elif key == "long_above":
+                values["long_above_tokens"] = int(value)
+            elif key in PRICES:
                 values[f"{key}_microusd_per_million"] = parse_usd(value)
             else:
                 raise ValueError
         except ValueError:
             hint = "weight=3, order=1, prompt=2.5, completion=10, cached=1, written=3, max_output=16384, context=128000"
-            hint = f"{hint}, like=azure/gpt-4o"
+            hint += ", like=azure/gpt-4o, written_1h=5, audio_prompt=40, audio_completion=80, long_above=272000, "
+            hint += "long_prompt=5, long_completion=15"
             raise InvalidInput(f"{option[:60]!r} of target {place[:60]} can't be understood", hint) from None
     return TargetRequest(**values)
 
@@ -289,30 +296,24 @@ def _routes_table(found: list[RouteRule]) -> Table:
     return Table(columns, rows, right=frozenset({"ORDER", "WEIGHT"}), empty=empty)
 
 
-def _listed(rule: RouteRule) -> list[Table | str]:
-    """What the catalogue filled in, and from which of its rows."""
-    found = [(one, one.listed, one.taken) for one in rule.targets if one.listed is not None and one.listed.took]
-    if not found:
-        return []
-    prices, bounds = ("prompt", "completion", "cached", "written"), ("max_output", "context")
-    rows = [
-        (
-            _place(one),
-            *(Usd(taken[name], exact=True) if name in taken else "-" for name in prices),
-            *(f"{taken[name]:,}" if name in taken else "-" for name in bounds),
-            f"{listed.row}, {listed.as_of}",
-        )
-        for one, listed, taken in found
-    ]
-    columns = ("TARGET", "PROMPT", "COMPLETION", "CACHED", "WRITTEN", "MAX OUTPUT", "CONTEXT", "ROW OF TOKEN_PRICES")
-    title = "From the catalogue, dollars per million tokens"
-    longer = [
-        f"{_place(one)}: its list has dearer prices above {listed.long_above_tokens:,} tokens of prompt, which are not "
-        "charged here: give the dearer ones where prompts get that long"
-        for one, listed, _ in found
-        if listed.long_above_tokens is not None
-    ]
-    return [Table(columns, rows, right=frozenset(columns[1:7]), title=title), *longer]
+def _listed(rule: RouteRule) -> list[str]:
+    """What the catalogue filled in, in the words of `--target`, and from which of its rows."""
+    said = []
+    for one in rule.targets:
+        listed = one.listed
+        if listed is None:
+            continue
+        figures = [
+            f"{name} {value:,} tokens" if name in _TOKENS else f"{name} {exact_usd(value)}"
+            for name, value in one.taken.items()
+        ]
+        if figures:
+            row = f"{listed.row} of {listed.as_of}"
+            said.append(f"{_place(one)} has from the catalogue's row {row}, per million tokens: {', '.join(figures)}")
+        if listed.long_above_tokens is not None:
+            longer = f"{_place(one)} costs more above {listed.long_above_tokens:,} tokens of prompt by {listed.row}"
+            said.append(f"{longer}: not charged beside a price of your own without long_above= and its prices")
+    return said
 
 
 def _manners(rule: RouteRule) -> str:

@@ -11,7 +11,7 @@ from time import monotonic_ns
 import msgspec
 
 from groundplane.domain.serving.snapshot import Target
-from groundplane.domain.serving.usage import NOTHING, Usage, estimated_tokens, find_usage, rate, saved
+from groundplane.domain.serving.usage import NOTHING, Usage, estimated_tokens, find_usage, rate, rate_special, saved
 from groundplane.gateway.hedging import Hedge
 from groundplane.gateway.lanes import Lane
 from groundplane.gateway.protocol.doors import Door
@@ -445,7 +445,10 @@ class Exchange(Replay):
         key = self.key.key
         tokens = usage.prompt_tokens + usage.completion_tokens
         price, written = target.target.price, usage.written_tokens
-        amount = rate(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, price, written)
+        if price.special is None:
+            amount = rate(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, price, written)
+        else:
+            amount = rate_special(usage, price)
         cheaper = saved(usage, price) if usage.cached_tokens or written else 0
         times, duration_us = self._times()
         self.settled = True

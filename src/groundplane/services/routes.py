@@ -8,7 +8,7 @@ from dataclasses import replace
 from groundplane.domain.access import Key
 from groundplane.domain.catalogue.entries import Catalogue, TokenListPrice
 from groundplane.domain.endpoint import Endpoint
-from groundplane.domain.serving.hosted_prices import Named, check_known, filled_in, find_row, row_like
+from groundplane.domain.serving.hosted_prices import Named, check_known, check_named, filled_in, find_row, row_like
 from groundplane.domain.serving.prompt_lint import PromptFinding
 from groundplane.domain.serving.provider import Provider, RouteRule, RouteTarget, check_route
 from groundplane.domain.serving.queueing import QueueRule, QueueStanding
@@ -20,7 +20,7 @@ from groundplane.ports import Clock, Store, Tx
 from groundplane.ports.traffic import GatewayReports
 from groundplane.services.access import visible_project
 from groundplane.services.audit_trail import Teller
-from groundplane.wire.routes import TargetRequest
+from groundplane.wire.routes import PRICES, TargetRequest
 
 
 class Routes:
@@ -180,12 +180,10 @@ def _plain(wanted: TargetRequest) -> RouteTarget:
 
 
 def _named(wanted: TargetRequest) -> Named:
-    return Named(
-        prompt=wanted.prompt_microusd_per_million,
-        completion=wanted.completion_microusd_per_million,
-        cached=wanted.cached_microusd_per_million,
-        written=wanted.written_microusd_per_million,
-    )
+    prices = {name: getattr(wanted, f"{name}_microusd_per_million") for name in PRICES}
+    named = Named(**prices, long_above=wanted.long_above_tokens)
+    check_named(named)
+    return named
 
 
 def _listed(targets: Sequence[RouteTarget]) -> dict[str, object]:

@@ -8,7 +8,14 @@ from typing import Any, ClassVar
 from groundplane.domain.serving.provider import ProviderKind
 from groundplane.domain.serving.queueing import Priority
 from groundplane.domain.serving.routing import RoutePolicy
+from groundplane.domain.serving.usage import TOKENS_MAX
 from groundplane.wire.bounds import MONEY_MAX_MICROUSD, STRICT, check_range, check_text
+
+PRICES = (
+    "prompt", "completion", "cached", "written", "written_1h", "audio_prompt", "audio_completion", "long_prompt",
+    "long_completion",
+)  # fmt: skip
+"""Of a target, each in micro-dollars per million tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +52,20 @@ class TargetRequest:
     completion_microusd_per_million: int | None = None
     cached_microusd_per_million: int | None = None
     written_microusd_per_million: int | None = None
+    written_1h_microusd_per_million: int | None = None
+    audio_prompt_microusd_per_million: int | None = None
+    audio_completion_microusd_per_million: int | None = None
+    long_above_tokens: int | None = None
+    long_prompt_microusd_per_million: int | None = None
+    long_completion_microusd_per_million: int | None = None
     max_output_tokens: int | None = None
     context_tokens: int | None = None
     like: str = ""
 
     def __post_init__(self) -> None:
         check_text(like=self.like)
-        for name in ("prompt", "completion", "cached", "written"):
+        check_range("long_above_tokens", self.long_above_tokens, 1, TOKENS_MAX)
+        for name in PRICES:
             price = f"{name}_microusd_per_million"
             check_range(price, getattr(self, price), 0, MONEY_MAX_MICROUSD)
 

@@ -39,6 +39,7 @@ class TokenListPrice:
     sources: tuple[str, ...]
     estimated: bool
     written_microusd_per_million: int | None = None
+    written_1h_microusd_per_million: int | None = None
     max_output: int | None = None
     long_context: LongContextPrice | None = None
 

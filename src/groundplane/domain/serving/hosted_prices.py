@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from urllib.parse import urlsplit
 
 from groundplane.domain.catalogue.entries import TokenListPrice
 from groundplane.domain.serving.provider import Listed, Provider, ProviderKind, RouteTarget
-from groundplane.domain.spec import TokenPrice
+from groundplane.domain.spec import SpecialPrices, TokenPrice
 from groundplane.errors import InvalidInput
 
 _NEAR_MAX = 4
@@ -43,23 +43,47 @@ _VENDORS_BY_HOST = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
-    """Prices that somebody names for a target, in micro-dollars per million tokens; None where they name none."""
+    """Prices that somebody names for a target, in micro-dollars per million tokens; None where they name none. The
+    `long_` ones are of prompts of more than `long_above` tokens."""
 
     prompt: int | None = None
     completion: int | None = None
     cached: int | None = None
     written: int | None = None
+    written_1h: int | None = None
+    audio_prompt: int | None = None
+    audio_completion: int | None = None
+    long_above: int | None = None
+    long_prompt: int | None = None
+    long_completion: int | None = None
 
     def price(self) -> TokenPrice | None:
         """None where a token of the prompt or of the answer has none. A cached price that nobody knows is the prompt's:
         nothing is charged less by mistake."""
         if self.prompt is None or self.completion is None:
             return None
+        special = SpecialPrices(
+            written_1h=self.written_1h,
+            audio_prompt=self.audio_prompt,
+            audio_completion=self.audio_completion,
+            long_above_tokens=self.long_above,
+            long_prompt=self.long_prompt,
+            long_completion=self.long_completion,
+        )
         return TokenPrice(
             prompt_microusd_per_million=self.prompt,
             completion_microusd_per_million=self.completion,
             cached_microusd_per_million=self.prompt if self.cached is None else self.cached,
             written_microusd_per_million=self.written,
+            special=None if special == SpecialPrices() else special,
+        )
+
+
+def check_named(named: Named) -> None:
+    """InvalidInput for dearer prices of longer prompts that are not whole."""
+    if len({one is None for one in (named.long_above, named.long_prompt, named.long_completion)}) > 1:
+        raise InvalidInput(
+            "prices of longer prompts need all of three", "long_above=272000,long_prompt=10,long_completion=45"
         )
 
 
@@ -89,27 +113,39 @@ def filled_in(target: RouteTarget, named: Named, row: TokenListPrice | None) -> 
     """The target with a price, its longest answer and its context, as far as they are named or the row has them."""
     if row is None:
         return replace(target, price=named.price())
-    prices = {
-        "prompt": (named.prompt, row.prompt_microusd_per_million),
-        "completion": (named.completion, row.completion_microusd_per_million),
-        "cached": (named.cached, row.cached_microusd_per_million),
-        "written": (named.written, row.written_microusd_per_million),
-    }
-    bounds = {
+    listed, longer = _listed(row), row.long_context
+    # A price of one's own is not mixed with the list's for longer prompts.
+    if (named.prompt, named.completion, named.long_above) != (None, None, None):
+        listed = replace(listed, long_above=None, long_prompt=None, long_completion=None)
+    prices = {one.name: (getattr(named, one.name), getattr(listed, one.name)) for one in fields(Named)}
+    known = {
+        **prices,
         "max_output": (target.max_output_tokens, row.max_output),
         "context": (target.context_tokens, row.context),
     }
-    known = {**prices, **bounds}.items()
-    longer = row.long_context
     return replace(
         _within(target, row),
         price=Named(**{name: _or(*pair) for name, pair in prices.items()}).price(),
         listed=Listed(
             row=row.id,
             as_of=row.as_of,
-            took=tuple(name for name, (said, listed) in known if said is None and listed is not None),
-            long_above_tokens=None if longer is None else longer.above_tokens,
+            took=tuple(name for name, (said, here) in known.items() if said is None and here is not None),
+            long_above_tokens=None if longer is None or listed.long_above is not None else longer.above_tokens,
         ),
+    )
+
+
+def _listed(row: TokenListPrice) -> Named:
+    longer = row.long_context
+    return Named(
+        prompt=row.prompt_microusd_per_million,
+        completion=row.completion_microusd_per_million,
+        cached=row.cached_microusd_per_million,
+        written=row.written_microusd_per_million,
+        written_1h=row.written_1h_microusd_per_million,
+        long_above=None if longer is None else longer.above_tokens,
+        long_prompt=None if longer is None else longer.prompt_microusd_per_million,
+        long_completion=None if longer is None else longer.completion_microusd_per_million,
     )
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from groundplane.domain.serving.queueing import QueueRule, check_queue
 from groundplane.domain.serving.response_cache import CacheRule, check_cache
 from groundplane.domain.serving.routing import RoutePolicy
-from groundplane.domain.spec import TokenPrice
+from groundplane.domain.spec import SpecialPrices, TokenPrice
 from groundplane.errors import InvalidInput
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
@@ -74,8 +74,8 @@ class ProviderCheck:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listed:
-    """What of a target was taken from a dated row of the catalogue's token prices, because nobody named it: some of
-    prompt, completion, cached, written, max_output, context. `long_above_tokens`: longer prompts are dearer there."""
+    """What of a target was taken from a dated row of the catalogue's token prices, because nobody named it: words of
+    `RouteTarget.taken`. `long_above_tokens`: longer prompts are dearer there, and not here, where a price was named."""
 
     row: str
     as_of: str
@@ -112,15 +112,20 @@ class RouteTarget:
         price = self.price
         if self.listed is None or price is None:
             return {}
+        special = price.special or SpecialPrices()
         figures = {
             "prompt": price.prompt_microusd_per_million,
             "completion": price.completion_microusd_per_million,
             "cached": price.cached_microusd_per_million,
             "written": price.written,
-            "max_output": self.max_output_tokens or 0,
-            "context": self.context_tokens or 0,
+            "written_1h": special.written_1h,
+            "long_above": special.long_above_tokens,
+            "long_prompt": special.long_prompt,
+            "long_completion": special.long_completion,
+            "max_output": self.max_output_tokens,
+            "context": self.context_tokens,
         }
-        return {name: figures[name] for name in self.listed.took}
+        return {name: figures[name] or 0 for name in self.listed.took}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

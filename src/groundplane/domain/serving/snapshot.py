@@ -21,7 +21,7 @@ from groundplane.domain.serving.queueing import KeyPriority, Priority, QueueRule
 from groundplane.domain.serving.response_cache import CacheRule
 from groundplane.domain.serving.routing import RoutePolicy
 from groundplane.domain.serving.usage import dearest, worst_case
-from groundplane.domain.spec import TokenPrice
+from groundplane.domain.spec import SpecialPrices, TokenPrice
 from groundplane.errors import IntegrityFailure
 from groundplane.identity import Role
 
@@ -364,4 +364,6 @@ def _snapshot_target(value: Mapping[str, object]) -> Target:
         raise ValueError(f"{raw['base_url']!r} is no http or https address")
     if raw.get("kind"):
         ProviderKind(str(raw["kind"]))
-    return Target(**raw, price=TokenPrice(**price))  # type: ignore[arg-type]
+    special = price.pop("special", None)
+    special = None if special is None else SpecialPrices(**special)
+    return Target(**raw, price=TokenPrice(**price, special=special))  # type: ignore[arg-type]

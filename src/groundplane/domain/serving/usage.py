@@ -16,7 +16,7 @@ from array import array
 
 import msgspec
 
-from groundplane.domain.spec import TokenPrice
+from groundplane.domain.spec import SpecialPrices, TokenPrice
 
 BYTES_PER_TOKEN = 4
 TOKENS_MAX = 10**9
@@ -34,13 +34,17 @@ _DECODER = json.JSONDecoder()
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens of one request. `cached_tokens` were read from a provider's prompt cache and `written_tokens` written to
-    it: both are part of `prompt_tokens`."""
+    it, `written_1h_tokens` of them for an hour; `heard_tokens` are sound: all are part of `prompt_tokens`, as
+    `spoken_tokens` are of `completion_tokens`."""
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
     estimated: bool = False
     written_tokens: int = 0
+    written_1h_tokens: int = 0
+    heard_tokens: int = 0
+    spoken_tokens: int = 0
 
 
 NOTHING = Usage(0, 0)
@@ -66,11 +70,51 @@ def rate(
     return -(-parts // _TOKENS_PER_PRICE_UNIT)
 
 
+def rate_special(usage: Usage, price: TokenPrice) -> int:
+    """`rate` with a price of which some tokens have special ones."""
+    special = price.special or SpecialPrices()
+    of_prompt, of_completion, times, per = _in_length(usage.prompt_tokens, price)
+    cached = min(usage.cached_tokens, usage.prompt_tokens)
+    written = min(usage.written_tokens, usage.prompt_tokens - cached)
+    hour = min(usage.written_1h_tokens, written)
+    heard = min(usage.heard_tokens, usage.prompt_tokens - cached - written)
+    spoken = min(usage.spoken_tokens, usage.completion_tokens)
+    # A longer prompt makes what is read from and written to a cache dearer by as much as the rest of it.
+    cache = cached * price.cached_microusd_per_million + (written - hour) * price.written
+    cache += hour * _or(special.written_1h, price.written)
+    parts = (
+        (usage.prompt_tokens - cached - written - heard) * of_prompt
+        + -(-cache * times // per)
+        + heard * _or(special.audio_prompt, of_prompt)
+        + (usage.completion_tokens - spoken) * of_completion
+        + spoken * _or(special.audio_completion, of_completion)
+    )
+    return -(-parts // _TOKENS_PER_PRICE_UNIT)
+
+
+def _in_length(prompt_tokens: int, price: TokenPrice) -> tuple[int, int, int, int]:
+    """Prices of the prompt and of the answer for a prompt of this length, and the two numbers by which cached tokens
+    are dearer."""
+    prompt, completion = price.prompt_microusd_per_million, price.completion_microusd_per_million
+    special = price.special
+    if special is None or special.long_above_tokens is None or prompt_tokens <= special.long_above_tokens:
+        return prompt, completion, 1, 1
+    longer = _or(special.long_prompt, prompt)
+    return longer, _or(special.long_completion, completion), *((longer, prompt) if prompt else (1, 1))
+
+
+def _or(given: int | None, otherwise: int) -> int:
+    return otherwise if given is None else given
+
+
 def saved(usage: Usage, price: TokenPrice) -> int:
     """Micro-dollars that a provider's prompt cache made this request cheaper by: what it would cost without, less what
     it costs. Below zero where writing cost more than reading saved."""
     if not usage.cached_tokens and not usage.written_tokens:
         return 0
+    if price.special is not None:
+        without = msgspec.structs.replace(usage, cached_tokens=0, written_tokens=0, written_1h_tokens=0)
+        return rate_special(without, price) - rate_special(usage, price)
     prompt, completion = usage.prompt_tokens, usage.completion_tokens
     with_cache = rate(prompt, completion, usage.cached_tokens, price, usage.written_tokens)
     return rate(prompt, completion, 0, price) - with_cache
@@ -79,7 +123,15 @@ def saved(usage: Usage, price: TokenPrice) -> int:
 def dearest(price: TokenPrice) -> tuple[int, int]:
     """What a token of the prompt can cost at most, and one of the answer, in micro-dollars per million."""
     prompt = max(price.prompt_microusd_per_million, price.cached_microusd_per_million, price.written)
-    return prompt, price.completion_microusd_per_million
+    special = price.special
+    if special is None:
+        return prompt, price.completion_microusd_per_million
+    of_prompt, of_completion, times, per = _in_length(TOKENS_MAX, price)
+    cache = max(price.cached_microusd_per_million, price.written, _or(special.written_1h, 0))
+    return (
+        max(prompt, of_prompt, cache, -(-cache * times // per), _or(special.audio_prompt, 0)),
+        max(price.completion_microusd_per_million, of_completion, _or(special.audio_completion, 0)),
+    )
 
 
 def worst_case(prompt_bytes: int, completion_tokens_max: int, prices: tuple[int, int]) -> int:
@@ -163,18 +215,34 @@ def read_usage_words(words: dict[str, object]) -> Usage | None:
     """
     completion = _count(words, "completion_tokens")
     prompt = _count(words, "prompt_tokens")
-    details = words.get("prompt_tokens_details")
+    details, answered = words.get("prompt_tokens_details"), words.get("completion_tokens_details")
     if prompt is None:
         prompt, completion = _count(words, "input_tokens"), _count(words, "output_tokens")
-        details = words.get("input_tokens_details")
+        details, answered = words.get("input_tokens_details"), words.get("output_tokens_details")
     if prompt is None:
         total = _count(words, "total_tokens")
         return None if total is None else Usage(total, 0)
     read, written = _count(words, "cache_read_input_tokens"), _count(words, "cache_creation_input_tokens")
     if read is not None or written is not None:
-        return Usage(prompt + (read or 0) + (written or 0), completion or 0, read or 0, written_tokens=written or 0)
-    cached = _count(details, "cached_tokens") if isinstance(details, dict) else None
-    return Usage(prompt, completion or 0, min(cached or 0, prompt))
+        hour = min(_detail(words.get("cache_creation"), "ephemeral_1h_input_tokens"), written or 0)
+        return Usage(
+            prompt + (read or 0) + (written or 0),
+            completion or 0,
+            read or 0,
+            written_tokens=written or 0,
+            written_1h_tokens=hour,
+        )
+    return Usage(
+        prompt,
+        completion or 0,
+        min(_detail(details, "cached_tokens"), prompt),
+        heard_tokens=_detail(details, "audio_tokens"),
+        spoken_tokens=_detail(answered, "audio_tokens"),
+    )
+
+
+def _detail(details: object, name: str) -> int:
+    return (_count(details, name) or 0) if isinstance(details, dict) else 0
 
 
 def _count(value: dict[str, object], name: str) -> int | None:

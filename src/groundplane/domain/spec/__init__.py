@@ -217,6 +217,22 @@ class JobSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpecialPrices:
+    """Prices of tokens that few requests have, in micro-dollars per million; None: they cost what such tokens cost.
+
+    `written_1h`: written to a provider's prompt cache for an hour. `long_prompt` and `long_completion` are those of
+    every token of a request whose prompt has more than `long_above_tokens`; all three are given, or none.
+    """
+
+    written_1h: int | None = None
+    audio_prompt: int | None = None
+    audio_completion: int | None = None
+    long_above_tokens: int | None = None
+    long_prompt: int | None = None
+    long_completion: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPrice:
     """What callers are charged, in micro-dollars per million tokens."""
 
@@ -225,6 +241,7 @@ class TokenPrice:
     cached_microusd_per_million: int = 0
     written_microusd_per_million: int | None = field(default=None, metadata=_LATER)
     """What is written to a provider's prompt cache; the prompt's price where none is given."""
+    special: SpecialPrices | None = field(default=None, metadata=_LATER)
 
     @property
     def written(self) -> int:

@@ -95,6 +95,7 @@ class _Used(msgspec.Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int = 0
     prompt_tokens_details: dict[str, Any] | None = None
+    completion_tokens_details: dict[str, Any] | None = None
 
 
 class _Answer(msgspec.Struct, gc=False):
@@ -124,7 +125,10 @@ def read_usage(body: bytes) -> Usage | None:
         return None if words is None else read_usage_words(words)
     if not 0 <= used.prompt_tokens <= TOKENS_MAX:
         return None
-    cached = used.prompt_tokens_details.get("cached_tokens") if used.prompt_tokens_details else None
+    details, answered = used.prompt_tokens_details, used.completion_tokens_details
+    if (details and details.get("audio_tokens")) or (answered and answered.get("audio_tokens")):
+        return read_usage_words(msgspec.structs.asdict(used))
+    cached = details.get("cached_tokens") if details else None
     known = cached if isinstance(cached, int) and 0 < cached <= used.prompt_tokens else 0
     return Usage(used.prompt_tokens, used.completion_tokens, known)
 
