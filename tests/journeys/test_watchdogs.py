@@ -105,6 +105,7 @@ def test_spot_is_for_jobs_that_were_seen_to_resume(night: Any, wait: Callable[..
 
     forgetful = night.job("forgetful", ["python3", "-c", FORGETFUL, "400", "0", "0", "0.3"], spot=True)
     said = night.ground("prove-resume", "-f", str(forgetful), expect=3)
+    assert "; ground explain run-" in said.stderr, "it is told while it goes on"
     assert "again" in said.stdout + said.stderr
     assert "resume-proven" in night.ground("plan", "-f", str(forgetful), expect=3).stderr
 

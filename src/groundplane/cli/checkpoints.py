@@ -93,7 +93,13 @@ def prove_resume(run_id: str | None, path: str | None, detach: bool, output: str
         else:
             with spec_text(str(path)) as text:
                 proof = client.prove_resume(text)
+        stood = ""
         while proof.status is ProofStatus.RUNNING and not detach:
+            run = client.run(proof.run_id).run
+            stands = f"{run.id} is {run.status}" + (f", attempt {run.attempt}" if run.attempt else "")
+            if stands != stood:
+                stood = stands
+                render.say(f"{stands}; ground explain {run.id} says why")
             time.sleep(LOOK_PERIOD_S)
             proof = client.resume_proofs(proof.run_id)[0]
     words = proof.message or f"{proof.run_id} proves it"
