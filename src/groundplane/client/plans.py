@@ -10,7 +10,10 @@ from groundplane.wire.runs import RunExplanation
 
 class PlanCalls(Transport):
     def plan(self, spec: str) -> tuple[Plan, ...]:
-        """One stored plan per document of the spec. Raises InvalidInput with every problem and its line."""
+        """One stored plan per document of the spec. Raises InvalidInput with every problem and its line.
+
+        Paths in it are absolute: a relative one is refused by the plan, for nobody here knows what it counts from.
+        """
         return self._call("POST", "/v1/plans", PlansBody, body=SpecRequest(spec=spec)).plans
 
     def get_plan(self, plan_id: str) -> Plan:

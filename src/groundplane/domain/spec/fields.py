@@ -145,7 +145,8 @@ def _job() -> Iterable[Field]:
     yield Field(
         path="spec.workdir", kinds=job, read=v.text(r"[^\0]{1,4096}", "a path", example="."), takes="path",
         default="an own, empty folder",
-        meaning="Where the command starts. `ground` makes a relative path absolute, counted from the file's folder.",
+        meaning="Where the command starts. `ground` makes a relative path absolute, counted from the file's folder; "
+        "over the API it must be absolute.",
     )  # fmt: skip
     yield Field(
         path="spec.env", kinds=job, read=v.text_map(r"[A-Za-z_][A-Za-z0-9_]*", "an environment variable's name"),
