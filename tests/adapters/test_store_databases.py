@@ -28,6 +28,7 @@ from groundplane.adapters.store.sql import SqlStore
 from groundplane.adapters.store.tables import METADATA, SCHEMA_REVISION
 from groundplane.audit import Event, EventDraft
 from groundplane.domain.access import Project
+from groundplane.domain.hub import dataset_commit
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, Refusal, Unavailable
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -159,18 +160,19 @@ async def test_labels_are_looked_up_by_version_however_the_database_was_made(sql
         return str(connection.execute(sa.text(question)).all())
 
     def made_in_another_order(connection: sa.Connection) -> None:
+        migrate.upgrade(connection, "0021")
         for statement in (
             "DROP INDEX ix_version_labels_kind_name_text",
             "CREATE INDEX ix_version_labels_kind_name_text ON version_labels (kind, name, text)",
-            "UPDATE alembic_version SET version_num = '0021'",
         ):
             connection.execute(sa.text(statement))
         connection.commit()
 
     right = "ix_version_labels_version_id_kind_name_value"
     assert right in await on(sqlite_url, plan)
-    await on(sqlite_url, made_in_another_order)
-    assert right in await on(sqlite_url, plan)
+    other_url = f"{sqlite_url}.other"
+    await on(other_url, made_in_another_order)
+    assert right in await on(other_url, plan)
 
 
 @pytest.mark.parametrize("start", REVISIONS)
@@ -199,6 +201,22 @@ async def test_dev_environments_of_before_are_known_after_the_upgrade(empty_url:
         return [tuple(row) for row in connection.execute(sa.text("SELECT id, dev FROM runs ORDER BY id"))]
 
     assert await on(empty_url, kinds) == [("dev", "jupyter"), ("job", "")]
+
+
+async def test_datasets_of_before_keep_their_commits_after_the_upgrade(empty_url: str) -> None:
+    def commits(connection: sa.Connection) -> list[str]:
+        migrate.upgrade(connection, "0022")
+        table = sa.Table("dataset_versions", sa.MetaData(), autoload_with=connection)
+        empty = {c.name: "" if isinstance(c.type, sa.Text) else NOW for c in table.c if not c.nullable}
+        empty |= {"number": 0, "size_bytes": 0, "version": 0, "kept": True}
+        for number in (1, 2):
+            named = {"id": f"rows@{number}", "name": "rows", "number": number, "digest": f"{number:064x}"}
+            connection.execute(table.insert().values({**empty, **named}))
+        connection.commit()
+        migrate.upgrade(connection)
+        return list(connection.scalars(sa.text('SELECT "commit" FROM dataset_versions ORDER BY id')))
+
+    assert await on(empty_url, commits) == [dataset_commit(f"rows@{number}", f"{number:064x}") for number in (1, 2)]
 
 
 async def test_two_processes_may_migrate_at_once(empty_url: str) -> None:

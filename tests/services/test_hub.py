@@ -15,7 +15,7 @@ from tests.services.model_house import ADA, EVE, FACTS, NOW, House, built, doors
 
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.domain.dataset import DatasetVersion, Pointer, Profile, digest_of
-from groundplane.domain.hub import Kind, of_dataset
+from groundplane.domain.hub import Kind, dataset_commit, of_dataset
 from groundplane.domain.model import ManifestFile
 from groundplane.domain.registry import ModelAlias
 from groundplane.errors import NotFound
@@ -66,6 +66,7 @@ def data(number: int, *, kept: bool = True, name: str = "rows") -> DatasetVersio
         classification="internal", description="", digest=digest_of(files), how="measured", files=files, size_bytes=3,
         pointer=Pointer.MANAGED if kept else Pointer.BUCKET, location="s3://far/rows", profile=Profile(), as_of=NOW,
         fresh_for_s=None, retain_until=None, created_by="ada", created_at=NOW + timedelta(hours=number), kept=kept,
+        commit=dataset_commit(f"{name}@{number}", digest_of(files)),
     )  # fmt: skip
 
 

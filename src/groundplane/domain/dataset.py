@@ -56,6 +56,7 @@ class DatasetVersion:
 
     `how` says who hashed: `measured` here, or `declared` by whoever registered. `kept` is false once a managed copy
     was erased: its bytes are then nobody's. `as_of` is how old the data is; fresh for `fresh_for_s` from there on.
+    `commit` is what hub clients call it (`domain.hub.dataset_commit`).
     """
 
     id: str
@@ -81,6 +82,7 @@ class DatasetVersion:
     kept: bool
     erased_at: datetime | None = None
     erasure_id: str = ""
+    commit: str = ""
     version: int = 0
 
     def fresh_at(self, now: datetime) -> bool | None:

@@ -61,18 +61,15 @@ class Revision:
 
 
 def of_model(version: ModelVersion) -> Revision:
-    return _revision(Kind.MODELS, version, model_commit(version.certificate_sha256))
+    return _revision(Kind.MODELS, version, version.certificate_sha256[:COMMIT_HEX])
 
 
 def of_dataset(version: DatasetVersion) -> Revision:
-    return _revision(Kind.DATASETS, version, dataset_commit(version.id, version.digest))
-
-
-def model_commit(certificate_sha256: str) -> str:
-    return certificate_sha256[:COMMIT_HEX]
+    return _revision(Kind.DATASETS, version, version.commit)
 
 
 def dataset_commit(id: str, digest: str) -> str:
+    """Over what names a dataset's version for ever: its id and its bytes."""
     named: list[object] = [id, digest]
     return hashlib.sha256(canonical_json(named)).hexdigest()[:COMMIT_HEX]
 

@@ -27,6 +27,7 @@ from groundplane.domain.dataset import (
     missing_facts,
     pointer_of,
 )
+from groundplane.domain.hub import dataset_commit
 from groundplane.domain.lineage import OutsideEdge
 from groundplane.domain.model import ManifestFile, ModelVersion, check_name, check_sha256, manifest, path_refusals
 from groundplane.domain.provenance import certificate as cert
@@ -89,8 +90,9 @@ class Datasets:
                 raise Refusal([Refused(rule="dataset-name", need="a name that is free", have=have, hint=hint)])
             number = newest[0].number + 1 if newest else 1
             managed = pointer is Pointer.MANAGED
+            id, digest = f"{offered.name}@{number}", digest_of(files)
             row = DatasetVersion(
-                id=f"{offered.name}@{number}",
+                id=id,
                 name=offered.name,
                 number=number,
                 project=offered.project,
@@ -98,7 +100,7 @@ class Datasets:
                 license=facts.license,
                 classification=facts.classification,
                 description=facts.description,
-                digest=digest_of(files),
+                digest=digest,
                 how="measured" if managed else "declared",
                 files=files,
                 size_bytes=sum(file.size_bytes for file in files),
@@ -111,6 +113,7 @@ class Datasets:
                 created_by=actor.name,
                 created_at=now,
                 kept=managed,
+                commit=dataset_commit(id, digest),
             )
             if newest and newest[0].erased_at is None and _same(newest[0], row, dated=facts.as_of is not None):
                 return newest[0]

@@ -34,6 +34,8 @@ _STATES: Mapping[Kind, tuple[type[Stored], Mapping[str, object]]] = {
     Kind.DATASETS: (DatasetVersion, {"kept": True}),
 }
 """What a repository's states are rows of, and which of these count."""
+_COMMITS = {Kind.MODELS: "certificate_sha256", Kind.DATASETS: "commit"}
+"""The column that begins with the commit."""
 
 
 class RevisionNotFound(NotFound):
@@ -293,36 +295,24 @@ async def _named(tx: Tx, newest: Stored, revision: str) -> Stored | None:
     wanted = hub.wanted(revision)
     if wanted is None or wanted == hub.Wanted():
         return newest if wanted else None
-    number = wanted.number
-    if isinstance(newest, ModelVersion):
-        if wanted.commit:
-            digests = Between(wanted.commit, wanted.commit + _BEHIND)
-            found = await tx.find(ModelVersion, {"name": newest.name, "certificate_sha256": digests}, limit=2)
-            return found[0] if len(found) == 1 else None
-        if wanted.alias:
-            alias = await tx.get(ModelAlias, f"{newest.name}@{wanted.alias}")
-            number = alias.number if alias else 0
-        return await tx.get(ModelVersion, f"{newest.name}@{number}")
-    if wanted.commit == hub.dataset_commit(newest.id, newest.digest):
-        return newest
+    kind = Kind.MODELS if isinstance(newest, ModelVersion) else Kind.DATASETS
+    row, where = _STATES[kind]
+    asked: dict[str, object] = {**where, "name": newest.name, "number": wanted.number}
     if wanted.commit:
-        # Its commit is no column: it is worked out from two that are.
-        commits = await _commits(tx, Kind.DATASETS, newest.name)
-        numbers = [each for each, commit in commits.items() if commit.startswith(wanted.commit)]
-        number = numbers[0] if len(numbers) == 1 else 0
-    data = await tx.get(DatasetVersion, f"{newest.name}@{number}")
-    return data if data is not None and data.kept else None
+        del asked["number"]
+        asked[_COMMITS[kind]] = Between(wanted.commit, wanted.commit + _BEHIND)
+    if wanted.alias:
+        alias = await tx.get(ModelAlias, f"{newest.name}@{wanted.alias}") if kind is Kind.MODELS else None
+        asked["number"] = alias.number if alias else 0
+    found = await tx.find(row, asked, limit=2)
+    return found[0] if len(found) == 1 else None
 
 
 async def _commits(tx: Tx, kind: Kind, name: str) -> dict[int, str]:
     """The commit of each version of a name, without reading files and certificates."""
     row, where = _STATES[kind]
-    digest = "certificate_sha256" if kind is Kind.MODELS else "digest"
-    rows = await tx.total(row, "*", by=("number", "id", digest), where={**where, "name": name})
-    return {
-        number: hub.model_commit(text) if kind is Kind.MODELS else hub.dataset_commit(id, text)
-        for number, id, text in cast("Iterable[tuple[int, str, str]]", rows)
-    }
+    rows = await tx.total(row, "*", by=("number", _COMMITS[kind]), where={**where, "name": name})
+    return {cast("int", number): str(text)[: hub.COMMIT_HEX] for number, text in rows}
 
 
 def _holding(text: str, projects: Sequence[str], *, everywhere: bool) -> Iterator[Mapping[str, object]]:
@@ -342,7 +332,7 @@ def _holding(text: str, projects: Sequence[str], *, everywhere: bool) -> Iterato
 
 
 def _demand_digest(version: DatasetVersion) -> None:
-    if digest_of(version.files) != version.digest:
+    if digest_of(version.files) != version.digest or version.commit != hub.dataset_commit(version.id, version.digest):
         raise IntegrityFailure(
             f"{version.id} is not what was registered: its files do not come to its digest",
             "restore the database from a backup",

@@ -62,7 +62,7 @@ from groundplane.domain.tracking.records import (
 )
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0022"
+SCHEMA_REVISION = "0023"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
@@ -209,7 +209,7 @@ KINDS: dict[type, Kind] = {
             row=DatasetVersion,
             table="dataset_versions",
             unique=(("name", "number"),),
-            indexes=(("project", "created_at"), ("digest",), ("kept",)),
+            indexes=(("project", "created_at"), ("digest",), ("kept",), ("name", "commit")),
             not_negative=("size_bytes",),
         ),
         Kind(row=LineageEdge, table="lineage_edges", indexes=(("parent",), ("child",))),
