@@ -89,6 +89,11 @@ def test_two_rows_of_one_name_are_nobodys() -> None:
     with pytest.raises(InvalidInput, match="is 2 rows") as refused:
         row_like("gpt-4o", twice)
     assert refused.value.hint == "like=azure/eu/gpt-4o, like=azure/us/gpt-4o"
+    assert [row_like(name, ROWS).id for name in ("gpt-4o", "Azure/GPT-4o", "phi-4")] == [
+        "gpt-4o",
+        "azure/gpt-4o",
+        "azure_ai/Phi-4",
+    ]
     assert row_like("us/gpt-4o", twice).id == "azure/us/gpt-4o"
     with pytest.raises(InvalidInput, match="'gpt-5' is no row"):
         row_like("gpt-5", twice)

@@ -149,6 +149,13 @@ def test_tokens_with_prices_of_their_own_are_charged_them(words: dict[str, objec
     assert (cheaper > 0) == (used.cached_tokens > used.written_tokens)
 
 
+@pytest.mark.parametrize("details", [{"audio_tokens": 0}, {"audio_tokens": "5"}, {}, [5], 5, "audio_tokens", None])
+def test_odd_details_of_an_answer_s_tokens_make_no_difference(details: object) -> None:
+    words = {"prompt_tokens": 3, "completion_tokens": 4, "completion_tokens_details": details}
+    body = json.dumps({"usage": words}).encode()
+    assert read_usage(body) == find_usage(body) == Usage(3, 4)
+
+
 def test_estimates_round_up() -> None:
     assert [estimated_tokens(size) for size in (0, 1, 4, 5)] == [0, 1, 1, 2]
 

@@ -328,22 +328,31 @@ def form(*parts: tuple[str, bytes], end: bytes = b"--b--\r\n") -> bytes:
 
 
 MODEL = 'Content-Disposition: form-data; name="model"'
+COUNT = 'Content-Disposition: form-data; name="n"'
 FORM = b"multipart/form-data; boundary=b"
 
 
 @given(value=st.binary(max_size=200), name=st.text("abcdefgh-_.", min_size=1))
 def test_a_form_is_read_whatever_its_file_holds(value: bytes, name: str) -> None:
-    if b"\r\n--b" in b"\r\n" + value:
+    if b"\r\n--b" in b"\r\n" + value or name.startswith("--b"):
         return
     data = form(('Content-Disposition: form-data; name="file"; filename="x"', value), (MODEL, name.encode()))
     read = read_form(data, FORM)
+    assert (read.answers, read.has_files) == (1, True)
     start, end = read.model_span
     assert (read.model, data[start:end]) == (name, name.encode())
+
+
+def test_a_form_says_how_many_pictures_it_wants() -> None:
+    read = read_form(form((MODEL, b"a"), (COUNT, b"4")), FORM)
+    assert (read.answers, read.has_files) == (4, False)
 
 
 @pytest.mark.parametrize(
     ("body", "content_type", "status"),
     [
+        (form((MODEL, b"a"), (COUNT, b"-4")), FORM, 400),
+        (form((MODEL, b"a"), (COUNT, b"4" * 5000)), FORM, 400),
         (form((MODEL, b"a"), (MODEL, b"b")), FORM, 400),
         (form((MODEL, b"")), FORM, 400),
         (form(('Content-Disposition: form-data; name="prompt"', b"a")), FORM, 400),

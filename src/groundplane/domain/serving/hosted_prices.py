@@ -106,7 +106,7 @@ def row_like(name: str, rows: Sequence[TokenListPrice]) -> TokenListPrice:
         return found[0]
     near = ", ".join(f"like={one}" for one in _near(name, found, rows))
     what = f"is {len(found)} rows" if found else "is no row"
-    raise InvalidInput(f"{name[:100]!r} {what} of the catalogue's token prices", near or "ground catalog show")
+    raise InvalidInput(f"{name[:100]!r} {what} of the catalogue's token prices", near or "ground catalog show token_prices")
 
 
 def filled_in(target: RouteTarget, named: Named, row: TokenListPrice | None) -> RouteTarget:
@@ -191,10 +191,11 @@ def _vendor(provider: Provider) -> str | None:
 
 
 def _called(name: str, rows: Sequence[TokenListPrice]) -> list[TokenListPrice]:
-    """Rows of this name: in full or without its vendor's prefix, else by its last part."""
+    """Rows of this name: in full, else without their vendor's prefix, else by its last part."""
     wanted = name.lower()
-    exact = [row for row in rows if wanted in (row.id.lower(), row.id.lower().partition("/")[2])]
-    return exact or [row for row in rows if _last(row.id) == _last(wanted)]
+    in_full = [row for row in rows if row.id.lower() == wanted]
+    without = in_full or [row for row in rows if row.id.lower().partition("/")[2] == wanted]
+    return without or [row for row in rows if _last(row.id) == _last(wanted)]
 
 
 def _near(name: str, found: Sequence[TokenListPrice], rows: Sequence[TokenListPrice]) -> tuple[str, ...]:

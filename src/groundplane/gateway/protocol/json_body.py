@@ -95,7 +95,7 @@ class _Used(msgspec.Struct, gc=False):
     prompt_tokens: int | None = None
     completion_tokens: int = 0
     prompt_tokens_details: dict[str, Any] | None = None
-    completion_tokens_details: dict[str, Any] | None = None
+    completion_tokens_details: Any = None
 
 
 class _Answer(msgspec.Struct, gc=False):
@@ -126,9 +126,13 @@ def read_usage(body: bytes) -> Usage | None:
     if not 0 <= used.prompt_tokens <= TOKENS_MAX:
         return None
     details, answered = used.prompt_tokens_details, used.completion_tokens_details
-    if (details and details.get("audio_tokens")) or (answered and answered.get("audio_tokens")):
+    if answered is not None and isinstance(answered, dict) and answered.get("audio_tokens"):
         return read_usage_words(msgspec.structs.asdict(used))
-    cached = details.get("cached_tokens") if details else None
+    if not details:
+        return Usage(used.prompt_tokens, used.completion_tokens)
+    if details.get("audio_tokens"):
+        return read_usage_words(msgspec.structs.asdict(used))
+    cached = details.get("cached_tokens")
     known = cached if isinstance(cached, int) and 0 < cached <= used.prompt_tokens else 0
     return Usage(used.prompt_tokens, used.completion_tokens, known)
 
