@@ -115,6 +115,12 @@ def test_a_group_that_can_list_does_so_when_no_command_is_named(capsys: pytest.C
             assert capsys.readouterr().out.startswith(f"Usage: {path} ls "), path
 
 
+@pytest.mark.parametrize("words", ["schedules remove", "artifacts delete", "gates rm", "routes delete"])
+def test_what_takes_away_answers_to_every_word_for_it(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([*words.split(), "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"Usage: ground {words} ")
+
+
 def test_a_misspelt_command_is_met_with_the_one_that_was_meant(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["statsu"]) == 2
     assert capsys.readouterr().err == "error: 'statsu' is no command. Did you mean status?\nhint: ground --help\n"

@@ -22,6 +22,10 @@ INTERRUPTED_CODE = 130
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+_SAME = (("list", "ls"), ("remove", "delete", "rm"))
+"""Words that people type for one another: each stands for the one that the group has."""
+
+
 class Listing(click.Group):
     """A group that lists when no command is named: `ground models -o json` is `ground models list -o json`."""
 
@@ -35,7 +39,8 @@ class Listing(click.Group):
         return super().parse_args(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, "list" if cmd_name == "ls" else cmd_name)
+        same = next((words for words in _SAME if cmd_name in words), ())
+        return super().get_command(ctx, next((word for word in same if word in self.commands), cmd_name))
 
 
 def output_option(command: Command) -> Command:

@@ -45,6 +45,8 @@ from groundplane.units import format_bytes
 
 START_PATIENCE_S = 75.0
 LOOK_PATIENCE_S = 2.0
+FIRST_LOOK_PATIENCE_S = 8.0
+"""For a node that was never heard: a connection is opened, and the runner copied there."""
 LOOK_BATCH = 200
 SPOT_PATIENCE_S = 15.0
 OUTPUTS_PART = 0.9
@@ -448,17 +450,18 @@ class NodesExecutor(CheckpointCalls, StagingCalls, TerminalCalls, WayCalls):
         """
         if len(self._links) == 1:
             return await self._ask(link, operation, **arguments)
+        patience_s = LOOK_PATIENCE_S if link.heard_at or link.failure else FIRST_LOOK_PATIENCE_S
         now = time.monotonic()
         waiting, since = link.under_way.get(operation, (None, now))
-        if waiting is None or waiting.done() or now - since < LOOK_PATIENCE_S:
+        if waiting is None or waiting.done() or now - since < patience_s:
             fresh = asyncio.get_running_loop().create_task(self._ask(link, operation, **arguments))
             fresh.add_done_callback(_retrieved)
             if waiting is None or waiting.done():
                 link.under_way[operation] = (fresh, now)
-            done, _ = await asyncio.wait([fresh], timeout=LOOK_PATIENCE_S)
+            done, _ = await asyncio.wait([fresh], timeout=patience_s)
             if done:
                 return fresh.result()
-        raise Unsent(f"node {link.name} has not answered for {LOOK_PATIENCE_S:g} s", "it is waited for")
+        raise Unsent(f"node {link.name} has not answered for {patience_s:g} s", "it is waited for")
 
     async def _ask_all(self, operation: str, keep: Callable[[Link, Document], None]) -> None:
         """Asks every node at once; one that does not answer has its failure noted."""
