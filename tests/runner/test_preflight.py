@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,14 @@ def order_for(target: Path, **more: Any) -> dict[str, Any]:
 def test_a_writable_target_is_timed_and_left_empty(tmp_path: Path) -> None:
     found = preflight_storage.checkpoints(order_for(tmp_path / "target"), NOWHERE)
     assert found["status"] == "ok" and found["figures"]["write_bytes_per_s"] > 0
+    assert list((tmp_path / "target").iterdir()) == []
+
+
+def test_the_members_of_a_gang_probe_a_shared_folder_at_once(tmp_path: Path) -> None:
+    order = order_for(tmp_path / "target")
+    with ThreadPoolExecutor(4) as nodes:  # of one process, and so with one id: ids of two nodes may be the same
+        found = list(nodes.map(lambda _: preflight_storage.checkpoints(order, NOWHERE), range(4)))
+    assert [(each["status"], each["have"]) for each in found if each["status"] != "ok"] == []
     assert list((tmp_path / "target").iterdir()) == []
 
 

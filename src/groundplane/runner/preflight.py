@@ -120,7 +120,9 @@ def inspect(root: Path, order: Document) -> list[Document]:
     folder = root / "preflight" / f"{order['attempt_id']}-{os.getpid()}"
     (folder / "work").mkdir(mode=0o700, parents=True)
     share = order.get("checkpoint_share") or ""
-    order["checkpoint_dir"] = f"{share}/.ground-preflight-{os.getpid()}" if share else str(folder / "checkpoints")
+    order["checkpoint_dir"] = (
+        f"{share}/.ground-preflight-{os.urandom(8).hex()}" if share else str(folder / "checkpoints")
+    )
     order["output_dir"] = str(folder / "output")
     sandbox = Sandbox(folder, order, order["workdir"] or str(folder / "work"))
     try:

@@ -187,7 +187,8 @@ def checkpoints(order: Document, _: Path) -> Document:
 
 def _probe(target: Path, probe_bytes: int) -> dict[str, float] | None:
     """Rates of a write with fsync and of reading it back; None when the bytes differ. Leaves nothing behind."""
-    file = target / f".preflight-{os.getpid()}"
+    # Members of a gang probe one shared folder at once, and process ids of two nodes may be the same.
+    file = target / f".preflight-{os.urandom(8).hex()}"
     written, same = 0, True
     chunk = os.urandom(CHUNK)
     try:
