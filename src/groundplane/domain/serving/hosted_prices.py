@@ -17,6 +17,7 @@ from groundplane.domain.spec import SpecialPrices, TokenPrice
 from groundplane.errors import InvalidInput
 
 _NEAR_MAX = 4
+_ALL = "ground catalog show token_prices"
 _VENDORS = {
     ProviderKind.OPENAI: "openai",
     ProviderKind.AZURE: "azure",
@@ -104,9 +105,9 @@ def row_like(name: str, rows: Sequence[TokenListPrice]) -> TokenListPrice:
     found = _called(name, rows)
     if len(found) == 1:
         return found[0]
-    near = ", ".join(f"like={one}" for one in _near(name, found, rows))
+    near = ", ".join(f"like={one}" for one in _near(name, found, rows)) or _ALL
     what = f"is {len(found)} rows" if found else "is no row"
-    raise InvalidInput(f"{name[:100]!r} {what} of the catalogue's token prices", near or "ground catalog show token_prices")
+    raise InvalidInput(f"{name[:100]!r} {what} of the catalogue's token prices", near)
 
 
 def filled_in(target: RouteTarget, named: Named, row: TokenListPrice | None) -> RouteTarget:
@@ -160,7 +161,7 @@ def bounded(target: RouteTarget, provider: Provider, rows: Sequence[TokenListPri
 def check_known(target: RouteTarget, near: Sequence[str]) -> None:
     """InvalidInput when nobody says what a provider's model costs, or how long an answer that costs something gets."""
     what = f"{target.model[:100]} of provider {target.provider[:63]}"
-    like = "".join(f", or ,like={one}" for one in near)
+    like = "".join(f", or ,like={one}" for one in near) or f", or ,like= and a row of: {_ALL}"
     if target.price is None:
         hint = f"add ,prompt=2.50,completion=10 (dollars per million tokens){like}"
         raise InvalidInput(f"what are callers charged for {what}?", hint)
