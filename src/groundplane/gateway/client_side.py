@@ -56,6 +56,9 @@ class Phase(Enum):
     LINGER = auto()
 
 
+_HEAD, _ANSWERING = Phase.HEAD, Phase.ANSWERING
+
+
 class ClientConnection(asyncio.Protocol):
     """Is the `Caller` of its exchanges."""
 
@@ -188,7 +191,7 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         phase = self._phase
-        if phase is Phase.HEAD:
+        if phase is _HEAD:
             if not self._buffer and not self._write_paused and self._take_straight(data):
                 return
             if not self._buffer:
@@ -228,7 +231,7 @@ class ClientConnection(asyncio.Protocol):
             or len(data) - begin > state.options.body_max_bytes
         ):
             return False
-        self._phase = Phase.ANSWERING
+        self._phase = _ANSWERING
         self.deadline_s = _FOREVER
         self._door = door
         self._key = key
@@ -456,14 +459,15 @@ class ClientConnection(asyncio.Protocol):
         """The answer is complete: on to the next request, so much later, or close."""
         self._exchange = self._door = self._head = None
         self._is_new = False
-        self._phase = Phase.HEAD
+        self._phase = _HEAD
+        state = self._state
         if self._transport is None:
             return
-        if self.closes or self._state.draining:
+        if self.closes or state.draining:
             self._transport.close()
             return
         if not self._write_paused:
-            self.deadline_s = self._state.now_s + self._state.options.keep_alive_s
+            self.deadline_s = state.now_s + state.options.keep_alive_s
         if late_ns:
             self._phase = Phase.TURN
             self._stop_reading()

@@ -260,13 +260,13 @@ class Share:
         value = self.limit.value
         if value <= 0:
             return 0, MINUTE_NS
-        scale = SCALES[self.limit.measure]
+        scale, held = SCALES[self.limit.measure], self.all_held - self.free
         level = self.level
         if scale == MINUTE_NS:
             level -= (now_ns - self.at_ns) * value
-            if level < 0:
-                level = 0
-        taken = level + (self.all_held - self.free) * scale
+        if level <= 0:
+            return (value - held if held < value else 0), -(-held * scale // value)
+        taken = level + held * scale
         left = value - -(-taken // scale)
         return (left if left > 0 else 0), -(-taken // value)
 
