@@ -22,12 +22,12 @@ MIB = 2**20
 BLOCK = objects._BLOCK_BYTES
 SIZES = (0, 1, 4095, 4096, 4097, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 4095)
 CONTENT = random.Random(4712).randbytes(2 * BLOCK + 4095)
-DISK_BYTES = 48 * MIB
+DISK_BYTES = 24 * MIB
 
 
 @pytest.fixture(params=[pytest.param(kind, marks=pytest.mark.needs(kind)) for kind in ("tmpfs", "ext4")])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
-    """48 MiB of a real file system, in memory or with a device below it."""
+    """24 MiB of a real file system, in memory or with a device below it."""
     place = tmp_path / "disk"
     place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs"]

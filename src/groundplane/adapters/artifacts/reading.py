@@ -14,7 +14,10 @@ from groundplane.domain.packs import Piece
 from groundplane.domain.pieces import PIECE_BYTES_MAX
 from groundplane.errors import IntegrityFailure
 
-_SHARE_PIECES = 16
+_SHARES = 16
+_SHARE_PIECES_MIN, _SHARE_PIECES_MAX = 8, 64
+"""A pack's worth at most. What is read from the disk in long runs also lies in the page cache in large parts, from
+which it is read again a fifth faster."""
 RESTORE_HINT = "push the same content again, or restore the store from a backup"
 
 
@@ -101,8 +104,8 @@ class PieceReader:
 
 def shares(pieces: Sequence[Piece]) -> Iterator[tuple[int, Sequence[Piece]]]:
     """(offset in the file, neighbouring pieces), in file order: threads that take the next one each stay close."""
-    offset = 0
-    for begin in range(0, len(pieces), _SHARE_PIECES):
-        share = pieces[begin : begin + _SHARE_PIECES]
+    offset, count = 0, min(max(len(pieces) // _SHARES, _SHARE_PIECES_MIN), _SHARE_PIECES_MAX)
+    for begin in range(0, len(pieces), count):
+        share = pieces[begin : begin + count]
         yield offset, share
         offset += sum(piece.length for piece in share)
