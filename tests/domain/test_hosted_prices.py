@@ -20,7 +20,6 @@ from groundplane.domain.serving.hosted_prices import (
 )
 from groundplane.domain.serving.provider import Listed, Provider, ProviderKind, RouteTarget
 from groundplane.domain.serving.snapshot import LONGEST_ANSWER_TOKENS, LONGEST_CONTEXT_TOKENS
-from groundplane.domain.spec import SpecialPrices
 from groundplane.errors import InvalidInput
 
 ROWS = load_catalogue().token_prices
@@ -116,10 +115,11 @@ def test_what_nobody_names_is_the_rows_and_said_to_be() -> None:
     assert target.listed == Listed(row="claude-sonnet-4-5", as_of="2026-08-01", took=tuple(target.taken))
 
 
-def test_the_list_s_prices_of_long_prompts_are_not_mixed_with_a_price_of_ones_own() -> None:
+def test_the_list_s_prices_of_long_prompts_and_caches_are_not_mixed_with_a_price_of_ones_own() -> None:
     target = filled_in(to("claude-sonnet-4-5"), Named(prompt=1, completion=2), row("claude-sonnet-4-5"))
     assert target.listed is not None and target.listed.long_above_tokens == 200_000
-    assert target.price is not None and target.price.special == SpecialPrices(written_1h=6_000_000)
+    assert target.price is not None and target.price.special is None
+    assert (target.price.cached_microusd_per_million, target.price.written) == (1, 1), "as the prompt, and not cheaper"
     own = Named(prompt=1, completion=2, long_above=9, long_prompt=3, long_completion=4)
     check_named(own)
     price = filled_in(to("claude-sonnet-4-5"), own, row("claude-sonnet-4-5")).price
@@ -131,7 +131,7 @@ def test_the_list_s_prices_of_long_prompts_are_not_mixed_with_a_price_of_ones_ow
 def test_what_somebody_names_wins() -> None:
     named = Named(prompt=2_000_000, completion=0)
     target = filled_in(to(max_output_tokens=100), named, row("gpt-4o"))
-    assert target.taken == {"cached": 1_250_000, "context": 128_000}
+    assert target.taken == {"context": 128_000}
     assert target.price is not None and target.max_output_tokens == 100
     assert (target.price.prompt_microusd_per_million, target.price.completion_microusd_per_million) == (2_000_000, 0)
     alone = filled_in(to(), Named(prompt=7, completion=9), None)

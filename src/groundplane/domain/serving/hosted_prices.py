@@ -115,7 +115,9 @@ def filled_in(target: RouteTarget, named: Named, row: TokenListPrice | None) -> 
     if row is None:
         return replace(target, price=named.price())
     listed, longer = _listed(row), row.long_context
-    # A price of one's own is not mixed with the list's for longer prompts.
+    # A price of one's own is not mixed with the list's for the same tokens in a cache, or in longer prompts.
+    if named.prompt is not None:
+        listed = replace(listed, cached=None, written=None, written_1h=None)
     if (named.prompt, named.completion, named.long_above) != (None, None, None):
         listed = replace(listed, long_above=None, long_prompt=None, long_completion=None)
     prices = {one.name: (getattr(named, one.name), getattr(listed, one.name)) for one in fields(Named)}
