@@ -14,7 +14,7 @@ from tests.gateway.harness import key, route
 from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.domain.serving.snapshot import SnapshotKey, Target
 from groundplane.domain.serving.usage import Usage
-from groundplane.domain.serving.usage_records import Reserved, Settled, read_frames
+from groundplane.domain.serving.usage_records import HEADER, Reserved, Settled, read_frames
 from groundplane.domain.spec import TokenPrice
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput
 from groundplane.gateway.records import constant_members, decimal_s, reserved_members, settled_members
@@ -138,6 +138,44 @@ async def test_a_torn_tail_is_ignored(tmp_path: Path, cut_bytes: int, cut: bool)
     # b was reserved and its settlement is torn: it never got its answer's end, and is settled as estimated.
     assert await names(FolderUsageLog(tmp_path)) == ["a", "b", "c"]
     again.close()
+
+
+async def test_a_writer_ended_in_the_middle_of_a_record_leaves_a_torn_tail(tmp_path: Path) -> None:
+    """The text is copied before its header, in pieces whose order is the processor's."""
+    log = opened(tmp_path)
+    answer(log, "a", "b")
+    abandon(log)
+    segment = tmp_path / "gw-00000001.log"
+    whole = segment.read_bytes()
+    end = read_frames(whole).end
+    begin = whole.rindex(b"S{", 0, end) - HEADER.size
+    header, text = whole[begin : begin + HEADER.size], whole[begin + HEADER.size : end]
+    states = [bytes(HEADER.size) + text[:count] for count in range(0, len(text) + 1, 16)]
+    states += [bytes(HEADER.size) + bytes(count) + text[count:] for count in range(0, len(text), 64)]
+    states += [header[:count] + bytes(HEADER.size - count) + text for count in range(HEADER.size)]
+    for number, state in enumerate(states):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / segment.name).write_bytes(whole[:begin] + state.ljust(len(whole) - begin, b"\0"))
+        assert await names(FolderUsageLog(folder)) == ["a"], state
+        again = WriteAheadLog(folder, "gw", segment_max_bytes=2_000, free_min_bytes=0)
+        assert again.open().orphans == 1
+        again.close()
+
+
+@pytest.mark.parametrize("damaged", [bytes(8), b"\0", b"\xff\xff"], ids=["no header", "a short one", "a long one"])
+async def test_a_header_damaged_before_other_records_is_named(tmp_path: Path, damaged: bytes) -> None:
+    log = opened(tmp_path)
+    answer(log, "a", "b")
+    log.close()
+    segment = tmp_path / "gw-00000001.log"
+    data = segment.read_bytes()
+    begin = data.index(b"S{") - HEADER.size
+    segment.write_bytes(data[:begin] + damaged + data[begin + len(damaged) :])
+    with pytest.raises(IntegrityFailure, match=rf"gw-00000001\.log is damaged at byte {begin}"):
+        await FolderUsageLog(tmp_path).read(10)
+    with pytest.raises(IntegrityFailure, match=rf"gw-00000001\.log is damaged at byte {begin}"):
+        opened(tmp_path)
 
 
 async def test_zeros_after_a_power_cut_are_a_torn_tail(tmp_path: Path) -> None:

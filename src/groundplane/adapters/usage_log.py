@@ -20,6 +20,7 @@ from groundplane.domain.ledger import UsageRecord
 from groundplane.domain.serving.usage_records import (
     FRAME_MAX_BYTES,
     SETTLED,
+    Frames,
     Settled,
     Tail,
     parse_segment_name,
@@ -146,13 +147,11 @@ class FolderUsageLog:
         self, gateway_id: str, position: _Position, sealed: bool, ahead: list[Settled], after_seq: int
     ) -> bool:
         """Reads one piece of a segment; False when there is nothing more in it for now."""
-        path = self._path(gateway_id, position.segment)
-        with path.open("rb") as file:
-            file.seek(position.offset)
-            most = _SEALED_BYTES if sealed else _OPEN_BYTES
-            data = file.read(most)
-            more = len(data) == most
-        frames = read_frames(data)
+        path, most = self._path(gateway_id, position.segment), _SEALED_BYTES if sealed else _OPEN_BYTES
+        frames, more = _frames(path, position.offset, most)
+        if frames.tail is Tail.DAMAGED:
+            # What is written while it is read can look like it: a later record was there when an earlier one was not.
+            frames, more = _frames(path, position.offset, most)
         if frames.tail is Tail.DAMAGED:
             raise IntegrityFailure(
                 f"{path} is damaged at byte {position.offset + frames.end}",
@@ -207,6 +206,14 @@ class FolderUsageLog:
 
     def _path(self, gateway_id: str, number: int) -> Path:
         return self._directory / segment_name(gateway_id, number)
+
+
+def _frames(path: Path, offset: int, most: int) -> tuple[Frames, bool]:
+    """Those in the next bytes of a segment, and whether there may be more."""
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(most)
+    return read_frames(data), len(data) == most
 
 
 def _record(settled: Settled) -> UsageRecord:

@@ -1,10 +1,10 @@
 """The gateway's write-ahead log on disk: what its records say and how they are framed.
 
 A segment `<gateway id>-<number>.log` is a run of frames: payload length and CRC-32 (u32, little endian), payload.
-A payload is one kind byte and a JSON object. Sequence numbers grow by one per record over all segments of a gateway.
-The newest segment of a gateway is open and ends in zeros; older ones are sealed and end with their last record. A
-segment starts with `Opened` and carries over the reservations still in flight, so a sealed segment whose settlements
-are in the ledger can be deleted.
+A payload is one kind byte and a JSON object, its number first. Sequence numbers grow by one per record over all
+segments of a gateway. The newest segment of a gateway is open and ends in zeros; older ones are sealed and end with
+their last record. A segment starts with `Opened` and carries over the reservations still in flight, so a sealed segment
+whose settlements are in the ledger can be deleted.
 """
 
 from __future__ import annotations
@@ -17,6 +17,10 @@ from enum import StrEnum
 OPENED, RESERVED, SETTLED = b"O", b"R", b"S"
 FRAME_MAX_BYTES = 65_536
 HEADER = struct.Struct("<II")
+_BEGIN = b'{"seq":'
+"""Every record's text, after its kind; inside JSON strings quotes are escaped, so it stands nowhere else."""
+_TEXT = bytes((0, *range(0x20, 0x100)))
+"""What a record's text consists of, and what stands where it is not written yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,23 +108,21 @@ def read_frames(data: bytes, offset: int = 0) -> Frames:
             return Frames(payloads, offset, Tail.TORN)
         length, crc = HEADER.unpack_from(data, offset)
         end = offset + HEADER.size + length
-        if length == 0 or length > FRAME_MAX_BYTES:
-            # An open segment ends in zeros, and a crash of the machine can leave some where the last writes should be.
-            return Frames(payloads, offset, Tail.DAMAGED if _has_bytes(data, offset) else Tail.TORN)
-        if end > size:
-            return Frames(payloads, offset, Tail.TORN)
         payload = data[offset + HEADER.size : end]
-        if zlib.crc32(payload) != crc:
-            # The last record may be half written; with others after it, it was changed.
-            return Frames(payloads, offset, Tail.DAMAGED if _has_bytes(data, end) else Tail.TORN)
+        # An open segment ends in zeros, and a crash of the machine can leave some where the last writes should be.
+        if not 0 < length <= FRAME_MAX_BYTES or end > size or zlib.crc32(payload) != crc:
+            return Frames(payloads, offset, Tail.TORN if _is_one_record(data, offset) else Tail.DAMAGED)
         payloads.append(payload)
         offset = end
     return Frames(payloads, offset, Tail.CLEAN)
 
 
-def _has_bytes(data: bytes, offset: int) -> bool:
-    """Whether anything but zeros follows."""
-    return bool(data[offset:].strip(b"\0"))
+def _is_one_record(data: bytes, offset: int) -> bool:
+    """Whether what follows can be a record on its way: its text comes before its header, and either may be there in
+    part, because a writer can be ended between any two instructions. Where another record begins, this one was whole.
+    """
+    begun = data[offset + HEADER.size :].rstrip(b"\0")
+    return len(begun) <= FRAME_MAX_BYTES and _BEGIN not in begun[2:] and not begun.translate(None, _TEXT)
 
 
 def segment_name(gateway_id: str, number: int) -> str:
