@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,9 @@ from tests.conftest import BUCKETS
 
 from groundplane.adapters.artifacts import PackStore, bucket_store, folder_store, memory_store
 from groundplane.adapters.artifacts.bucket import BucketObjects
+from groundplane.adapters.artifacts.writing import Push
 from groundplane.client.sending import pieces_of, put_at
+from groundplane.domain.packs import Recipe
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, TooLarge, Unavailable
 
 MIB = 2**20
@@ -266,6 +268,25 @@ async def test_collections_during_pushes_lose_nothing(make: Make, tmp_path: Path
     done.set()
     await collector
     for sha256, size_bytes in files:
+        await store.verify(sha256, size_bytes)
+
+
+async def test_a_collection_that_looked_before_a_push_was_published_spares_its_file(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make(0)
+    finish, packs = Push.finish, store._index.packs
+
+    def overtaken(push: Push, recipes: Sequence[Recipe]) -> None:
+        seen = [packs()]
+        finish(push, recipes)
+        with monkeypatch.context() as patched:
+            patched.setattr(store._index, "packs", lambda: seen.pop() if seen else packs())
+            store._collect(frozenset(), 60, thorough=True)
+
+    monkeypatch.setattr(Push, "finish", overtaken)
+    for name in ("new", "known already"):
+        sha256, size_bytes = await store.put_file(write(tmp_path / name, b"x" * 300_000))
         await store.verify(sha256, size_bytes)
 
 

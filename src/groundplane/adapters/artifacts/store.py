@@ -140,6 +140,8 @@ class PackStore:
             self._pushes.add(push)
         try:
             recipes = self._all(push, paths)
+            with self._index.lock:
+                push.files.update(recipe.sha256 for recipe in recipes)
             push.finish([recipe for recipe in {r.sha256: r for r in recipes}.values() if not self._known(recipe)])
             with self._index.lock:
                 now = time.monotonic()
@@ -395,10 +397,11 @@ class PackStore:
                 """Files and pieces that a push is about to need; called with the index locked."""
                 for sha256 in [sha256 for sha256, at in self._touched.items() if at < young_since]:
                     del self._touched[sha256]
-                relied: set[bytes] = set()
+                files, relied = set(self._touched), set[bytes]()
                 for push in self._pushes:
+                    files |= push.files
                     relied |= push.relied | push.written
-                return set(self._touched), relied
+                return files, relied
 
             return collect(self._index, self._objects, self._legacy, roots, spared, grace_s=grace_s, thorough=thorough)
 

@@ -35,7 +35,8 @@ _RING = 8
 class Push:
     """One put: its files' new pieces go into packs of its own. Files may be added by several threads.
 
-    `relied` are the pieces that were there already, `written` its own: the collector spares both while it lives.
+    `relied` are the pieces that were there already, `written` its own, `files` those it is about to make known: the
+    collector spares all of them while it lives.
     `unpublished_bytes` is the room it has taken and not yet filled with a published pack; the index's lock guards it.
     """
 
@@ -50,6 +51,7 @@ class Push:
         self._failure: OSError | None = None
         self.relied: set[bytes] = set()
         self.written: set[bytes] = set()
+        self.files: set[bytes] = set()
         self.unpublished_bytes = 0
 
     def file(self, path: Path, *, write: bool = True) -> tuple[Recipe, int]:
