@@ -25,11 +25,12 @@ from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatu
 from groundplane.domain.spec import DataSource, EndpointSpec, JobSpec, Metadata, ModelOutput, Resources, TokenPrice
 from groundplane.domain.tracking.records import (
     Experiment,
+    Measured,
     Point,
     RunMetrics,
     TrackedRun,
     TrackedState,
-    encode_latest,
+    merged,
 )
 from groundplane.errors import Conflict, InvalidInput, Refused
 from groundplane.identity import Role
@@ -483,7 +484,9 @@ async def test_rows_are_ordered_by_what_json_in_them_says_and_pages_join_up(stor
                 created_at=NOW, tags={} if name is None else {"a.b/c d": name}, state=list(TrackedState)[n % 3],
                 ended_ms=n % 4 or None,
             ),
-            RunMetrics(id=f"trk-{n}", latest=encode_latest({"m-1": Point(value=loss, timestamp_ms=1)})),
+            RunMetrics(
+                id=f"trk-{n}", latest=merged("{}", [Measured(key="m-1", point=Point(value=loss, timestamp_ms=1))])
+            ),
             loss,
         )
         for n, (name, loss) in enumerate(zip(names, losses, strict=True)) if loss is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, date, datetime
 
-from groundplane.adapters.catalog_files import load_hardware
+from groundplane.adapters.catalog_files import load_catalogue
 from groundplane.cli.recon import lead_time_words, quota_words, recon_views
 from groundplane.cli.render import Table
 from groundplane.domain.planning.recon import (
@@ -50,7 +50,7 @@ def test_machines_that_only_eat_quota_and_missing_sources_are_told() -> None:
     )  # fmt: skip
     found = Reconnaissance(
         at=NOW, machine=machine, offers=(), silent=(), live=(), catalogue_as_of="2026-08-03",
-        survey=survey(load_hardware(), [view], Wanted(cloud="azure"), date(2026, 11, 20)),
+        survey=survey(load_catalogue().hardware, [view], Wanted(cloud="azure"), date(2026, 11, 20)),
     )  # fmt: skip
     views = recon_views(found)
     table = next(each for each in views if isinstance(each, Table) and each.title.startswith("stopped"))

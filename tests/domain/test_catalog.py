@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from groundplane.adapters.catalog_columns import TABLES
-from groundplane.adapters.catalog_files import load_catalogue, load_hardware, load_table, read_table
+from groundplane.adapters.catalog_files import load_catalogue, load_table, read_table
 from groundplane.domain.catalogue.entries import Catalogue
 from groundplane.domain.sizing.model_shape import count_params
 from groundplane.errors import InvalidInput
@@ -230,7 +230,7 @@ def test_an_operators_rows_replace_and_add(tmp_path: Path):
     (tmp_path / "accelerators.yaml").write_text(GOOD, encoding="utf-8")
     text = _priced(cloud="azure", name="Standard_NC24ads_A100_v4", region="eastus", usd_per_hour="2.5")
     (tmp_path / "instance_types.yaml").write_text(text, encoding="utf-8")
-    hardware, shipped = load_hardware(tmp_path), load_hardware()
+    hardware, shipped = load_catalogue(tmp_path).hardware, load_catalogue().hardware
     assert len(hardware.accelerators) == len(shipped.accelerators) + 1
     assert len(hardware.instance_types) == len(shipped.instance_types)
     mine = hardware.instance_type("Standard_NC24ads_A100_v4")
@@ -242,9 +242,9 @@ def test_an_operators_rows_replace_and_add(tmp_path: Path):
 def test_an_operators_faulty_file_is_named(tmp_path: Path):
     (tmp_path / "accelerators.yaml").write_bytes(b"\xff\xfe")
     with pytest.raises(InvalidInput, match="is not UTF-8 at byte 0"):
-        load_hardware(tmp_path)
+        load_catalogue(tmp_path)
     (tmp_path / "accelerators.yaml").unlink()
     text = _priced(accelerator="nvidia-z900")
     (tmp_path / "instance_types.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(InvalidInput, match=r"row aws x1\.large: accelerator: 'nvidia-z900' is not in"):
-        load_hardware(tmp_path)
+        load_catalogue(tmp_path)

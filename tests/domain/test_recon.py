@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from groundplane.adapters.catalog_files import load_hardware
+from groundplane.adapters.catalog_files import load_catalogue
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.planning.recon import (
     CloudSku,
@@ -27,7 +27,7 @@ from groundplane.errors import InvalidInput
 
 TODAY = date(2026, 11, 20)
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-HARDWARE = load_hardware()
+HARDWARE = load_catalogue().hardware
 
 
 def found(*views: CloudView, hardware: Hardware = HARDWARE, **filters: object) -> Survey:

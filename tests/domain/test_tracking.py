@@ -147,10 +147,8 @@ numbers = st.floats(allow_nan=True, allow_infinity=True)
 def test_points_come_back_as_they_went_in_once_each(rows: list[tuple[float, int, int]]) -> None:
     points = [Point(value=value, timestamp_ms=at, step=step) for value, at, step in rows]
     text = tracking.encode_points(points)
-    back = tracking.decode_points(text)
-    assert [repr(each) for each in back] == [repr(each) for each in points]
     twice = tracking.history([("loss", text), ("loss", text)], "loss")
-    assert len(twice) == len({repr(each) for each in points})
+    assert sorted(map(repr, twice)) == sorted({repr(each) for each in points})
     assert [each.step for each in twice] == sorted(each.step for each in twice)
 
 

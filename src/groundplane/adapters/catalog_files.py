@@ -47,11 +47,6 @@ def load_catalogue(overlay: Path | None = None) -> Catalogue:
     )
 
 
-def load_hardware(overlay: Path | None = None) -> Hardware:
-    """Accelerators and instance types alone: what planning needs. Raises InvalidInput naming file, row and field."""
-    return _hardware({name: load_table(name, overlay) for name in ("accelerators", "instance_types")})
-
-
 def load_table(name: str, overlay: Path | None = None) -> list[Row]:
     """The checked rows of one table: the operator's first, then the shipped ones whose key the operator has not."""
     table = TABLES[name]

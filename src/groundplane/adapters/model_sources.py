@@ -59,10 +59,6 @@ class Fetched:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-def is_remote(source: str) -> bool:
-    return source.startswith(("hf:", "mlflow:"))
-
-
 def fetch(source: str, folder: Path, env: Mapping[str, str] = os.environ) -> Fetched:
     """Fills `folder` with a remote model's files. Unauthenticated, NotFound, Unavailable, IntegrityFailure, or
 

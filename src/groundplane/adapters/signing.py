@@ -76,10 +76,6 @@ class FileSigner:
     def sign_interchange(self, payload: bytes) -> bytes:
         return self._interchange().sign(payload, ECDSA(SHA256()))
 
-    def trusted_key_ids(self) -> tuple[str, ...]:
-        """The fingerprints of every trusted key, sorted."""
-        return tuple(sorted(self._trusted()))
-
     def rotate(self) -> str:
         """Makes a new signing key and returns its id. What the old one signed stays trusted."""
         old = self._private()

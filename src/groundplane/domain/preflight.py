@@ -88,25 +88,6 @@ class PreflightReport:
         return tuple(result for result in self.results if result.status is CheckStatus.FAILED)
 
 
-MEANINGS: dict[str, tuple[str, str]] = {
-    "driver": ("Kernel module, driver library and CUDA are there and of one version.", "node"),
-    "accelerators": ("Enough cards, without lasting memory errors, bad Xids or throttled clocks.", "node"),
-    "topology": ("How the assigned cards are joined; no NVLink is down.", "node"),
-    "compute": ("A copy in each card's memory reaches half of the catalogue's bandwidth.", "node"),
-    "disk": ("Free space where the attempt lives, with what the spec asks for.", "node"),
-    "clock": ("The node's clock agrees with the control plane's.", "node"),
-    "image": ("The container image is on the node.", "run"),
-    "engine": ("The node's Python has what the job's own model server imports.", "run"),
-    "checkpoints": ("The target is written, synced and read back, and timed.", "run"),
-    "data": ("Each source can be read with the job's rights, fast enough for its size.", "run"),
-    "stage": ("Data is fetched to the node's own disk and verified; with its measured speed.", "run"),
-    "dns": ("The name of a source has an address.", "run"),
-    "tls": ("The certificate of a source is trusted and lasts as long as the run.", "run"),
-    "network": ("Nodes of a gang reach each other, and how fast.", "node"),
-}
-"""Check → what it asks and whose fault a failure is, mostly. A check on one of several things is `data:corpus`."""
-
-
 def need_of(
     spec: JobSpec, *, now: datetime, memory_bytes_per_s: float, budget_s: float, packages: Sequence[str] = ()
 ) -> PreflightNeed:

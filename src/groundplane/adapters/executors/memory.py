@@ -19,7 +19,7 @@ from groundplane.domain.order import LogChunk, Order, Sample
 from groundplane.domain.planning.plan import Offer
 from groundplane.domain.preflight import CheckResult, CheckStatus
 from groundplane.domain.run import EndReason, FoundCheckpoint, MemberHang, Observation
-from groundplane.errors import Conflict, InvalidInput, Unavailable
+from groundplane.errors import Conflict, Unavailable
 from groundplane.ports import Clock
 
 
@@ -223,16 +223,6 @@ class MemoryExecutor(NoFiles, NoData, NoTerminals, NoWays):
 
     async def close(self) -> None:
         """Nothing is held."""
-
-    # ---- faults
-
-    def lose(self, attempt_id: str, reason: EndReason = EndReason.RUNNER_LOST) -> None:
-        """The attempt ends now from outside: a dead runner, a lost node, a kill."""
-        playing = self._playing.get(attempt_id)
-        if playing is None:
-            raise InvalidInput(f"{attempt_id} was never started here")
-        if self._over(playing) is None:
-            playing.stop = _Ending(playing.elapsed_s, reason, None, "lost on purpose")
 
     # ---- inside
 

@@ -39,11 +39,6 @@ def explained(text: Readable, lexicon: Lexicon) -> Iterator[Explained]:
         )
 
 
-def sense_of(term: Term, around: str) -> Sense:
-    """The sense that the words around speak for."""
-    return _sense(term, around)[0]
-
-
 def _sense(term: Term, around: str) -> tuple[Sense, str]:
     if len(term.senses) == 1:
         return term.senses[0], ""

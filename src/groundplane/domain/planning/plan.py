@@ -93,12 +93,10 @@ class RejectedOffer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """Offers for one spec: the cheapest that fit, cheapest first, the nearest that do not, and how many of each."""
+    """Offers for one spec: the cheapest that fit, cheapest first, and the nearest that do not."""
 
     quotes: tuple[Quote, ...]
     rejected: tuple[RejectedOffer, ...]
-    fitting_count: int
-    rejected_count: int
 
     @property
     def best(self) -> Quote | None:
@@ -210,12 +208,7 @@ def rank(
     ]
     own = [item for item in unpriced if item.pool == spec.pool]
     others = [item for item in unpriced if item.pool != spec.pool]
-    return Ranking(
-        quotes=tuple(quotes),
-        rejected=(*own, *rejected, *others)[:MAX_REJECTED],
-        fitting_count=len(fitting),
-        rejected_count=len(missing) + len(unpriced),
-    )
+    return Ranking(quotes=tuple(quotes), rejected=(*own, *rejected, *others)[:MAX_REJECTED])
 
 
 def _misses(need: Resources, pool: str, offer: Offer, same: Callable[[str, str], bool]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ What nobody said stays unknown: a quota that was not read is None, never 0, and 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 
@@ -518,8 +518,3 @@ def as_of(rows: Iterable[InstanceType]) -> str:
     if not days:
         return "empty"
     return str(days[0]) if days[0] == days[-1] else f"{days[0]} to {days[-1]}"
-
-
-def near_names(word: str, known: Mapping[str, object]) -> str:
-    """A hint with what looks like a misspelt name, else the first few that there are."""
-    return _near(word, known)

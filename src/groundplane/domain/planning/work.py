@@ -70,7 +70,6 @@ class Fitness:
     """
 
     hours: float | None = None
-    worst_hours: float | None = None
     short: Refused | None = None
     report: SizeReport | None = None
     note: str = ""
@@ -182,7 +181,7 @@ class Meter:
         if total is None or not report.fits:
             why = "" if report.fits and work.tokens else "spec.training.tokens would tell its hours"
             return Fitness(short=short, report=report, note=why if work.training is not None else "")
-        return Fitness(hours=_hours(total.expected_s), worst_hours=_hours(total.worst_s), short=short, report=report)
+        return Fitness(hours=_hours(total.expected_s), short=short, report=report)
 
     def _on_processors(self, work: Work, cpus: float, nodes: int) -> Fitness:
         share = self._catalogue.efficiencies["training-compute"]
@@ -194,7 +193,7 @@ class Meter:
             f"{per_token * work.tokens * work.epochs:.3g} FLOP ÷ ({cpus * nodes:g} vCPUs × {GFLOPS_PER_VCPU} GFLOP/s)"
             f" at {share.low:.0%} to {share.high:.0%} of peak"
         )
-        return Fitness(hours=_hours(seconds / share.expected), worst_hours=_hours(seconds / share.low), note=note)
+        return Fitness(hours=_hours(seconds / share.expected), note=note)
 
 
 def _hours(seconds: float) -> float:

@@ -112,9 +112,7 @@ def _subject(plan: Plan, models: Mapping[str, ModelVersion]) -> Subject | str:
     if plan.offer is not None:
         best = Quote(offer=plan.offer, worst_case_microusd=plan.worst_case_microusd, arithmetic=plan.arithmetic)
         quotes = (best, *plan.alternatives)
-    ranking = Ranking(
-        quotes=quotes, rejected=plan.rejected, fitting_count=len(quotes), rejected_count=len(plan.rejected)
-    )
+    ranking = Ranking(quotes=quotes, rejected=plan.rejected)
     return Subject(
         spec=spec, ranking=ranking, hardware=Hardware(), now=plan.created_at, pools=(spec.pool,), silent_pools={},
         model=model,

@@ -18,7 +18,6 @@ from groundplane.domain.provenance.certificate import (
 )
 from groundplane.domain.run import Attempt
 
-JOULES_PER_WH = 3600
 _NO_ENERGY = "its node reports no power of accelerators, and the attempt had none whose power the catalogue knows"
 
 

@@ -144,7 +144,7 @@ class TrackedRun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunMetrics:
-    """The latest value of every metric of a tracked run, whose id it has. `latest` is `encode_latest`'s text.
+    """The latest value of every metric of a tracked run, whose id it has. `latest` is `merged`'s text.
 
     Apart from the run: what is measured comes a thousand times as often as everything else is told.
     """
@@ -287,14 +287,6 @@ def _rank(point: Point) -> tuple[int, int, bool, float]:
 def encode_points(points: Iterable[Point]) -> str:
     """`[[value, ms, step], …]`; what is no finite number is written as text."""
     return json.dumps([_bare(point) for point in points], separators=(",", ":"))
-
-
-def decode_points(text: str) -> list[Point]:
-    return [_point(row) for row in json.loads(text)]
-
-
-def encode_latest(latest: Mapping[str, Point]) -> str:
-    return json.dumps({key: _bare(point) for key, point in latest.items()}, separators=(",", ":"))
 
 
 def decode_latest(text: str) -> dict[str, Point]:

@@ -10,7 +10,6 @@ from groundplane.domain.serving.queueing import EARLY_TOLD, Storm
 
 WAIT_BUCKETS_S = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _WAIT_BUCKETS_NS = tuple(int(1e9 * bound) for bound in WAIT_BUCKETS_S)
-CACHE_RESULTS = ("hit", "miss", "stale", "bypass", "collapsed", "stored")
 _MODELS_MAX = 200
 
 
