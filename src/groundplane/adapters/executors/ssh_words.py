@@ -62,7 +62,7 @@ _CAUSES: tuple[tuple[tuple[str, ...], bool, str, str], ...] = (
         "it is made anew; if it stays so, see sshd's log there (MaxStartups, MaxSessions)",
     ),
     (
-        ("Permission denied", "PermissionError", "Read-only file system"),
+        ("Permission denied", "PermissionError", "Read-only file system", "FileNotFoundError"),
         REFUSED,
         "node {node} lets us in, but we may not write our folder there",
         "set root in the pool file to a folder that the pool's user may write",
