@@ -86,7 +86,9 @@ def test_retired_types_stay_listed_with_their_date(catalogue: Catalogue):
     assert all(item.retirement_date is not None for item in retired)
     old = catalogue.hardware.instance_type("Standard_NC6s_v3")
     assert old is not None and old.is_retired(date(2026, 11, 20))
-    assert not old.is_retired(date(2025, 1, 1)) or old.status == "retired"
+    announced = catalogue.hardware.instance_type("Standard_DS2_v2")
+    assert announced is not None and announced.status == "retirement_announced"
+    assert announced.is_retired(date(2028, 5, 1)) and not announced.is_retired(date(2028, 4, 30))
 
 
 def test_parameter_counts_follow_from_the_published_shapes(catalogue: Catalogue):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from groundplane.domain import lifecycle
@@ -235,6 +235,7 @@ def test_a_clock_set_back_never_makes_a_negative_duration() -> None:
     assert lifecycle.remaining_duration_s(a_run(), (backwards,)) == 3600
 
 
+@settings(max_examples=500, deadline=None)
 @given(
     status=st.sampled_from(RunStatus),
     attempt_number=st.integers(0, 4),
@@ -242,8 +243,10 @@ def test_a_clock_set_back_never_makes_a_negative_duration() -> None:
     stop=st.sampled_from([None, EndReason.STOPPED_BY_USER, EndReason.ENDPOINT_STOPPED]),
     state=st.sampled_from([None, "absent", "starting", "running", "ended", "unknown"]),
     reason=st.sampled_from(EndReason),
-    posted=st.integers(0, 2_000_000),
+    posted=st.sampled_from([0, SPEC.max_cost_microusd - 1, SPEC.max_cost_microusd]),
     late=st.booleans(),
+    started=st.booleans(),
+    stage=st.sampled_from([None, *Stage]),
 )
 def test_decisions_hold_their_laws_in_every_situation(
     status: RunStatus,
@@ -254,11 +257,15 @@ def test_decisions_hold_their_laws_in_every_situation(
     reason: EndReason,
     posted: int,
     late: bool,
+    started: bool,
+    stage: Stage | None,
 ) -> None:
     run = a_run(status=status, attempt=attempt_number, stop_requested=stop, end_date=NOW if late else SPEC.end_date)
-    attempt = an_attempt(attempt_number, end_reason=reason if ended else None) if attempt_number else None
+    end_reason = reason if ended else None
+    attempt = an_attempt(attempt_number, end_reason=end_reason, started=started) if attempt_number else None
+    seat = None if stage is None else a_seat(stage=stage)
     observation = None if state is None else seen(state, end_reason=reason if state == "ended" else None)
-    actions = decide(run, attempt, observation, posted=posted)
+    actions = decide(run, attempt, observation, seat=seat, posted=posted)
 
     if status.is_over:
         assert actions == ()
@@ -268,14 +275,15 @@ def test_decisions_hold_their_laws_in_every_situation(
         assert stop is None
         assert not late
         assert posted < SPEC.max_cost_microusd
+        assert stage is Stage.PLACED, "capacity is the queue's to give"
     if any(isinstance(a, StartAgain) for a in actions):
-        assert state == "absent"
+        assert state == "absent" and not started
     finishes = [a for a in actions if isinstance(a, Finish)]
     if finishes:
         assert actions[-1] is finishes[0], "nothing follows the end"
         assert finishes[0].status.is_over
     if any(isinstance(a, TryAgain) for a in actions):
-        assert ENDINGS[reason].retry or state == "absent"
+        assert ENDINGS[reason].retry or state == "absent" or stage is Stage.LEAVING
         # What made room for others or found no node has not failed: it costs no try.
         costs_a_try = not any(isinstance(a, TryAgain) and a.preempted for a in actions)
         assert not costs_a_try or attempt_number < SPEC.retry.max_attempts

@@ -66,9 +66,13 @@ def test_without_a_cheaper_cached_price_tokens_are_saved_and_no_dollars() -> Non
     assert found is not None and found.saved_microusd_per_1000_requests == 0
 
 
-@given(st.lists(st.lists(st.tuples(st.integers(0, 6), st.integers(1, 900), st.just("p")), max_size=12), max_size=80))
-def test_no_more_is_promised_than_the_prompts_hold(prompts: list[list[Segment]]) -> None:
+parts = st.lists(st.tuples(st.integers(0, 6), st.integers(100, 900), st.just("p")), max_size=12)
+
+
+@given(st.lists(parts, max_size=80), parts, st.integers(0, 80))
+def test_no_more_is_promised_than_the_prompts_hold(odd: list[list[Segment]], shared: list[Segment], many: int) -> None:
     samples = Samples()
+    prompts = [*odd, *([changing(100 + number), *shared] for number in range(many))]
     for prompt in prompts:
         samples.add(prompt)
     assert len(samples) <= 64

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -150,12 +149,12 @@ def test_what_was_written_is_read_back() -> None:
 
 
 @given(st.integers(0, 10_000), st.integers(0, 7))
-def test_a_flipped_bit_is_refused_or_changes_nothing(at: int, bit: int) -> None:
+def test_a_flipped_bit_is_refused(at: int, bit: int) -> None:
     data = bytearray(encode(compiled()))
     at %= len(data)
     data[at] ^= 1 << bit
-    with contextlib.suppress(IntegrityFailure):
-        assert decode(bytes(data)) == compiled()  # white space may differ
+    with pytest.raises(IntegrityFailure):
+        decode(bytes(data))
 
 
 @pytest.mark.parametrize(

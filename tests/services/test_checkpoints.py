@@ -213,7 +213,7 @@ async def test_a_full_quota_is_noted_and_stops_nothing(house: House) -> None:
     await house.work(1)
     row = (await house.rows())[10]
     assert (row.copy, row.files) == (CopyState.OFF, ())
-    assert "storage-quota" in row.note or "quota" in row.note
+    assert "quota" in row.note
 
 
 async def test_a_lost_folder_comes_back_before_the_next_attempt(house: House) -> None:

@@ -145,8 +145,8 @@ async def test_room_that_is_kept_for_the_run_before_is_given_to_shorter_ones(pla
     behind = await submitted(plane, job("behind", accelerators=2, hours=4))
     sentence = await said(plane, behind)
     assert f"queue: there is room, but {first} is before it and would start later" in sentence
-    assert "with max_duration 30m it would start now" in sentence or "with max_duration 1h" in sentence
-    assert await starts(plane, job("short", accelerators=2, hours=0.5))
+    assert "with max_duration 1h00m it would start now" in sentence
+    assert await starts(plane, job("short", accelerators=2, hours=1))
 
 
 async def test_what_preempts_says_that_others_make_room(plane: Plane) -> None:
