@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import pickle
@@ -89,9 +90,10 @@ def test_a_pickle_of_arrays_is_weights_too(protocol: int, tmp_path: Path) -> Non
 
 def test_what_is_beside_the_weights_is_left_out_and_said(tmp_path: Path) -> None:
     source = tmp_path / "checkpoint.pt"
-    source.write_bytes(torch_zip({"epoch": 3, "state_dict": weights(), "optimizer": {"lr": 0.1}}))
+    beside = {"optimizer": {"lr": 0.1}, "args": argparse.Namespace(lr=0.1, resume=None), "best": np.float64(0.93)}
+    source.write_bytes(torch_zip({"epoch": 3, "state_dict": weights(), **beside}))
     made = convert(source, tmp_path / "model.safetensors")
-    assert sorted(made.left_out) == ["epoch", "optimizer"]
+    assert sorted(made.left_out) == ["args", "best", "epoch", "optimizer"]
     assert "layer.a" in made.tensors
 
 

@@ -94,7 +94,7 @@ def _told(source: Path, status: int, errors: str) -> dict[str, Any]:
     what = f"what ends the process that reads it (status {status})"
     if status == 0 and isinstance(told.get("refused"), str):
         what = told["refused"]
-    hint = "save the state dict alone where the file comes from: torch.save(model.state_dict(), FILE)"
+    hint = "where it was made, save the weights alone: torch.save(model.state_dict(), FILE)"
     raise Refusal(
         [Refused(rule="weights-only", need="tensors under names", have=f"{source.name} holds {what}", hint=hint)]
     )

@@ -150,6 +150,18 @@ class Ordered(dict[object, object]):
         pass
 
 
+class Aside:
+    """What trainers keep beside the weights, such as their arguments: that it was there, and nothing of it."""
+
+    __slots__ = ()
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
 class Array:
     """A numpy array: what its pickle's state says."""
 
@@ -212,6 +224,9 @@ def _encode(text: object, encoding: object) -> bytes:
 
 _NAMES: dict[tuple[str, str], object] = {
     ("collections", "OrderedDict"): Ordered,
+    ("argparse", "Namespace"): Aside,
+    ("torch", "device"): Named("torch.device", Aside),
+    **{(f"numpy.{core}.multiarray", "scalar"): Named("scalar", Aside) for core in ("core", "_core")},
     ("torch", "Size"): Named("torch.Size", tuple),
     ("torch._utils", "_rebuild_tensor"): Named("_rebuild_tensor", _rebuild),
     ("torch._utils", "_rebuild_tensor_v2"): Named("_rebuild_tensor_v2", _rebuild),
