@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import pickle
+import subprocess
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.adapters.torch_files import torch_zip, whole
+from tests.cli.conftest import GROUND
 
 STATED = ("--owner", "ana", "--license", "Apache-2.0", "--metric", "f1=0.9")
 UNKNOWN = ("--unknown", "data=its author left", "--unknown", "code_commit=never committed",
@@ -29,7 +33,7 @@ def stray(tmp_path: Path) -> Path:
 def test_a_stray_checkpoint_walks_to_a_certificate(up: Any, say: Any, stray: Path) -> None:
     said = say(up, "models", "adopt", str(stray), "--name", "stray", "--project", "research", *STATED, *UNKNOWN)
     assert said.code == 0, said.err
-    assert "pytorch_model.bin → model.safetensors: 2 tensors, each compared" in said.out
+    assert "pytorch_model.bin → model.safetensors: 2 tensors, each compared\n    left out of it: epoch" in said.out
     told = say(up, "models", "certificate", "stray@1", "-o", "json").data["statement"]["predicate"]
     assert told["origin"] == "adopted"
     assert told["adoption"]["from"] == "model_final_v2_FIXED"
@@ -48,6 +52,60 @@ def test_what_is_missing_is_asked_for_all_at_once(up: Any, say: Any, stray: Path
     assert said.code == 3
     for flag in ("--owner", "--license", "--unknown 'data=", "--unknown 'training_run="):
         assert flag in said.err
+
+
+def test_an_answer_that_can_not_be_is_asked_for_again_and_the_others_are_kept(
+    up: Any, say: Any, stray: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "corpus.jsonl").write_text('{"text": "In the beginning"}\n')
+    facts = ("--owner", "ana", "--license", "MIT", "--classification", "public", "--project", "research")
+    assert say(up, "datasets", "register", str(tmp_path / "corpus.jsonl"), "--name", "beginnings", *facts).code == 0
+    data = ("corpus=abc", "beginnings@9", "beginnings@1")
+    answers = (
+        "",
+        "ana",
+        "apache",
+        *data,
+        "4b825dc",
+        "",
+        "never committed",
+        "",
+        "on a laptop",
+        "0.94",
+        "f1=nan",
+        "f1=0.94",
+    )
+    keyboard, terminal = os.openpty()
+    os.write(keyboard, "".join(f"{answer}\n" for answer in answers).encode())
+    words = ("models", "adopt", str(stray), "--name", "asked", "--project", "research")
+    with subprocess.Popen(
+        [*GROUND, *words], env=up.env, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as asking:
+        out, err = asking.communicate(timeout=120)
+    os.close(keyboard)
+    os.close(terminal)
+    assert asking.returncode == 0, err
+    for said in ("this must be known", "'abc'", "there is no beginnings@9", "'4b825dc'", "not '0.94'", "not 'nan'"):
+        assert said in err
+    assert "'apache' are not known here, so nothing was compared with them; did you mean apache-2.0?" in out
+    told = say(up, "models", "certificate", "asked@1", "-o", "json").data["statement"]["predicate"]
+    digest = hashlib.sha256((tmp_path / "corpus.jsonl").read_bytes()).hexdigest()
+    assert [(each["name"], each["sha256"]) for each in told["data"]] == [("beginnings@1", digest)]
+    assert told["metrics"] == {"f1": 0.94}
+    assert "asked@1" in say(up, "datasets", "lineage", "beginnings@1").out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "why"),
+    [
+        (("--data", "corpus=abc"), 3, "data-digest: needs the SHA-256 of the data: 64 lower-case hex digits"),
+        (("--metric", "f1=nan"), 2, "--metric f1 must be a finite number, not 'nan'"),
+        (("--memory", "lots"), 2, "'lots' is no size; write it like 512MB or 16GiB"),
+    ],
+)
+def test_a_fact_that_is_none_is_refused(up: Any, say: Any, stray: Path, words: Any, code: int, why: str) -> None:
+    said = say(up, "models", "adopt", str(stray), "--name", "none", *STATED, *UNKNOWN, *words)
+    assert (said.code, why in said.err) == (code, True)
 
 
 def test_a_path_that_is_not_there_is_told_before_any_question(up: Any, say: Any, tmp_path: Path) -> None:

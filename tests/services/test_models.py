@@ -91,7 +91,7 @@ async def test_a_registration_without_facts_lists_every_missing_one_with_its_fla
     assert [refused.hint for refused in refusal.value.refusals] == [
         "add --owner NAME",
         "add --license SPDX-ID",
-        "add --data NAME=SHA256",
+        "add --data NAME@VERSION or NAME=SHA256",
         "add --code-commit COMMIT",
         "add --training-run ID",
         "add --metric NAME=VALUE",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import click
 
 from groundplane.cli import model_tools, render
-from groundplane.cli.model_facts import facts_of, further_facts
+from groundplane.cli.model_facts import DATA, data_of, facts_of, further_facts, licence_remark, metrics_of
 from groundplane.cli.options import Money, connect, output_option
 from groundplane.cli.words import counted
 from groundplane.domain.model import check_name
@@ -27,7 +29,10 @@ from groundplane.domain.provenance.certificate import (
 )
 from groundplane.domain.scanning.model_formats import Format
 from groundplane.domain.scanning.report import judge_scan, refusals_of
-from groundplane.errors import NotFound, Refusal, Refused
+from groundplane.errors import GroundError, NotFound, Refusal, Refused
+
+LOOK_EVERY_S = 0.3
+SHOWN = 6
 
 
 @click.command()
@@ -38,7 +43,7 @@ from groundplane.errors import NotFound, Refusal, Refused
 @click.option("--license", "license_", default="", metavar="SPDX-ID", help="Under which terms it may be used.")
 @click.option("--framework", default="", help="What made it and loads it; told from the files when not given.")
 @click.option("--base-model", default="", metavar="NAME@VERSION", help="What it was fine-tuned from.")
-@click.option("--data", multiple=True, metavar="NAME=SHA256", help="What it was trained on; may be given again.")
+@click.option("--data", multiple=True, metavar=DATA, help="What it was trained on; may be given again.")
 @click.option("--code-commit", default="", metavar="COMMIT", help="Which code made it.")
 @click.option("--training-run", default="", metavar="ID", help="Which run made it.")
 @click.option("--metric", multiple=True, metavar="NAME=VALUE", help="How good it is; may be given again.")
@@ -71,7 +76,8 @@ def adopt(source: str, name: str, project: str, leave_out: Sequence[str], output
             source = told["source"]
             facts = _taken_over(facts, told["facts"])
         facts = _ask(facts, source)
-        files, converted, left_out = model_tools.adopt(local, str(folder), leave_out)
+        with _growing(folder, "converting", Path(local)):
+            files, converted, left_out = model_tools.adopt(local, str(folder), leave_out)
         report = judge_scan(source, files, license=facts.license)
         if refused := refusals_of(report):
             raise Refusal(refused)
@@ -91,11 +97,47 @@ def adopt(source: str, name: str, project: str, leave_out: Sequence[str], output
     lines = [
         f"adopted {version.id}: {counted(len(version.files), 'file')}, certificate sha256:{version.certificate_sha256}"
     ]
-    lines += [f"  {file.source_path} → {file.path}: {file.tensors} tensors, each compared" for file in adopted]
+    for file in adopted:
+        lines += [f"  {file.source_path} → {file.path}: {file.tensors} tensors, each compared"]
+        lines += [f"    left out of it: {_listed(file.left_out)}"] if file.left_out else []
     lines += [f"  {path} stayed behind" for path in left_out]
     lines += [f"  unknown: {fact} ({why})" for fact, why in facts.unknown.items()]
     lines += [f"  to be known: {finding.path} {finding.message}" for finding in report.findings]
+    lines += [f"  to be known: {remark}"] if (remark := licence_remark(facts.license)) else []
     render.show(version, output, lambda: lines)
+
+
+@contextlib.contextmanager
+def _growing(folder: Path, label: str, source: Path) -> Iterator[None]:
+    """A bar of how much lies in the folder already, of what the source is: weights are as large in either form."""
+
+    def laid(root: Path) -> int:
+        return sum(file.stat().st_size for file in (root, *root.rglob("*")) if file.is_file())
+
+    def watch() -> None:
+        seen = 0
+        while not done.wait(LOOK_EVERY_S):
+            with contextlib.suppress(FileNotFoundError):  # a draft gets its name between two looks
+                now = laid(folder)
+                advance(now - seen)
+                seen = now
+
+    if not sys.stderr.isatty():
+        yield
+        return
+    done, watching = threading.Event(), threading.Thread(target=watch, daemon=True)
+    with render.progress(label, laid(source)) as advance:
+        watching.start()
+        try:
+            yield
+        finally:
+            done.set()
+            watching.join()
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _framework(files: Sequence[model_tools.Looked]) -> str:
@@ -141,16 +183,33 @@ def _taken_over(facts: Facts, known: dict[str, Any]) -> Facts:
 
 
 def _ask(facts: Facts, source: str) -> Facts:
-    """Asks for each missing fact on a terminal; refuses with all of them elsewhere."""
+    """Asks for each missing fact on a terminal, again after an answer that can't be; refuses with all elsewhere."""
     missing = missing_facts(facts)
-    if not sys.stdin.isatty() and (refused := [*map(_refused, missing), *misstated(facts)]):
-        raise Refusal(refused)
+    refused = misstated(facts)
+    if refused or (missing and not sys.stdin.isatty()):
+        raise Refusal([*map(_refused, missing), *refused])
     for fact in missing:
-        answer = click.prompt(f"{fact.question} ({fact.flag})", default="", show_default=False, err=True).strip()
-        facts = _answered(facts, fact, answer, source)
-    if still := [*map(_refused, missing_facts(facts)), *misstated(facts)]:
-        raise Refusal(still)
+        while not (answered := _answer(facts, fact, source)):
+            pass
+        facts = answered
     return facts
+
+
+def _answer(facts: Facts, fact: MissingFact, source: str) -> Facts | None:
+    """The facts with one more; None, and why, for an answer that is none."""
+    takes = fact.flag.partition(" ")[2]
+    why = ", or nothing if nobody knows" if fact.name in MAY_BE_UNKNOWN else ""
+    said = click.prompt(f"{fact.question} ({takes}{why})", default="", show_default=False, err=True).strip()
+    try:
+        answered = _answered(facts, fact, said, source)
+        wrong = [*misstated(answered), *(each.refused() for each in missing_facts(answered, (fact.name,)))]
+    except (click.UsageError, GroundError) as error:
+        render.say(f"  {error.message}")
+        return None
+    if wrong:
+        render.say(f"  {wrong[0]}" if said else "  this must be known")
+        return None
+    return answered
 
 
 def _refused(fact: MissingFact) -> Refused:
@@ -165,13 +224,9 @@ def _answered(facts: Facts, fact: MissingFact, answer: str, source: str) -> Fact
         likely = f"{source} does not state it" if source.startswith(("hf:", "mlflow:")) else ""
         why = click.prompt("  then why does nobody know?", default=likely, show_default=bool(likely), err=True).strip()
         return replace(facts, unknown={**facts.unknown, fact.name: why})
-    name, _, value = answer.partition("=")
     if fact.name == "data":
-        return replace(facts, data=(DataFact(name=name, sha256=value),))
+        return replace(facts, data=data_of([answer]))
     if fact.name == "metrics":
-        try:
-            return replace(facts, metrics={name: float(value)})
-        except ValueError:
-            raise click.UsageError(f"--metric takes NAME=VALUE with a number, not {answer!r}.") from None
+        return replace(facts, metrics=metrics_of([answer]))
     named: dict[str, Any] = {fact.name: answer}
     return replace(facts, **named)

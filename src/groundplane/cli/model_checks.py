@@ -8,13 +8,13 @@ from pathlib import Path
 import click
 
 from groundplane.cli import model_tools, render
-from groundplane.cli.options import connect, output_option
+from groundplane.cli.options import Size, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import counted
 from groundplane.domain.model import parse_ref
 from groundplane.domain.scanning.report import Finding, ScanReport, judge_scan
 from groundplane.errors import IntegrityFailure, NotFound, Refusal, Refused
-from groundplane.units import format_bytes, parse_bytes
+from groundplane.units import format_bytes
 
 
 @click.command()
@@ -23,24 +23,23 @@ from groundplane.units import format_bytes, parse_bytes
 @click.option(
     "--base-license", multiple=True, metavar="MODEL=SPDX-ID", help="What it is made from; may be given again."
 )
-@click.option("--memory", default="", metavar="SIZE", help="What its weights must fit, such as 24GiB.")
+@click.option("--memory", type=Size(), metavar="SIZE", help="What its weights must fit, such as 24GiB.")
 @output_option
-def scan(subject: str, license_: str, base_license: Sequence[str], memory: str, output: str) -> None:
+def scan(subject: str, license_: str, base_license: Sequence[str], memory: int | None, output: str) -> None:
     """Look for what may not enter: programs, archives, templates, secrets, licences, size. Exits with 3 when found.
 
     A path is scanned on this machine, without a server; a version where it is stored, and what is found is kept.
     Nothing is loaded, unpacked or run.
     """
     bases = _pairs(base_license)
-    memory_bytes = parse_bytes(memory) if memory else None
     path = Path(subject)
     if path.exists() or "@" not in subject:
-        report = _here(path, license_, bases, memory_bytes)
+        report = _here(path, license_, bases, memory)
     else:
         wanted = parse_ref(subject)
         with connect() as client:
             number = str(wanted).partition("@")[2]
-            report = client.scan_model(wanted.name, number, base_licenses=bases, memory_bytes=memory_bytes)
+            report = client.scan_model(wanted.name, number, base_licenses=bases, memory_bytes=memory)
     render.show(report, output, lambda: _lines(report))
     refused = [finding for finding in report.findings if finding.severity == "refused"]
     if refused:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from groundplane.cli import adopt, certificates, model_checks, packages, registry, render
-from groundplane.cli.model_facts import facts_of, further_facts
+from groundplane.cli.model_facts import DATA, facts_of, further_facts, licence_remark
 from groundplane.cli.options import Listing, Money, connect, output_option
 from groundplane.cli.pulling import pull_into, pull_options
 from groundplane.cli.render import Table
@@ -133,7 +133,7 @@ def certificate(ref: str, envelope: bool, output: str) -> None:
 @click.option("--license", "license_", default="", metavar="SPDX-ID", help="Under which terms it may be used.")
 @click.option("--framework", default="", help="What made it and loads it.")
 @click.option("--base-model", default="", metavar="NAME@VERSION", help="What it was fine-tuned from.")
-@click.option("--data", multiple=True, metavar="NAME=SHA256", help="What it was trained on; may be given again.")
+@click.option("--data", multiple=True, metavar=DATA, help="What it was trained on; may be given again.")
 @click.option("--code-commit", default="", metavar="COMMIT", help="Which code made it.")
 @click.option("--training-run", default="", metavar="ID", help="Which run made it.")
 @click.option("--metric", multiple=True, metavar="NAME=VALUE", help="How good it is; may be given again.")
@@ -159,7 +159,8 @@ def register(path: Path, name: str, project: str, output: str, **stated: object)
         with render.progress(f"uploading {name}", sum(file.stat().st_size for file in files.values())) as advance:
             client.upload_files(upload, files, advance)
         version = client.register_model(name, upload_id=upload.id, project=project, facts=facts)
-    render.show(version, output, lambda: [f"registered {version.id}", *_version_lines(version)])
+    remark = [f"  to be known: {known}"] if (known := licence_remark(facts.license)) else []
+    render.show(version, output, lambda: [f"registered {version.id}", *_version_lines(version), *remark])
 
 
 for command in (*registry.COMMANDS, *model_checks.COMMANDS, *certificates.COMMANDS, adopt.adopt, packages.packages):

@@ -11,7 +11,7 @@ import click
 from groundplane.cli import render
 from groundplane.errors import InvalidInput
 from groundplane.settings import Settings
-from groundplane.units import parse_duration_s, parse_usd
+from groundplane.units import parse_bytes, parse_duration_s, parse_usd
 
 if TYPE_CHECKING:
     from groundplane.client import Client
@@ -97,6 +97,20 @@ class Duration(click.ParamType[int]):
             return value
         try:
             return parse_duration_s(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Size(click.ParamType[int]):
+    """`80GB`, `80GiB` → bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_bytes(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from groundplane.cli import render
-from groundplane.cli.options import Money, connect
+from groundplane.cli.options import Money, Size, connect
 from groundplane.cli.render import Cell, Table, Usd, View
 from groundplane.domain.planning.recon import CLOUDS, Disk, Machine, Quota, Reconnaissance, SkuRow, Survey, Wanted
-from groundplane.units import format_bytes, parse_bytes
+from groundplane.units import format_bytes
 
 if TYPE_CHECKING:
     from groundplane.domain.planning.plan import Offer
 
 _ROWS_SHOWN = 30
-
-
-class Size(click.ParamType[int]):
-    """`80GB`, `80GiB` → bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            return parse_bytes(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 @click.command()

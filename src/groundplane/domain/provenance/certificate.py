@@ -28,6 +28,7 @@ REQUIRED_FACTS = ("owner", "license", "data", "code_commit", "training_run", "me
 """What a model registered by hand must come with."""
 MAY_BE_UNKNOWN = ("data", "code_commit", "training_run", "metrics")
 """What an adopted model may lack, when somebody says why. Who answers for it, and its terms, are always known."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 Unknown = tuple[str, str]
@@ -210,7 +211,7 @@ _QUESTIONS: dict[str, tuple[str, str]] = {
     "license": ("under which terms may it be used?", "--license SPDX-ID"),
     "framework": ("what made it and loads it?", "--framework NAME"),
     "base_model": ("what was it fine-tuned from?", "--base-model NAME@VERSION"),
-    "data": ("what was it trained on?", "--data NAME=SHA256"),
+    "data": ("what was it trained on?", "--data NAME@VERSION or NAME=SHA256"),
     "code_commit": ("which code made it?", "--code-commit COMMIT"),
     "training_run": ("which run made it, when and where?", "--training-run ID"),
     "metrics": ("how good is it, by which measure?", "--metric NAME=VALUE"),
@@ -244,8 +245,24 @@ def is_commit(text: str) -> bool:
 
 
 def misstated(facts: Facts) -> tuple[Refused, ...]:
-    """What is stated and can't be so. An abbreviated commit means another object in another repository, or later on."""
-    said = facts.code_commit
+    """What is stated and can't be so: a digest that is none, a commit that is not whole.
+
+    An abbreviated commit means another object in another repository, or later on.
+    """
+    refused = [
+        Refused(
+            rule="data-digest",
+            need="the SHA-256 of the data: 64 lower-case hex digits",
+            have=f"{data.name} with {data.sha256[:80]!r}",
+            hint="sha256sum FILE prints that of a file; data registered here is named without it: --data NAME@VERSION",
+        )
+        for data in facts.data
+        if data.sha256 and not _SHA256.fullmatch(data.sha256)
+    ]
+    return (*refused, *_no_commit(facts.code_commit))
+
+
+def _no_commit(said: str) -> tuple[Refused, ...]:
     if not said.strip() or is_commit(said):
         return ()
     short = re.fullmatch(r"[0-9a-f]{4,39}", said)
