@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from groundplane.adapters import catalog_files
-from groundplane.adapters.atomic_file import write_atomically
+from groundplane.adapters.atomic_file import replace_durably
 from groundplane.adapters.catalog_columns import COMMON, TABLES, Table
 from groundplane.domain.catalogue.changes import CatalogueChange, Proposal, TableView, changes
 from groundplane.domain.catalogue.entries import Catalogue
@@ -92,10 +92,9 @@ class OperatorCatalog:
         return Proposal(files=files, changes=tuple(found), notes=tuple(notes), base=self._base())
 
     def write(self, proposal: Proposal) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, text in proposal.files.items():
             if text:
-                write_atomically(self._path(name), text.encode())
+                replace_durably(self._path(name), text.encode(), mode=0o644)
             else:
                 self._path(name).unlink(missing_ok=True)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from groundplane.adapters.atomic_file import replace_durably
 from groundplane.domain.spec.yaml_nodes import MAX_BYTES
 from groundplane.errors import IntegrityFailure, InvalidInput, Problem
 
@@ -73,13 +72,7 @@ class FolderPolicyFiles:
 
     def _keep(self, texts: dict[str, str]) -> None:
         body = json.dumps({"sha256": _digest(texts), "files": texts}, sort_keys=True)
-        self._copy.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor, name = tempfile.mkstemp(dir=self._copy.parent, prefix=".policy-")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(self._copy)
+        replace_durably(self._copy, body.encode())
 
 
 class MemoryPolicyFiles:

@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from groundplane.adapters.atomic_file import write_atomically
+from groundplane.adapters.atomic_file import replace_durably
 from groundplane.client import parquet
 from groundplane.domain.serving.prediction import (
     PSEUDONYM,
@@ -236,7 +236,7 @@ class FolderPredictions(_Hours):
             records = self._records(project, name)
             after, changed = _left_of(name, records, subject, path.read_bytes(), path.suffix)
             if changed is not None and after:
-                write_atomically(path, after)
+                replace_durably(path, after)
             elif changed is not None:
                 path.unlink()
             return len(records), changed
@@ -259,7 +259,7 @@ class FolderPredictions(_Hours):
             target = path.with_name(f"{path.name.removesuffix('jsonl')}{_ENDINGS[form]}")
             records = list(_read_file(path))
             if records:
-                write_atomically(target, _encode_file(records, target.suffix))
+                replace_durably(target, _encode_file(records, target.suffix))
             path.unlink()
 
 

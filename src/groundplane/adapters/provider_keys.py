@@ -6,7 +6,7 @@ import asyncio
 import re
 from pathlib import Path
 
-from groundplane.adapters.snapshot_file import replace_durably
+from groundplane.adapters.atomic_file import replace_durably
 from groundplane.errors import InvalidInput, NotFound, Unavailable
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

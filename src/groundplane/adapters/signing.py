@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_public_key,
 )
 
+from groundplane.adapters.atomic_file import replace_durably
 from groundplane.errors import IntegrityFailure, InvalidInput, Unavailable
 
 _PRIVATE_NAME = "signing.pem"
@@ -178,14 +179,9 @@ class FileSigner:
             ) from None
 
     def _trust(self, public: Ed25519PublicKey) -> None:
-        folder = self._directory / _TRUSTED
-        folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-        path = folder / f"{_key_id(public)}.pub"
-        if path.exists():
-            return
-        draft = folder / f".{path.name}.{secrets.token_hex(4)}"
-        draft.write_bytes(_pem(public))
-        draft.replace(path)
+        path = self._directory / _TRUSTED / f"{_key_id(public)}.pub"
+        if not path.exists():
+            replace_durably(path, _pem(public), mode=0o644)
 
     def _trusted(self) -> dict[str, Ed25519PublicKey]:
         """Read anew each time, so that a key taken out of the folder is distrusted at once."""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from groundplane.adapters.snapshot_file import replace_durably
+from groundplane.adapters.atomic_file import replace_durably
 from groundplane.domain.ledger import UsageRecord
 from groundplane.domain.serving.usage_records import (
     FRAME_MAX_BYTES,

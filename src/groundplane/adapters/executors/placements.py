@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from groundplane.adapters.atomic_file import write_atomically
+from groundplane.adapters.atomic_file import replace_durably
 
 TOMBSTONE_AGE_S = 30 * 86_400.0
 
@@ -50,8 +50,7 @@ class Placements:
         known = self._load()
         if known.get(attempt_id) == placed:
             return
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_atomically(self._folder / f"{attempt_id}.json", json.dumps(asdict(placed)).encode())
+        replace_durably(self._folder / f"{attempt_id}.json", json.dumps(asdict(placed)).encode())
         known[attempt_id] = placed
 
     def adopt(self, attempt_id: str, rank: int, size: int, node: str) -> bool:
@@ -74,8 +73,7 @@ class Placements:
         """From now on every attempt of ours on the node has a file."""
         if not self.is_counted(node):
             self._counted.add(node)
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_atomically(self._folder / "counted.json", json.dumps(sorted(self._counted)).encode())
+            replace_durably(self._folder / "counted.json", json.dumps(sorted(self._counted)).encode())
 
     def _load(self) -> dict[str, Placed]:
         if self._known is None:

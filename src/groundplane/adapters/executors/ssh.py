@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from groundplane.adapters.atomic_file import write_atomically
+from groundplane.adapters.atomic_file import replace_durably
 from groundplane.adapters.executors.channels import RUNNER, Channel, Patience, SshChannel
 from groundplane.adapters.executors.links import Link
 from groundplane.adapters.executors.nodes import NodesExecutor, RunnerOptions
@@ -142,7 +142,7 @@ def installation_id(home: Path) -> str:
     try:
         return file.read_text().strip()
     except FileNotFoundError:
-        write_atomically(file, secrets.token_hex(6).encode())
+        replace_durably(file, secrets.token_hex(6).encode())
         return file.read_text().strip()
 
 
