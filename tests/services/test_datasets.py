@@ -267,6 +267,20 @@ async def test_data_that_lies_elsewhere_is_left_for_its_owner_to_clear(archive: 
     await archive.datasets.register(ADA, POINTED, STATED)
     erased = await archive.datasets.erase(ADA, "corpus@1", records="all", reason="contract ended")
     assert erased.left == ("delete the bytes at /data/corpus: they are not kept here",)
+    with pytest.raises(Conflict, match="was erased by"):
+        await archive.datasets.verify(ADA, "corpus@1")
+
+
+async def test_of_erased_tables_only_their_shape_is_kept(archive: Archive) -> None:
+    seen = profile("people.csv", "name,age", "ada,36", "grace,")
+    await archive.datasets.register(ADA, replace(POINTED, profile=seen), STATED)
+    erased = await archive.datasets.erase(ADA, "corpus@1", records="ada", reason="asked to be forgotten")
+    assert "bounds and means of its columns are deleted" in erased.done
+    left = (await archive.datasets.get(ADA, "corpus@1")).profile
+    assert (left.rows, [(each.name, each.kind, each.nulls) for each in left.columns]) == (
+        2, [("name", "text", 0), ("age", "integer", 1)]
+    )  # fmt: skip
+    assert not any(each.low or each.high or each.mean for each in left.columns)
 
 
 async def test_a_proof_that_was_touched_is_no_proof(archive: Archive) -> None:

@@ -45,25 +45,7 @@ def list_(name: str, output: str) -> None:
     """List versions, by name, newest first."""
     with connect() as client:
         found = client.datasets(name=name)
-    now = datetime.now(UTC)
-    rows = [
-        (
-            row.id,
-            row.project,
-            row.owner,
-            row.classification,
-            row.license,
-            str(len(row.files)),
-            format_bytes(row.size_bytes),
-            str(row.pointer),
-            _state(row, now),
-            moment(row.created_at),
-        )
-        for row in found
-    ]
-    columns = ("DATASET", "PROJECT", "OWNER", "CLASS", "LICENSE", "FILES", "SIZE", "WHERE", "STATE", "REGISTERED")
-    table = Table(columns, rows, right=frozenset({"FILES", "SIZE"}), empty="no datasets registered yet")
-    render.show(found, output, lambda: [table])
+    render.show(found, output, lambda: [_versions_table(found)])
 
 
 @datasets.command()
@@ -109,11 +91,15 @@ def register(path: Path, name: str, project: str, location: str, managed: bool, 
 
 
 @datasets.command()
-@click.argument("ref", metavar="NAME@VERSION")
+@click.argument("ref", metavar="NAME[@VERSION]")
 @output_option
 def show(ref: str, output: str) -> None:
-    """Show a version: where it lies, its facts, what is in its tables."""
+    """Show a dataset's versions, or one version: where it lies, its facts, what is in its tables."""
     with connect() as client:
+        if "@" not in ref:
+            versions = client.datasets(name=ref)
+            render.show(versions, output, lambda: [_versions_table(versions)])
+            return
         found = client.dataset(ref)
     render.show(found, output, lambda: [*_lines(found), _columns(found.profile)])
 
@@ -142,7 +128,7 @@ def lineage(ref: str, output: str) -> None:
     with connect() as client:
         found = client.lineage(ref)
     table = Table(("FROM", "MADE"), found.edges, empty="nothing was made from it here")
-    said = f"{found.id}: {len(found.runs)} runs, {len(found.models)} model versions"
+    said = f"{found.id}: {counted(len(found.runs), 'run')}, {counted(len(found.models), 'model version')}"
     rows = [(each.parent, each.child, each.job, each.reported_by) for each in found.outside]
     outside = Table(("FROM", "MADE", "JOB", "SAID BY"), rows, title="from outside, unverified")
     render.show(found, output, lambda: [said, table, *([outside] if rows else [])])
@@ -156,12 +142,12 @@ def verify(ref: str, path: Path | None, output: str) -> None:
     """Hash every byte again: a managed copy in the store, else the folder. Exits with 8 when anything changed."""
     with connect() as client:
         found = client.dataset(ref)
-        if found.kept and path is None:
+        if (found.kept or found.erased_at) and path is None:
             checked = client.verify_dataset(found.id)
         else:
             checked = _checked(found, path or Path(found.location))
     size = format_bytes(checked.checked_bytes)
-    good = [f"{checked.id}: {checked.checked_files} files ({size}) are what was registered"]
+    good = [f"{checked.id}: {counted(checked.checked_files, 'file')} ({size}) as registered"]
     render.show(checked, output, lambda: good if checked.ok else [str(each) for each in checked.problems])
     if not checked.ok:
         raise IntegrityFailure(
@@ -207,6 +193,28 @@ def erasures(ref: str, proof: str, output: str) -> None:
     ]
     columns = ("ERASURE", "DATASET", "RECORDS", "BY", "AT", "LEFT", "WHY")
     render.show(found, output, lambda: [Table(columns, rows, right=frozenset({"LEFT"}), empty="nothing was erased")])
+
+
+def _versions_table(found: Sequence[DatasetVersion]) -> Table:
+    now = datetime.now(UTC)
+    rows = [
+        (
+            row.id,
+            row.project,
+            row.owner,
+            row.classification,
+            row.license,
+            str(len(row.files)),
+            format_bytes(row.size_bytes),
+            str(row.pointer),
+            _state(row, now),
+            moment(row.created_at),
+        )
+        for row in found
+    ]
+    columns = ("DATASET", "PROJECT", "OWNER", "CLASS", "LICENSE", "FILES", "SIZE", "WHERE", "STATE", "REGISTERED")
+    empty = "no datasets registered yet; ground datasets register PATH --name NAME"
+    return Table(columns, rows, right=frozenset({"FILES", "SIZE"}), empty=empty)
 
 
 def _state(row: DatasetVersion, now: datetime) -> str:
@@ -302,6 +310,7 @@ def _lines(row: DatasetVersion) -> list[View]:
         f"  license         {row.license}",
         f"  as of           {moment(row.as_of)}{fresh}",
         f"  retained until  {until}",
+        *([f"  erased          {moment(row.erased_at)}: ground datasets erasures {row.id}"] if row.erased_at else []),
     ]
 
 
@@ -318,7 +327,7 @@ def _columns(profile: Profile) -> Table:
         )
         for each in profile.columns
     ]
-    title = f"{profile.rows:,} rows in {profile.tables} tables"
+    title = f"{counted(profile.rows, 'row')} in {counted(profile.tables, 'table')}"
     if profile.unread:
         title += f"; not looked into: {'; '.join(profile.unread[:3])}"
     columns = ("COLUMN", "KIND", "EMPTY", "DISTINCT", "LOW", "HIGH", "MEAN")

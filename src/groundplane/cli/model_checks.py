@@ -42,6 +42,10 @@ def scan(subject: str, license_: str, base_license: Sequence[str], memory: int |
             report = client.scan_model(wanted.name, number, base_licenses=bases, memory_bytes=memory)
     render.show(report, output, lambda: _lines(report))
     refused = [finding for finding in report.findings if finding.severity == "refused"]
+    if refused and output == "table":  # which said each of them
+        ways = "; ".join(dict.fromkeys(finding.hint for finding in refused if finding.hint))
+        have = f"{counted(len(refused), 'finding')} in {report.subject}"
+        raise Refusal([Refused(rule="scan", need="files that may enter", have=have, hint=ways)])
     if refused:
         raise Refusal([_refused(finding) for finding in refused])
 
@@ -121,7 +125,10 @@ def _refused(finding: Finding) -> Refused:
 def _lines(report: ScanReport) -> list[View]:
     formats = ", ".join(f"{count} {name}" for name, count in report.formats.items())
     verdict = "nothing keeps it out" if report.ok else "it may not enter"
-    rows = [(finding.severity, finding.rule, finding.path or "-", finding.message) for finding in report.findings]
+    rows = [
+        (finding.severity, finding.rule, finding.path or "-", finding.message.partition(", has ")[2] or finding.message)
+        for finding in report.findings
+    ]
     files = f"{counted(report.files, 'file')} ({format_bytes(report.size_bytes)}): {formats or 'none'}"
     return [
         f"{report.subject}: {verdict}; {files}",

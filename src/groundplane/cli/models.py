@@ -50,7 +50,9 @@ def show(ref: str, output: str) -> None:
             render.show(versions, output, lambda: [_versions_table(versions)])
             return
         version = _version(client, ref)
-    render.show(version, output, lambda: [*_version_lines(version), _files_table(version)])
+        view = client.version_view(version.id)
+    lines = [*_version_lines(version, view.adopted_from), *registry.standing_lines(view)]
+    render.show(version, output, lambda: [*lines, _files_table(version)])
 
 
 @models.command()
@@ -102,7 +104,8 @@ def verify(
     papers = " and the certificate"
     if checked.addenda:
         papers = f", the certificate and {checked.addenda} {'addendum' if checked.addenda == 1 else 'addenda'}"
-    text = f"{checked.ref}: {checked.checked_files} files ({size}){papers} are as key {checked.key_id[:8]}… signed"
+    files = counted(checked.checked_files, "file")
+    text = f"{checked.ref}: {files} ({size}){papers} are as key {checked.key_id[:8]}… signed"
     render.show(checked, output, lambda: [text])
 
 
@@ -218,14 +221,20 @@ def _versions_table(versions: Sequence[ModelVersion]) -> Table:
         for version in versions
     ]
     columns = ("VERSION", "PROJECT", "OWNER", "LICENSE", "FILES", "SIZE", "FROM", "METRICS", "CREATED")
-    return Table(columns, rows, right=frozenset({"FILES", "SIZE"}), empty="no models registered yet")
+    return Table(
+        columns,
+        rows,
+        right=frozenset({"FILES", "SIZE"}),
+        empty="no models registered yet; ground models register PATH --name NAME, or adopt",
+    )
 
 
-def _version_lines(version: ModelVersion) -> list[str]:
+def _version_lines(version: ModelVersion, adopted_from: str = "") -> list[str]:
+    maker = version.run_id or (f"adoption of {adopted_from}" if adopted_from else "hand")
     metrics = ", ".join(f"{name} {value:g}" for name, value in sorted(version.metrics.items())) or "none"
     return [
         f"{version.id} of project {version.project}, owner {version.owner}",
-        f"  made by      {version.run_id or 'hand'}, {moment(version.created_at)}, registered by {version.created_by}",
+        f"  made by      {maker}, {moment(version.created_at)}, registered by {version.created_by}",
         f"  license      {version.license or '-'}",
         f"  metrics      {metrics}",
         f"  size         {format_bytes(version.size_bytes)} in {counted(len(version.files), 'file')}",

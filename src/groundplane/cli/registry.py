@@ -27,8 +27,11 @@ def alias(ref: str, to: str, reason: str, output: str) -> None:
     """Let an alias stand for a version: `ground models alias churn@production 4`. Its gates are asked first."""
     name, alias_name = _alias(ref)
     with connect() as client:
-        moved = client.move_alias(name, alias_name, to=to, reason=reason)
-    render.show(moved, output, lambda: [_moved(moved)])
+        before = {row.alias: row for row in client.aliases(name)}.get(alias_name)
+        moved = client.move_alias(name, alias_name, to=to.removeprefix(f"{name}@"), reason=reason)
+    stands = before is not None and (before.number, before.moved_at) == (moved.to_number, moved.at)
+    already = f"{moved.alias_id} stands for {moved.to_number} already, since {moment(moved.at)}: {moved.reason}"
+    render.show(moved, output, lambda: [already if stands else _moved(moved)])
 
 
 @click.command()
@@ -206,7 +209,12 @@ def _entries(found: Sequence[RegistryEntry]) -> Table:
         for entry in found
     ]
     columns = ("VERSION", "PROJECT", "OWNER", "LICENSE", "FROM", "SIZE", "CREATED")
-    return Table(columns, rows, right=frozenset({"SIZE"}), empty="no version is like that")
+    return Table(
+        columns,
+        rows,
+        right=frozenset({"SIZE"}),
+        empty="no version is like that; --archived looks among the hidden ones",
+    )
 
 
 def _diff_views(found: VersionDiff) -> list[View]:
@@ -217,11 +225,11 @@ def _diff_views(found: VersionDiff) -> list[View]:
 
 
 def _view_lines(view: VersionView) -> list[View]:
-    lines: list[View] = [f"{view.version.id} of project {view.version.project}"]
-    lines.append(f"  aliases   {', '.join(view.aliases) or 'none'}")
-    lines.append(
-        f"  tags      {', '.join(f'{name}={text}' if text else name for name, text in view.tags.items()) or '-'}"
-    )
-    if view.archived:
-        lines.append(f"  archived  {view.archived_reason}")
-    return lines
+    return [f"{view.version.id} of project {view.version.project}", *standing_lines(view)]
+
+
+def standing_lines(view: VersionView) -> list[View]:
+    """What moves around a version: where it stands, its tags, and that it is archived."""
+    tags = ", ".join(f"{name}={text}" if text else name for name, text in view.tags.items())
+    lines: list[View] = [f"  aliases      {', '.join(view.aliases) or 'none'}", f"  tags         {tags or 'none'}"]
+    return [*lines, f"  archived     {view.archived_reason}"] if view.archived else lines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 
@@ -48,6 +48,11 @@ class Profile:
     tables: int = 0
     columns: tuple[Column, ...] = ()
     unread: tuple[str, ...] = ()
+
+    def without_values(self) -> Profile:
+        """What an erased version may still say: columns by name and kind, and how many; nothing that a cell held."""
+        shapes = (replace(column, low="", high="", mean=None) for column in self.columns)
+        return replace(self, columns=tuple(shapes), unread=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

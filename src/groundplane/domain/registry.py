@@ -141,6 +141,7 @@ class VersionView:
     tags: Mapping[str, str]
     archived: bool
     archived_reason: str = ""
+    adopted_from: str = ""
 
 
 def adopted_label(version_id: str, source: str) -> VersionLabel:
@@ -245,8 +246,8 @@ def differences(
     new = {file.path: file for file in after.files}
     found += _named(
         "files",
-        {path: f"{file.size_bytes} bytes, sha256:{file.sha256[:16]}" for path, file in old.items()},
-        {path: f"{file.size_bytes} bytes, sha256:{file.sha256[:16]}" for path, file in new.items()},
+        {path: f"{file.size_bytes:,} bytes, sha256:{file.sha256[:16]}" for path, file in old.items()},
+        {path: f"{file.size_bytes:,} bytes, sha256:{file.sha256[:16]}" for path, file in new.items()},
     )
     found += _named("tensors", _tensors(said), _tensors(says))
     kept = {file.sha256 for file in before.files}

@@ -178,6 +178,8 @@ class Datasets:
     async def verify(self, actor: Actor, ref: str) -> DatasetCheck:
         """Reads every byte of a managed copy again. Damage is an answer. InvalidInput for what does not lie here."""
         found = await self.get(actor, ref)
+        if found.erased_at is not None:
+            raise Conflict(f"{found.id} was erased by {found.erasure_id}", f"ground datasets erasures {found.id}")
         if not found.kept:
             hint = f"hash {found.location} where it can be read: ground datasets verify {found.id} --path FOLDER"
             raise InvalidInput(f"{found.id} is not kept here", hint)
@@ -234,6 +236,7 @@ class Datasets:
             line = await _lineage(tx, actor, found)
             done, left = await self._let_go(tx, found)
             done += [f"{found.id} can be used by no new run"]
+            done += ["bounds and means of its columns are deleted"] if found.profile.columns else []
             left += [
                 f"{model} was made from it: retrain it without these records, or say why not" for model in line.models
             ]
@@ -255,7 +258,8 @@ class Datasets:
             text = cert.seal(_statement(draft, found, other), self._signer.key_id, self._signer.sign)
             erasure = replace(draft, statement=text)
             await tx.insert(erasure)
-            await tx.update(replace(found, kept=False, erased_at=now, erasure_id=erasure.id))
+            profile = found.profile.without_values()
+            await tx.update(replace(found, kept=False, erased_at=now, erasure_id=erasure.id, profile=profile))
             told: dict[str, object] = {
                 "erasure": erasure.id,
                 "records": records,

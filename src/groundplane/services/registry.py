@@ -14,6 +14,7 @@ from groundplane.domain.model import ModelVersion, check_alias, parse_ref
 from groundplane.domain.provenance.addendum import AddendumKind, summary
 from groundplane.domain.provenance.card import card_of
 from groundplane.domain.registry import (
+    ADOPTED,
     TAGS_MAX,
     AliasMove,
     LabelKind,
@@ -74,7 +75,7 @@ class Registry:
             moves = await tx.find(AliasMove, {"alias_id": f"{name}@{alias}"}, order="sequence")
         target = rollback_target(moves, current.number) if current else None
         if target is None:
-            have = f"{name}@{alias} stood for {current.number} only" if current else f"{name} has no alias {alias}"
+            have = f"{name}@{alias}, which stood for {current.number} only" if current else f"no alias {name}@{alias}"
             hint = f"ground models history {name}@{alias}"
             raise Refusal([_refused("rollback", "an earlier version to go back to", have, hint)])
         reason = checked_text(reason, "reason")
@@ -128,7 +129,7 @@ class Registry:
                 return last[0]
             entry = await tx.get(RegistryEntry, version.id, lock=True)
             if entry is not None and entry.archived:
-                have = f"{version.id} was archived by {entry.archived_by}: {entry.archived_reason}"
+                have = f"{version.id}, archived by {entry.archived_by}: {entry.archived_reason}"
                 hint = f"ground models unarchive {version.id}"
                 raise Refusal([_refused("archived", "a version that is not archived", have, hint)])
             check = await self._gates.allow(tx, actor, version, alias, current)
@@ -260,12 +261,14 @@ class Registry:
             entry = await tx.get(RegistryEntry, version.id)
             tags = await _tags(tx, version.id)
             aliases = await tx.find(ModelAlias, {"name": version.name}, order="alias")
+            adopted = await tx.get(VersionLabel, label_id(version.id, LabelKind.ORIGIN, ADOPTED))
         return VersionView(
             version=version,
             aliases=tuple(row.alias for row in aliases if row.number == version.number),
             tags=tags,
             archived=entry.archived if entry else False,
             archived_reason=entry.archived_reason if entry else "",
+            adopted_from=adopted.text if adopted else "",
         )
 
     # ------------------------------------------------------------ differences, cards

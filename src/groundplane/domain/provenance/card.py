@@ -38,7 +38,7 @@ def card_of(
         ("licence", version.license or "not stated"),
         ("base model", stated.get("base_model") or "not stated"),
         ("framework", stated.get("framework") or "not stated"),
-        ("made by", version.run_id or "registered by hand"),
+        ("made by", version.run_id or _by_hand(_part(said, "adoption"))),
         ("registered", f"{version.created_at:%Y-%m-%d %H:%M} UTC by {version.created_by}"),
         ("code", _code(code)),
         ("hardware", _hardware(said)),
@@ -47,7 +47,7 @@ def card_of(
         ("cost", format_usd(cost) if isinstance(cost, int) else "not known"),
         ("energy", _energy(_part(said, "energy"))),
         ("level of service", said.get("sla") or "not stated"),
-        ("size", f"{format_bytes(version.size_bytes)} in {len(version.files)} files"),
+        ("size", f"{format_bytes(version.size_bytes)} in {len(version.files):,} file{'s' * (len(version.files) != 1)}"),
         ("certificate", f"sha256:{version.certificate_sha256}"),
         *(("tag " + name, text) for name, text in tags.items()),
     ]
@@ -102,6 +102,10 @@ def _head(version: ModelVersion, said: Facts) -> dict[str, object]:
         OURS: {name: value for name, value in ours.items() if value not in (None, "", [], {})},
     }
     return {name: value for name, value in head.items() if value not in (None, "", {})}
+
+
+def _by_hand(adoption: Facts) -> str:
+    return f"adopted from {adoption['from']}" if adoption.get("from") else "registered by hand"
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:

@@ -46,7 +46,7 @@ def refuse_pickle(path: str, kind: Format, what: str, walk: PickleWalk | None) -
     refused = Refused(
         rule="no-pickles",
         need=SAFE_FORMATS,
-        have=f"{path} is {what}{acts}; loading a pickle runs whatever it says",
+        have=f"{path}, {what}{acts}; loading a pickle runs whatever it says",
         hint=CONVERT_HINT,
     )
     return Inspection(format=kind, refused=refused)

@@ -98,7 +98,7 @@ def inspect(path: str, view: ByteView) -> Inspection:
         refused = Refused(
             rule="known-format",
             need=f"{named} where the name says so",
-            have=f"{path} is {what}",
+            have=f"{path}, {what}",
             hint="the file is cut, forged or something else: fetch it again and compare its digest",
         )
         return Inspection(format=found.format, refused=refused)

@@ -184,7 +184,7 @@ def _keras_program(path: str, what: str) -> Refused:
     return Refused(
         rule="no-programs",
         need="layers without code of their own",
-        have=f"{path} is {what} with a layer that is a program (Lambda), or hides letters of its configuration",
+        have=f"{path}, {what} with a layer that is a program (Lambda), or that hides letters of its configuration",
         hint="replace the layer by a registered one, or export the weights to safetensors",
     )
 
