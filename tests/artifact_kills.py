@@ -24,7 +24,7 @@ import psutil
 from tests.adapters.artifact_files import MIB, digest, shown, write
 from tests.journeys.conftest import Installation, bring_up, free_ports, shut_down, wait_for
 
-from groundplane.adapters.artifacts import bucket_store, folder_store
+from groundplane.adapters.artifacts import bucket_store, folder_store, memory_store
 from groundplane.client import Client
 from groundplane.errors import Unavailable
 
@@ -39,6 +39,8 @@ async def main():
         stored = await store.put_files(files)
         for number, (sha256, _) in enumerate(stored):
             await store.fetch(sha256, out / str(number))
+        await store.collect(frozenset(), grace_s=0, thorough=True)
+        await store.name([recipe for recipe, _ in await store.put_unnamed(files)])
         await store.collect(frozenset(), grace_s=0, thorough=True)
 asyncio.run(main())
 """
@@ -89,10 +91,11 @@ async def kill_in_a_folder(folder: Path, kills: int, chance: random.Random) -> N
     for number in range(5):
         write(source / str(number), chance.randbytes(chance.randrange(1, 8 * MIB)))
     contents = {digest(path.read_bytes()) for path in source.iterdir()}
+    unnamed = {recipe for recipe, _ in await memory_store().put_unnamed(list(source.iterdir()))}
     for _ in range(kills):
         with _at_work([_IN_A_FOLDER, str(root), str(source), str(out)]):
             time.sleep(chance.random() * 0.3)
-        assert await shown(root) <= contents
+        assert await shown(root) <= contents | unnamed
         pulled = [path for path in out.iterdir() if not path.name.startswith(".")]
         assert all(digest(path.read_bytes()) in contents for path in pulled)
     store = folder_store(root)

@@ -24,7 +24,7 @@ def digest(data: bytes) -> str:
 async def shown(root: Path) -> set[str]:
     """The files a freshly opened store tells of, each read and verified."""
     store = folder_store(root)
-    found = {recipe.sha256.hex(): recipe.size_bytes for recipe in store._index.recipes()}
+    found = {recipe.name.hex(): recipe.size_bytes for recipe in store._index.recipes()}
     for sha256, size_bytes in found.items():
         await store.verify(sha256, size_bytes)
     store.close()

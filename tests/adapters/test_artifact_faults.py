@@ -7,13 +7,14 @@ import errno
 import random
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.adapters.artifact_files import rot, shown, write
+from tests.adapters.artifact_files import digest, rot, shown, write
 from tests.artifact_kills import kill_in_a_folder
 
 from groundplane.adapters.artifacts import PackStore, folder_store, writing
@@ -22,6 +23,7 @@ from groundplane.domain.packs import sealed
 from groundplane.errors import Conflict, IntegrityFailure, NotFound, Unavailable
 
 MIB = 2**20
+Put = Callable[[PackStore, list[Path]], Awaitable[object]]
 
 
 @pytest.fixture
@@ -95,14 +97,43 @@ async def test_a_recipe_made_with_another_key_is_checked_by_sha256(tmp_path: Pat
     swapped = forged._index.recipe(bytes.fromhex(other))
     assert swapped is not None
     lie = sealed(b"f" * 32, bytes.fromhex(sha256), size, swapped.packed)
-    ours._index._recipes[lie.sha256] = lie
+    ours._index._recipes[lie.name] = lie
     for call in (ours.verify(sha256, size), ours.fetch(sha256, tmp_path / "out2")):
         with pytest.raises(IntegrityFailure, match="now hash to"):
             await call
     assert not (tmp_path / "out2").exists()
 
 
-async def test_a_file_that_changes_while_it_is_stored_is_refused(folder: PackStore, tmp_path: Path) -> None:
+async def test_a_recipe_that_is_its_own_name_needs_no_key_and_can_not_be_another(tmp_path: Path) -> None:
+    theirs = folder_store(tmp_path / "store", key=b"t" * 32)
+    content = random.Random(8).randbytes(3 * MIB)
+    paths = [write(tmp_path / "a", content), write(tmp_path / "b", bytes(reversed(content)))]
+    (name, size), (other, _) = await theirs.put_unnamed(paths)
+    ours = folder_store(tmp_path / "store", key=b"o" * 32)
+    await ours.verify(name, size)
+    assert await ours.name([name]) == [digest(content)]
+    swapped = theirs._index.recipe(bytes.fromhex(other))
+    assert swapped is not None
+    ours._index._recipes[bytes.fromhex(name)] = replace(swapped, name=bytes.fromhex(name))
+    with pytest.raises(IntegrityFailure, match="now hash to"):
+        await ours.verify(name, size)
+    with pytest.raises(NotFound):
+        await ours.name([name])
+
+
+async def test_a_rotten_piece_gets_no_name(folder: PackStore, tmp_path: Path) -> None:
+    [(recipe, _)] = await folder.put_unnamed([write(tmp_path / "a", b"abc")])
+    piece = await rot(tmp_path / "store", folder, recipe)
+    with pytest.raises(IntegrityFailure, match=piece):
+        await folder.name([recipe])
+    with pytest.raises(NotFound):
+        await folder.read(digest(b"abc"), 0, 1)
+    await folder.put_unnamed([tmp_path / "a"])
+    assert await folder.name([recipe]) == [digest(b"abc")]
+
+
+@pytest.mark.parametrize("put", [PackStore.put_files, PackStore.put_unnamed])
+async def test_a_file_that_changes_while_it_is_stored_is_refused(put: Put, folder: PackStore, tmp_path: Path) -> None:
     path, stop = write(tmp_path / "growing", b"a" * 20 * MIB), asyncio.Event()
 
     async def grow() -> None:
@@ -115,7 +146,7 @@ async def test_a_file_that_changes_while_it_is_stored_is_refused(folder: PackSto
     writer = asyncio.create_task(grow())
     try:
         with pytest.raises(Conflict, match="changed while"):
-            await folder.put_file(path)
+            await put(folder, [path])
     finally:
         stop.set()
         await writer

@@ -190,6 +190,45 @@ async def test_a_changed_tensor_or_header_stores_only_its_difference(make: Make,
     assert (tmp_path / "out").read_bytes() == described.read_bytes()
 
 
+# ---------------------------------------------------------------- every store: without the SHA-256
+
+
+async def test_what_was_put_without_its_sha256_is_whole_at_once_and_gets_it_later(make: Make, tmp_path: Path) -> None:
+    store, contents = make(0), [safetensors(tensors(9, count=32)), b"small", b""]
+    paths = [write(tmp_path / str(number), data) for number, data in enumerate(contents)]
+    stored = await store.put_unnamed(paths)
+    assert [size_bytes for _, size_bytes in stored] == [len(data) for data in contents]
+    for (recipe, size_bytes), data in zip(stored, contents, strict=True):
+        assert recipe != digest(data)
+        await store.verify(recipe, size_bytes)
+        await store.fetch(recipe, tmp_path / "out")
+        assert (tmp_path / "out").read_bytes() == data
+    assert await store.put_unnamed(paths) == stored
+    before = await store.usage()
+    recipes = [recipe for recipe, _ in stored]
+    for _ in range(2):
+        assert await store.name(recipes) == [digest(data) for data in contents]
+    after = await store.usage()
+    assert (after.files, after.stored_bytes, after.sharing) == (before.files, before.stored_bytes, before.sharing)
+    for data in contents:
+        await store.verify(digest(data), len(data))
+
+
+async def test_a_name_comes_from_a_file_without_one_and_outlives_it(make: Make, tmp_path: Path) -> None:
+    store, data = make(0), random.Random(10).randbytes(3 * MIB)
+    [(recipe, size_bytes)] = await store.put_unnamed([write(tmp_path / "a", data)])
+    await store.collect(frozenset({recipe}), grace_s=0, thorough=True)
+    await store.verify(recipe, size_bytes)
+    [sha256] = await store.name([recipe])
+    for known in (sha256, "0" * 64):
+        with pytest.raises(NotFound, match=known[:16]):
+            await store.name([recipe, known])
+    assert (await store.collect(frozenset({sha256}), grace_s=0, thorough=True)).files == 1
+    await store.verify(sha256, size_bytes)
+    with pytest.raises(NotFound):
+        await store.name([recipe])
+
+
 # ---------------------------------------------------------------- every store: collection
 
 

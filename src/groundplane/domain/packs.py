@@ -41,9 +41,12 @@ class Piece:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """A file as its pieces in order, packed 36 bytes each. `sha256` and `seal` are 32 raw bytes."""
+    """A file as its pieces in order, packed 36 bytes each. `name` and `seal` are 32 raw bytes.
 
-    sha256: bytes
+    Its name is the file's SHA-256; as long as nobody has computed that, the BLAKE3 of `packed`.
+    """
+
+    name: bytes
     size_bytes: int
     packed: bytes
     seal: bytes
@@ -86,12 +89,24 @@ def unpack(packed: bytes) -> Iterator[Piece]:
 def sealed(key: bytes, sha256: bytes, size_bytes: int, packed: bytes) -> Recipe:
     """A recipe under the installation's key (32 bytes)."""
     seal = _seal(key, sha256, size_bytes, packed)
-    return Recipe(sha256=sha256, size_bytes=size_bytes, packed=packed, seal=seal)
+    return Recipe(name=sha256, size_bytes=size_bytes, packed=packed, seal=seal)
+
+
+def unnamed(size_bytes: int, packed: bytes) -> Recipe:
+    """A recipe of a file whose SHA-256 is not known. It needs no seal: other pieces would be another name."""
+    return Recipe(name=blake3(packed).digest(), size_bytes=size_bytes, packed=packed, seal=bytes(32))
 
 
 def is_sealed(key: bytes, recipe: Recipe) -> bool:
-    """Whether an installation with this key has itself found these pieces to be the file of that SHA-256."""
-    return hmac.compare_digest(recipe.seal, _seal(key, recipe.sha256, recipe.size_bytes, recipe.packed))
+    """Whether these pieces are the file of that name: an installation with this key has itself found that they make
+    its SHA-256, or the name is their own."""
+    seal = _seal(key, recipe.name, recipe.size_bytes, recipe.packed)
+    return hmac.compare_digest(recipe.seal, seal) or names_itself(recipe)
+
+
+def names_itself(recipe: Recipe) -> bool:
+    """Whether this is the recipe of a file whose SHA-256 was not computed."""
+    return recipe.name == blake3(recipe.packed).digest()
 
 
 def _seal(key: bytes, sha256: bytes, size_bytes: int, packed: bytes) -> bytes:
@@ -102,7 +117,7 @@ def encode(directory: Directory) -> tuple[str, bytes]:
     """(the pack's name, the bytes that follow its pieces)."""
     parts = [_COUNTS.pack(len(directory.pieces), len(directory.recipes)), pack_pieces(directory.pieces)]
     for recipe in directory.recipes:
-        parts.append(_RECIPE.pack(recipe.sha256, recipe.seal, recipe.size_bytes, len(recipe)))
+        parts.append(_RECIPE.pack(recipe.name, recipe.seal, recipe.size_bytes, len(recipe)))
         parts.append(recipe.packed)
     body = b"".join(parts)
     digest = blake3(body).digest()
@@ -130,11 +145,11 @@ def decode(name: str, pack_bytes: int, tail: bytes) -> Directory:
     pieces = tuple(unpack(body[_COUNTS.size : position]))
     recipes = []
     for _ in range(recipe_count):
-        sha256, seal, size_bytes, count = _RECIPE.unpack_from(body, position)
+        file, seal, size_bytes, count = _RECIPE.unpack_from(body, position)
         position += _RECIPE.size
         packed = body[position : position + count * _PIECE.size]
         position += len(packed)
-        recipes.append(Recipe(sha256=sha256, size_bytes=size_bytes, packed=packed, seal=seal))
+        recipes.append(Recipe(name=file, size_bytes=size_bytes, packed=packed, seal=seal))
     found = Directory(pieces=pieces, recipes=tuple(recipes))
     if found.data_bytes + length + FOOTER_BYTES != pack_bytes:
         raise PackFault(f"it has {pack_bytes} bytes; its directory accounts for {found.data_bytes + length}")

@@ -86,8 +86,8 @@ class Index:
                 self._pieces[piece.digest] = place
                 self._suspect.discard(piece.digest)
             for recipe in directory.recipes:
-                self._recipes[recipe.sha256] = recipe
-                self._homes[recipe.sha256] = number
+                self._recipes[recipe.name] = recipe
+                self._homes[recipe.name] = number
 
     def drop(self, names: Iterable[str]) -> None:
         """Forgets packs and the pieces that were only in them; the files they made are still told of."""
@@ -203,14 +203,14 @@ class Index:
             return [
                 recipe
                 for recipe in self.recipes()
-                if self._homes[recipe.sha256] == number or any(piece.digest in inside for piece in recipe.pieces)
+                if self._homes[recipe.name] == number or any(piece.digest in inside for piece in recipe.pieces)
             ]
 
     def forget(self, recipes: Iterable[Recipe]) -> None:
         """The files are no longer there; their pieces stay until no other file needs them."""
         with self.lock:
             for recipe in recipes:
-                self._recipes.pop(recipe.sha256, None)
+                self._recipes.pop(recipe.name, None)
 
 
 def read_directory(objects: Objects, name: str, size_bytes: int) -> Directory:

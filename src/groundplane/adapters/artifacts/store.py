@@ -32,7 +32,7 @@ from groundplane.adapters.artifacts.upkeep import collect, scrub
 from groundplane.adapters.artifacts.writing import Push
 from groundplane.domain.artifact import Collected, Scrubbed, StoredPiece, StoreUsage
 from groundplane.domain.model import check_sha256
-from groundplane.domain.packs import Piece, Recipe, is_sealed
+from groundplane.domain.packs import Piece, Recipe, is_sealed, names_itself, sealed
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Unavailable
 from groundplane.units import format_bytes
 
@@ -78,6 +78,14 @@ class PackStore:
 
     async def put_files(self, paths: Sequence[Path]) -> list[tuple[str, int]]:
         return await asyncio.to_thread(self._put, paths)
+
+    async def put_unnamed(self, paths: Sequence[Path]) -> list[tuple[str, int]]:
+        return await asyncio.to_thread(self._put, paths, sha256=False)
+
+    async def name(self, recipes: Sequence[str]) -> list[str]:
+        for recipe in recipes:
+            check_sha256(recipe)
+        return await asyncio.to_thread(self._give_names, recipes)
 
     async def fetch(self, sha256: str, target: Path) -> None:
         check_sha256(sha256)
@@ -134,33 +142,63 @@ class PackStore:
 
     # ------------------------------------------------------------ put
 
-    def _put(self, paths: Sequence[Path]) -> list[tuple[str, int]]:
-        push = Push(self._index, self._objects, self._key)
+    def _put(self, paths: Sequence[Path], *, sha256: bool = True) -> list[tuple[str, int]]:
+        with self._pushing(paths, sha256=sha256) as push:
+            recipes = self._all(push, paths)
+            self._publish(push, recipes)
+        for recipe in recipes:
+            self._legacy.supersede(recipe.name.hex())
+        return [(recipe.name.hex(), recipe.size_bytes) for recipe in recipes]
+
+    def _give_names(self, names: Sequence[str]) -> list[str]:
+        """One small pack tells of all of them. Twice is the same as once."""
+
+        def named(recipe: Recipe) -> Recipe:
+            return sealed(self._key, self._sha256(recipe), recipe.size_bytes, recipe.packed)
+
+        with self._pushing() as push:
+            unnamed = [self._unnamed(name) for name in names]
+            with self._index.lock:
+                push.files.update(recipe.name for recipe in unnamed)
+            recipes = list(self._pool.map(named, unnamed))
+            self._publish(push, recipes)
+        return [recipe.name.hex() for recipe in recipes]
+
+    def _unnamed(self, name: str) -> Recipe:
+        recipe = self._recipe(name)
+        if recipe is None or not names_itself(recipe):
+            raise _absent(name)
+        return recipe
+
+    @contextmanager
+    def _pushing(self, paths: Sequence[Path] = (), *, sha256: bool = True) -> Iterator[Push]:
+        """A push that the collector knows of. Unavailable when the disk fills up."""
+        push = Push(self._index, self._objects, self._key, sha256=sha256)
         with self._index.lock:
             self._pushes.add(push)
         try:
-            recipes = self._all(push, paths)
-            with self._index.lock:
-                push.files.update(recipe.sha256 for recipe in recipes)
-            push.finish([recipe for recipe in {r.sha256: r for r in recipes}.values() if not self._known(recipe)])
-            with self._index.lock:
-                now = time.monotonic()
-                self._touched.update((recipe.sha256, now) for recipe in recipes)
+            yield push
         except OSError as error:
             if error.errno not in FULL:
                 raise
             need_bytes = sum(path.stat().st_size for path in paths)
-            raise _no_room(paths[0], need_bytes, self._objects.free_bytes(), "its disk") from error
+            what = paths[0].name if paths else "what files are called"
+            raise _no_room(what, need_bytes, self._objects.free_bytes(), "its disk") from error
         finally:
             push.abandon()
             with self._index.lock:
                 self._pushes.discard(push)
-        for recipe in recipes:
-            self._legacy.supersede(recipe.sha256.hex())
-        return [(recipe.sha256.hex(), recipe.size_bytes) for recipe in recipes]
+
+    def _publish(self, push: Push, recipes: Sequence[Recipe]) -> None:
+        with self._index.lock:
+            push.files.update(recipe.name for recipe in recipes)
+        push.finish([recipe for recipe in {each.name: each for each in recipes}.values() if not self._known(recipe)])
+        with self._index.lock:
+            now = time.monotonic()
+            self._touched.update((recipe.name, now) for recipe in recipes)
 
     def _known(self, recipe: Recipe) -> bool:
-        known = self._index.recipe(recipe.sha256)
+        known = self._index.recipe(recipe.name)
         return known is not None and known.packed == recipe.packed and is_sealed(self._key, known)
 
     def _all(self, push: Push, paths: Sequence[Path]) -> list[Recipe]:
@@ -200,10 +238,10 @@ class PackStore:
         if self._quota_bytes:
             left_bytes = self._quota_bytes - self._used_bytes()
             if left_bytes < need_bytes:
-                return _no_room(path, need_bytes, max(0, left_bytes), f"a quota of {self._quota_bytes} bytes")
+                return _no_room(path.name, need_bytes, max(0, left_bytes), f"a quota of {self._quota_bytes} bytes")
         on_disk_bytes = self._objects.free_bytes()
         if on_disk_bytes < need_bytes:
-            return _no_room(path, need_bytes, on_disk_bytes, "its disk")
+            return _no_room(path.name, need_bytes, on_disk_bytes, "its disk")
         return None
 
     def _used_bytes(self) -> int:
@@ -241,7 +279,7 @@ class PackStore:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            raise _no_room(target, size_bytes, free_bytes(target.parent), "the disk of the target") from error
+            raise _no_room(target.name, size_bytes, free_bytes(target.parent), "the disk of the target") from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -271,17 +309,21 @@ class PackStore:
         elif is_sealed(self._key, recipe):
             self._each(recipe, _ignore)
         else:
-            digest = hashlib.sha256()
-            with self._reader(recipe) as reader:
-                for piece in recipe.pieces:
-                    digest.update(reader.read(piece))
-            _demand(recipe, digest.digest())
+            _demand(recipe, self._sha256(recipe))
+
+    def _sha256(self, recipe: Recipe) -> bytes:
+        """Of its pieces, read again and verified."""
+        digest = hashlib.sha256()
+        with self._reader(recipe) as reader:
+            for piece in recipe.pieces:
+                digest.update(reader.read(piece))
+        return digest.digest()
 
     def _each(self, recipe: Recipe, take: Callable[[memoryview, int], None]) -> None:
         """Every piece, verified, with its offset in the file; from several threads at once."""
         pieces = list(recipe.pieces)
         if sum(piece.length for piece in pieces) != recipe.size_bytes:
-            raise IntegrityFailure(f"blob {recipe.sha256.hex()} lacks pieces", RESTORE_HINT)
+            raise IntegrityFailure(f"blob {recipe.name.hex()} lacks pieces", RESTORE_HINT)
 
         def share(offset: int, part: Sequence[Piece]) -> None:
             with self._reader(recipe) as reader:
@@ -303,7 +345,7 @@ class PackStore:
                 yield reader
             except IntegrityFailure as failure:
                 self._index.distrust(bytes.fromhex(bad.piece) for bad in reader.bad)
-                sha256 = recipe.sha256.hex()
+                sha256 = recipe.name.hex()
                 raise IntegrityFailure(f"blob {sha256}: {failure.message}", failure.hint) from None
 
     def _read(self, sha256: str, offset: int, limit_bytes: int) -> bytes:
@@ -371,7 +413,8 @@ class PackStore:
         )
 
     def _usage(self) -> StoreUsage:
-        recipes = self._index.recipes()
+        # A file that was stored before it had a name has two recipes until the next collection.
+        recipes = {recipe.packed: recipe for recipe in self._index.recipes()}.values()
         legacy, on_disk_bytes = self._legacy.stored_bytes(), self._objects.free_bytes()
         return StoreUsage(
             files=len(recipes) + self._legacy.count(),
@@ -465,9 +508,9 @@ def _ignore(data: memoryview, offset: int) -> None:
 
 
 def _demand(recipe: Recipe, found: bytes) -> None:
-    if found != recipe.sha256:
+    if found != recipe.name:
         raise IntegrityFailure(
-            f"blob {recipe.sha256.hex()} has changed: its bytes now hash to {found.hex()[:16]}…", RESTORE_HINT
+            f"blob {recipe.name.hex()} has changed: its bytes now hash to {found.hex()[:16]}…", RESTORE_HINT
         )
 
 
@@ -475,9 +518,9 @@ def _absent(sha256: str) -> NotFound:
     return NotFound(f"blob {sha256} is not in the store", RESTORE_HINT)
 
 
-def _no_room(path: Path, need_bytes: int, free_bytes: int, what: str) -> Unavailable:
+def _no_room(name: str, need_bytes: int, free_bytes: int, what: str) -> Unavailable:
     return Unavailable(
-        f"no room for {path.name}: it needs {need_bytes} bytes ({format_bytes(need_bytes)}), "
+        f"no room for {name}: it needs {need_bytes} bytes ({format_bytes(need_bytes)}), "
         f"{what} has {free_bytes} bytes free ({format_bytes(free_bytes)})",
         "make room, or raise GROUND_STORE_QUOTA, then try again; nothing was stored",
         {"need_bytes": need_bytes, "free_bytes": free_bytes},

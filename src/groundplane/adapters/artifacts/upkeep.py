@@ -60,7 +60,7 @@ def collect(
     young_recipes = [recipe for entry in young.values() for recipe in _directory(objects, entry).recipes]
     with index.lock:
         touched, relied = spared()
-        keep = {bytes.fromhex(root) for root in roots} | touched | {recipe.sha256 for recipe in young_recipes}
+        keep = {bytes.fromhex(root) for root in roots} | touched | {recipe.name for recipe in young_recipes}
         plan = _plan(index, keep, relied, set(young), thorough=thorough)
         plan.waiting_bytes += _spared_bytes(index, {bytes.fromhex(root) for root in roots}, young.values())
         index.drop(entry.name for entry in plan.delete)
@@ -78,9 +78,9 @@ def collect(
 
 
 def _plan(index: Index, keep: set[bytes], relied: set[bytes], young: set[str], *, thorough: bool) -> _Plan:
-    dead = [recipe for recipe in index.recipes() if recipe.sha256 not in keep]
+    dead = [recipe for recipe in index.recipes() if recipe.name not in keep]
     index.forget(dead)
-    live = {recipe.sha256: recipe for recipe in index.recipes()}
+    live = {recipe.name: recipe for recipe in index.recipes()}
     needed = {piece.digest for recipe in live.values() for piece in recipe.pieces} | relied
     plan = _Plan(live=live, live_pieces=needed, dead_files=len(dead))
     live_bytes: dict[str, int] = defaultdict(int)
@@ -108,7 +108,7 @@ def _plan(index: Index, keep: set[bytes], relied: set[bytes], young: set[str], *
 
 def _spared_bytes(index: Index, roots: set[bytes], young: Iterable[Found]) -> int:
     """Bytes of young packs that no root needs: only their age keeps them."""
-    rooted = {piece.digest for recipe in index.recipes() if recipe.sha256 in roots for piece in recipe.pieces}
+    rooted = {piece.digest for recipe in index.recipes() if recipe.name in roots for piece in recipe.pieces}
     needed: dict[str, int] = defaultdict(int)
     for digest in rooted:
         for place in index.places(digest)[:1]:
@@ -131,7 +131,7 @@ def _rewrite(index: Index, objects: Objects, plan: _Plan) -> int:
                     continue
                 for piece, _ in current:
                     writer.add(piece, reader.read(piece))
-            writer.recipes.update((r.sha256, r) for r in directory.recipes if plan.live.get(r.sha256) == r)
+            writer.recipes.update((r.name, r) for r in directory.recipes if plan.live.get(r.name) == r)
             done.append(entry)
         written_bytes = writer.finish()
     finally:
@@ -229,7 +229,7 @@ def _scrub_pack(index: Index, objects: Objects, entry: Found) -> tuple[list[Dama
     except FileNotFoundError:
         return [], 0
     except (PackFault, OSError) as fault:
-        files = tuple(sorted(recipe.sha256.hex() for recipe in index.using_pack(entry.name)))
+        files = tuple(sorted(recipe.name.hex() for recipe in index.using_pack(entry.name)))
         spot = Damage(pack=entry.name, piece="", offset=0, size_bytes=entry.size_bytes, why=str(fault), files=files)
         return [spot], 0
     damage = []
@@ -247,7 +247,7 @@ def _scrub_pack(index: Index, objects: Objects, entry: Found) -> tuple[list[Dama
                     offset=offset,
                     size_bytes=piece.length,
                     why=bad.why,
-                    files=tuple(sorted(recipe.sha256.hex() for recipe in index.using(piece.digest))),
+                    files=tuple(sorted(recipe.name.hex() for recipe in index.using(piece.digest))),
                     other_copy=any(reader.check(piece, place) is None for place in others),
                 )
             )

@@ -9,7 +9,7 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from blake3 import blake3
 
 from groundplane.adapters.artifacts.index import Index
 from groundplane.adapters.artifacts.objects import Draft, Found, Objects
-from groundplane.domain.packs import Directory, Piece, Recipe, encode, pack_pieces, sealed, spans
+from groundplane.domain.packs import Directory, Piece, Recipe, encode, pack_pieces, sealed, spans, unnamed
 from groundplane.domain.pieces import PIECE_BYTES_MAX, cut
 from groundplane.domain.scanning.byte_view import ByteView
 from groundplane.errors import Conflict, InvalidInput, NotFound
@@ -30,18 +30,20 @@ _PIPELINE_FROM_BYTES = 4 << 20
 _BUFFER_BYTES = 2 * PIECE_BYTES_MAX
 _RING = 8
 """16 MiB a file: what waits for the SHA-256 stays in the processor's cache, and a slow write holds up nothing else."""
+_READERS = min(4, os.cpu_count() or 1)
 
 
 class Push:
     """One put: its files' new pieces go into packs of its own. Files may be added by several threads.
 
     `relied` are the pieces that were there already, `written` its own, `files` those it is about to make known: the
-    collector spares all of them while it lives.
+    collector spares all of them while it lives. Without `sha256` its recipes are their own names, and nothing waits for
+    a hash that can't be divided.
     `unpublished_bytes` is the room it has taken and not yet filled with a published pack; the index's lock guards it.
     """
 
-    def __init__(self, index: Index, objects: Objects, key: bytes) -> None:
-        self._index, self._objects, self._key = index, objects, key
+    def __init__(self, index: Index, objects: Objects, key: bytes, *, sha256: bool) -> None:
+        self._index, self._objects, self._key, self._sha256 = index, objects, key, sha256
         self._lock = threading.Lock()
         self._draft: Draft | None = None
         self._pieces: list[Piece] = []
@@ -63,15 +65,17 @@ class Push:
         source = open_regular(path)
         try:
             before = os.fstat(source)
-            hashing = _Hashing(self, write)
-            sha256 = hashing.all(source, before.st_size)
+            hashing = _Hashing(self, source, write, hashlib.sha256() if self._sha256 and write else None)
+            hashing.all(before.st_size)
             after = os.fstat(source)
             if hashing.size_bytes != before.st_size or _stamp(before) != _stamp(after):
                 raise Conflict(f"{path} changed while it was being stored", "stop what writes it, then try again")
         finally:
             os.close(source)
         packed = pack_pieces(hashing.pieces)
-        return sealed(self._key, sha256, hashing.size_bytes, packed), hashing.new_bytes
+        if hashing.digest is None:
+            return unnamed(hashing.size_bytes, packed), hashing.new_bytes
+        return sealed(self._key, hashing.digest.digest(), hashing.size_bytes, packed), hashing.new_bytes
 
     def add(self, digest: bytes, data: memoryview) -> bool:
         """Stores a piece unless it is there; says whether it was new. After an OSError every further one is the same:
@@ -155,55 +159,71 @@ class Push:
 
 
 class _Hashing:
-    """One file on its way through both hashes."""
+    """One file on its way through its hashes. `digest` is its SHA-256, if that is wanted."""
 
-    def __init__(self, push: Push, write: bool) -> None:
-        self._push, self._write = push, write
+    def __init__(self, push: Push, source: int, write: bool, digest: hashlib._Hash | None) -> None:
+        self._push, self._source, self._write = push, source, write
         self._seen: set[bytes] = set()
+        self.digest = digest
         self.pieces: list[Piece] = []
         self.size_bytes = 0
         self.new_bytes = 0
 
-    def all(self, source: int, size_bytes: int) -> bytes:
-        """The whole file's SHA-256."""
+    def all(self, size_bytes: int) -> None:
+        source = self._source
         if size_bytes < _PIPELINE_FROM_BYTES:
             data = _read_whole(source, size_bytes)
             view = memoryview(data)
-            self._store(view, self._name(view, cut(ByteView.of(data))))
-            return hashlib.sha256(data).digest()
+            named = _named(view, cut(ByteView.of(data)))
+            self._store(view, named)
+            self._update(view, named)
+            self._count(named)
+            return
         os.posix_fadvise(source, 0, 0, os.POSIX_FADV_SEQUENTIAL)
-        return self._pipelined(source, cut(ByteView(lambda at, count: os.pread(source, count, at), size_bytes)))
+        self._pipelined(cut(ByteView(lambda at, count: os.pread(source, count, at), size_bytes)))
 
-    def _pipelined(self, source: int, lengths: Sequence[int]) -> bytes:
-        """This thread reads and names the pieces, a second computes the SHA-256, a third writes what is new.
+    def _pipelined(self, lengths: Sequence[int]) -> None:
+        """Some threads read and name the pieces; in their order one computes the SHA-256, and one writes what is new.
 
-        All three work on the same buffers and none holds the interpreter, so that a push takes as long as the slowest
-        of them: the SHA-256, which can't be divided. A buffer is filled again only when the others are done with it.
+        All work on the same buffers and none holds the interpreter, so that a push takes as long as the slowest of
+        them: the SHA-256, which can't be divided, or reading. A buffer is filled again only when all are done with it.
         """
-        digest = hashlib.sha256()
-        busy: deque[tuple[memoryview, Future[None], Future[None]]] = deque()
-        hasher = ThreadPoolExecutor(1, thread_name_prefix="artifacts-sha256")
-        writer = ThreadPoolExecutor(1, thread_name_prefix="artifacts-write")
+        readers, hasher, writer = (
+            ThreadPoolExecutor(count, thread_name_prefix=f"artifacts-{name}")
+            for name, count in (("read", _READERS), ("sha256", 1), ("write", 1))
+        )
+        busy: deque[tuple[memoryview, Future[list[Piece]], list[Future[None]]]] = deque()
+        offset = 0
         try:
             for batch in _batches(lengths):
-                buffer = _done(*busy.popleft()) if len(busy) == _RING else memoryview(bytearray(_BUFFER_BYTES))
+                buffer = self._done(*busy.popleft()) if len(busy) == _RING else memoryview(bytearray(_BUFFER_BYTES))
                 data = buffer[: sum(batch)]
-                if _fill(source, data) != len(data):
-                    break
-                hashed = hasher.submit(digest.update, data)
-                busy.append((buffer, hashed, writer.submit(self._store, data, self._name(data, batch))))
+                read = readers.submit(_read_named, self._source, data, offset, batch)
+                then = [writer.submit(_after, read, self._store, data)]
+                if self.digest is not None:
+                    then.append(hasher.submit(_after, read, self._update, data))
+                busy.append((buffer, read, then))
+                offset += len(data)
             while busy:
-                _done(*busy.popleft())
+                self._done(*busy.popleft())
         finally:
-            hasher.shutdown(cancel_futures=True)
-            writer.shutdown(cancel_futures=True)
-        return digest.digest()
+            for pool in (readers, hasher, writer):
+                pool.shutdown(cancel_futures=True)
 
-    def _name(self, data: memoryview, lengths: Sequence[int]) -> list[Piece]:
-        named = [Piece(blake3(data[begin : begin + length]).digest(), length) for begin, length in spans(lengths)]
+    def _done(self, buffer: memoryview, read: Future[list[Piece]], then: Sequence[Future[None]]) -> memoryview:
+        """The buffer, free again; raises what went wrong with it."""
+        for each in then:
+            each.result()
+        self._count(read.result())
+        return buffer
+
+    def _count(self, named: Sequence[Piece]) -> None:
         self.pieces += named
-        self.size_bytes += len(data)
-        return named
+        self.size_bytes += sum(piece.length for piece in named)
+
+    def _update(self, data: memoryview, named: Sequence[Piece]) -> None:
+        if self.digest is not None:
+            self.digest.update(data)
 
     def _store(self, data: memoryview, named: Sequence[Piece]) -> None:
         for piece, (begin, length) in zip(named, spans([piece.length for piece in named]), strict=True):
@@ -218,6 +238,22 @@ class _Hashing:
         return new
 
 
+def _named(data: memoryview, lengths: Sequence[int]) -> list[Piece]:
+    return [Piece(blake3(data[begin : begin + length]).digest(), length) for begin, length in spans(lengths)]
+
+
+def _after(read: Future[list[Piece]], work: Callable[[memoryview, list[Piece]], None], data: memoryview) -> None:
+    work(data, read.result())
+
+
+def _read_named(source: int, data: memoryview, offset: int, lengths: Sequence[int]) -> list[Piece]:
+    """Fills the buffer from there; its pieces, or none where the file has become shorter."""
+    filled = 0
+    while filled < len(data) and (count := os.preadv(source, [data[filled:]], offset + filled)):
+        filled += count
+    return _named(data, lengths) if filled == len(data) else []
+
+
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Neighbouring pieces that fit into one buffer."""
     batch: list[int] = []
@@ -230,20 +266,6 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
         filled += length
     if batch:
         yield batch
-
-
-def _done(buffer: memoryview, hashed: Future[None], written: Future[None]) -> memoryview:
-    """The buffer, free again; raises what went wrong with it."""
-    hashed.result()
-    written.result()
-    return buffer
-
-
-def _fill(source: int, buffer: memoryview) -> int:
-    filled = 0
-    while filled < len(buffer) and (count := os.readv(source, [buffer[filled:]])):
-        filled += count
-    return filled
 
 
 def _read_whole(source: int, size_bytes: int) -> bytes:
