@@ -55,7 +55,7 @@ class Peer:
 PEERS = {
     peer.name: peer
     for peer in (
-        Peer(name="xet", does="cuts, compresses and stores in a folder; computes the whole SHA-256 too, as we do",
+        Peer(name="xet", does="cuts, compresses and stores in a folder; computes the whole SHA-256 before it returns",
              script=_XET, module="hf_xet", onto=True),
         Peer(name="xet-bare", does="is xet without the SHA-256: what its clients do for buckets, not for models",
              script=_XET.replace("None)", "None, skip_sha256=True)"), module="hf_xet", onto=True),

@@ -86,6 +86,26 @@ def test_from_elsewhere_only_unknown_files_are_sent(
     assert content(tmp_path / "out") == content(folder)
 
 
+def test_a_push_that_waits_for_no_sha256_is_an_artifact_for_whoever_asks(
+    served: Served, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for here in (True, False):
+        if not here:
+            monkeypatch.setattr(sdk, "_name_sources", lambda folder, files: False)
+        arrival = served.client.arrive(folder, name="early", project="default")
+        assert arrival.size_bytes == MIB + 300_017
+        pulled = served.client.pull(arrival.id, tmp_path / str(here))
+        assert (pulled.id, content(tmp_path / str(here))) == (arrival.id, content(folder))
+    assert arrival.id not in {each.id for each in served.client.arrivals(project="default")}
+    body = {"upload_id": served.client.create_upload().id, "name": "early", "project": "default"}
+    known = [{"path": "a", "sha256": "0" * 64, "size_bytes": 1}]
+    assert served.raw("POST", "/v1/arrivals", json={**body, "known": known}).status_code == 422
+    with Client(served.url, served.key(Role.VIEWER)) as viewer, pytest.raises(Forbidden):
+        viewer.arrive(folder, name="early", project="default")
+    assert "ground_store_arriving_bytes 0" in served.client.metrics()
+    assert "artifact.arrive" in {event.action for event in served.client.audit_events()}
+
+
 @pytest.mark.usefixtures("elsewhere")
 def test_a_push_that_broke_off_goes_on_with_what_arrived(
     served: Served, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -179,6 +199,10 @@ def test_every_way_is_a_command_too(served: Served, folder: Path, tmp_path: Path
 
     pushed = ground("push", str(folder), "--name", "by-hand", "--keep-until", "30d", "-o", "json")
     assert pushed.returncode == 0, pushed.stderr
+    early = ground("push", str(folder), "--name", "early-by-hand", "--no-wait")
+    assert (early.returncode, "its SHA-256 follows" in early.stdout) == (0, True), early.stderr
+    assert "sha256:" in ground("show", "early-by-hand").stdout
+    assert ground("arriving").stdout == "nothing is arriving\n"
     assert ground("pull", "by-hand", str(tmp_path / "out")).returncode == 0
     assert content(tmp_path / "out") == content(folder)
     for words in (("ls",), ("show", "by-hand"), ("verify", "by-hand"), ("du",), ("gc",), ("scrub",)):

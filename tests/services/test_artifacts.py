@@ -13,7 +13,7 @@ from tests.conftest import ManualClock
 from groundplane.adapters.artifacts import PackStore, folder_store
 from groundplane.adapters.store.tables import KINDS
 from groundplane.domain.access import Project
-from groundplane.domain.artifact import Artifact
+from groundplane.domain.artifact import Arrival, Artifact
 from groundplane.domain.model import ManifestFile
 from groundplane.errors import NotFound, Refusal
 from groundplane.identity import Actor, Role
@@ -60,6 +60,8 @@ def test_every_kind_of_row_with_stored_files_is_known_to_the_collection() -> Non
     holding = {kind for kind in KINDS if any("ManifestFile" in repr(hint) for hint in get_type_hints(kind).values())}
     holding |= {kind for kind in KINDS if isinstance(getattr(kind, "files", None), property)}
     assert holding == set(HOLDERS)
+    arriving = {kind for kind in KINDS if any("ArrivedFile" in repr(hint) for hint in get_type_hints(kind).values())}
+    assert arriving == {Arrival}
 
 
 async def test_what_is_pushed_is_found_by_id_and_by_name_and_only_by_who_may_see_it(

@@ -9,7 +9,7 @@ from fastapi import Query, Response
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
 from groundplane.api.uploads import Landing
-from groundplane.domain.artifact import Artifact, ArtifactCheck, Collected, ProjectStorage, ScrubReport
+from groundplane.domain.artifact import Arrival, Artifact, ArtifactCheck, Collected, ProjectStorage, ScrubReport
 from groundplane.domain.model import ManifestFile
 from groundplane.identity import Actor, Permission
 from groundplane.services.artifacts import Pushed
@@ -44,7 +44,31 @@ async def list_artifacts(
 @router.post("/artifacts", status_code=201)
 async def push_artifact(body: PushRequest, app: Ground, landing: Landing, actor: Writer) -> Artifact:
     """Turns an upload into an artifact. Files are read where they are: nothing passes through here again."""
-    pushed = Pushed(
+    artifact: Artifact = await app.artifacts.push(actor, await _pushed(body, landing, actor))
+    await landing.discard(body.upload_id, actor.key_id)
+    return artifact
+
+
+@router.get("/arrivals")
+async def list_arrivals(app: Ground, actor: Reader, project: str | None = None) -> list[Arrival]:
+    """Pushes that are stored and not artifacts yet, oldest first."""
+    found: list[Arrival] = await app.artifacts.arriving.arrivals(actor, project=project)
+    return found
+
+
+@router.post("/arrivals", status_code=202)
+async def push_arrival(body: PushRequest, app: Ground, landing: Landing, actor: Writer) -> Arrival:
+    """Stores an upload, every byte, without waiting for its files' SHA-256; the artifact of that id follows by itself.
+
+    Asking for that artifact waits for it. `known` must be empty.
+    """
+    arrival: Arrival = await app.artifacts.receive(actor, await _pushed(body, landing, actor))
+    await landing.discard(body.upload_id, actor.key_id)
+    return arrival
+
+
+async def _pushed(body: PushRequest, landing: Landing, actor: Actor) -> Pushed:
+    return Pushed(
         name=body.name,
         project=body.project,
         sources=await landing.sources(body.upload_id, actor.key_id),
@@ -52,9 +76,6 @@ async def push_artifact(body: PushRequest, app: Ground, landing: Landing, actor:
         keep_until=body.keep_until,
         pinned=body.pinned,
     )
-    artifact: Artifact = await app.artifacts.push(actor, pushed)
-    await landing.discard(body.upload_id, actor.key_id)
-    return artifact
 
 
 @router.post("/artifacts/known")
@@ -65,15 +86,15 @@ async def known_files(body: KnownRequest, app: Ground, actor: Writer) -> Known:
 
 @router.get("/artifacts/{ref}")
 async def get_artifact(ref: str, app: Ground, actor: Reader) -> Artifact:
-    """One artifact by its id, or the newest of a name."""
+    """One artifact by its id, or the newest of a name. One that is arriving is waited for."""
     artifact: Artifact = await app.artifacts.get(actor, ref)
     return artifact
 
 
 @router.delete("/artifacts/{ref}")
-async def delete_artifact(ref: str, app: Ground, actor: Writer, reason: str = "") -> Artifact:
+async def delete_artifact(ref: str, app: Ground, actor: Writer, reason: str = "") -> Artifact | Arrival:
     """Takes the name away; the bytes go with the next collection unless something else needs them."""
-    artifact: Artifact = await app.artifacts.delete(actor, ref, reason)
+    artifact: Artifact | Arrival = await app.artifacts.delete(actor, ref, reason)
     return artifact
 
 

@@ -224,6 +224,8 @@ async def _storage_metrics(app: Any, actor: Actor, registry: CollectorRegistry) 
         over.labels(outcome).set(number)
     freed = Gauge("ground_store_freed_bytes", "Bytes collections freed since the start.", registry=registry)
     freed.set(app.artifacts.freed_bytes)
+    arriving = Gauge("ground_store_arriving_bytes", "Bytes of pushes that lack a SHA-256 yet.", registry=registry)
+    arriving.set(sum(each.size_bytes for each in await app.artifacts.arriving.arrivals(actor)))
     kept = Gauge(
         "ground_storage_kept_bytes",
         "Bytes of a project's artifacts and model versions; a file in two of them counts twice.",

@@ -17,7 +17,7 @@ from groundplane.errors import IntegrityFailure, InvalidInput, Unavailable
 from groundplane.units import format_bytes, parse_duration_s
 
 if TYPE_CHECKING:
-    from groundplane.domain.artifact import Artifact, ScrubReport
+    from groundplane.domain.artifact import Arrival, Artifact, ScrubReport
 
 
 @click.group(cls=Listing)
@@ -32,6 +32,7 @@ def list_(project: str | None, output: str) -> None:
     """List artifacts, newest first."""
     with connect() as client:
         found = client.artifacts(project=project, limit=1000)
+        arriving = client.arrivals(project=project)
     rows = [
         (
             artifact.id,
@@ -46,7 +47,17 @@ def list_(project: str | None, output: str) -> None:
     ]
     columns = ("ID", "NAME", "PROJECT", "FILES", "SIZE", "KEPT UNTIL", "PUSHED")
     table = Table(columns, rows, right=frozenset({"FILES", "SIZE"}), empty="no artifacts pushed yet")
-    render.show(found, output, lambda: [table])
+    render.show(found, output, lambda: [table, *map(_arriving, arriving)])
+
+
+@artifacts.command()
+@click.option("--project", help="Only this project's.")
+@output_option
+def arriving(project: str | None, output: str) -> None:
+    """List pushes that are stored and still lack their files' SHA-256, oldest first."""
+    with connect() as client:
+        found = client.arrivals(project=project)
+    render.show(found, output, lambda: [*map(_arriving, found)] or ["nothing is arriving"])
 
 
 @artifacts.command()
@@ -56,16 +67,24 @@ def list_(project: str | None, output: str) -> None:
 @click.option("--keep-until", type=Moment(ahead=True), metavar="TIME", help="Its retention: 30d, or a date.")
 @click.option("--pin", is_flag=True, help="Keep it whatever happens: no retention, no delete.")
 @click.option("--resume", default="", metavar="UPLOAD", help="Go on with an upload that broke off.")
+@click.option("--no-wait", is_flag=True, help="Return when every byte is stored; the files' SHA-256 follows.")
 @output_option
 def push(
-    path: Path, name: str | None, project: str, keep_until: datetime | None, pin: bool, resume: str, output: str
+    path: Path,
+    name: str | None,
+    project: str,
+    keep_until: datetime | None,
+    pin: bool,
+    resume: str,
+    no_wait: bool,
+    output: str,
 ) -> None:
     """Push a file or a folder. Only what the store does not hold yet is sent and stored."""
     begun: list[str] = []
     total = sum(file.stat().st_size for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
     with connect() as client, render.progress(f"pushing {path.name}", total) as advance:
         try:
-            artifact = client.push(
+            pushed = (client.arrive if no_wait else client.push)(
                 path,
                 name=name or _name_of(path),
                 project=project,
@@ -80,7 +99,7 @@ def push(
                 known_as = f"--name {name or _name_of(path)} --project {project}"
                 render.say(f"go on with: ground artifacts push {path} {known_as} --resume {begun[0]}")
             raise
-    render.show(artifact, output, lambda: [f"pushed {artifact.id}", *_lines(artifact)])
+    render.show(pushed, output, lambda: [f"pushed {pushed.id}", *_lines(pushed)])
 
 
 @artifacts.command()
@@ -206,13 +225,20 @@ def quota(project: str, size: str, output: str) -> None:
     render.show(kept, output, lambda: [f"{project} keeps {format_bytes(kept.used_bytes)} and has {limit}"])
 
 
-def _lines(artifact: Artifact) -> list[str]:
+def _arriving(arrival: Arrival) -> str:
+    told = arrival.problem or "their SHA-256 follows"
+    return f"arriving: {arrival.id} ({arrival.name}), {format_bytes(arrival.size_bytes)} are stored, {told}"
+
+
+def _lines(artifact: Artifact | Arrival) -> list[str]:
+    digest = getattr(artifact, "manifest_sha256", "")
+    follows = f"its SHA-256 follows; ground artifacts show {artifact.id} waits for it"
     kept = "pinned" if artifact.pinned else moment(artifact.keep_until) if artifact.keep_until else "until deleted"
     return [
         f"{artifact.name} of project {artifact.project}, by {artifact.created_by}, {moment(artifact.created_at)}",
         f"  size      {format_bytes(artifact.size_bytes)} in {counted(len(artifact.files), 'file')}",
         f"  kept      {kept}",
-        f"  manifest  sha256:{artifact.manifest_sha256}",
+        f"  manifest  {f'sha256:{digest}' if digest else follows}",
     ]
 
 

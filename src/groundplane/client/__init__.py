@@ -30,8 +30,8 @@ PARTS: dict[str, str] = {
     ),
     "approvals.ApprovalCalls": "approvals approval approve_plan reject_plan wait_for_approval set_self_service",
     "artifacts.ArtifactCalls": (
-        "push upload_files create_upload upload_file delete_upload pull pull_model pieces artifacts artifact "
-        "verify_artifact delete_artifact storage collect scrub set_storage_quota"
+        "push arrive upload_files create_upload upload_file delete_upload pull pull_model pieces artifacts arrivals "
+        "artifact verify_artifact delete_artifact storage collect scrub set_storage_quota"
     ),
     "certificates.CertificateCalls": (
         "addenda add_addendum missing_facts required_facts require_facts release_facts scans adoptions"
@@ -67,8 +67,8 @@ PARTS: dict[str, str] = {
     "recon.ReconCalls": "recon measure_machine catalog catalog_table update_catalog",
     "registry.RegistryCalls": (
         "aliases alias_history move_alias roll_back_alias remove_alias search_versions diff_versions version_view "
-        "model_card tag_version archive_version unarchive_version gates define_gates remove_gate check_gates "
-        "gate_checks evidence state_evidence measure approve_version waivers waive end_waiver"
+        "model_card tag_version copy_version archive_version unarchive_version gates define_gates remove_gate "
+        "check_gates gate_checks evidence state_evidence measure approve_version waivers waive end_waiver"
     ),
     "requests.RequestCalls": "create_request requests request answer_request request_specs close_request",
     "routes.RouteCalls": (

@@ -11,11 +11,13 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
+import msgspec
+
 from groundplane.client.node_cache import NodeCache
 from groundplane.client.pulling import part_of, pull_file
 from groundplane.client.sending import BY_PIECES_FROM_BYTES, bundles, pieces_of, put_at
 from groundplane.client.transport import Transport, part
-from groundplane.domain.artifact import Artifact, ArtifactCheck, Collected, ProjectStorage, ScrubReport
+from groundplane.domain.artifact import Arrival, Artifact, ArtifactCheck, Collected, ProjectStorage, ScrubReport
 from groundplane.domain.model import ManifestFile, ModelVersion, parse_ref, path_refusals
 from groundplane.domain.packs import pack_pieces
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Refusal
@@ -62,21 +64,48 @@ class ArtifactCalls(Transport):
         nothing the caller sees has are sent, several at once. `began` is told the upload's id: a push that broke off
         goes on with it as `resume`. Links are not followed. Raises Refusal, NotFound, Conflict, Unavailable.
         """
+        upload_id, known = self._land(path, resume, progress, began, ask=True)
+        body = PushRequest(
+            upload_id=upload_id, name=name, project=project, known=known, keep_until=keep_until, pinned=pinned
+        )
+        return self._call("POST", "/v1/artifacts", Artifact, body=body, timeout_s=_PATIENCE_S)
+
+    def arrive(
+        self,
+        path: Path,
+        *,
+        name: str,
+        project: str,
+        keep_until: datetime | None = None,
+        pinned: bool = False,
+        resume: str = "",
+        progress: Progress = lambda count: None,
+        began: Callable[[str], object] = lambda upload_id: None,
+    ) -> Arrival:
+        """`push` that returns when every byte is stored and does not wait for the files' SHA-256.
+
+        The artifact of that id follows by itself; asking for it waits for it.
+        """
+        upload_id, _ = self._land(path, resume, progress, began, ask=False)
+        body = PushRequest(upload_id=upload_id, name=name, project=project, keep_until=keep_until, pinned=pinned)
+        return self._call("POST", "/v1/arrivals", Arrival, body=body, timeout_s=_PATIENCE_S)
+
+    def _land(
+        self, path: Path, resume: str, progress: Progress, began: Callable[[str], object], *, ask: bool
+    ) -> tuple[str, tuple[ManifestFile, ...]]:
+        """(the upload that has the files, those left out because they are known: `ask` finds out which)."""
         files = local_files(path)
         upload = self._upload(resume) if resume else self.create_upload()
         began(upload.id)
         known: tuple[ManifestFile, ...] = ()
         if not self._name_files(upload, files, progress):
-            known = self._known(files)
+            known = self._known(files) if ask else ()
             skip = {file.path for file in known}
             arrived = {file.path: file.size_bytes for file in upload.files}
             skip |= {relative for relative, file in files.items() if arrived.get(relative) == file.stat().st_size}
             progress(sum(files[relative].stat().st_size for relative in skip))
             self._send_all(upload.id, {rel: file for rel, file in files.items() if rel not in skip}, progress)
-        body = PushRequest(
-            upload_id=upload.id, name=name, project=project, known=known, keep_until=keep_until, pinned=pinned
-        )
-        return self._call("POST", "/v1/artifacts", Artifact, body=body, timeout_s=_PATIENCE_S)
+        return upload.id, known
 
     def upload_files(self, upload: Upload, files: Mapping[str, Path], progress: Progress = lambda count: None) -> None:
         """Brings files into an upload: named on the control plane's own machine, sent from elsewhere, four at once."""
@@ -228,17 +257,22 @@ class ArtifactCalls(Transport):
         """Newest first."""
         return self._call("GET", "/v1/artifacts", list[Artifact], params={"project": project, "limit": limit})
 
+    def arrivals(self, *, project: str | None = None) -> list[Arrival]:
+        """Pushes that are stored and not artifacts yet, oldest first."""
+        return self._call("GET", "/v1/arrivals", list[Arrival], params={"project": project})
+
     def artifact(self, ref: str) -> Artifact:
-        """By id, or the newest of a name."""
-        return self._call("GET", f"/v1/artifacts/{part(ref)}", Artifact)
+        """By id, or the newest of a name. One that is arriving is waited for."""
+        return self._call("GET", f"/v1/artifacts/{part(ref)}", Artifact, timeout_s=_PATIENCE_S)
 
     def verify_artifact(self, ref: str) -> ArtifactCheck:
         """Reads every piece again."""
         return self._call("POST", f"/v1/artifacts/{part(ref)}/verify", ArtifactCheck, timeout_s=_PATIENCE_S)
 
-    def delete_artifact(self, ref: str, reason: str = "") -> Artifact:
+    def delete_artifact(self, ref: str, reason: str = "") -> Artifact | Arrival:
         """Takes the name away; the bytes go with the next collection."""
-        return self._call("DELETE", f"/v1/artifacts/{part(ref)}", Artifact, params={"reason": reason})
+        gone = self._call("DELETE", f"/v1/artifacts/{part(ref)}", dict[str, object], params={"reason": reason})
+        return msgspec.convert(gone, Artifact) if "manifest_sha256" in gone else msgspec.convert(gone, Arrival)
 
     def storage(self) -> StorageView:
         return self._call("GET", "/v1/storage", StorageView)

@@ -30,6 +30,7 @@ def routes() -> Router:
             usage=usage,
             projects=projects,
             artifacts=found,
+            arriving=await ground.artifacts.arriving.arrivals(actor),
             shown_max=SHOWN,
             damaged=ground.artifacts.damaged_spots,
         )

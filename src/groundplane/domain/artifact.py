@@ -30,6 +30,35 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ArrivedFile:
+    """A stored file whose SHA-256 is not known yet. `recipe` (BLAKE3 hex) stands for its pieces in their order."""
+
+    path: str
+    recipe: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """A push whose bytes are all stored and flushed, on its way to be the artifact of the same id.
+
+    It is one when its files have their SHA-256, which nothing had to wait for. `problem` says why they still lack it.
+    """
+
+    id: str
+    name: str
+    project: str
+    files: tuple[ArrivedFile, ...]
+    size_bytes: int
+    created_by: str
+    created_at: datetime
+    keep_until: datetime | None = None
+    pinned: bool = False
+    problem: str = ""
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StorageQuota:
     """The most bytes a project may keep, each file counted once. id is the project."""
 

@@ -12,6 +12,8 @@ from typing import Protocol
 from groundplane.audit import EventDraft
 from groundplane.domain.access import Project
 from groundplane.domain.artifact import (
+    Arrival,
+    ArrivedFile,
     Artifact,
     ArtifactCheck,
     Collected,
@@ -32,6 +34,7 @@ from groundplane.domain.tracking.records import LoggedFile
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused, Unavailable
 from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import BlobStore, Clock, Ids, Store, Tx
+from groundplane.services.arrivals import Arrivals, Namer, push_event
 from groundplane.units import format_bytes
 
 Holder = Artifact | ModelVersion | Checkpoint | DatasetVersion | LoggedFile | PushedManifest
@@ -45,8 +48,13 @@ MAX_LISTED = 1_000
 _LOST_PERIOD_S = 3600.0
 
 
-class ArtifactStore(BlobStore, Protocol):
+class ArtifactStore(BlobStore, Namer, Protocol):
     """A blob store that shares pieces between files, and what keeps it small and honest."""
+
+    async def put_unnamed(self, paths: Sequence[Path]) -> list[tuple[str, int]]:
+        """`put_files` that waits for no SHA-256: (recipe, size). A recipe (BLAKE3 hex) stands in a SHA-256's place
+        wherever files are asked for here, until `name` has given them theirs and a collection takes it."""
+        ...
 
     async def pieces(self, sha256: str) -> list[StoredPiece]:
         """Where a file's pieces lie, in order; empty for one that is stored whole. NotFound, IntegrityFailure."""
@@ -114,6 +122,7 @@ class Artifacts:
 
     def __init__(self, *, store: Store, clock: Clock, ids: Ids, blobs: ArtifactStore) -> None:
         self._store, self._clock, self._ids, self._blobs = store, clock, ids, blobs
+        self.arriving = Arrivals(store=store, clock=clock, blobs=blobs)
         self._scrub_after = ""
         self._lost_asked_at = clock.now()
         self._collected_at = clock.now()
@@ -128,18 +137,7 @@ class Artifacts:
         Raises Refusal for paths that can't be and for a full quota, NotFound for an unseen project or for a file that
         is `known` to nobody the actor sees, Conflict when a file changes meanwhile. Nothing is named then.
         """
-        check_name(pushed.name)
-        await self._see_project(actor, pushed.project)
-        paths = [*pushed.sources, *(file.path for file in pushed.known)]
-        if not paths:
-            raise InvalidInput("there is nothing to push", "give a file, or a folder that holds some")
-        refusals = path_refusals(paths)
-        if refusals:
-            raise Refusal(refusals)
-        await self._check_known(actor, pushed.known)
-        # Refused before the bytes are read where the sizes alone say so; judged again when it is known what is new.
-        sizes = await asyncio.to_thread(_sizes, pushed.sources)
-        await self._check_quota(pushed.project, [*sizes, *pushed.known])
+        await self._admit(actor, pushed)
         stored = await self._blobs.put_files(list(pushed.sources.values()))
         new = [
             ManifestFile(path=path, sha256=sha256, size_bytes=size_bytes)
@@ -161,9 +159,53 @@ class Artifacts:
         async with self._store.transaction() as tx:
             await demand_quota(tx, pushed.project, files)
             await tx.insert(artifact)
-            after = {"name": artifact.name, "files": len(files), "size_bytes": artifact.size_bytes}
-            await tx.append_event(self._event(actor, "artifact.push", artifact, after))
+            await tx.append_event(push_event(artifact, self._clock.now()))
         return artifact
+
+    async def receive(self, actor: Actor, pushed: Pushed) -> Arrival:
+        """`push` that waits for no SHA-256: returns when every byte is stored. The artifact of that id follows by
+        itself, or as soon as somebody asks for it. Nothing may be `known`: that is asked by SHA-256.
+        """
+        if pushed.known:
+            raise InvalidInput(f"{len(pushed.known)} files are known by their SHA-256", "send every file, or wait")
+        await self._admit(actor, pushed)
+        stored = await self._blobs.put_unnamed(list(pushed.sources.values()))
+        files = tuple(
+            ArrivedFile(path=path, recipe=recipe, size_bytes=size_bytes)
+            for path, (recipe, size_bytes) in zip(pushed.sources, stored, strict=True)
+        )
+        arrival = Arrival(
+            id=self._ids.new("art"),
+            name=pushed.name,
+            project=pushed.project,
+            files=files,
+            size_bytes=sum(file.size_bytes for file in files),
+            created_by=actor.name,
+            created_at=self._clock.now(),
+            keep_until=pushed.keep_until,
+            pinned=pushed.pinned,
+        )
+        async with self._store.transaction() as tx:
+            await demand_quota(tx, pushed.project, [_of_recipe(file) for file in files])
+            await tx.insert(arrival)
+            after = {"name": arrival.name, "files": len(files), "size_bytes": arrival.size_bytes}
+            await tx.append_event(self._event(actor, "artifact.arrive", arrival, after))
+        return arrival
+
+    async def _admit(self, actor: Actor, pushed: Pushed) -> None:
+        """What can be said against a push before its bytes are read."""
+        check_name(pushed.name)
+        await self._see_project(actor, pushed.project)
+        paths = [*pushed.sources, *(file.path for file in pushed.known)]
+        if not paths:
+            raise InvalidInput("there is nothing to push", "give a file, or a folder that holds some")
+        refusals = path_refusals(paths)
+        if refusals:
+            raise Refusal(refusals)
+        await self._check_known(actor, pushed.known)
+        # Where the sizes alone say so; the quota is judged again when it is known what is new.
+        sizes = await asyncio.to_thread(_sizes, pushed.sources)
+        await self._check_quota(pushed.project, [*sizes, *pushed.known])
 
     async def known(self, actor: Actor, sha256s: Iterable[str]) -> tuple[str, ...]:
         """Those files that the actor need not send: they are whole in the store, and something they see has them."""
@@ -200,9 +242,14 @@ class Artifacts:
         return [artifact for artifact in found if actor.sees(artifact.project)]
 
     async def get(self, actor: Actor, ref: str) -> Artifact:
-        """By id, or the newest of a name. NotFound."""
-        async with self._store.transaction() as tx:
-            return await self._load(tx, actor, ref)
+        """By id, or the newest of a name; one that is arriving is waited for. NotFound."""
+        while True:
+            async with self._store.transaction() as tx:
+                found = await self._load(tx, actor, ref)
+            if isinstance(found, Artifact):
+                return found
+            ref = found.id
+            await self.arriving.name(ref)
 
     async def file(self, actor: Actor, ref: str, path: str) -> ManifestFile:
         """One of an artifact's files. NotFound."""
@@ -243,7 +290,7 @@ class Artifacts:
             problems=tuple(problems),
         )
 
-    async def delete(self, actor: Actor, ref: str, reason: str = "") -> Artifact:
+    async def delete(self, actor: Actor, ref: str, reason: str = "") -> Artifact | Arrival:
         """Takes the name away; the bytes go with the next collection unless something else needs them."""
         async with self._store.transaction() as tx:
             artifact = await self._load(tx, actor, ref)
@@ -252,7 +299,7 @@ class Artifacts:
                     rule="pinned", need="an artifact that is not pinned", have=artifact.id, hint="push it unpinned"
                 )
                 raise Refusal([refused])
-            await tx.delete(Artifact, artifact.id)
+            await tx.delete(type(artifact), artifact.id)
             await tx.append_event(self._event(actor, "artifact.delete", artifact, {"name": artifact.name}, reason))
         return artifact
 
@@ -261,10 +308,13 @@ class Artifacts:
     async def usage(self, actor: Actor) -> tuple[StoreUsage, list[ProjectStorage]]:
         """What the store holds, and what each project that the actor sees keeps."""
         async with self._store.transaction() as tx:
-            held = await _held(tx, actor)
+            arriving, held = await _arriving(tx), await _held(tx, actor)
             quotas = {quota.id: quota.limit_bytes for quota in await tx.find(StorageQuota)}
             projects = [project.id for project in await tx.find(Project) if actor.sees(project.id)]
-        used = {project: _distinct_bytes(file for owner, file in held if owner == project) for project in projects}
+        used = {
+            project: _distinct_bytes(file for owner, file in [*held, *arriving] if owner == project)
+            for project in projects
+        }
         rows = [ProjectStorage(project=p, used_bytes=used[p], limit_bytes=quotas.get(p)) for p in sorted(projects)]
         return await self._blobs.usage(), rows
 
@@ -272,7 +322,7 @@ class Artifacts:
         """What the store holds, and the bytes each visible project refers to, shared ones as often as they are."""
         kept: dict[str, int] = {}
         async with self._store.transaction() as tx:
-            for kind in HOLDERS:
+            for kind in (*HOLDERS, Arrival):
                 sums = await tx.total(kind, "size_bytes", by=("project",), where=_with_files(kind))
                 for (project,), size_bytes in sums.items():
                     if actor.sees(str(project)):
@@ -302,7 +352,7 @@ class Artifacts:
                     after={"limit_bytes": limit_bytes},
                 )
             )
-            used_bytes = _distinct_bytes(file for owner, file in await _held(tx, SYSTEM) if owner == project)
+            used_bytes = _distinct_bytes((await _kept(tx, project)).values())
         return ProjectStorage(project=project, used_bytes=used_bytes, limit_bytes=limit_bytes)
 
     async def collect(self, actor: Actor, *, grace_s: float, thorough: bool = False) -> Collected:
@@ -315,7 +365,7 @@ class Artifacts:
                 await tx.delete(Artifact, artifact.id)
                 await tx.append_event(self._event(actor, "artifact.expire", artifact, {"name": artifact.name}))
         async with self._store.transaction() as tx:
-            roots = frozenset(file.sha256 for _, file in await _held(tx, SYSTEM))
+            roots = frozenset(file.sha256 for _, file in [*await _arriving(tx), *await _held(tx, SYSTEM)])
         done = await self._blobs.collect(roots, grace_s=grace_s, thorough=thorough)
         self.freed_bytes += done.freed_bytes
         self._collected_at = now
@@ -376,11 +426,15 @@ class Artifacts:
 
     # ------------------------------------------------------------ inside
 
-    async def _load(self, tx: Tx, actor: Actor, ref: str) -> Artifact:
-        found = await tx.get(Artifact, ref)
+    async def _load(self, tx: Tx, actor: Actor, ref: str) -> Artifact | Arrival:
+        # Arrivals first: one that becomes an artifact between two looks is met by the second.
+        found: Artifact | Arrival | None = await tx.get(Arrival, ref) or await tx.get(Artifact, ref)
         if found is None:
-            newest = await tx.find(Artifact, {"name": ref}, order="-created_at")
-            found = next((artifact for artifact in newest if actor.sees(artifact.project)), None)
+            where: dict[str, object] = {"name": ref} | ({} if actor.sees("") else {"project": actor.project})
+            arriving = await tx.find(Arrival, where, order="-created_at", limit=1)
+            newest = await tx.find(Artifact, where, order="-created_at", limit=1)
+            rows: list[Artifact | Arrival] = [*newest, *arriving]
+            found = max(rows, key=lambda row: row.created_at, default=None)
         if found is None or not actor.sees(found.project):
             raise NotFound(f"there is no artifact {ref}", "ground artifacts ls shows the ones you see")
         return found
@@ -422,7 +476,7 @@ class Artifacts:
             )
 
     def _event(
-        self, actor: Actor, action: str, artifact: Artifact, after: Mapping[str, object], reason: str = ""
+        self, actor: Actor, action: str, artifact: Artifact | Arrival, after: Mapping[str, object], reason: str = ""
     ) -> EventDraft:
         return EventDraft(
             at=self._clock.now(),
@@ -441,7 +495,7 @@ async def demand_quota(tx: Tx, project: str, files: Sequence[ManifestFile]) -> N
     quota = await tx.get(StorageQuota, project, lock=True)
     if quota is None:
         return
-    held = {file.sha256: file for owner, file in await _held(tx, SYSTEM) if owner == project}
+    held = await _kept(tx, project)
     used_bytes = _distinct_bytes(held.values())
     coming_bytes = _distinct_bytes(file for file in files if file.sha256 not in held)
     if over_quota(used_bytes, coming_bytes, quota):
@@ -461,14 +515,33 @@ async def _held(tx: Tx, actor: Actor) -> list[tuple[str, ManifestFile]]:
     return [(row.project, file) for row in rows if actor.sees(row.project) for file in row.files]
 
 
+async def _arriving(tx: Tx) -> list[tuple[str, ManifestFile]]:
+    """(project, file) of every arrival, by what stands for its SHA-256 in the store. Asked before `_held`, so that
+    one that becomes an artifact meanwhile is in one of the two."""
+    return [(row.project, _of_recipe(file)) for row in await tx.find(Arrival) for file in row.files]
+
+
+async def _kept(tx: Tx, project: str) -> dict[str, ManifestFile]:
+    """What a project's quota counts."""
+    found = [*await _arriving(tx), *await _held(tx, SYSTEM)]
+    return {file.sha256: file for owner, file in found if owner == project}
+
+
 async def _users(tx: Tx) -> dict[str, list[str]]:
-    """SHA-256 → what has it, as `tiny-lm@3 weights/model.safetensors`."""
+    """SHA-256, or what stands for it, → what has it, as `tiny-lm@3 weights/model.safetensors`."""
     users: dict[str, list[str]] = {}
     rows: list[Holder] = [row for kind in HOLDERS for row in await tx.find(kind, _with_files(kind))]
     for row in rows:
         for file in row.files:
             users.setdefault(file.sha256, []).append(f"{row.id} {file.path}")
+    for arrival in await tx.find(Arrival):
+        for arrived in arrival.files:
+            users.setdefault(arrived.recipe, []).append(f"{arrival.id} {arrived.path}")
     return users
+
+
+def _of_recipe(file: ArrivedFile) -> ManifestFile:
+    return ManifestFile(path=file.path, sha256=file.recipe, size_bytes=file.size_bytes)
 
 
 def _distinct_bytes(files: Iterable[ManifestFile]) -> int:

@@ -34,6 +34,7 @@ from groundplane.domain.provenance import certificate as cert
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, Ids, Signer, Store, Tx
+from groundplane.services.arrivals import demand_arrived
 from groundplane.services.artifacts import demand_quota
 from groundplane.services.audit_trail import Teller
 from groundplane.services.pins import dataset
@@ -133,6 +134,7 @@ class Datasets:
 
     async def _place(self, tx: Tx, actor: Actor, offered: Offered) -> tuple[tuple[ManifestFile, ...], str, Pointer]:
         if offered.artifact_id:
+            await demand_arrived(tx, offered.artifact_id, offered.project)
             artifact = await tx.get(Artifact, offered.artifact_id)
             if artifact is None or artifact.project != offered.project or not actor.sees(artifact.project):
                 raise NotFound(f"project {offered.project} has no artifact {offered.artifact_id}", "push it first")

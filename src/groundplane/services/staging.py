@@ -20,6 +20,7 @@ from groundplane.domain.staging import NodeCache, SourceSpeed, StagedData, Stage
 from groundplane.errors import Conflict, InvalidInput, NotFound, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, Executor, Store, Tx
+from groundplane.services.arrivals import demand_arrived
 
 PIECE_BYTES = 4 * 2**20
 log = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class Staging:
                 found: Artifact | ModelVersion | None = await tx.get(ModelVersion, name)
             else:
                 name = kept_name(name) if shards else name
+                await demand_arrived(tx, name, project)
                 found = await tx.get(Artifact, name)
                 if found is None:
                     newest = await tx.find(Artifact, {"name": name, "project": project}, order="-created_at", limit=1)

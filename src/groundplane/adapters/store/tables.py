@@ -24,7 +24,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 from groundplane.audit import Event
 from groundplane.domain.access import Exposure, Key, Project
 from groundplane.domain.approval import Approval
-from groundplane.domain.artifact import Artifact, StorageQuota
+from groundplane.domain.artifact import Arrival, Artifact, StorageQuota
 from groundplane.domain.batch import Batch
 from groundplane.domain.budget import Budget, Hold, HoldStatus
 from groundplane.domain.checkpoints import ResumeProof
@@ -260,6 +260,7 @@ KINDS: dict[type, Kind] = {
             indexes=(("project", "created_at"), ("name", "created_at")),
             not_negative=("size_bytes",),
         ),
+        Kind(row=Arrival, table="arrivals", indexes=(("name",),), not_negative=("size_bytes",)),
         Kind(row=StorageQuota, table="storage_quotas", not_negative=("limit_bytes",)),
         Kind(row=QueueEntry, table="queue_entries", indexes=(("pool", "stage"),), references={"id": Run}),
         Kind(
