@@ -77,6 +77,12 @@ def format_bytes(count: int) -> str:
     return f"{size:.1f} PiB"
 
 
+def format_count(count: float, thing: str) -> str:
+    """`1 CPU`, `0.5 CPUs`, `1,024 files`."""
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {thing}{'' if count == 1 else 's'}"
+
+
 def parse_duration_s(text: str | int | float) -> int:
     """`"1h30m"`, `"90s"`, `"2d"`, `45` → whole seconds. ValueError on anything else or below 0."""
     cleaned = str(text).strip().lower()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from groundplane.units import (
     cost_microusd,
     format_bytes,
+    format_count,
     format_duration,
     format_usd,
     parse_bytes,
@@ -90,6 +91,11 @@ def test_what_is_no_size_is_refused(written: str):
 def test_sizes_and_durations_are_shown_for_people():
     assert [format_bytes(count) for count in (0, 1_023, 4 * 2**20, 2**50)] == ["0 B", "1023 B", "4.0 MiB", "1.0 PiB"]
     assert [format_duration(s) for s in (0, 42, 5_400, 273_600)] == ["0s", "42s", "1h 30m", "3d 4h"]
+
+
+def test_one_of_a_thing_is_not_several():
+    shown = [format_count(count, "CPU") for count in (0, 0.5, 1, 1.0, 1.5, 2, 12_000)]
+    assert shown == ["0 CPUs", "0.5 CPUs", "1 CPU", "1 CPU", "1.5 CPUs", "2 CPUs", "12,000 CPUs"]
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_the_pool_file_is_read_anew_and_never_leaves_what_runs_behind(
     assert "must be Pools, is Pool" in lab.ground("pools", "reload", expect=2).stderr
     file["pools"]["lab"]["nodes"] = [each for each in listed if each["name"] != node]  # type: ignore[index]
     path.write_text(json.dumps(file))
-    assert f"node {node} of pool lab has 1 attempts" in lab.ground("pools", "reload", expect=None).stderr
+    assert f"node {node} of pool lab has 1 attempt;" in lab.ground("pools", "reload", expect=None).stderr
     gone = next(name for name in ("n1", "n2", "n3") if name != node)
     kept = [each for each in listed if each["name"] != gone]
     file["pools"]["lab"]["nodes"] = kept  # type: ignore[index]

@@ -15,7 +15,7 @@ from groundplane.cli.render import Table, Usd, View
 from groundplane.cli.words import age, moment
 from groundplane.domain.approval import Approval, ApprovalStatus, blocked, counted, refusal
 from groundplane.domain.planning.plan import Plan, PlanStatus
-from groundplane.units import format_duration, format_usd
+from groundplane.units import format_count, format_duration, format_usd
 
 if TYPE_CHECKING:
     from groundplane.client import Client
@@ -105,8 +105,7 @@ def say_next(client: Client, made: Plan) -> None:
     view = client.approval(made.id)
     asked, names = view.approval, ", ".join(view.approvers) or "nobody yet (ground keys create --role lead)"
     missing = asked.needed - len(counted(asked, made.hash))
-    plural = "s" if missing > 1 else ""
-    render.say(f"{made.id} needs {missing} approval{plural} until {moment(asked.expires_at)}; {_eyes(asked)}")
+    render.say(f"{made.id} needs {format_count(missing, 'approval')} until {moment(asked.expires_at)}; {_eyes(asked)}")
     render.say(f"  may agree: {names}")
     render.say(f"  ground approve {made.id}, then ground apply {made.id}")
 

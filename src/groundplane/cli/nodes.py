@@ -9,7 +9,7 @@ import click
 from groundplane.cli import render
 from groundplane.cli.options import Listing, connect, output_option
 from groundplane.cli.render import Table
-from groundplane.cli.words import moment
+from groundplane.cli.words import counted, moment
 from groundplane.errors import InvalidInput, NotFound
 from groundplane.units import exact_usd, format_bytes
 
@@ -177,15 +177,15 @@ def price_words(pool: PoolView) -> str:
 
 def _lines(node: Node) -> list[str]:
     has = (
-        f"{node.cpus:g} CPUs, {format_bytes(node.memory_bytes)} of memory, {format_bytes(node.disk_free_bytes)} of disk"
-        " free"
+        f"{counted(node.cpus, 'CPU')}, {format_bytes(node.memory_bytes)} of memory,"
+        f" {format_bytes(node.disk_free_bytes)} of disk free"
     )
     lines = [
         f"node {node.name} of pool {node.pool} is {state_words(node)}",
         f"  has      {has if node.cpus else 'unknown: it has not answered yet'}",
         f"  address  {node.address}",
         f"  heard    {moment(node.heard_at) if node.heard_at else 'never'}",
-        f"  at work  {node.attempts} attempt{'s' if node.attempts != 1 else ''}",
+        f"  at work  {counted(node.attempts, 'attempt')}",
     ]
     lines += [
         f"  accelerator {card.index}  {card.model}, {format_bytes(card.memory_bytes)},"

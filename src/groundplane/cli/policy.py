@@ -215,7 +215,7 @@ def _text(path: Path) -> str:
 
 
 def _head(state: PolicyState) -> str:
-    files = f"{len(state.files)} file{'s' if len(state.files) != 1 else ''} of {state.folder}" if state.files else ""
+    files = f"{counted(len(state.files), 'file')} of {state.folder}" if state.files else ""
     return (
         f"{len(state.rules)} rules, version {state.version[:12]}, in force since {moment(state.loaded_at)}"
         f"{f', with {files}' if files else ', built-in ones alone'}"

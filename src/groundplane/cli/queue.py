@@ -12,7 +12,7 @@ from groundplane.cli import render
 from groundplane.cli.options import Listing, Moment, connect, output_option
 from groundplane.cli.render import Table
 from groundplane.cli.specs import spec_text
-from groundplane.cli.words import age, moment
+from groundplane.cli.words import age, counted, moment
 from groundplane.domain.queue_view import InLine, NodeUse, PoolUse, QuotaUse, clock
 from groundplane.errors import InvalidInput
 from groundplane.units import format_bytes, parse_bytes
@@ -53,7 +53,7 @@ def _pool_parts(pool: PoolUse) -> list[Table | str]:
     free = sum(len(node.free) for node in pool.nodes)
     cpus, idle = sum(node.cpus for node in pool.nodes), sum(node.cpus_free for node in pool.nodes)
     what = f"{free} of {cards} accelerators free, " if cards else ""
-    head = f"pool {pool.pool}: {what}{idle:g} of {cpus:g} CPUs free, {len(pool.waiting)} waiting"
+    head = f"pool {pool.pool}: {what}{idle:g} of {counted(cpus, 'CPU')} free, {len(pool.waiting)} waiting"
     rows = [row for node in pool.nodes for row in _node_rows(node, now)]
     columns = ("NODE", "HOLDS", "PROJECT", "OWNER", "CLASS", "RUN", "FOR", "UNTIL AT THE LATEST")
     return [head, Table(columns, rows, empty="no nodes"), *([_queue_table([pool])] if pool.waiting else [])]
@@ -62,14 +62,15 @@ def _pool_parts(pool: PoolUse) -> list[Table | str]:
 def _node_rows(node: NodeUse, now: datetime) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for held in node.held:
+        cpus = counted(held.cpus, "CPU")
         what = f"{node.accelerator} {','.join(map(str, held.accelerators))}" if held.accelerators else ""
-        what = f"{what} + {held.cpus:g} CPUs" if what else f"{held.cpus:g} CPUs, {format_bytes(held.memory_bytes)}"
+        what = f"{what} + {cpus}" if what else f"{cpus}, {format_bytes(held.memory_bytes)}"
         until = clock(held.ends_at, now) if held.ends_at else "-"
         until = f"{until}, gives way to {held.gives_way_to}" if held.gives_way_to else until
         run = f"{held.run} {held.name}".strip() or "-"
         rows.append((node.name, what, held.project, held.owner, held.priority, run, age(held.since, now), until))
     free = f"free: {len(node.free)} {node.accelerator} + " if node.accelerators else "free: "
-    free += f"{node.cpus_free:g} CPUs, {format_bytes(max(0, node.memory_free_bytes))}"
+    free += f"{counted(node.cpus_free, 'CPU')}, {format_bytes(max(0, node.memory_free_bytes))}"
     rows.append((node.name, f"closed: {node.closed}" if node.closed else free, "", "", "", "", "", ""))
     return rows
 

@@ -7,16 +7,13 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from groundplane.cli.render import Table, Usd
-from groundplane.units import format_duration
+from groundplane.units import format_count, format_duration
 
 if TYPE_CHECKING:
     from groundplane.domain.endpoint import Endpoint
     from groundplane.domain.run import Run
 
-
-def counted(count: int, thing: str) -> str:
-    """`1 file`, `2 files`."""
-    return f"{count:,} {thing}" if count == 1 else f"{count:,} {thing}s"
+counted = format_count
 
 
 def moment(value: datetime | None) -> str:

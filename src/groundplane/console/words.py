@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from groundplane.domain.run import ENDINGS, EndReason
-from groundplane.units import format_bytes, format_duration, format_usd, usd_decimals
+from groundplane.units import format_bytes, format_count, format_duration, format_usd, usd_decimals
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,7 @@ FILTERS = {
     "meaning": meaning,
     "tone": tone,
     "count": count,
+    "counted": format_count,
     "argv": argv,
 }
 GLOBALS = {"relative": relative, "seconds_between": seconds_between, "percent": percent}

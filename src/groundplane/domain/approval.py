@@ -16,7 +16,7 @@ from groundplane.domain.planning.plan import Plan, Verdict
 from groundplane.domain.spec import EndpointSpec, JobSpec
 from groundplane.errors import ApprovalNeeded, Refusal, Refused
 from groundplane.identity import CROSS_PROJECT, ROLE_PERMISSIONS, Actor, Permission, Role
-from groundplane.units import format_usd
+from groundplane.units import format_count, format_usd
 
 RULE = "approval"
 """The rule that a plan in need of approval fails; the only one that somebody's word can lift."""
@@ -315,7 +315,7 @@ def blocked(plan: Plan, approval: Approval | None, approvers: tuple[str, ...], n
         return None
     return Refused(
         rule=RULE,
-        need=f"{_count(approval.needed)} ({'; '.join(why)})",
+        need=f"{format_count(approval.needed, 'approval')} ({'; '.join(why)})",
         have=f"{len(given)} ({_names(given)})" if given else "none",
         hint=f"ground approve {plan.id}: {_who(approval, approvers)}; then ground apply {plan.id}",
     )
@@ -383,11 +383,13 @@ def headline(approval: Approval, what: str, names: tuple[str, ...]) -> tuple[str
     until = f"until {_stamp(approval.expires_at)}"
     by = _names(vote.by for vote in approval.votes)
     left = approval.needed - len(counted(approval, approval.plan_hash))
+    missing = format_count(left, "approval")
     if what == "needed":
         why = "; ".join(approval.reasons)
-        return f"{plan} needs {_count(approval.needed)} {until}: {thing}", f"{why}; {_way(approval, names)}"
+        needs = format_count(approval.needed, "approval")
+        return f"{plan} needs {needs} {until}: {thing}", f"{why}; {_way(approval, names)}"
     if what.startswith("given") and left > 0:
-        return f"{plan} has {by}'s approval and needs {_count(left)} more: {thing}", _way(approval, names)
+        return f"{plan} has {by}'s approval and needs {missing} more: {thing}", _way(approval, names)
     if what.startswith("given"):
         return f"{plan} is approved by {by}: {thing}", f"ground apply {approval.id}, {until}"
     if what == "rejected":
@@ -397,7 +399,7 @@ def headline(approval: Approval, what: str, names: tuple[str, ...]) -> tuple[str
         return f"{plan} {state} in time and has expired: {thing}", _AGAIN
     if approval.status is ApprovalStatus.APPROVED:
         return f"the approval of {plan} ends soon, {_stamp(approval.expires_at)}", f"ground apply {approval.id}"
-    return f"{plan} waits for {_count(left)} only {until}: {thing}", _way(approval, names)
+    return f"{plan} waits for {missing} only {until}: {thing}", _way(approval, names)
 
 
 _AGAIN = "plan again: ground plan -f SPEC"
@@ -409,10 +411,6 @@ def _way(approval: Approval, names: tuple[str, ...]) -> str:
 
 def _remind_at(approval: Approval) -> datetime:
     return approval.expires_at - timedelta(seconds=approval.validity_s / REMINDER_SHARE)
-
-
-def _count(number: int) -> str:
-    return f"{number} approval{'' if number == 1 else 's'}"
 
 
 def _names(names: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from groundplane.domain import watchdogs
 from groundplane.domain.queue import QueueEntry, Stage
 from groundplane.domain.run import ENDINGS, Attempt, EndReason, Observation, Run, RunStatus
-from groundplane.units import format_duration, format_usd
+from groundplane.units import format_count, format_duration, format_usd
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +265,7 @@ def explain(run: Run, attempts: tuple[Attempt, ...], *, posted_microusd: int, no
             verb = "stopping" if run.stop_requested else "running"
             sentence = f"{run.id} is {verb}: attempt {run.attempt} has run for {spent}{resumed_text}."
         case _:
-            tries = f"{run.attempt} attempt{'s' if run.attempt != 1 else ''}"
+            tries = format_count(run.attempt, "attempt")
             sentence = f"{run.id} {run.status} after {tries}{resumed_text}: {run.message}"
     return Explanation(sentence=sentence, lines=tuple(lines))
 

@@ -22,6 +22,7 @@ from groundplane.ports import Clock, Executor, Store
 from groundplane.services.needs import find_circle
 from groundplane.services.queue import Queue, View
 from groundplane.services.seats import entry_of_plan
+from groundplane.units import format_count
 
 _HAS_ITS_TURN = "it has its turn; it begins in a moment"
 _WORK = 400_000
@@ -158,8 +159,8 @@ class Standing:
         words = []
         for holder in holders[:5]:
             who = f"{holder.name} ({holder.id}) of {holder.owner}" if holder.project == entry.project else "a run"
-            what = f"{holder.ask.total.accelerators} accelerators" if holder.accelerators else ""
-            what = what or f"{holder.ask.total.cpus_milli / 1000:g} CPUs"
+            what = format_count(holder.ask.total.accelerators, "accelerator") if holder.accelerators else ""
+            what = what or format_count(holder.ask.total.cpus_milli / 1000, "CPU")
             until = clock(holder.ends_at, now) if holder.ends_at else "unknown"
             words.append(f"{who} of project {holder.project} holds {what}, until {until} at the latest")
         return tuple(words)

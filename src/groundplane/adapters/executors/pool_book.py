@@ -10,6 +10,7 @@ from groundplane.adapters.executors.ssh import SshExecutor, read_pool_file
 from groundplane.domain.isolation import Isolation
 from groundplane.domain.pool_file import PoolChanges, PoolDefinition, compare, moved
 from groundplane.errors import Conflict
+from groundplane.units import format_count
 
 
 class PoolBook:
@@ -43,8 +44,9 @@ class PoolBook:
             holding = self._executors[name].holding()
             for node in moved(pool, wanted.get(name)):
                 if holding[node]:
+                    attempts = format_count(holding[node], "attempt")
                     raise Conflict(
-                        f"node {node} of pool {name} has {holding[node]} attempts; the pool file no longer leads there",
+                        f"node {node} of pool {name} has {attempts}; the pool file no longer leads there",
                         "keep host, port, user, root and shared_dir as they were; cordon it, and wait or stop them",
                     )
         names = sorted({*self._pools, *wanted})

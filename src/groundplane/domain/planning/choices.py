@@ -25,7 +25,7 @@ from groundplane.domain.planning.recon import SkuRow
 from groundplane.domain.planning.work import HOURS_MAX, SMALL_MODEL_PARAMS, Fitness, Meter, Work, main_memory
 from groundplane.domain.spec import EndpointSpec, JobSpec, Resources
 from groundplane.errors import Refused
-from groundplane.units import cost_microusd, format_duration, format_usd
+from groundplane.units import cost_microusd, format_count, format_duration, format_usd
 
 ATTACHABLE_DISK_BYTES = 32 * 2**40
 """What a cloud's machine can have attached, at least: disks are bought beside it. Our estimate."""
@@ -247,7 +247,7 @@ class Judge:
         return Refused(
             rule="gpu-work",
             need=f"accelerators for {self.work.words}",
-            have=f"{nodes} × {offer.node_type} with {offer.cpus:g} CPUs, resources.accelerators: 0{took}",
+            have=f"{nodes} × {offer.node_type} with {format_count(offer.cpus, 'CPU')}, resources.accelerators: 0{took}",
             hint="set resources.accelerators: 1 and an accelerator",
         )
 

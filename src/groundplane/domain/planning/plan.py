@@ -18,7 +18,7 @@ from groundplane.domain.hardware import Hardware
 from groundplane.domain.planning.outlook import Basis, Outlook
 from groundplane.domain.spec import EndpointSpec, JobSpec, Resources, spec_digest
 from groundplane.errors import Refused
-from groundplane.units import cost_microusd, exact_usd, format_bytes
+from groundplane.units import cost_microusd, exact_usd, format_bytes, format_count
 
 MAX_ALTERNATIVES = 10
 MAX_REJECTED = 50
@@ -286,7 +286,7 @@ def _reason(rule: str, need: Resources, pool: str, offer: Offer) -> Refused:
         return Refused(rule=rule, need=asked, have=have, hint=f"set resources.{rule} to use it")
     if rule == "cpus":
         hint = f"lower resources.cpus to {offer.cpus:g}"
-        return Refused(rule=rule, need=f"{need.cpus:g} CPUs", have=f"{offer.cpus:g}", hint=hint)
+        return Refused(rule=rule, need=format_count(need.cpus, "CPU"), have=f"{offer.cpus:g}", hint=hint)
     if rule == "memory":
         return _too_small(rule, need.memory_bytes, offer.memory_bytes)
     if rule == "disk":
@@ -321,7 +321,7 @@ def written_out(price_microusd_per_hour: int, nodes: int, seconds: int, amount_m
     """The sum behind an amount."""
     hours = f"{seconds / 3600:,.2f} h" if seconds % 36 == 0 else f"{seconds:,} s ÷ 3,600 s/h"
     return (
-        f"{exact_usd(price_microusd_per_hour)}/h × {nodes} node{'s' if nodes > 1 else ''} × {hours}"
+        f"{exact_usd(price_microusd_per_hour)}/h × {format_count(nodes, 'node')} × {hours}"
         f" = {exact_usd(amount_microusd)}"
     )
 

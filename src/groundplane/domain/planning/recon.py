@@ -13,7 +13,7 @@ from datetime import date, datetime
 from groundplane.domain.hardware import Hardware, InstanceType
 from groundplane.domain.planning.plan import Offer
 from groundplane.errors import InvalidInput
-from groundplane.units import format_bytes, format_usd
+from groundplane.units import format_bytes, format_count, format_usd
 
 GIB = 2**30
 CLOUDS = ("azure", "aws", "gcp")
@@ -218,12 +218,12 @@ def chain_verdict(cards_on_bus: int, cards_seen: int, chain: Sequence[DriverLink
     if not cards_on_bus and not cards_seen:
         return "no accelerator: CPU work only"
     if not missing:
-        return f"whole: {cards_seen} accelerator{'s' if cards_seen != 1 else ''} answer{'s' if cards_seen == 1 else ''}"
+        return f"whole: {format_count(cards_seen, 'accelerator')} answer{'s' if cards_seen == 1 else ''}"
     if cards_seen >= max(cards_on_bus, 1):
         names = ", ".join(link.name for link in missing)
         return f"the driver answers; missing here: {names} (an image or environment may bring its own)"
     return (
-        f"broken at {missing[0].name}: {cards_on_bus} card{'s' if cards_on_bus != 1 else ''} on the bus,"
+        f"broken at {missing[0].name}: {format_count(cards_on_bus, 'card')} on the bus,"
         f" {cards_seen} answer{'s' if cards_seen == 1 else ''}"
     )
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 from groundplane.domain.planning.outlook import BudgetImpact, Choice, Outlook
 from groundplane.domain.planning.plan import Plan, PlanStatus, Verdict
-from groundplane.units import format_bytes, format_duration, format_usd, usd_decimals
+from groundplane.units import format_bytes, format_count, format_duration, format_usd, usd_decimals
 
 CHOICE_HEADINGS = (
     "WHERE", "MACHINE", "BOUGHT", "NODES", "ACCELERATORS", "$/H", "HOURS", "EXPECTED", "WORST CASE", "QUOTA",
@@ -187,7 +187,7 @@ def _head(plan: Plan) -> list[str]:
     where = "nowhere: no offer fits"
     if offer is not None:
         cards = f", {offer.accelerators} × {offer.accelerator}" if offer.accelerators else ""
-        kind = f"{offer.cpus:g} CPUs, {format_bytes(offer.memory_bytes)}{cards}"
+        kind = f"{format_count(offer.cpus, 'CPU')}, {format_bytes(offer.memory_bytes)}{cards}"
         where = f"{spec.resources.nodes} × {offer.node_type} in {offer.pool} ({kind})"
     return [
         f"project {meta.project}, owner {meta.owner}, cost center {meta.cost_center}",

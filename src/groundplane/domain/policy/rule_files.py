@@ -22,6 +22,7 @@ from groundplane.domain.spec import values as v
 from groundplane.domain.spec.values import Fault, Reader, Unreadable, entries, kind_of, shown
 from groundplane.domain.spec.yaml_nodes import compose_documents, is_null, line_of
 from groundplane.errors import InvalidInput, Problem
+from groundplane.units import format_count
 
 POLICY_VERSION = "groundplane/policy/v1"
 MAX_RULES_OF_FILE = 500
@@ -129,7 +130,7 @@ def faults_as_error(problems: Sequence[Problem]) -> InvalidInput:
         for each in problems[:MAX_PROBLEMS]
     ]
     more = len(problems) - 1
-    message = str(told[0]) + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+    message = str(told[0]) + (f" (and {format_count(more, 'more problem')})" if more else "")
     return InvalidInput(message, told[0].hint or "see docs/guides/policy.md", tuple(told))
 
 

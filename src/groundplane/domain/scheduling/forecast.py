@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from groundplane.domain.scheduling.scheduler import Scheduler
 from groundplane.domain.scheduling.state import Ask, PoolState, Start, Waiting
+from groundplane.units import format_count
 
 STEPS_MAX = 400
 
@@ -81,12 +82,12 @@ def _smaller(state: PoolState, run: Waiting, now: float) -> Iterator[tuple[str, 
             memory_bytes=max(1, ask.memory_bytes * count // ask.accelerators),
         )
         each = " on each node" if ask.nodes > 1 else ""
-        yield f"with {count} accelerator{'s' if count > 1 else ''}{each}", replace(run, ask=part)
+        yield f"with {format_count(count, 'accelerator')}{each}", replace(run, ask=part)
     for count in _fewer(ask.nodes):
-        yield f"with {count} node{'s' if count > 1 else ''}", replace(run, ask=replace(ask, nodes=count))
+        yield f"with {format_count(count, 'node')}", replace(run, ask=replace(ask, nodes=count))
     if not ask.accelerators:
         for cpus_milli in _fewer_cpus(state, ask):
-            words = f"with {cpus_milli / 1000:g} CPU{'' if cpus_milli == 1000 else 's'}"
+            words = f"with {format_count(cpus_milli / 1000, 'CPU')}"
             yield words, replace(run, ask=replace(ask, cpus_milli=cpus_milli))
     for seconds in (run.expected_s / 2, run.expected_s / 4, 3600.0, 900.0, 300.0):
         if 60.0 <= seconds < run.expected_s:

@@ -8,7 +8,7 @@ from typing import Protocol
 from groundplane.domain.scheduling.capacity import Capacity
 from groundplane.domain.scheduling.quotas import Quotas, Standing
 from groundplane.domain.scheduling.state import Ask, Waiting
-from groundplane.units import format_bytes
+from groundplane.units import format_bytes, format_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def reason_of(pool: Pool, run: Waiting, counts: Counts) -> Reason:
             names = [f"{node.name} ({node.cordoned or node.reason or node.health})" for node in capacity.nodes
                      if not node.takes_work]  # fmt: skip
             return Reason("cordon", f"it needs {each(ask)}; {able} take work, cordoned: {', '.join(names[:4])}")
-        return Reason(layer, f"it needs {each(ask)}; the pool has {able} such {_nodes(able)} in all")
+        return Reason(layer, f"it needs {each(ask)}; the pool has {format_count(able, 'such node')} in all")
     free = counts.free
     if free < ask.nodes:
         return Reason(layer, f"it needs {each(ask)}; {free} of {able} {'has' if able == 1 else 'have'} that free")
@@ -70,17 +70,12 @@ def reason_of(pool: Pool, run: Waiting, counts: Counts) -> Reason:
 
 def each(ask: Ask) -> str:
     """`4 nodes with 8 accelerators, 16 CPUs and 64.0 GiB each`."""
-    what = [f"{ask.cpus_milli / 1000:g} CPUs", format_bytes(ask.memory_bytes)]
+    what = [format_count(ask.cpus_milli / 1000, "CPU"), format_bytes(ask.memory_bytes)]
     if ask.accelerators:
-        name = f" {ask.accelerator}" if ask.accelerator else ""
-        what.insert(0, f"{ask.accelerators}{name} accelerator{'s' if ask.accelerators > 1 else ''}")
-    return (
-        f"{ask.nodes} {_nodes(ask.nodes)} with {', '.join(what[:-1])} and {what[-1]}{' each' if ask.nodes > 1 else ''}"
-    )
-
-
-def _nodes(count: int) -> str:
-    return "node" if count == 1 else "nodes"
+        name = f"{ask.accelerator} " if ask.accelerator else ""
+        what.insert(0, format_count(ask.accelerators, f"{name}accelerator"))
+    words = f"{format_count(ask.nodes, 'node')} with {', '.join(what[:-1])} and {what[-1]}"
+    return f"{words} each" if ask.nodes > 1 else words
 
 
 def _quota_words(pool: Pool, run: Waiting, standing: Standing) -> str:
@@ -91,11 +86,11 @@ def _quota_words(pool: Pool, run: Waiting, standing: Standing) -> str:
         return f"{whose} runs {held.runs} of the {quota.runs if quota else 0} it may at once"
     if short.accelerators:
         limit = f" of {quota.accelerators}" if quota and quota.accelerators is not None else ""
-        return (f"it needs {asked.accelerators} accelerators; {whose} lacks {short.accelerators}: "
+        return (f"it needs {format_count(asked.accelerators, 'accelerator')}; {whose} lacks {short.accelerators}: "
                 f"{run.project} holds {held.accelerators}{limit}")  # fmt: skip
     if short.cpus_milli:
         limit = f" of {quota.cpus_milli / 1000:g}" if quota and quota.cpus_milli is not None else ""
-        return (f"it needs {asked.cpus_milli / 1000:g} CPUs; {whose} lacks {short.cpus_milli / 1000:g}: "
+        return (f"it needs {format_count(asked.cpus_milli / 1000, 'CPU')}; {whose} lacks {short.cpus_milli / 1000:g}: "
                 f"{run.project} holds {held.cpus_milli / 1000:g}{limit}")  # fmt: skip
     limit = f" of {format_bytes(quota.memory_bytes)}" if quota and quota.memory_bytes is not None else ""
     return (f"it needs {format_bytes(asked.memory_bytes)} of memory; {whose} lacks {format_bytes(short.memory_bytes)}: "

@@ -47,6 +47,7 @@ from groundplane.domain.spec.sources import SCHEMES, faults
 from groundplane.domain.spec.values import Fault, Unreadable, entries, kind_of, shown
 from groundplane.domain.spec.yaml_nodes import compose_documents, is_null, line_of
 from groundplane.errors import InvalidInput, Problem
+from groundplane.units import format_count
 
 __all__ = ["dump", "dump_whole", "parse", "parse_one", "with_absolute_paths"]
 
@@ -333,7 +334,7 @@ def _relative(path: str) -> bool:
 def _invalid(problems: list[Problem]) -> InvalidInput:
     problems.sort(key=lambda problem: problem.line or 0)
     first, more = problems[0], len(problems) - 1
-    message = str(first) if not more else f"{first} (and {more} more problem{'s' if more > 1 else ''})"
+    message = str(first) if not more else f"{first} (and {format_count(more, 'more problem')})"
     return InvalidInput(message, first.hint or "see docs/reference/spec.md", problems[:MAX_PROBLEMS])
 
 
