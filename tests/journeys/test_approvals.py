@@ -104,11 +104,19 @@ def test_apply_waits_for_a_yes_as_long_as_it_is_told_to(
         [GROUND, "apply", plan.id, "--yes", "--wait-approval", "1m", "-o", "json"],
         env=ana.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert waiting.stderr is not None
-    while "waiting up to 1m" not in (line := waiting.stderr.readline()):
-        assert line, "it ended without waiting"
+    asking = subprocess.Popen(
+        [GROUND, "apply", plan.id, "--wait-approval", "1m"],
+        env=ana.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for process in (waiting, asking):
+        assert process.stderr is not None
+        while "waiting up to 1m" not in (line := process.stderr.readline()):
+            assert line, "it ended without waiting"
     lea.ground("approve", plan.id)
     out, err = waiting.communicate(timeout=90)
+    _, after = asking.communicate(timeout=90)
+    assert asking.returncode == 2 and "there is no terminal to ask on" in after
+    assert "worst case" not in after, "the plan was shown before the wait, and is no other now"
     assert waiting.returncode == 0, err
     (run,) = json.loads(out)["runs"]
     assert run["plan_id"] == plan.id

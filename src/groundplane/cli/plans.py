@@ -20,7 +20,7 @@ from groundplane.cli.words import moment
 from groundplane.domain.planning.plan import Plan, PlanStatus, Verdict
 from groundplane.domain.planning.report import markdown
 from groundplane.errors import GroundError, Refusal, Refused
-from groundplane.units import exact_usd, format_bytes, format_duration, format_usd
+from groundplane.units import exact_usd, format_bytes, format_count, format_duration, format_usd
 
 if TYPE_CHECKING:
     from groundplane.client import Client
@@ -94,19 +94,19 @@ def apply(
         raise click.UsageError("Give either a plan id or -f FILE.")
     with connect() as client:
         plans = (client.get_plan(plan_id),) if plan_id else _planned(client, str(path))
-        if refused := _refusals(plans):
-            _show_plans(plans)
+        refused = _refusals(plans)
+        waits = any(made.status is PlanStatus.NEEDS_APPROVAL for made in plans)
+        if refused or waits or not yes:
+            render.views(*(view for made in plans for view in plan_views(made)))
+        if refused:
             raise Refusal(refused)
-        if any(made.status is PlanStatus.NEEDS_APPROVAL for made in plans):
-            _show_plans(plans)
+        if waits:
             if wait_approval is None:
                 require_approvals(client, plans)
             plans = await_approvals(client, plans, wait_approval or 0)
-        if not yes:
-            _show_plans(plans)
-            if not _confirmed(plans):
-                render.say("nothing was applied")
-                return INTERRUPTED_CODE
+        if not yes and not _confirmed(plans):
+            render.say("nothing was applied")
+            return INTERRUPTED_CODE
         applied = _apply_each(client, plans, idempotency_key or str(uuid.uuid4()))
         if wait:
             return follow_applied(client, plans, applied, output)
@@ -127,7 +127,7 @@ def plan_views(made: Plan, *, rules: bool = False, choices: bool = False, reject
     where = "nowhere: no offer fits"
     price = "-"
     if offer is not None:
-        kind = f"{offer.cpus:g} CPUs, {format_bytes(offer.memory_bytes)}"
+        kind = f"{format_count(offer.cpus, 'CPU')}, {format_bytes(offer.memory_bytes)}"
         if offer.accelerators:
             kind += f", {offer.accelerators} x {offer.accelerator}"
         where = f"{offer.pool} / {offer.node_type} ({kind}){', SIMULATED' if offer.simulated else ''}"
@@ -189,10 +189,6 @@ def _planned(client: Client, path: str) -> tuple[Plan, ...]:
 
 def _refusals(plans: tuple[Plan, ...]) -> list[Refused]:
     return [verdict.refused for made in plans for verdict in made.verdicts if verdict.refused is not None]
-
-
-def _show_plans(plans: tuple[Plan, ...]) -> None:
-    render.views(*(view for made in plans for view in plan_views(made)))
 
 
 def _confirmed(plans: tuple[Plan, ...]) -> bool:
