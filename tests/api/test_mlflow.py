@@ -310,6 +310,29 @@ def test_a_version_is_copied_to_another_name(name: str, client: MlflowClient, se
             mlflow.register_model(f"models:/{source}", to)
     assert names_of(client, f"name LIKE '{name}%'", []) == [name, f"{name}-kept", live]
 
+    ours = served.client.copy_version(f"{name}@champion", live, reason="by hand")
+    assert (ours.id, served.client.audit_events(object_kind="model", object_id=ours.id)[-1].reason) == (
+        f"{live}@3", f"copied from {name}@1: by hand",
+    )  # fmt: skip
+    shown = client.get_model_version(live, "3")
+    assert (shown.source, shown.run_id, shown.description) == (f"models:/{name}/1", run_id, "said")
+    served.client.create_project(name=f"{name}-p", owner="bo", cost_center="cc")
+    moved = served.client.copy_version(f"{name}@1", f"{name}-moved", project=f"{name}-p")
+    assert (moved.project, served.client.copy_version(moved.id, f"{name}-also").project) == (f"{name}-p", f"{name}-p")
+    path, body = f"/v1/models/{name}/versions/1/copy", {"name": f"{name}-no"}
+    for version, to, status, why in (
+        ("1", {"name": live, "project": f"{name}-p"}, 409, "belongs to another project"),
+        ("1", {**body, "project": "absent"}, 404, "no project absent"),
+        ("1", {"name": "../x"}, 422, "no model name"),
+        ("2", body, 409, f"{name}@2, which is archived"),
+        ("9", body, 404, f"there is no {name}@9"),
+    ):
+        refused = served.raw("POST", path.replace("/1/", f"/{version}/"), json=to)
+        assert (refused.status_code, why in refused.text) == (status, True), refused.text
+    assert served.raw("POST", path, json=body, key=served.key(Role.VIEWER)).status_code == 403
+    assert served.raw("POST", path, json=body, key=served.key(Role.MEMBER, f"{name}-p")).status_code == 404
+    assert names_of(client, f"name = '{name}-no'", []) == []
+
 
 def test_a_gate_refuses_a_stage_with_its_rule(name: str, client: MlflowClient, served: Any, tmp_path: Path) -> None:
     run_id = client.create_run(client.create_experiment(name)).info.run_id

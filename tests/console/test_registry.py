@@ -84,8 +84,17 @@ def test_a_gate_refuses_the_form_with_its_figure(paged: Plane) -> None:
     page = paged.browser().get("/console/models/paged@3").text
     assert "not-met" in page
     viewer = paged.browser(paged.key_for(Role.VIEWER))
-    assert "Move an alias here" not in viewer.get("/console/models/paged@1").text
+    shown = viewer.get("/console/models/paged@1").text
+    assert "Move an alias here" not in shown and "Copy it to another name" not in shown
     assert viewer.post("/console/models/paged@1/alias", data={"alias": "x-y", "reason": "w"}).status_code == 403
+
+
+def test_a_version_is_copied_to_another_name_on_its_page(paged: Plane) -> None:
+    browser = paged.browser()
+    copied = browser.post("/console/models/paged@3/copy", data={"name": "paged-live", "reason": HOSTILE})
+    assert copied.url.path == "/console/models/paged-live@1"
+    assert "paged@3" in copied.text.partition("Birth certificate")[2]
+    assert browser.post("/console/models/paged@3/copy", data={"name": "No Name"}).status_code == 422
 
 
 def test_gates_and_datasets_have_pages(paged: Plane) -> None:

@@ -159,5 +159,17 @@ def test_friday_from_a_pickle_to_production_and_back(shared: Any, model_dir: Pat
     assert {each["part"] for each in diff["differences"]} == {"metrics", "files"}
     found = ground.data("models", "search", "chu", "--metric", "f1>=0.92", "--license", "Apache-2.0")
     assert {entry["id"] for entry in found} == {"churn@1", "churn@3"}
+    # Copied to another name it is judged as new there, by that name's gates.
+    copy = ground.data("models", "copy", "churn@production", "churn-live", "--reason", "to serve it")
+    assert (copy["id"], copy["project"], copy["files"]) == (
+        "churn-live@1",
+        "research",
+        ground.data("models", "show", "churn@1")["files"],
+    )
+    assert "copied churn@3 as churn-live@2" in ground.ground("models", "copy", "churn@3", "churn-live").stdout
+    gate.write_text(GATE.replace("model: churn", "model: churn-live").replace("name: production", "name: live"))
+    ground.ground("gates", "define", "-f", str(gate))
+    refused = ground.ground("models", "alias", "churn-live@production", "1", "--reason", "ship it", expect=3)
+    assert "no measured run of churn-live@1" in refused.stderr
     actions = {event["action"] for event in ground.data("audit", "log", "--limit", "200")}
     assert {"gate.define", "gate.evidence", "alias.set", "alias.refused", "alias.rollback"} <= actions

@@ -9,11 +9,12 @@ from fastapi import Query, Response
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
 from groundplane.domain import registry as domain
+from groundplane.domain.model import ModelVersion
 from groundplane.domain.registry import AliasMove, ModelAlias, RegistryEntry, VersionDiff, VersionView
 from groundplane.errors import InvalidInput
 from groundplane.identity import Actor, Permission
 from groundplane.wire import ReasonRequest
-from groundplane.wire.registry import MoveRequest, TagsRequest
+from groundplane.wire.registry import CopyRequest, MoveRequest, TagsRequest
 
 router = Router(prefix="/v1", tags=["models"])
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
@@ -113,6 +114,15 @@ async def tag_version(name: str, version: str, body: TagsRequest, app: Ground, a
         raise InvalidInput("no tags are given", 'send {"tags": {"stage": "trial"}}')
     found: VersionView = await app.registry.tag(actor, f"{name}@{version}", body.tags)
     return found
+
+
+@router.post("/models/{name}/versions/{version}/copy", status_code=201)
+async def copy_version(name: str, version: str, body: CopyRequest, app: Ground, actor: Writer) -> ModelVersion:
+    """The same content as the next version of another name, with a certificate that names its source; judged anew."""
+    made: ModelVersion = await app.tracked_models.copy(
+        actor, f"{name}@{version}", body.name, project=body.project, reason=body.reason
+    )
+    return made
 
 
 @router.post("/models/{name}/versions/{version}/archive")

@@ -11,7 +11,7 @@ from groundplane.cli import render
 from groundplane.cli.options import connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import moment
-from groundplane.domain.model import parse_ref
+from groundplane.domain.model import check_name, parse_ref
 from groundplane.units import format_bytes
 
 if TYPE_CHECKING:
@@ -159,6 +159,21 @@ def tag(ref: str, tags: tuple[str, ...], output: str) -> None:
 
 @click.command()
 @click.argument("ref", metavar="NAME@VERSION")
+@click.argument("name", metavar="NEWNAME")
+@click.option("--project", default="", help="Of a new name; the source's when left out.")
+@click.option("--reason", default="", help="For the audit trail.")
+@output_option
+def copy(ref: str, name: str, project: str, reason: str, output: str) -> None:
+    """Copy a version to the next one of NEWNAME: same files and facts, a certificate of its own, judged anew."""
+    check_name(name)
+    with connect() as client:
+        made = client.copy_version(ref, name, project=project, reason=reason)
+    told = f"copied {ref} as {made.id} of project {made.project}: certificate sha256:{made.certificate_sha256}"
+    render.show(made, output, lambda: [told])
+
+
+@click.command()
+@click.argument("ref", metavar="NAME@VERSION")
 @click.option("--reason", required=True, help="Why: kept with it.")
 @output_option
 def archive(ref: str, reason: str, output: str) -> None:
@@ -179,7 +194,7 @@ def unarchive(ref: str, reason: str, output: str) -> None:
     render.show(view, output, lambda: _view_lines(view))
 
 
-COMMANDS = (alias, aliases, history, rollback, unalias, search, diff, card, tag, archive, unarchive)
+COMMANDS = (alias, aliases, history, rollback, unalias, search, diff, card, tag, copy, archive, unarchive)
 
 
 def _alias(ref: str) -> tuple[str, str]:

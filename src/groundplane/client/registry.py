@@ -7,10 +7,11 @@ from datetime import datetime
 
 from groundplane.client.transport import Transport, made, part
 from groundplane.domain.gate import Evidence, Gate, GateApproval, GateCheck, Waiver
-from groundplane.domain.model import parse_ref
+from groundplane.domain.model import ModelVersion, parse_ref
 from groundplane.domain.registry import AliasMove, ModelAlias, RegistryEntry, VersionDiff, VersionView
 from groundplane.wire import ReasonRequest
 from groundplane.wire.registry import (
+    CopyRequest,
     EvidenceRequest,
     GateCheckRequest,
     GateText,
@@ -20,7 +21,8 @@ from groundplane.wire.registry import (
     WaiverRequest,
 )
 
-_MEASURE_TIMEOUT_S = 3600
+_WORK_TIMEOUT_S = 3600
+"""Of what takes as long as reading a model's files or asking its endpoint does."""
 
 
 class RegistryCalls(Transport):
@@ -82,6 +84,11 @@ class RegistryCalls(Transport):
     def tag_version(self, ref: str, tags: Mapping[str, str | None]) -> VersionView:
         return self._call("PUT", f"{_version(ref)}/tags", VersionView, body=made(TagsRequest, tags=dict(tags)))
 
+    def copy_version(self, ref: str, name: str, *, project: str = "", reason: str = "") -> ModelVersion:
+        """The same content as the next version of `name`, scanned anew. Raises Refusal with what stands against it."""
+        body = made(CopyRequest, name=name, project=project, reason=reason)
+        return self._call("POST", f"{_version(ref)}/copy", ModelVersion, body=body, timeout_s=_WORK_TIMEOUT_S)
+
     def archive_version(self, ref: str, reason: str) -> VersionView:
         body = made(ReasonRequest, reason=reason)
         return self._call("POST", f"{_version(ref)}/archive", VersionView, body=body)
@@ -136,7 +143,7 @@ class RegistryCalls(Transport):
     def measure(self, endpoint: str, *, requests: int = 100, at_once: int = 1) -> Evidence:
         """Takes as long as the endpoint takes to answer that many prompts."""
         body = made(MeasureRequest, endpoint=endpoint, requests=requests, at_once=at_once)
-        return self._call("POST", "/v1/gates/measure", Evidence, body=body, timeout_s=_MEASURE_TIMEOUT_S)
+        return self._call("POST", "/v1/gates/measure", Evidence, body=body, timeout_s=_WORK_TIMEOUT_S)
 
     def approve_version(self, ref: str, alias: str, comment: str = "") -> GateApproval:
         body = made(GateCheckRequest, ref=ref, alias=alias, comment=comment)

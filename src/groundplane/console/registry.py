@@ -77,6 +77,11 @@ def routes() -> Router:
         await ground.registry.move(actor, version.name, alias.strip(), str(version.number), reason)
         return back(f"{HOME}/models/{version.id}")
 
+    @router.post("/models/{ref}/copy")
+    async def copy(ref: str, actor: Writer, ground: Ground, name: Word = "", reason: Word = "") -> Response:
+        made = await ground.tracked_models.copy(actor, ref, name.strip(), reason=reason.strip())
+        return back(f"{HOME}/models/{made.id}")
+
     @router.post("/models/{ref}/rollback")
     async def rollback(ref: str, actor: Writer, ground: Ground, alias: Word = "", reason: Word = "") -> Response:
         version = await ground.models.get(actor, ref)

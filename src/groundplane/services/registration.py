@@ -100,7 +100,7 @@ class Registration:
                 async with self._store.transaction() as tx:
                     newest = await newest_version(tx, draft.name)
                     if newest is not None and newest.project != draft.project:
-                        raise Refusal([_taken(draft.name)])
+                        raise Refusal([taken(draft.name)])
                     if draft.run_id and (known := await output_of(tx, draft.run_id, draft.name)) is not None:
                         return known
                     await demand_quota(tx, draft.project, files)
@@ -198,7 +198,8 @@ async def missing_facts(
     return judge_facts(rule.required, known, stage)
 
 
-def _taken(name: str) -> Refused:
+def taken(name: str) -> Refused:
+    """That a name is another project's."""
     have, hint = f"{name}, which belongs to another project", "choose another name"
     return Refused(rule="model-name", need="a name that is free or the project's own", have=have, hint=hint)
 

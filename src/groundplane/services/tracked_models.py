@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from groundplane.ports import Clock, Store
 from groundplane.services.audit_trail import Teller
 from groundplane.services.logged_models import LOGGED, RUNS, LoggedModels
 from groundplane.services.models import Models
-from groundplane.services.registration import newest_version
+from groundplane.services.registration import newest_version, taken
 from groundplane.services.registry import Registry
 from groundplane.services.tracking import AlreadyThere, Told, Tracking, home
 
@@ -183,11 +184,9 @@ class TrackedModels:
         check_name(name)
         for key, value in tags.items():
             check_tag(key, value)
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._scratch) as place:
-            tree = Path(place) / "model"
+        with self._tree() as tree:
             if (ref := _registered(source)) is not None:
-                version, origin = await self._copied(actor, name, ref, tree)
+                version, origin = await self._copied(actor, ref, name, tree, said=" by an MLflow client")
             else:
                 logged = _Source(text=source, run_id=run_id, model_id=model_id, tags=tags, description=description)
                 version, origin = await self._from_logged(actor, name, logged, tree)
@@ -197,6 +196,26 @@ class TrackedModels:
         if tags:
             await self._registry.tag(actor, version.id, dict(tags))
         return await self.version(actor, name, str(version.number))
+
+    async def copy(self, actor: Actor, ref: str, name: str, *, project: str = "", reason: str = "") -> ModelVersion:
+        """Makes the next version of `name` from one that the actor sees and that is in use, as `Models.copy` does.
+
+        Its project is the name's own; a new name is the source's project's, unless `project` says another one.
+        """
+        check_name(name)
+        with self._tree() as tree:
+            said = f": {reason}" if reason else ""
+            version, origin = await self._copied(actor, ref, name, tree, project=project, said=said)
+        async with self._store.transaction() as tx:
+            await tx.insert_once(origin)
+        return version
+
+    @contextmanager
+    def _tree(self) -> Iterator[Path]:
+        """A path for a folder that is gone afterwards."""
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self._scratch) as place:
+            yield Path(place) / "model"
 
     async def _from_logged(
         self, actor: Actor, name: str, source: _Source, tree: Path
@@ -228,25 +247,28 @@ class TrackedModels:
             raise Refusal([by_tag.get(each, each) for each in error.refusals]) from None
         return version, replace(no_origin(version), run_id=run_id, model_id=model.id if model else "")
 
-    async def _copied(self, actor: Actor, name: str, ref: str, tree: Path) -> tuple[ModelVersion, VersionOrigin]:
+    async def _copied(
+        self, actor: Actor, ref: str, name: str, tree: Path, *, project: str = "", said: str
+    ) -> tuple[ModelVersion, VersionOrigin]:
         """A copy of a version that the actor sees. When there is none, the name that was made for it goes too."""
         try:
             source = await self.version(actor, *ref.split("@", 1))
             if source.archived:
                 have, hint = f"{source.version.id}, which is archived", f"ground models unarchive {source.version.id}"
                 raise Refusal([Refused(rule="archived", need="a version that is in use", have=have, hint=hint)])
-            version = await self._models.copy(
-                actor,
-                source.version,
-                tree,
-                name=name,
-                project=await self._project_of(actor, name),
-                reason=f"copied from {source.version.id} by an MLflow client",
-            )
+            own = await self._project_of(actor, name, project or source.version.project)
+            if project not in ("", own):
+                raise Refusal([taken(name)])
+            reason = f"copied from {source.version.id}{said}"
+            version = await self._models.copy(actor, source.version, tree, name=name, project=own, reason=reason)
         except GroundError:
             await self._let_go(actor, name)
             raise
-        return version, replace(source.origin, id=version.id, name=name, updated_at=self._clock.now(), version=0)
+        told = source.origin
+        return version, replace(
+            told, id=version.id, name=name, source=f"{_MODELS}{source.version.name}/{source.version.number}",
+            updated_at=self._clock.now(), version=0,
+        )  # fmt: skip
 
     async def _let_go(self, actor: Actor, name: str) -> None:
         """Clients make the name right before they copy to it. A bare one of a moment ago is theirs, not a person's."""
@@ -336,14 +358,15 @@ class TrackedModels:
 
     # ------------------------------------------------------------ facts
 
-    async def _project_of(self, actor: Actor, name: str) -> str:
+    async def _project_of(self, actor: Actor, name: str, new: str = "") -> str:
+        """The name's own, or for a name that nobody has `new`, or else the actor's."""
         try:
             return (await self.shelf(actor, name)).name.project
         except NotFound:
             async with self._store.transaction() as tx:
                 if await tx.get(ModelName, name) is not None:
                     raise Conflict(f"{name} belongs to another project", "choose another name") from None
-                return await home(tx, actor)
+                return new or await home(tx, actor)
 
     async def _facts(
         self,

@@ -23,6 +23,19 @@ class MoveRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopyRequest:
+    """The name whose next version a copy becomes. A new name is made in `project`, or else in the source's."""
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = STRICT
+    name: str
+    project: str = ""
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        check_text(name=self.name, project=self.project, reason=self.reason)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TagsRequest:
     """Tags to set; null takes one away."""
 
