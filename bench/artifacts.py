@@ -11,10 +11,10 @@ lengthen so much. A push hashes twice, copies, flushes and renames; a pull verif
 packs of the second. Variants are pushed onto the base: two tensors of 32 changed, 5 % in one run, 5 % in 64 runs, a
 metadata edit, every tensor changed; the first in every round, once without its SHA-256 (`--no-wait`: every byte is
 stored and flushed; what the SHA-256 takes afterwards stands beside) and once, with two others, with it, beside the
-SHA-256 of that very file. `--peer` takes a peer into the rounds: xet and mlflow by the Python of an environment that
-has them, oras and dvc by their program; what is absent is said and left out. xet computes the whole SHA-256 before it
-returns, xet-bare does not. Variants, small files and peers are measured in the first folder. `--size-mib 2048` is the
-figure that documents name.
+SHA-256 of that very file. `--peer` takes a peer into the rounds: xet, mlflow and oras (with Debian's docker-registry)
+by the Python of an environment that has them, dvc by its program; what is absent is said and left out. xet computes
+the whole SHA-256 before it returns, xet-bare does not. Variants, small files and peers are measured in the first
+folder. `--size-mib 2048` is the figure that documents name.
 """
 
 from __future__ import annotations
