@@ -10,7 +10,7 @@ import pytest
 
 from groundplane.domain.access import Exposure
 from groundplane.domain.hardware import Accelerator, Hardware, InstanceType
-from groundplane.domain.model import ModelVersion
+from groundplane.domain.model import ManifestFile, ModelVersion
 from groundplane.domain.planning import plan as planning
 from groundplane.domain.planning.plan import Offer
 from groundplane.domain.policy.rule import Subject
@@ -211,6 +211,13 @@ CASES: dict[str, tuple[Subject, str]] = {
         subject(replace(SERVE, resources=Resources(cpus=2, memory_bytes=16 * GIB)), model=version(14 * GIB)),
         "model-memory: needs 2 × 14.0 GiB of weights = 28.0 GiB, has resources.memory 16.0 GiB"
         " | set resources.memory: 28GiB, or serve a smaller or quantised model",
+    ),
+    "weights that nothing here knows how to load": (
+        subject(
+            SERVE, model=replace(version(GIB), files=(ManifestFile(path="w.safetensors", sha256="", size_bytes=1),))
+        ),
+        "model-files: needs config.json, tokenizer.json, model.safetensors in tiny-lm@2, has w.safetensors"
+        " | register the folder that save_pretrained wrote, with its tokenizer, or use an engine of your own",
     ),
     "public without an exposure": (
         subject(replace(SERVE, public=True)),

@@ -162,6 +162,25 @@ def test_a_stray_pickle_is_refused_with_what_is_missing(served: Any, tmp_path: P
     assert "safetensors" in refused.stderr
 
 
+def test_an_engine_that_can_not_load_a_model_says_why(served: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    served.ground("models", "pull", "tiny-lm@1", str(folder))
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("LlamaForCausalLM", "GPT2LMHeadModel"))
+    facts = ("--owner", "ana", "--license", "Apache-2.0", "--training-run", "elsewhere", "--code-commit", "0" * 40,
+             "--data", f"corpus={'1' * 64}", "--metric", "f1=0.93")  # fmt: skip
+    served.ground("models", "register", str(folder), "--name", "other", "--project", "research", *facts)
+    path = endpoint_file(tmp_path, "other", "other@1")
+    said = served.ground("apply", "-f", str(path), "--yes", "--wait", expect=9)
+    assert "other@1: architecture ['GPT2LMHeadModel'] is not LlamaForCausalLM" in said.stdout + said.stderr
+    for name in ("tokenizer.json", "config.json"):
+        (folder / name).unlink()
+    served.ground("models", "register", str(folder), "--name", "other", "--project", "research", *facts)
+    path = endpoint_file(tmp_path, "bare", "other@2")
+    said = served.ground("plan", "-f", str(path), expect=3)
+    assert "model-files: needs config.json, tokenizer.json in other@2" in said.stderr
+
+
 def test_a_flipped_bit_stops_verification_and_deployment_and_is_named(served: Any) -> None:
     (weights,) = (served.home / "runs").rglob("output/**/model.safetensors")
     middle = weights.read_bytes()[weights.stat().st_size // 2 :][:64]

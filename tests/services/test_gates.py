@@ -219,7 +219,7 @@ async def test_cost_is_what_a_measured_run_came_to(hall: Hall) -> None:
 
 async def test_data_is_as_old_as_its_registered_dataset(hall: Hall) -> None:
     await hall.demand("{data_age: 30d}")
-    assert await hall.say() == (Status.NO_EVIDENCE, "nobody knows the age of corpus")
+    assert await hall.say() == (Status.NO_EVIDENCE, "corpus, whose age nobody knows")
     row = DatasetVersion(
         id="corpus@1", name="corpus", number=1, project="vision", owner="ada", license="MIT", classification="internal",
         description="", digest="1" * 64, how="declared", files=(), size_bytes=1, pointer=Pointer.FOLDER,

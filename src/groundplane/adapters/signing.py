@@ -204,8 +204,9 @@ def verified_by(pem: bytes, payload: bytes, signature: bytes) -> str:
     """The id of the public key when it signed exactly these bytes, else "". InvalidInput for what is no such key."""
     try:
         public = load_pem_public_key(pem)
-    except ValueError as error:
-        raise InvalidInput(f"this is no public key: {error}", "ground models public-key shows it") from None
+    except ValueError:
+        hint = "give a PEM file, as ground models public-key prints it"
+        raise InvalidInput("what was given as the public key is none", hint) from None
     if not isinstance(public, Ed25519PublicKey):
         raise InvalidInput("this is no Ed25519 public key", "ground models public-key shows the one that signs")
     try:

@@ -87,7 +87,9 @@ def register(path: Path, name: str, project: str, location: str, managed: bool, 
             made = client.register_dataset(
                 name, project=project, facts=facts, location=where, files=_hashed(files), profile=profile
             )
-    render.show(made, output, lambda: [f"registered {made.id}", *_lines(made)])
+    undated = "  to be known: no --as-of says how old the data is, so it counts as of now"
+    lines = [f"registered {made.id}", *_lines(made), *([] if facts.as_of else [undated])]
+    render.show(made, output, lambda: lines)
 
 
 @datasets.command()

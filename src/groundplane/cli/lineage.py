@@ -32,11 +32,15 @@ def show(node: str, output: str) -> None:
     named = [
         tuple(f"{each} ({found.names[each]})" if each in found.names else each for each in pair) for pair in found.edges
     ]
-    seen = Table(("FROM", "MADE"), named, empty="nothing is known of it here")
+    seen = Table(
+        ("FROM", "MADE"),
+        named,
+        empty="no data, run or model is known that it was made from, and none that was made from it",
+    )
     rows = [(each.parent, each.child, each.job, each.reported_by, moment(each.at)) for each in found.outside]
     columns = ("FROM", "MADE", "JOB", "SAID BY", "AT")
     said = Table(columns, rows, empty="nobody outside says anything of it", title="from outside, unverified")
-    render.show(found, output, lambda: [seen, "", said])
+    render.show(found, output, lambda: [seen, said])
 
 
 @lineage.command()

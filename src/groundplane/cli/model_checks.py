@@ -55,7 +55,7 @@ def verify_offline(folder: str, certificate: str, keys: Sequence[str], addenda: 
     if not Path(certificate).exists():
         raise NotFound(f"there is no certificate {certificate}", "ground models certificate NAME@VERSION --envelope")
     told = model_tools.verify(folder, certificate, keys, addenda)
-    text = f"{told['subject']}: {told['files']} files are as key {told['key_id']} signed"
+    text = f"{told['subject']}: {counted(told['files'], 'file')} are as key {told['key_id']} signed"
     later = [f"{len(told['addenda'])} addenda are chained to it; only the control plane knows whether there are more"]
     lines = [text, *(later if addenda else []), *(f"  {each}" for each in told["addenda"])]
     render.show(told, output, lambda: told["problems"] or lines)

@@ -15,6 +15,7 @@ from groundplane.domain.model import check_name, parse_ref
 from groundplane.units import format_bytes
 
 if TYPE_CHECKING:
+    from groundplane.client import Client
     from groundplane.domain.registry import AliasMove, RegistryEntry, VersionDiff, VersionView
 
 
@@ -29,9 +30,10 @@ def alias(ref: str, to: str, reason: str, output: str) -> None:
     with connect() as client:
         before = {row.alias: row for row in client.aliases(name)}.get(alias_name)
         moved = client.move_alias(name, alias_name, to=to.removeprefix(f"{name}@"), reason=reason)
-    stands = before is not None and (before.number, before.moved_at) == (moved.to_number, moved.at)
+        behind = _behind(client, moved)
     already = f"{moved.alias_id} stands for {moved.to_number} already, since {moment(moved.at)}: {moved.reason}"
-    render.show(moved, output, lambda: [already if stands else _moved(moved)])
+    stood = before is not None and before.number == moved.to_number
+    render.show(moved, output, lambda: [already if stood else _moved(moved), *behind])
 
 
 @click.command()
@@ -84,7 +86,8 @@ def rollback(ref: str, reason: str, output: str) -> None:
     name, alias_name = _alias(ref)
     with connect() as client:
         moved = client.roll_back_alias(name, alias_name, reason)
-    render.show(moved, output, lambda: [_moved(moved)])
+        behind = _behind(client, moved)
+    render.show(moved, output, lambda: [_moved(moved), *behind])
 
 
 @click.command()
@@ -208,6 +211,16 @@ def _moved(move: AliasMove) -> str:
     before = "nothing" if move.from_number is None else str(move.from_number)
     after = "nothing" if move.to_number is None else str(move.to_number)
     return f"{move.alias_id}: {before} → {after} ({move.kind} by {move.by}, {moment(move.at)}: {move.reason})"
+
+
+def _behind(client: Client, move: AliasMove) -> list[str]:
+    """Endpoints that serve what the alias stood for: a plan took it for a number, and they go on with that."""
+    left = f"{move.alias_id.partition('@')[0]}@{move.from_number}"
+    serving = [
+        each.id for each in client.endpoints() if each.model_version == left and each.status in {"deploying", "ready"}
+    ]
+    again = "ground stop it, then ground apply its spec again"
+    return [f"  endpoint {name} goes on serving {left}: {again}" for name in serving]
 
 
 def _entries(found: Sequence[RegistryEntry]) -> Table:

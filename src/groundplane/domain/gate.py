@@ -343,10 +343,11 @@ def _metric(gate_id: str, asked: Requirement, case: Case) -> Verdict:
         evidence = known[0] if known else None
     value = evidence.sample.mean if evidence else case.metrics.get(asked.name)
     if value is None:
-        hint = "evaluate it, and register the metric with the version (--metric) or: ground gates evidence"
+        stated = f"ground gates evidence {case.version_id} --metric {asked.name} --successes K --trials N"
+        hint = f"evaluate it (ground eval run), register versions with --metric {asked.name}=VALUE, or: {stated}"
         return _without(gate_id, asked, need, f"no {asked.name} of {case.version_id}", hint)
     have = f"{asked.name} {value:.6g}" + (f" ({evidence.source} by {evidence.by})" if evidence else " (certificate)")
-    hint = f"register a version with {asked.name} {_limits(asked)}, or: ground gates waive {gate_id} {asked.id}"
+    hint = f"register a version with {asked.name} {_limits(asked)}, or: {_waive(gate_id, asked, case)}"
     return _verdict(gate_id, asked, within_limits(asked, value), need, have, hint=hint, evidence=evidence)
 
 
@@ -422,6 +423,10 @@ def _cost(gate_id: str, asked: Requirement, case: Case) -> Verdict:
     return _verdict(gate_id, asked, cost <= limit, need, format_usd(cost), hint=hint, evidence=evidence)
 
 
+def _waive(gate_id: str, asked: Requirement, case: Case) -> str:
+    return f"ground gates waive {gate_id} {asked.id} --version {case.version_id} --owner WHO --reason WHY --until 7d"
+
+
 def _freshness(gate_id: str, asked: Requirement, case: Case) -> Verdict:
     need = (
         f"data of at most {format_duration(asked.at_most)}" if asked.at_most else "data within its own freshness limit"
@@ -439,7 +444,7 @@ def _freshness(gate_id: str, asked: Requirement, case: Case) -> Verdict:
         if age_s > limit_s:
             late.append(ages[-1])
     if unknown and not late:
-        have = f"nobody knows the age of {', '.join(unknown)}"
+        have = f"{', '.join(unknown)}, whose age nobody knows"
         return _without(gate_id, asked, need, have, "register it: ground datasets register, with the same digest")
     hint = "train on fresher data"
     return _verdict(gate_id, asked, not late, need, ", ".join(late or ages), hint=hint)

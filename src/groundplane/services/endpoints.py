@@ -28,6 +28,7 @@ from groundplane.units import format_duration
 
 READY_CHECK_PERIOD_S = 0.3
 REPLICA_ATTEMPTS = 10
+LAST_WORDS_BYTES = 65_536
 
 
 class Endpoints:
@@ -205,8 +206,20 @@ class Endpoints:
         status = EndpointStatus.STOPPED if endpoint.stop_requested else EndpointStatus.FAILED
         if run is not None and run.end_reason is EndReason.NEVER_READY:
             why = endpoint.message or why
+        elif run is not None and run.end_reason is EndReason.COMMAND_FAILED:
+            why = ": ".join(filter(None, (why, await self._last_words(run))))
         over = replace(endpoint, status=status, base_url="", message=why)
         await self._commit(over, now, None, event=f"endpoint.{status.value}")
+
+    async def _last_words(self, run: Run) -> str:
+        """Why an engine ended, as its log has it in the end. "" for a long log, and where nobody can read it now."""
+        try:
+            chunk, _ = await self._runs.log(SYSTEM, run.id, offset=0, limit_bytes=LAST_WORDS_BYTES)
+        except (NotFound, Unavailable):
+            return ""
+        text = chunk.data.decode(errors="replace").strip() if chunk.complete else ""
+        said = text.rpartition("error: ")[2].replace("\nhint: ", "; ").splitlines()
+        return said[-1][:300] if said else ""
 
     async def _commit(self, endpoint: Endpoint, now: datetime, again_in_s: float | None, *, event: str = "") -> None:
         due = now + timedelta(seconds=again_in_s) if again_in_s is not None else None

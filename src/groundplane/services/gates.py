@@ -463,9 +463,12 @@ def _missing(said: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(name for name in cert.REQUIRED_FACTS if not stated[name])
 
 
+_SOMEBODY_ELSE = "ask a lead or an operator; a key stands for its owner, whoever uses it: ground whoami"
+
+
 def _own_work(version: ModelVersion) -> Refused:
     have = f"{version.created_by}, who registered {version.id}"
-    return Refused(rule="four-eyes", need="somebody else", have=have, hint="ask a lead or an operator")
+    return Refused(rule="four-eyes", need="somebody else", have=have, hint=_SOMEBODY_ELSE)
 
 
 def _part(value: Mapping[str, object], name: str) -> Mapping[str, object]:

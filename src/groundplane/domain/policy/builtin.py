@@ -16,6 +16,8 @@ from groundplane.domain.spec import JobSpec
 from groundplane.units import MICROUSD_PER_USD, exact_usd, format_bytes, format_duration
 
 WEIGHTS_TO_MEMORY = 2
+_LOADED = {"embedded": (("config.json",), ("tokenizer.json",), ("model.safetensors", "model.safetensors.index.json"))}
+"""Engine → what it loads a model by: of each group, one file at the version's root."""
 
 
 # ---------------------------------------------------------------- who and until when
@@ -164,6 +166,18 @@ def _model_memory(subject: Subject) -> Finding | None:
     )
 
 
+def _model_files(subject: Subject) -> Finding | None:
+    spec, model = subject.spec, subject.model
+    if isinstance(spec, JobSpec) or model is None or not model.files:
+        return None
+    paths = [file.path for file in model.files]
+    missing = [names[0] for names in _LOADED.get(spec.engine, ()) if not set(names) & set(paths)]
+    if not missing:
+        return None
+    more = f" and {len(paths) - 3:,} more" if len(paths) > 3 else ""
+    return Finding(need=f"{', '.join(missing)} in {model.id}", have=f"{', '.join(paths[:3])}{more}")
+
+
 def _exposed(subject: Subject) -> Finding | None:
     spec, exposure = subject.spec, subject.exposure
     if isinstance(spec, JobSpec) or not spec.public:
@@ -254,6 +268,13 @@ RULES: tuple[Rule, ...] = (
         why="While weights load they are in memory twice; with less the server is killed and restarted, for ever.",
         hint="raise resources.memory",
         check=_model_memory,
+        live=True,
+    ),
+    Rule(
+        id="model-files",
+        why="An engine that lacks a file ends right after its start, again and again.",
+        hint="register the folder that save_pretrained wrote, with its tokenizer, or use an engine of your own",
+        check=_model_files,
         live=True,
     ),
     Rule(

@@ -51,7 +51,8 @@ def open_envelope(text: str) -> Opened:
     """
     envelope = parse_json(text)
     if not isinstance(envelope, dict) or set(envelope) != {"payload", "payloadType", "signatures"}:
-        raise InvalidInput("the certificate is no DSSE envelope")
+        hint = "ground models certificate NAME@VERSION --envelope prints one"
+        raise InvalidInput("the certificate is no DSSE envelope", hint)
     if envelope["payloadType"] != PAYLOAD_TYPE:
         raise InvalidInput(f"the certificate's payloadType is {envelope['payloadType']!r}")
     signatures = envelope["signatures"]
