@@ -72,7 +72,8 @@ with Client(url, os.environ["KEY"]) as client, told.open("a") as log:
         number += 1
         (source / "own").write_bytes(os.urandom(3_000_000))
         try:
-            pushed = client.push(source, name=f"kept-{os.getpid()}-{number}", project="default")
+            push = client.arrive if number % 2 else client.push
+            pushed = push(source, name=f"kept-{os.getpid()}-{number}", project="default")
             log.write(pushed.id + "\\n")
             log.flush()
             client.pull(pushed.id, out / str(number % 3))

@@ -21,6 +21,7 @@ from tests.conftest import BUCKETS
 
 from groundplane.adapters.artifacts import PackStore, bucket_store, folder_store, memory_store
 from groundplane.adapters.artifacts.bucket import BucketObjects
+from groundplane.adapters.artifacts.index import Index
 from groundplane.adapters.artifacts.writing import Push
 from groundplane.client.sending import pieces_of, put_at
 from groundplane.domain.packs import Recipe
@@ -327,6 +328,26 @@ async def test_a_collection_that_looked_before_a_push_was_published_spares_its_f
     for name in ("new", "known already"):
         sha256, size_bytes = await store.put_file(write(tmp_path / name, b"x" * 300_000))
         await store.verify(sha256, size_bytes)
+
+
+async def test_wherever_a_collection_dies_no_file_is_told_of_without_its_pieces(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, parts = make(0), tensors(4)
+    stored = await store.put_unnamed([write(tmp_path / "a", safetensors(parts))])
+    await store.put_file(write(tmp_path / "b", safetensors({**parts, "layer.0": bytes(300_000)})))
+    await store.name([recipe for recipe, _ in stored])
+    delete, told = store._objects.delete, []
+
+    def watched(name: str) -> None:
+        delete(name)
+        left = Index(store._objects)
+        told.append(len(left.recipes()))
+        assert all(left.is_whole(recipe) for recipe in left.recipes())
+
+    monkeypatch.setattr(store._objects, "delete", watched)
+    await store.collect(frozenset(), grace_s=0)
+    assert told == [2, 1, 0]
 
 
 # ---------------------------------------------------------------- folder

@@ -101,6 +101,9 @@ def _plan(index: Index, keep: set[bytes], relied: set[bytes], young: set[str], *
             plan.rewrite.append(entry)
         else:
             plan.waiting_bytes += dead_bytes
+    # A file goes before its pieces do: what told of it first, and there the newest, which relied on those before it.
+    told = index.homes(recipe.name for recipe in dead)
+    plan.delete.sort(key=lambda entry: (entry.name not in told, -entry.modified_s))
     rewritten = {entry.name for entry in plan.rewrite}
     index.forget_pieces(index.only_in(rewritten) - needed)
     return plan
