@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 import httpx
 import pytest
-from tests.console.plane import HOSTILE, Plane
+from tests.console.plane import HOSTILE, Plane, poll
 
 from groundplane.console.web import HEADERS, NAVIGATION
 from groundplane.domain.run import RunStatus
@@ -161,6 +163,26 @@ def test_every_page_answers_the_admin(plane: Plane, run_id: str, path: str) -> N
     answer = plane.browser().get(path)
     assert answer.status_code == 200
     assert "<h1>" in answer.text
+
+
+def test_what_arrives_and_can_get_no_sha256_says_why(plane: Plane, tmp_path: Path) -> None:
+    source = tmp_path / "w.bin"
+    source.write_bytes(os.urandom(5000))
+    artifact = plane.client.push(source, name="rotten", project="vision")
+    [piece] = plane.client.pieces(artifact.id, "w.bin").pieces
+    pack = plane.home / "store" / "packs" / piece.pack
+    pack.chmod(0o644)
+    with pack.open("r+b") as file:
+        file.seek(piece.offset)
+        file.write(bytes(8))
+    arrival = plane.client.arrive(source, name="rotten-again", project="vision")
+    poll(lambda: any(each.problem for each in plane.client.arrivals()), "the loop to have looked")
+    alert = re.search(r'<p role="alert"><strong>rotten-again</strong>.*', plane.browser().get("/console/storage").text)
+    assert alert is not None
+    assert f"piece {piece.blake3} has changed" in alert[0]
+    assert plane.client.push(source, name="healed", project="vision").files == artifact.files
+    assert plane.client.artifact(arrival.id).files == artifact.files
+    assert "is arriving" not in plane.browser().get("/console/storage").text
 
 
 def test_markup_in_names_commands_and_logs_is_text(plane: Plane, run_id: str) -> None:

@@ -13,7 +13,7 @@
 | sweep     | 60 s   | ends attempts that a pool knows and the database does not            |
 | probe     | 10 s   | asks idle nodes for their chain of drivers, each once a while        |
 | checkpoints | 1 s  | begins copies of checkpoints, takes away what need not be kept       |
-| arrivals  | 0.5 s  | gives pushes that did not wait for it their SHA-256                    |
+| arrivals  | 1 s    | gives pushes that did not wait for it their SHA-256                    |
 | data      | 0.5 s  | brings artifacts to nodes whose runs wait for them                    |
 | watch     | 5 s    | counts silent nodes for the storm brake, tells owners of what idles    |
 | alarms    | 5 s    | tells people what evaluations have raised                             |
@@ -165,7 +165,7 @@ def _upkeep(app: App) -> tuple[Loop, ...]:
         Loop(name="alarms", period_s=5.0, step=alarms),
         Loop(name="proofs", period_s=0.5, step=proofs),
         Loop(name="lineage", period_s=1.0, step=lineage),
-        Loop(name="arrivals", period_s=0.5, step=arrivals),
+        Loop(name="arrivals", period_s=1.0, step=arrivals),
         Loop(name="checkpoints", period_s=1.0, step=checkpoints),
         Loop(name="predictions", period_s=60.0, step=predictions),
         Loop(name="storage", period_s=60.0, step=storage),
