@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import http.server
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 import pytest
+from tests.stage import Answer, Played
 
 from groundplane import errors
 from groundplane.api.errors import error_response
@@ -31,54 +30,19 @@ from groundplane.wire.runs import RunDetail
 
 NOW = datetime(2026, 11, 21, tzinfo=UTC)
 
-Answer = tuple[int, dict[str, str], bytes]
-
-
-class Scripted(http.server.BaseHTTPRequestHandler):
-    """A server that answers what the test says; `None` breaks the connection off."""
-
-    answer: Callable[[str], Answer | None]
-    protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        told = type(self).answer(self.path)
-        if told is None:
-            self.close_connection = True
-            return
-        status, headers, body = told
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.do_GET()
-
-    def log_message(self, *_: object) -> None:
-        """Silent."""
-
 
 @pytest.fixture
-def scripted() -> Iterator[Callable[[Callable[[str], Answer | None]], Client]]:
-    """Makes a client of a server that answers with the function given."""
-    made: list[tuple[http.server.ThreadingHTTPServer, threading.Thread, Client]] = []
+def scripted(request: pytest.FixtureRequest) -> Callable[[Callable[[str], Answer]], Client]:
+    """Makes a client of a server that answers a path with the function given."""
 
-    def make(answer: Callable[[str], Answer | None]) -> Client:
-        handler = type("Handler", (Scripted,), {"answer": staticmethod(answer)})
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        made.append((server, thread, Client(f"http://127.0.0.1:{server.server_address[1]}", "gp-x")))
-        return made[-1][2]
+    def make(answer: Callable[[str], Answer]) -> Client:
+        played = Played(lambda asked: answer(asked.path))
+        client = Client(played.url, "gp-x")
+        request.addfinalizer(played.close)
+        request.addfinalizer(client.close)
+        return client
 
-    yield make
-    for server, thread, client in made:
-        client.close()
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return make
 
 
 def run(status: RunStatus, attempt: int) -> bytes:
@@ -158,7 +122,7 @@ def test_an_answer_that_is_not_ours_is_told_so(
     scripted: Any, status: int, body: bytes, kind: type[GroundError]
 ) -> None:
     with pytest.raises(kind) as told:
-        scripted(lambda _: (status, {}, body)).whoami()
+        scripted(lambda _: Answer(status, body)).whoami()
     assert type(told.value) is kind
     assert told.value.hint
 
@@ -166,16 +130,16 @@ def test_an_answer_that_is_not_ours_is_told_so(
 def test_integrity_failures_keep_their_exit_code(scripted: Any) -> None:
     sent = error_response(IntegrityFailure("damaged", "restore it"))
     with pytest.raises(IntegrityFailure) as told:
-        scripted(lambda _: (422, {}, bytes(sent.body))).whoami()
+        scripted(lambda _: Answer(422, bytes(sent.body))).whoami()
     assert told.value.exit_code == 8
 
 
 def test_a_read_is_asked_again_when_the_connection_breaks_and_a_change_is_not(scripted: Any) -> None:
     asked: list[str] = []
 
-    def answer(path: str) -> Answer | None:
+    def answer(path: str) -> Answer:
         asked.append(path)
-        return None if len(asked) % 2 else (200, {}, b"[]")
+        return Answer(None) if len(asked) % 2 else Answer(200, [])
 
     client = scripted(answer)
     assert client.runs() == []
@@ -208,12 +172,12 @@ class LogServer:
         self.outages = outages
         self.served = 0
 
-    def __call__(self, path: str) -> Answer | None:
+    def __call__(self, path: str) -> Answer:
         self.served += 1
         if self.outages and self.served in range(4, 4 + self.outages):
-            return 503, {}, bytes(error_response(Unavailable("restarting")).body)
+            return Answer(503, bytes(error_response(Unavailable("restarting")).body))
         if "/log" not in path:
-            return 200, {}, run(RunStatus.SUCCEEDED, 2)
+            return Answer(200, run(RunStatus.SUCCEEDED, 2))
         asked = dict(pair.split("=") for pair in path.partition("?")[2].split("&"))
         number, offset = int(asked.get("attempt", 1)), int(asked.get("offset", 0))
         data = self.logs[number][offset : offset + 3]
@@ -222,7 +186,7 @@ class LogServer:
             "X-Ground-Next-Offset": str(offset + len(data)),
             "X-Ground-Complete": "true" if offset + len(data) == len(self.logs[number]) else "false",
         }
-        return 200, headers, data
+        return Answer(200, data, headers)
 
 
 @pytest.mark.parametrize("outages", [0, 2])
@@ -235,7 +199,7 @@ def test_a_followed_log_gives_every_byte_once_through_attempts_and_outages(scrip
 def test_a_log_that_stays_silent_is_given_up(scripted: Any) -> None:
     silent = bytes(error_response(Unavailable("down")).body)
     with pytest.raises(Unavailable):
-        list(scripted(lambda _: (503, {}, silent)).follow_log("run-1", patience_s=0))
+        list(scripted(lambda _: Answer(503, silent)).follow_log("run-1", patience_s=0))
 
 
 def test_a_log_is_read_to_its_present_end(scripted: Any) -> None:
@@ -243,8 +207,8 @@ def test_a_log_is_read_to_its_present_end(scripted: Any) -> None:
 
 
 def test_waiting_ends_with_the_run_or_with_the_time(scripted: Any) -> None:
-    over = scripted(lambda _: (200, {}, run(RunStatus.FAILED, 1)))
+    over = scripted(lambda _: Answer(200, run(RunStatus.FAILED, 1)))
     assert over.wait("run-1").status is RunStatus.FAILED
-    going = scripted(lambda _: (200, {}, run(RunStatus.RUNNING, 1)))
+    going = scripted(lambda _: Answer(200, run(RunStatus.RUNNING, 1)))
     with pytest.raises(Unavailable, match="still running"):
         going.wait("run-1", timeout_s=0)

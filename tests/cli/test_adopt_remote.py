@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import http.server
-import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 from tests.adapters.torch_files import torch_zip, whole
+from tests.stage import Answer, Asked, Played
 
 from groundplane.adapters import model_sources
 from groundplane.domain.provenance.certificate import DataFact, Facts
@@ -26,7 +24,7 @@ COMMIT = "c" * 40
 WEIGHTS = save({"w": np.arange(6, dtype=np.float32)})
 
 
-class Hub:
+class Hub(Played):
     """A hub that says what it is told to, on a free loopback port."""
 
     def __init__(self) -> None:
@@ -35,29 +33,13 @@ class Hub:
         self.key = self.elsewhere = ""
         self.asked: list[str] = []
         self.keys = set[str]()
-        hub = self
+        super().__init__(self._answer)
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                hub.asked.append(self.path)
-                hub.keys.add(self.headers.get("Authorization", ""))
-                status, body, headers = hub.answer(self.path, self.headers.get("Authorization", ""))
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(body))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+    def _answer(self, asked: Asked) -> Answer:
+        key = asked.headers.get("Authorization", "")
+        self.asked.append(asked.path)
+        self.keys.add(key)
+        return self.answer(asked.path, key)
 
     def rows(self) -> list[dict[str, Any]]:
         return [
@@ -66,24 +48,20 @@ class Hub:
             for path, data in self.files.items()
         ]  # fmt: skip
 
-    def answer(self, path: str, key: str) -> tuple[int, bytes, dict[str, str]]:
+    def answer(self, path: str, key: str) -> Answer:
         if self.key and key != f"Bearer {self.key}":
-            return 401, b"Invalid credentials", {}
+            return Answer(401, b"Invalid credentials")
         if path.startswith("/api/models/org/name/revision/"):
-            return (
-                200,
-                json.dumps({"sha": COMMIT, "cardData": {"license": "MIT", "base_model": "org/base"}}).encode(),
-                {},
-            )
+            return Answer(200, {"sha": COMMIT, "cardData": {"license": "MIT", "base_model": "org/base"}})
         if path.startswith(f"/api/models/org/name/tree/{COMMIT}"):
             rows = self.listed if self.listed is not None else self.rows()
             page = int(path.partition("page=")[2] or 0)  # one row a page: the real hub has pages, too
             more = {"Link": f'<{self.url}{path.partition("&page")[0]}&page={page + 1}>; rel="next"'}
-            return 200, json.dumps(rows[page : page + 1]).encode(), more if page + 1 < len(rows) else {}
+            return Answer(200, rows[page : page + 1], more if page + 1 < len(rows) else {})
         name = path.removeprefix(f"/org/name/resolve/{COMMIT}/")
         if self.elsewhere:
-            return 302, b"", {"Location": self.elsewhere + path}
-        return (200, self.files[name], {}) if name in self.files else (404, b"Entry not found", {})
+            return Answer(302, headers={"Location": self.elsewhere + path})
+        return Answer(200, self.files[name]) if name in self.files else Answer(404, b"Entry not found")
 
 
 def _git(data: bytes) -> str:

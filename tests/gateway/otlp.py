@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gzip
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from tests.stage import Answer, Asked, Played
 
 
 @dataclass
@@ -20,7 +19,7 @@ class Collector:
     headers: list[dict[str, str]] = field(default_factory=list)
     answered: int = 0
     port: int = 0
-    _server: ThreadingHTTPServer | None = None
+    _played: Played | None = None
 
     @property
     def url(self) -> str:
@@ -28,34 +27,23 @@ class Collector:
 
     def start(self) -> None:
         """Listens, on the port it had before if it had one."""
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                collector.answered += 1
-                status = collector.statuses.pop(0) if collector.statuses else 200
-                if status == 200:
-                    request = ExportTraceServiceRequest()
-                    request.ParseFromString(gzip.decompress(body))
-                    collector.requests.append(request)
-                    collector.headers.append({name.lower(): value for name, value in self.headers.items()})
-                self.send_response(status)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, *_said: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._played = Played(self._take, port=self.port)
+        self.port = self._played.port
 
     def stop(self) -> None:
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
+        if self._played is not None:
+            self._played.close()
+            self._played = None
+
+    def _take(self, asked: Asked) -> Answer:
+        self.answered += 1
+        status = self.statuses.pop(0) if self.statuses else 200
+        if status == 200:
+            request = ExportTraceServiceRequest()
+            request.ParseFromString(gzip.decompress(asked.body))
+            self.requests.append(request)
+            self.headers.append({name.lower(): value for name, value in asked.headers.items()})
+        return Answer(status)
 
     @property
     def spans(self) -> list[Any]:

@@ -12,13 +12,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from tests.stage import Answer, Asked, Played
 
 from groundplane.domain.spec.inference import Asking, BatchNeed, EvaluationNeed, JudgeNeed
 from groundplane.jobs.batch import PACK, pack_shards
@@ -38,27 +38,16 @@ class Model:
         self.go = threading.Event()
         self.most_at_once = self._at_once = 0
         self._lock = threading.Lock()
-        model = self
+        self._played = Played(self._answer)
+        self.url = self._played.url
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    def close(self) -> None:
+        self.go.set()
+        self._played.close()
 
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, headers, answer = model.answer(self.path, body)
-                content = json.dumps(answer).encode()
-                self.send_response(status)
-                for name, value in {**headers, "Content-Length": str(len(content))}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Silent."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def _answer(self, asked: Asked) -> Answer:
+        status, headers, body = self.answer(asked.path, asked.json)
+        return Answer(status, body, headers)
 
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, str], object]:
         if path == "/v1/embeddings":
@@ -87,9 +76,7 @@ class Model:
 def model() -> Iterator[Model]:
     made = Model()
     yield made
-    made.go.set()
-    made.server.shutdown()
-    made.server.server_close()
+    made.close()
 
 
 def start(folder: Path, model: Model, data: Path, taken: Path | None = None, **need: object) -> subprocess.Popen[str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+
+from tests.stage import Answer, Asked, Played
 
 TRAINER = Path(__file__).parents[2] / "examples" / "tiny-lm" / "train.py"
 STATED = (
@@ -44,30 +44,14 @@ class HostedModels(ABC):
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        answer = self.answer
+        def answer(asked: Asked) -> Answer:
+            body = asked.json
+            return Answer(*self.answer(body["model"], str(body["messages"][-1]["content"])))
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                status, said = answer(body["model"], str(body["messages"][-1]["content"]))
-                content = json.dumps(said).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, format: str, *args: object) -> None:
-                """Silent."""
-
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            self.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-            threading.Thread(target=server.serve_forever, daemon=True).start()
+        with closing(Played(answer)) as played:
+            self.url = f"{played.url}/v1"
             yield
             self.go.set()
-            server.shutdown()
 
 
 def completion(text: str, model: str, **more: str) -> dict[str, Any]:

@@ -2,78 +2,46 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing
 from typing import Any
 
 import httpx
 import pytest
 from openai import OpenAI, RateLimitError
+from tests.stage import Answer, Asked, Played
 
 RULES = "".join(f"Rule {number}: be kind, be brief, and never promise what can't be kept.\n" for number in range(90))
 
 
-class Provider(ThreadingHTTPServer):
+class Provider(Played):
     """Answers like OpenAI; a gate lets it answer, and requests are counted."""
 
-    daemon_threads = True
-
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Answers)
         self.open = threading.Event()
         self.open.set()
         self.asked: list[dict[str, Any]] = []
-        self.lock = threading.Lock()
+        super().__init__(self._answer)
+        self.url += "/v1"
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class _Answers(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Provider
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        with self.server.lock:
-            self.server.asked.append(body)
-        self.server.open.wait(60)
+    def _answer(self, asked: Asked) -> Answer:
+        self.asked.append(asked.json)
+        self.open.wait(60)
         used = {"prompt_tokens": 2000, "completion_tokens": 10, "total_tokens": 2010}
         used |= {"prompt_tokens_details": {"cached_tokens": 1024}}
-        message = {"role": "assistant", "content": f"answer {body.get('user')}"}
-        answer = {
-            "id": "c",
-            "object": "chat.completion",
-            "created": 1,
-            "model": "m",
-            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-            "usage": used,
-        }
-        data = json.dumps(answer).encode()
-        self.send_response(200)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Nothing."""
+        message = {"role": "assistant", "content": f"answer {asked.json.get('user')}"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        body = {"id": "c", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": used}
+        return Answer(200, body)
 
 
 @pytest.fixture
 def provider() -> Iterator[Provider]:
-    made = Provider()
-    thread = threading.Thread(target=made.serve_forever, daemon=True)
-    thread.start()
-    yield made
-    made.open.set()
-    made.shutdown()
-    made.server_close()
-    thread.join(10)
+    with closing(Provider()) as played:
+        yield played
+        played.open.set()
 
 
 def test_queues_caches_and_lint_from_the_command_to_the_bill(

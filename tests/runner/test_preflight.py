@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import shutil
 import socket
@@ -13,11 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.stage import Answer, Asked, Played
 
 from groundplane.domain.isolation import JobIsolation
 from groundplane.domain.preflight import CheckResult, CheckStatus, DataNeed, PreflightNeed
@@ -207,24 +208,14 @@ ANSWERS: dict[str, tuple[int, bytes]] = {
 }
 
 
-class Shelf(http.server.BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        status, body = ANSWERS[self.path.partition("?")[0]]
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: Any) -> None:
-        pass
+def shelf_answer(asked: Asked) -> Answer:
+    return Answer(*ANSWERS[asked.path.partition("?")[0]])
 
 
 @pytest.fixture(scope="module")
 def shelf() -> Iterator[str]:
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Shelf) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
+    with closing(Played(shelf_answer)) as played:
+        yield played.url
 
 
 def read(url: str, **order: Any) -> dict[str, Any]:
@@ -264,14 +255,14 @@ def test_a_closed_port_a_silent_host_and_an_unknown_name_are_three_things(monkey
 
 
 @pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], tuple[str, Path]]:
+def authority(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int, int], tuple[str, Path]]:
     """Starts a TLS server on loopback whose certificate lasts from and to so many days from now."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import NameOID
-
-    servers: list[http.server.ThreadingHTTPServer] = []
 
     def serve(starts_days: int, ends_days: int) -> tuple[str, Path]:
         folder, key = tmp_path_factory.mktemp("tls"), ec.generate_private_key(ec.SECP256R1())
@@ -294,12 +285,9 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], 
         pem.write_bytes(made.public_bytes(serialization.Encoding.PEM) + private)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(pem)
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Shelf)
-        server.socket = context.wrap_socket(server.socket, server_side=True)
-        server.handle_error = lambda *_: None  # type: ignore[method-assign]
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return f"https://localhost:{server.server_address[1]}/data", pem
+        served = Played(shelf_answer, tls=context)
+        request.addfinalizer(served.close)
+        return f"{served.url}/data", pem
 
     return serve
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.stage import Answer, Asked, Played
 
 from groundplane.domain.run import EndReason
 from groundplane.runner.spot import SpotWatch
@@ -36,31 +35,17 @@ class Metadata:
 
     def __init__(self, cloud: str) -> None:
         self.cloud, self.taken, self.asked = cloud, False, list[str]()
-        outer = self
+        self._played = Played(self._answer)
+        self.url, self.close = self._played.url, self._played.close
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                outer.asked.append(self.path)
-                status, body = getattr(outer, f"_{outer.cloud}")(self.path, self.headers)
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def do_PUT(self) -> None:
-                ok = outer.cloud == "aws" and self.path == "/latest/api/token"
-                body = b"token-1" if ok and self.headers["X-aws-ec2-metadata-token-ttl-seconds"] else b""
-                self.send_response(200 if body else 405)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: object) -> None:
-                """Quiet."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
+    def _answer(self, asked: Asked) -> Answer:
+        if asked.method == "PUT":
+            ok = self.cloud == "aws" and asked.path == "/latest/api/token"
+            ok = ok and bool(asked.headers["X-aws-ec2-metadata-token-ttl-seconds"])
+            return Answer(200, b"token-1") if ok else Answer(405)
+        self.asked.append(asked.path)
+        part = {"azure": self._azure, "aws": self._aws, "google": self._google, "nobody": self._nobody}[self.cloud]
+        return Answer(*part(asked.path, asked.headers))
 
     def _azure(self, path: str, headers: Any) -> tuple[int, bytes]:
         if headers["Metadata"] != "true":
@@ -104,8 +89,7 @@ def metadata() -> Iterator[Callable[[str], Metadata]]:
 
     yield make
     for each in made:
-        each.server.shutdown()
-        each.server.server_close()
+        each.close()
 
 
 @pytest.mark.parametrize(

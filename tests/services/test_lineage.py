@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import referencing
 from tests.conftest import ManualClock
 from tests.services.model_house import ADA, EVE, House, built
 from tests.services.test_datasets import FILES, POINTED, STATED, job
+from tests.stage import Answer, Asked, Played
 
 from groundplane.adapters.lineage import FileLineage, HttpLineage, MemoryLineage
 from groundplane.adapters.store.memory import MemoryStore
@@ -58,43 +58,29 @@ def faults(event: dict[str, Any]) -> list[str]:
     return found
 
 
-class Receiver:
+class Receiver(Played):
     """An OpenLineage receiver: keeps what is valid, answers 422 for the rest, and fails when it is told to."""
 
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
         self.keys: set[str] = set()
         self.answers: list[int] = []
-        outer = self
+        super().__init__(self._answer, protocol="HTTP/1.0")  # nobody closes what is kept open
+        self.url += "/api/v1/lineage"
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                event = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.keys.add(self.headers.get("Authorization", ""))
-                wrong = faults(event)
-                status = outer.answers.pop(0) if outer.answers else 422 if wrong else 201
-                if status == 201:
-                    outer.events.append(event)
-                self.send_response(status)
-                said = json.dumps(wrong).encode()
-                self.send_header("Content-Length", str(len(said)))
-                self.end_headers()
-                self.wfile.write(said)
-
-            def log_message(self, *words: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}/api/v1/lineage"
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+    def _answer(self, asked: Asked) -> Answer:
+        self.keys.add(asked.headers.get("Authorization", ""))
+        wrong = faults(asked.json)
+        status = self.answers.pop(0) if self.answers else 422 if wrong else 201
+        if status == 201:
+            self.events.append(asked.json)
+        return Answer(status, wrong)
 
 
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    receiver = Receiver()
-    yield receiver
-    receiver.server.shutdown()
-    receiver.server.server_close()
+    with closing(Receiver()) as played:
+        yield played
 
 
 class Scene:

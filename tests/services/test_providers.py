@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from ipaddress import ip_address
 from pathlib import Path
-from threading import Thread
-from typing import ClassVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.stage import Answer, Asked, Played
 
 from groundplane.adapters.catalog_files import load_catalogue
 from groundplane.adapters.gateway_reports import MemoryReports
@@ -241,44 +239,35 @@ async def test_a_route_that_makes_no_sense_is_refused(
 # ---------------------------------------------------------------- asking a provider
 
 
-class _Hosted(BaseHTTPRequestHandler):
-    asked: ClassVar[list[tuple[str, str]]] = []
+class Hosted(Played):
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str]] = []
+        super().__init__(self._answer)
+        self.url = f"http://localhost:{self.port}"
 
-    def do_GET(self) -> None:
-        _Hosted.asked.append((self.path, self.headers.get("authorization") or self.headers.get("api-key") or ""))
-        good = KEY in _Hosted.asked[-1][1]
-        body = json.dumps({"data": [{"id": "a"}, {"id": "b"}]} if good else {"error": {}}).encode()
-        self.send_response(200 if good else 401)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
+    def _answer(self, asked: Asked) -> Answer:
+        self.asked.append((asked.path, asked.headers.get("authorization") or asked.headers.get("api-key") or ""))
+        good = KEY in self.asked[-1][1]
+        return Answer(200, {"data": [{"id": "a"}, {"id": "b"}]}) if good else Answer(401, {"error": {}})
 
 
 @pytest.fixture
-def hosted() -> Iterator[str]:
-    _Hosted.asked.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hosted)
-    Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://localhost:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+def hosted() -> Iterator[Hosted]:
+    with closing(Hosted()) as played:
+        yield played
 
 
-async def test_a_provider_is_asked_with_its_key(house: House, hosted: str) -> None:
-    await house.add(kind=ProviderKind.COMPATIBLE, base_url=hosted, private=True)
+async def test_a_provider_is_asked_with_its_key(house: House, hosted: Hosted) -> None:
+    await house.add(kind=ProviderKind.COMPATIBLE, base_url=hosted.url, private=True)
     check = await house.providers.test(ADMIN, "vision", "hosted")
-    assert (check.ok, check.models, _Hosted.asked) == (True, 2, [("/v1/models", f"Bearer {KEY}")])
-    await house.add("azure", **{**AZURE, "base_url": hosted}, private=True, key="sk-wrong")
+    assert (check.ok, check.models, hosted.asked) == (True, 2, [("/v1/models", f"Bearer {KEY}")])
+    await house.add("azure", **{**AZURE, "base_url": hosted.url}, private=True, key="sk-wrong")
     refused = await house.providers.test(ADMIN, "vision", "azure")
     assert (refused.ok, refused.said) == (False, "the key is refused")
-    assert _Hosted.asked[-1] == ("/openai/models?api-version=2024-10-21", "sk-wrong")
+    assert hosted.asked[-1] == ("/openai/models?api-version=2024-10-21", "sk-wrong")
 
 
-async def test_a_name_that_leads_into_a_private_network_is_not_asked(house: House, hosted: str) -> None:
-    port = hosted.rpartition(":")[2]
-    await house.add(kind=ProviderKind.COMPATIBLE, base_url=f"https://localhost:{port}/v1")
+async def test_a_name_that_leads_into_a_private_network_is_not_asked(house: House, hosted: Hosted) -> None:
+    await house.add(kind=ProviderKind.COMPATIBLE, base_url=f"https://localhost:{hosted.port}/v1")
     check = await house.providers.test(ADMIN, "vision", "hosted")
-    assert not check.ok and "private network" in check.said and not _Hosted.asked
+    assert not check.ok and "private network" in check.said and not hosted.asked

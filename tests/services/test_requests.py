@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 from tests.domain.intake_messages import MONDAY
 from tests.domain.test_intake import NO_QUOTA, NOW, lexicon
+from tests.stage import Answer, Asked, Played
 
 from groundplane.adapters.gap_filler import ChatGapFiller
 from groundplane.adapters.store.memory import MemoryStore
@@ -246,39 +246,25 @@ async def test_a_request_comes_back_from_a_database_as_it_went_in(tmp_path: Any)
 # ---------------------------------------------------------------- suggestions
 
 
-class _Chat(BaseHTTPRequestHandler):
+class Chat(Played):
     """An OpenAI-compatible API of one answer."""
 
-    answer: str = ""
-    status: int = 200
-    asked: list[dict[str, Any]]
+    def __init__(self) -> None:
+        self.answer, self.status = "", 200
+        self.asked: list[dict[str, Any]] = []
+        super().__init__(self._answer)
+        self.url += "/v1"
 
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.asked.append({"path": self.path, "key": self.headers.get("Authorization"), **body})
+    def _answer(self, asked: Asked) -> Answer:
+        self.asked.append({"path": asked.path, "key": asked.headers["Authorization"], **asked.json})
         choice = {"index": 0, "message": {"role": "assistant", "content": self.answer}, "finish_reason": "stop"}
-        shape = {"id": "chatcmpl-1", "object": "chat.completion", "model": body["model"], "choices": [choice]}
-        data = json.dumps(shape).encode()
-        self.send_response(self.status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the test's output is the test's."""
+        return Answer(self.status, {"id": "c", "object": "chat.completion", "model": "small", "choices": [choice]})
 
 
 @pytest.fixture
-def chat() -> Iterator[tuple[str, type[_Chat]]]:
-    handler = type("Chat", (_Chat,), {"asked": []})
-    server = HTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", handler
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def chat() -> Iterator[Chat]:
+    with closing(Chat()) as played:
+        yield played
 
 
 async def _with_chat(url: str) -> Requests:
@@ -287,8 +273,7 @@ async def _with_chat(url: str) -> Requests:
     return made
 
 
-async def test_a_model_only_suggests_what_it_can_quote(chat: tuple[str, type[_Chat]]) -> None:
-    url, handler = chat
+async def test_a_model_only_suggests_what_it_can_quote(chat: Chat) -> None:
     rows = [
         {"item": 1, "fact": "budget", "value": "$900", "quote": "nine hundred bucks at the most"},
         {"item": 1, "fact": "owner", "value": "ana", "quote": "never said"},
@@ -296,22 +281,19 @@ async def test_a_model_only_suggests_what_it_can_quote(chat: tuple[str, type[_Ch
         {"item": 1, "fact": "cpus", "value": "many", "quote": "fine-tuning"},
         "noise",
     ]
-    handler.answer = f"Sure!\n```json\n{json.dumps({'suggestions': rows})}\n```"
-    requests = await _with_chat(url)
+    chat.answer = f"Sure!\n```json\n{json.dumps({'suggestions': rows})}\n```"
+    requests = await _with_chat(chat.url)
     made = await requests.create(ANA, "8 H100 for fine-tuning, nine hundred bucks at the most")
     assert [(each.fact, each.value, each.source) for each in made.suggestions] == [("budget", "$900", "small")]
     assert "budget" in [question.fact for question in made.intake.items[0].questions], "a suggestion answers nothing"
-    (asked,) = handler.asked
+    (asked,) = chat.asked
     assert (asked["path"], asked["key"], asked["model"]) == ("/v1/chat/completions", "Bearer gp-caller-1", "small")
 
 
 @pytest.mark.parametrize(("status", "answer"), [(200, "I am a teapot"), (200, '{"suggestions": 3}'), (429, "{}")])
-async def test_a_model_that_answers_nonsense_changes_nothing(
-    chat: tuple[str, type[_Chat]], status: int, answer: str
-) -> None:
-    url, handler = chat
-    handler.status, handler.answer = status, answer
-    made = await (await _with_chat(url)).create(ANA, MONDAY)
+async def test_a_model_that_answers_nonsense_changes_nothing(chat: Chat, status: int, answer: str) -> None:
+    chat.status, chat.answer = status, answer
+    made = await (await _with_chat(chat.url)).create(ANA, MONDAY)
     assert made.suggestions == ()
     assert made.suggestions_note.startswith("no suggestions: ")
     assert len(made.intake.items) == 3
