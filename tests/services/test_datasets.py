@@ -30,6 +30,7 @@ from groundplane.domain.dataset import (
     run_edges,
 )
 from groundplane.domain.dataset_profile import Profiler
+from groundplane.domain.evaluation import Evaluation
 from groundplane.domain.model import ManifestFile
 from groundplane.domain.provenance.certificate import DataFact
 from groundplane.domain.spec import DataSource, JobSpec, Metadata, Resources
@@ -65,7 +66,7 @@ class Archive:
         folder.mkdir(exist_ok=True)
         sources = {}
         for name in names:
-            (folder / name).write_text(f"id,name\n1,{name}\n")
+            (folder / name).write_text("" if name == "empty.csv" else f"id,name\n1,{name}\n")
             sources[name] = folder / name
         artifact = await self.artifacts.push(ADA, Pushed(name="corpus", project="vision", sources=sources))
         offered = Offered(name="corpus", project="vision", artifact_id=artifact.id)
@@ -229,29 +230,50 @@ def test_descendants_are_what_can_be_reached_and_rings_end(pairs: list[tuple[int
 # ---------------------------------------------------------------- erasure
 
 
+def asked_rows_of(dataset: str) -> Evaluation:
+    """An evaluation whose records are the artifact art-7."""
+    return Evaluation(
+        id="run-9", name="nightly", project="vision", owner="ada", target="chat", model_version="", dataset=dataset,
+        dataset_sha256="", items_sha256="", items=1, failed=0, confidence=0.95, scores=(), slices=(),
+        latency_p50_s=None, latency_p95_s=None, prompt_tokens=0, completion_tokens=0, cost_microusd=0,
+        cost_microusd_per_1000=0, cost_source="ledger", models=(), fingerprints=(), agreement=None,
+        records_id="art-7", records_sha256="", compared_with="", alarms=(), at=NOW,
+    )  # fmt: skip
+
+
 async def test_an_erasure_says_who_used_it_takes_the_bytes_and_is_signed(
     store: Store, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(artifacts, "GRACE_MIN_S", 0.0)
     archive = Archive(await built(store, clock, tmp_path), clock)
-    made = await archive.managed("a.csv", "b.csv")
+    made = await archive.managed("a.csv", "b.csv", "empty.csv")
     await archive.house.register(facts=replace(FACTS, data=(DataFact(name="corpus", sha256=made.digest),)))
     successor = await archive.managed("b.csv")
+    async with store.transaction() as tx:
+        await tx.insert(edge("dataset:corpus@1", "run:run-1", "vision", NOW))
+        await tx.insert(edge("run:run-1", "dataset:answers@1", "vision", NOW))
+        theirs = replace(successor, id="speech-corpus@1", name="speech-corpus", project="speech")
+        await tx.insert(theirs)
+        await tx.insert(asked_rows_of("corpus@1"))
     clock.advance(1)  # type: ignore[attr-defined]
     erased = await archive.datasets.erase(
         ADA, "corpus@1", records="subject 4711", reason="asked to be forgotten", replacement="corpus@2"
     )
     assert erased.models == ("tiny@1",)
     assert any("tiny@1 was made from it" in each for each in erased.left)
+    assert "answers@1 was made from it: look whether it quotes these records" in erased.left
+    assert "art-7 holds what evaluation nightly asked of it: ground artifacts rm" in erased.left
+    assert "nodes where run-1 ran may keep copies: ground data cache clear" in erased.left
+    assert not any("speech" in each or "empty" in each for each in erased.left), "neither unseen nor without a byte"
     assert any(f"{successor.id} holds 1 of the same files" in each for each in erased.left)
     proof = await archive.datasets.proof(ADA, erased.id)
     statement = proof["statement"]
     assert isinstance(statement, dict)
     assert statement["predicate"]["replaced_by"] == "corpus@2"
-    assert statement["predicate"]["used_by"] == {"runs": [], "models": ["tiny@1"]}
-    assert {each["name"] for each in statement["subject"]} == {"a.csv", "b.csv"}
+    assert statement["predicate"]["used_by"] == {"runs": ["run-1"], "models": ["tiny@1"]}
+    assert {each["name"] for each in statement["subject"]} == {"a.csv", "b.csv", "empty.csv"}
     await archive.artifacts.collect(ADA, grace_s=0.0, thorough=True)
-    left = await archive.house.blobs.whole(frozenset(file.sha256 for file in made.files))
+    left = await archive.house.blobs.whole(frozenset(file.sha256 for file in made.files if file.size_bytes))
     assert left == {successor.files[0].sha256}, "what another version needs stays, the rest is gone"
     with pytest.raises(Conflict, match="was erased by"):
         await archive.datasets.erase(ADA, "corpus@1", records="all", reason="again")
@@ -269,6 +291,19 @@ async def test_data_that_lies_elsewhere_is_left_for_its_owner_to_clear(archive: 
     assert erased.left == ("delete the bytes at /data/corpus: they are not kept here",)
     with pytest.raises(Conflict, match="was erased by"):
         await archive.datasets.verify(ADA, "corpus@1")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"license": "WTFPL"}, {"owner": "eve"}, {"classification": "public"}, {"digest": "9" * 64}, {"commit": "0" * 40}],
+    ids=lambda change: next(iter(change)),
+)
+async def test_a_row_that_somebody_touched_is_not_what_was_registered(archive: Archive, change: dict[str, str]) -> None:
+    made = await archive.managed("a.csv")
+    async with archive.house.store.transaction() as tx:
+        await tx.update(replace(made, **change))  # type: ignore[arg-type]
+    checked = await archive.datasets.verify(ADA, "corpus@1")
+    assert [problem.field for problem in checked.problems] == list(change)
 
 
 async def test_of_erased_tables_only_their_shape_is_kept(archive: Archive) -> None:

@@ -27,7 +27,7 @@ from groundplane.domain.dataset import (
 from groundplane.domain.dataset_profile import TABLES, Profiler, suffix_of
 from groundplane.domain.model import ManifestFile, check_name, manifest
 from groundplane.domain.spec import CLASSIFICATIONS
-from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Problem, Refusal
+from groundplane.errors import GroundError, IntegrityFailure, InvalidInput, NotFound, Problem, Refusal
 from groundplane.units import format_bytes, format_duration
 
 PARALLEL = 4
@@ -82,7 +82,15 @@ def register(path: Path, name: str, project: str, location: str, managed: bool, 
             size_bytes = sum(file.stat().st_size for file in files.values())
             with render.progress(f"pushing {name}", size_bytes) as advance:
                 artifact = client.push(path, name=name, project=project, progress=advance)
-            made = client.register_dataset(name, project=project, facts=facts, artifact_id=artifact.id, profile=profile)
+            try:
+                made = client.register_dataset(
+                    name, project=project, facts=facts, artifact_id=artifact.id, profile=profile
+                )
+            except GroundError:
+                client.delete_artifact(artifact.id, reason=f"no version of {name} was made of it")
+                raise
+            if made.location != f"artifact:{artifact.id}":
+                client.delete_artifact(artifact.id, reason=f"{made.id} has these files already")
         else:
             made = client.register_dataset(
                 name, project=project, facts=facts, location=where, files=_hashed(files), profile=profile

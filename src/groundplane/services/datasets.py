@@ -6,6 +6,7 @@ import difflib
 from collections import Counter
 from dataclasses import dataclass, replace
 
+from groundplane.audit import Event
 from groundplane.domain.access import Project, checked_text
 from groundplane.domain.artifact import Artifact
 from groundplane.domain.canonical import parse_json
@@ -27,15 +28,16 @@ from groundplane.domain.dataset import (
     missing_facts,
     pointer_of,
 )
+from groundplane.domain.evaluation import Evaluation
 from groundplane.domain.hub import dataset_commit
 from groundplane.domain.lineage import OutsideEdge
-from groundplane.domain.model import ManifestFile, ModelVersion, check_name, check_sha256, manifest, path_refusals
+from groundplane.domain.model import ManifestFile, check_name, check_sha256, manifest, path_refusals
 from groundplane.domain.provenance import certificate as cert
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, Ids, Signer, Store, Tx
 from groundplane.services.arrivals import demand_arrived
-from groundplane.services.artifacts import demand_quota
+from groundplane.services.artifacts import HOLDERS, demand_quota
 from groundplane.services.audit_trail import Teller
 from groundplane.services.pins import dataset
 
@@ -121,15 +123,7 @@ class Datasets:
             if managed:
                 await demand_quota(tx, offered.project, files)
             await tx.insert(row)
-            after: dict[str, object] = {
-                "digest": row.digest,
-                "files": len(files),
-                "size_bytes": row.size_bytes,
-                "pointer": str(pointer),
-                "classification": row.classification,
-                "license": row.license,
-            }
-            await self._tell(tx, actor, "dataset.register", row.id, row.project, after)
+            await self._tell(tx, actor, "dataset.register", row.id, row.project, _registered(row))
         return row
 
     async def _place(self, tx: Tx, actor: Actor, offered: Offered) -> tuple[tuple[ManifestFile, ...], str, Pointer]:
@@ -178,14 +172,19 @@ class Datasets:
             return compare(await dataset(tx, actor, before), await dataset(tx, actor, after))
 
     async def verify(self, actor: Actor, ref: str) -> DatasetCheck:
-        """Reads every byte of a managed copy again. Damage is an answer. InvalidInput for what does not lie here."""
+        """Reads every byte of a managed copy again, and holds the row against the trail. Damage is an answer.
+
+        Conflict for what was erased, InvalidInput for what does not lie here.
+        """
         found = await self.get(actor, ref)
         if found.erased_at is not None:
             raise Conflict(f"{found.id} was erased by {found.erasure_id}", f"ground datasets erasures {found.id}")
         if not found.kept:
             hint = f"hash {found.location} where it can be read: ground datasets verify {found.id} --path FOLDER"
             raise InvalidInput(f"{found.id} is not kept here", hint)
-        problems, checked_bytes = [], 0
+        async with self._store.transaction() as tx:
+            problems = await _row_problems(tx, found)
+        checked_bytes = 0
         for file in found.files:
             try:
                 await self._blobs.verify(file.sha256, file.size_bytes)
@@ -236,9 +235,10 @@ class Datasets:
                 raise Conflict(f"{found.id} was erased by {found.erasure_id}", f"ground datasets erasures {found.name}")
             other = await dataset(tx, actor, replacement) if replacement else None
             line = await _lineage(tx, actor, found)
-            done, left = await self._let_go(tx, found)
+            done, left = await self._let_go(tx, actor, found)
             done += [f"{found.id} can be used by no new run"]
             done += ["bounds and means of its columns are deleted"] if found.profile.columns else []
+            left += await _quoting(tx, actor, found, line)
             left += [
                 f"{model} was made from it: retrain it without these records, or say why not" for model in line.models
             ]
@@ -298,27 +298,69 @@ class Datasets:
             "sha256": "",
         }
 
-    async def _let_go(self, tx: Tx, found: DatasetVersion) -> tuple[list[str], list[str]]:
+    async def _let_go(self, tx: Tx, actor: Actor, found: DatasetVersion) -> tuple[list[str], list[str]]:
         if found.pointer is not Pointer.MANAGED:
             return [], [f"delete the bytes at {found.location}: they are not kept here"]
         artifact_id = found.location.removeprefix(MANAGED)
         done = [
-            f"{len(found.files)} files lost this name; their bytes go with the next collection: ground artifacts gc"
+            f"{len(found.files)} files lost this name; bytes that nothing else holds go with the next collection: "
+            "ground artifacts gc"
         ]
         if await tx.delete(Artifact, artifact_id):
             done.append(f"artifact {artifact_id} is deleted")
-        mine = {file.sha256 for file in found.files}
+        mine = {file.sha256 for file in found.files if file.size_bytes}
         left = []
-        holders: list[Artifact | ModelVersion | DatasetVersion] = [
-            *await tx.find(Artifact, {"project": found.project}),
-            *await tx.find(ModelVersion, {"project": found.project}),
-            *(row for row in await tx.find(DatasetVersion, {"kept": True}) if row.id != found.id),
-        ]
-        for row in holders:
-            shared = [file.path for file in row.files if file.sha256 in mine]
-            if shared:
-                left.append(f"{row.id} holds {len(shared)} of the same files, such as {shared[0]}")
+        for kind in HOLDERS:
+            for row in await tx.find(kind, {"kept": True} if kind is DatasetVersion else {}):
+                shared = [file.path for file in row.files if file.sha256 in mine]
+                if shared and row.id != found.id and actor.sees(row.project):
+                    left.append(f"{row.id} holds {len(shared)} of the same files, such as {shared[0]}")
         return done, left
+
+
+def _registered(row: DatasetVersion) -> dict[str, object]:
+    """What the trail is told of a version, and what its row is held against."""
+    return {
+        "digest": row.digest,
+        "files": len(row.files),
+        "size_bytes": row.size_bytes,
+        "pointer": str(row.pointer),
+        "location": row.location,
+        "classification": row.classification,
+        "license": row.license,
+        "owner": row.owner,
+    }
+
+
+async def _row_problems(tx: Tx, found: DatasetVersion) -> list[Problem]:
+    """Where a row is not what was registered: its files come to its digest, the rest the trail was told."""
+    hint = "restore the database from a backup"
+    if digest_of(found.files) != found.digest:
+        return [Problem(field="digest", message="is not the digest of its files", hint=hint)]
+    if found.commit != dataset_commit(found.id, found.digest):
+        return [Problem(field="commit", message="is not this version's", hint=hint)]
+    asked = {"object_kind": "dataset", "object_id": found.id, "action": "dataset.register"}
+    told = await tx.find(Event, asked, order="id", limit=1)
+    if not told:
+        return [Problem(field="row", message="its registration is not on the trail", hint="ground audit verify")]
+    said, have = told[0].after, _registered(found)
+    return [
+        Problem(field=name, message=f"the row says {have[name]}, the trail {said[name]}", hint=hint)
+        for name in have
+        if name in said and said[name] != have[name]
+    ]
+
+
+async def _quoting(tx: Tx, actor: Actor, found: DatasetVersion, line: Lineage) -> list[str]:
+    """What may hold rows of a version besides its own files: answers made from it, records of evaluations, caches."""
+    made = dict.fromkeys(child.removeprefix("dataset:") for _, child in line.edges if child.startswith("dataset:"))
+    left = [f"{each} was made from it: look whether it quotes these records" for each in made]
+    for row in await tx.find(Evaluation, {"dataset": found.id}):
+        if row.records_id and actor.sees(row.project):
+            left.append(f"{row.records_id} holds what evaluation {row.name} asked of it: ground artifacts rm")
+    if line.runs and found.pointer is Pointer.MANAGED:
+        left.append(f"nodes where {', '.join(line.runs[:3])} ran may keep copies: ground data cache clear")
+    return left
 
 
 async def _lineage(tx: Tx, actor: Actor, found: DatasetVersion) -> Lineage:
