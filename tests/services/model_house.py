@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
@@ -105,6 +108,36 @@ async def built(store: Store, clock: Clock, home: Path, quota_bytes: int = 0) ->
         for name in ("vision", "speech"):
             await tx.insert(Project(id=name, owner="o", cost_center="c", created_at=NOW))
     return House(store, clock, home, quota_bytes)
+
+
+class Reading:
+    """A store that counts the rows it gave out."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self.rows = store, 0
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        async with self._store.transaction() as tx:
+            yield _Counted(tx, self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+class _Counted:
+    def __init__(self, tx: Any, of: Reading) -> None:
+        self._tx, self._of = tx, of
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        asked = getattr(self._tx, name)
+
+        async def counted(*words: Any, **options: Any) -> Any:
+            answer = await asked(*words, **options)
+            self._of.rows += len(answer) if isinstance(answer, list | dict) else 1
+            return answer
+
+        return counted
 
 
 def flip(path: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import ManualClock
-from tests.services.model_house import ADA, EVE, FACTS, NOW, House, built, doors_of
+from tests.services.model_house import ADA, EVE, FACTS, NOW, House, Reading, built, doors_of
 
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.domain.dataset import DatasetVersion, Pointer, Profile, digest_of
@@ -22,36 +20,6 @@ from groundplane.errors import NotFound
 from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import Clock, Store
 from groundplane.services.hub import Hub, RevisionNotFound
-
-
-class Reading:
-    """A store that counts the rows it gave out."""
-
-    def __init__(self, store: Store) -> None:
-        self._store, self.rows = store, 0
-
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Any]:
-        async with self._store.transaction() as tx:
-            yield _Counted(tx, self)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-
-class _Counted:
-    def __init__(self, tx: Any, of: Reading) -> None:
-        self._tx, self._of = tx, of
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        asked = getattr(self._tx, name)
-
-        async def counted(*words: Any, **options: Any) -> Any:
-            answer = await asked(*words, **options)
-            self._of.rows += len(answer) if isinstance(answer, list | dict) else 1
-            return answer
-
-        return counted
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import stat
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,7 +15,6 @@ from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.domain.hub import Kind
 from groundplane.domain.model import ManifestFile
-from groundplane.domain.oci import find_manifest
 from groundplane.errors import IntegrityFailure
 from groundplane.ports import Clock, Store
 
@@ -95,9 +95,15 @@ async def test_a_changed_column_is_found_named_and_nothing_is_served(
         await hub.parent(ADA, "vision", "tiny", "")
     with pytest.raises(IntegrityFailure):
         await every_house.models.file(ADA, "tiny@1", "model.safetensors")
-    shelf = await oci.shelf(ADA, "vision", "tiny")
     with pytest.raises(IntegrityFailure, match="not what was signed"):
-        oci.demand_sound(shelf, find_manifest(shelf, "latest"))  # type: ignore[arg-type]
+        await oci.manifest(ADA, "vision", "tiny", "latest")
+
+
+async def test_a_certificate_that_held_a_moment_ago_holds_for_that_very_row_alone(house: House) -> None:
+    version = await house.register()
+    for column, value in CHANGES.items():
+        assert house.models.problems(version) == ()
+        assert house.models.problems(replace(version, **{column: value})), column  # type: ignore[arg-type]
 
 
 async def test_a_swapped_file_is_found_even_when_its_blob_exists(every_house: House) -> None:

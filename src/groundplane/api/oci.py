@@ -104,9 +104,17 @@ Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 
 
 @about.get("/{project}/{name}")
-async def list_packages(project: str, name: str, app: Ground, actor: Reader) -> list[oci.Package]:
-    """Every manifest that OCI clients see in a repository, with its tags and what it refers to, newest first."""
-    return oci.packages(await app.oci.with_addenda(await app.oci.shelf(actor, project, name)))
+async def list_packages(
+    project: str,
+    name: str,
+    app: Ground,
+    actor: Reader,
+    limit: Annotated[int, Query(ge=1, le=1000, description="Of so many versions, and what refers to them.")] = 100,
+    below: Annotated[int, Query(ge=0, description="Of versions before this one; 0 is the newest.")] = 0,
+) -> list[oci.Package]:
+    """The manifests that OCI clients see in a repository, with their tags and what they refer to, newest first."""
+    found: list[oci.Package] = await app.oci.packages(actor, project, name, limit=limit, below=below)
+    return found
 
 
 @router.get("/")
@@ -125,8 +133,7 @@ async def list_tags(
     last: str = "",
 ) -> Response:
     """Tags by their bytes; `n` and `last` page through them."""
-    shelf = await app.oci.shelf(actor, project, name)
-    tags = [tag for tag in oci.tags(shelf) if tag > last]
+    tags = await app.oci.tags(actor, project, name, after=last, limit=n + 1)
     headers = {}
     if n and len(tags) > n:
         headers["Link"] = f'</v2/{project}/{name}/tags/list?n={n}&last={tags[n - 1]}>; rel="next"'
@@ -139,14 +146,11 @@ async def get_manifest(
     project: str, name: str, reference: str, request: Request, app: Ground, actor: Reader
 ) -> Response:
     """A manifest by tag or digest."""
-    shelf = await app.oci.shelf(actor, project, name)
-    found = None if oci.fallback_subject(reference) else oci.find_manifest(shelf, reference)
+    found = await app.oci.manifest(actor, project, name, reference)
     if found is None:
-        found = oci.find_manifest(await app.oci.with_addenda(shelf), reference)
-    if found is None:
-        hint = f"try v{shelf.versions[0].number} or latest" if shelf.versions else "it has no version yet"
+        newest = await app.oci.newest(actor, project, name)
+        hint = f"try v{newest} or latest" if newest else "it has no version yet"
         raise ManifestUnknown(f"{project}/{name} has no manifest {reference}", hint)
-    app.oci.demand_sound(shelf, found)
     return _document(request, found)
 
 
@@ -160,9 +164,9 @@ async def get_blob(
         if landed is not None:
             headers = {"Docker-Content-Digest": digest, "Content-Length": str(landed.stat().st_size)}
             return Response(headers=headers, media_type="application/octet-stream")
-    shelf = await app.oci.shelf(actor, project, name)
-    found = oci.find_blob(shelf, digest) or oci.find_blob(await app.oci.with_addenda(shelf), digest)
+    found = (await app.oci.blobs(actor, project, name, [digest])).get(digest)
     if found is None:
+        await app.oci.newest(actor, project, name)
         raise BlobUnknown(f"no version of {project}/{name} has the blob {digest}")
     if found.file is None:
         return _document(request, found)
@@ -179,9 +183,9 @@ async def get_referrers(
     artifact_type: Annotated[str, Query(alias="artifactType")] = "",
 ) -> Response:
     """What refers to a manifest: its birth certificate, its addenda, and what was pushed with it as the subject."""
-    shelf = await app.oci.with_addenda(await app.oci.shelf(actor, project, name))
+    index = await app.oci.referrers(actor, project, name, digest, artifact_type)
     headers = {"OCI-Filters-Applied": "artifactType"} if artifact_type else {}
-    return Response(oci.referrers(shelf, digest, artifact_type), headers=headers, media_type=oci.INDEX)
+    return Response(index, headers=headers, media_type=oci.INDEX)
 
 
 def _document(request: Request, blob: oci.Blob) -> Response:

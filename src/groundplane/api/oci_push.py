@@ -6,6 +6,7 @@ Routes, headers and errors are the OCI distribution specification's (1.1). What 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from groundplane.api.routing import Router
 from groundplane.api.uploads import Landing
 from groundplane.domain import oci, oci_push
 from groundplane.domain.model import ManifestFile
-from groundplane.errors import InvalidInput, NotFound, TooLarge
+from groundplane.errors import InvalidInput, TooLarge
 from groundplane.identity import Actor, Permission
 from groundplane.services.oci_registry import Arrived
 
@@ -56,10 +57,7 @@ async def begin_upload(
 async def _mount(app: Ground, actor: Actor, uploads: BlobUploads, digest: str, source: str) -> bool:
     project, _, name = source.partition("/")
     demand_digest(digest)
-    try:
-        found = oci.find_blob(await app.oci.shelf(actor, project, name), digest)
-    except NotFound:
-        found = None
+    found = (await app.oci.blobs(actor, project, name, [digest])).get(digest)
     if found is None or found.file is None:
         return False
     await uploads.mount(found.file.sha256, found.size_bytes)
@@ -107,7 +105,7 @@ async def put_manifest(
     project: str, name: str, reference: str, request: Request, app: Ground, landing: Landing, actor: Writer
 ) -> Response:
     """Registers the next version, or keeps a referrer when the manifest names a subject; or refuses it whole."""
-    shelf = await app.oci.demand_push(actor, project, name)
+    await app.oci.demand_push(actor, project, name)
     packed = oci_push.read_manifest(await _body(request), request.headers.get("content-type", ""))
     if not oci_push.is_digest(reference):
         oci_push.check_tag(reference)
@@ -115,8 +113,10 @@ async def put_manifest(
         raise DigestInvalid(f"the manifest has the digest {packed.digest}, not {reference}", "send it again")
     uploads = BlobUploads(landing, actor, project, name)
     upload_id, _ = await uploads.place()
-    packed = replace(packed, config=await _config(uploads, shelf, packed.config_digest))
-    layout, kept = await _layers(uploads, shelf, packed.layers)
+    digests = [packed.config_digest, *(f"sha256:{file.sha256}" for file in packed.layers)]
+    known = await app.oci.blobs(actor, project, name, digests)
+    packed = replace(packed, config=await _config(uploads, known.get(packed.config_digest), packed.config_digest))
+    layout, kept = await _layers(uploads, known, packed.layers)
     tree = await landing.compose(upload_id, uploads.owner, layout, [file.path for file in kept])
     used: list[str] = []
     try:
@@ -144,7 +144,7 @@ async def delete_blob(project: str, name: str, digest: str, actor: Writer) -> Re
 
 
 async def _layers(
-    uploads: BlobUploads, shelf: oci.Shelf, layers: tuple[ManifestFile, ...]
+    uploads: BlobUploads, known: Mapping[str, oci.Blob], layers: tuple[ManifestFile, ...]
 ) -> tuple[dict[str, str], list[ManifestFile]]:
     """{path: landed file}, and what is in the store already. Everything that is nowhere is named at once."""
     layout, kept, missing = dict[str, str](), list[ManifestFile](), list[str]()
@@ -159,7 +159,7 @@ async def _layers(
             raise InvalidInput(f"two layers are both {file.path}", "give each layer a title of its own")
         if landed:
             layout[file.path] = file.sha256
-        elif _held(shelf, digest) or await uploads.mounted(digest):
+        elif (digest in known and known[digest].file) or await uploads.mounted(digest):
             kept.append(file)
         else:
             missing.append(f"{file.path} ({digest})")
@@ -168,15 +168,9 @@ async def _layers(
     return layout, kept
 
 
-def _held(shelf: oci.Shelf, digest: str) -> bool:
-    found = oci.find_blob(shelf, digest)
-    return found is not None and found.file is not None
-
-
-async def _config(uploads: BlobUploads, shelf: oci.Shelf, digest: str) -> str:
+async def _config(uploads: BlobUploads, found: oci.Blob | None, digest: str) -> str:
     """The config's text. It is kept beside the manifest, so it is small and UTF-8."""
     landed = await uploads.landed(digest)
-    found = oci.find_blob(shelf, digest)
     if landed is not None:
         if landed.stat().st_size > oci_push.CONFIG_BYTES_MAX:
             raise TooLarge(f"the config has {landed.stat().st_size:,} bytes; {oci_push.CONFIG_BYTES_MAX:,} is the most")

@@ -13,11 +13,14 @@ from groundplane.cli.words import moment
 @click.command()
 @click.argument("name")
 @click.option("--project", default="", help="Whose; the model's own when left out.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True, help="Of so many versions.")
+@click.option("--below", type=click.IntRange(1), metavar="NUMBER", help="Of versions before this one.")
 @output_option
-def packages(name: str, project: str, output: str) -> None:
-    """List a model's OCI manifests: their tags, who pushed them, and what refers to what."""
+def packages(name: str, project: str, limit: int, below: int | None, output: str) -> None:
+    """List a model's OCI manifests, newest first: their tags, who pushed them, and what refers to what."""
     with connect() as client:
-        found = client.packages(project or client.model(name)[0].project, name)
+        project = project or client.model_version(name, "latest").project
+        found = client.packages(project, name, limit=limit, below=below or 0)
     rows = [
         (
             each.digest[:19],

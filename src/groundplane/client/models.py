@@ -25,9 +25,10 @@ class ModelCalls(Transport):
         """One model's versions, newest first."""
         return self._get(f"/v1/models/{part(name)}", list[ModelVersion])
 
-    def packages(self, project: str, name: str) -> list[Package]:
-        """A model's OCI manifests with their tags, newest first."""
-        return self._get(f"/v1/packages/{part(project)}/{part(name)}", list[Package])
+    def packages(self, project: str, name: str, *, limit: int = 100, below: int = 0) -> list[Package]:
+        """OCI manifests of a model's newest `limit` versions, or of those before `below`; newest first, with tags."""
+        params = {"limit": limit, "below": below}
+        return self._get(f"/v1/packages/{part(project)}/{part(name)}", list[Package], params=params)
 
     def model_version(self, name: str, number: int | str) -> ModelVersion:
         """By number, by alias, or `latest`."""

@@ -12,7 +12,6 @@ from groundplane.console.certificate import read
 from groundplane.console.registry import standing
 from groundplane.console.web import HOME, PageRoute, back, page
 from groundplane.domain.model import ModelVersion
-from groundplane.domain.oci import packages_of
 from groundplane.identity import Actor, Permission
 
 PRODUCTION = "production"
@@ -53,7 +52,6 @@ async def _page(request: Request, ref: str, actor: Actor, ground: Any, *, verifi
     version = await ground.models.get(actor, ref)
     siblings = await ground.registry.entries(actor, version.name, SIBLINGS_SHOWN + 1)
     endpoints = [each for each in await ground.endpoints.endpoints(actor) if each.model_version == version.id]
-    shelf = await ground.oci.shelf(actor, version.project, version.name)
     return page(
         request,
         "model.html",
@@ -65,7 +63,7 @@ async def _page(request: Request, ref: str, actor: Actor, ground: Any, *, verifi
         more=len(siblings) > SIBLINGS_SHOWN,
         aliases=await _by_number(ground, version.name),
         verification=verification,
-        packages=packages_of(await ground.oci.with_addenda(shelf), version.id),
+        packages=await ground.oci.packages_of(version),
         **await standing(ground, actor, version.id),
     )
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import PurePosixPath
 
 from groundplane.domain.canonical import canonical_json
-from groundplane.domain.model import ManifestFile, ModelVersion
+from groundplane.domain.model import LATEST, ManifestFile, ModelVersion
 from groundplane.domain.oci_push import MANIFEST as MANIFEST
 from groundplane.domain.oci_push import OURS, PushedManifest, PushedTag, numbered
 from groundplane.domain.provenance.addendum import PREDICATE_TYPE, Addendum
+from groundplane.domain.registry import LabelKind, VersionLabel
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MODEL = "application/vnd.cncf.model.manifest.v1+json"
@@ -29,8 +30,9 @@ ADDENDUM = "application/vnd.groundplane.addendum.v1+dsse"
 ENVELOPE = "application/vnd.dsse.envelope.v1+json"
 EMPTY = "application/vnd.oci.empty.v1+json"
 EMPTY_BYTES = b"{}"
-LATEST = "latest"
 
+VERSION, PUSHED, MADE_UP_TO = "version", "pushed", "made-up-to"
+"""What a digest's label leads to; and the name of the label whose value is the newest version that has any."""
 _FALLBACK = re.compile(r"sha256-([0-9a-f]{64})")
 _LAYER = "application/vnd.cncf.model.{kind}.v1.raw"
 _KINDS = {
@@ -114,13 +116,13 @@ def _addendum_says(addendum: Addendum) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shelf:
-    """What a repository holds: versions, newest first, their aliases, and what was pushed, oldest first.
+    """What of a repository is asked for: versions, newest first, their aliases, and what was pushed, oldest first.
 
-    `addenda` are those of the versions, each version's in their order; they are left out where nobody asks for them.
+    With a version come its own pushed manifests and its addenda, in their order.
     """
 
-    versions: Sequence[ModelVersion]
-    aliases: Mapping[str, int]
+    versions: Sequence[ModelVersion] = ()
+    aliases: Mapping[str, int] = field(default_factory=dict)
     pushed: Sequence[PushedManifest] = ()
     tags: Sequence[PushedTag] = ()
     addenda: Sequence[Addendum] = ()
@@ -148,20 +150,26 @@ class Package:
     at: datetime
 
 
-def packages(shelf: Shelf) -> list[Package]:
-    """Every manifest with its tags, newest first: of each version, pushed and computed, and what refers to them."""
+def packages(shelf: Shelf, newest: int) -> list[Package]:
+    """Every manifest with its tags, newest first: of each version, pushed and computed, and what refers to them.
+
+    `newest` is the number that `latest` stands for.
+    """
     named: dict[str, list[str]] = {}
-    for tag in tags(shelf):
-        found = find_manifest(shelf, tag)
-        if found is not None:
-            named.setdefault(found.digest, []).append(tag)
+    for version in shelf.versions:
+        aliases = [alias for alias, number in shelf.aliases.items() if number == version.number]
+        numbers = [f"v{version.number}", *([LATEST] if version.number == newest else [])]
+        named[shelf.manifests(version)[0].digest] = [*aliases, *numbers]
+    for tag in shelf.tags:
+        if tag.tag not in shelf.aliases:
+            named.setdefault(tag.digest, []).append(tag.tag)
     rows = [
         Package(
             digest=row.digest,
             artifact_type=row.artifact_type,
             version_id=row.version_id,
             subject=row.subject,
-            tags=tuple(named.get(row.digest, ())),
+            tags=tuple(sorted(named.get(row.digest, ()))),
             made_by=row.pushed_by,
             at=row.at,
         )
@@ -169,34 +177,29 @@ def packages(shelf: Shelf) -> list[Package]:
     ]
     for version in shelf.versions:
         own = manifest(version)
-        shown = {"version_id": version.id, "made_by": "", "at": version.created_at}
-        labels = tuple(named.get(own.digest, ()))
-        rows.append(Package(digest=own.digest, artifact_type=MODEL, subject="", tags=labels, **shown))  # type: ignore[arg-type]
+        labels = tuple(sorted(named.get(own.digest, ())))
+        rows.append(_computed(own, MODEL, version, version.created_at, tags=labels))
         for subject in shelf.manifests(version):
             made = certificate_manifest(version, subject)
-            rows.append(
-                Package(digest=made.digest, artifact_type=CERTIFICATE, subject=subject.digest, tags=(), **shown)  # type: ignore[arg-type]
-            )
-            rows.extend(
-                Package(
-                    digest=addendum_manifest(addendum, subject).digest,
-                    artifact_type=ADDENDUM,
-                    version_id=version.id,
-                    subject=subject.digest,
-                    tags=(),
-                    made_by="",
-                    at=addendum.at,
-                )
-                for addendum in shelf.addenda_of(version)
-            )
+            rows.append(_computed(made, CERTIFICATE, version, version.created_at, subject.digest))
+            for addendum in shelf.addenda_of(version):
+                made = addendum_manifest(addendum, subject)
+                rows.append(_computed(made, ADDENDUM, version, addendum.at, subject.digest))
     return sorted(rows, key=lambda row: (row.at, row.digest), reverse=True)
 
 
-def packages_of(shelf: Shelf, version_id: str) -> list[Package]:
-    """Those of one version, and what refers to them."""
-    found = packages(shelf)
-    own = {row.digest for row in found if row.version_id == version_id}
-    return [row for row in found if row.digest in own or row.subject in own]
+def _computed(
+    made: Blob, kind: str, version: ModelVersion, at: datetime, subject: str = "", tags: tuple[str, ...] = ()
+) -> Package:
+    return Package(
+        digest=made.digest,
+        artifact_type=kind,
+        version_id=version.id,
+        subject=subject,
+        tags=tags,
+        made_by="",
+        at=at,
+    )
 
 
 def referrers(shelf: Shelf, digest: str, artifact_type: str) -> bytes:
@@ -251,7 +254,7 @@ def find_manifest(shelf: Shelf, reference: str) -> Blob | None:
         known = find_manifest(shelf, subject) is not None
         return _small(referrers(shelf, subject, ""), INDEX) if known else None
     if reference.startswith("sha256:"):
-        return next((blob for blob in _all_manifests(shelf) if blob.digest == reference), None)
+        return next((blob for blob in manifests(shelf) if blob.digest == reference), None)
     number = shelf.aliases.get(reference)
     own = next((tag for tag in shelf.tags if tag.tag == reference), None)
     # An alias was moved through the gates: what it stands for counts before what somebody pushed under its name.
@@ -264,31 +267,58 @@ def find_manifest(shelf: Shelf, reference: str) -> Blob | None:
     return next((shelf.manifests(version)[0] for version in shelf.versions if version.number == number), None)
 
 
-def find_blob(shelf: Shelf, digest: str) -> Blob | None:
-    """A file, a config or an envelope of one of these manifests. Nothing else is reachable by its digest."""
-    hexadecimal = digest.removeprefix("sha256:")
+def blobs(shelf: Shelf) -> Iterator[Blob]:
+    """Files, configs and envelopes: all that these manifests name. Nothing else is reachable by its digest."""
     holders: list[ModelVersion | PushedManifest] = [*shelf.versions, *shelf.pushed]
     for holder in holders:
         for file in holder.files:
-            if file.sha256 == hexadecimal:
-                return Blob(digest=digest, size_bytes=file.size_bytes, media_type=_kind(file.path), file=file)
+            kind = _kind(file.path)
+            yield Blob(digest=f"sha256:{file.sha256}", size_bytes=file.size_bytes, media_type=kind, file=file)
     for version in shelf.versions:
-        for small in (_config(version), _certificate(version), *map(_addendum, shelf.addenda_of(version))):
-            if small.digest == digest:
-                return small
+        yield from (_config(version), _certificate(version), *map(_addendum, shelf.addenda_of(version)))
     for row in shelf.pushed:
-        if row.config_digest == digest:
-            return _small(row.config.encode(), "application/octet-stream")
-    empty = _small(EMPTY_BYTES, EMPTY)
-    return empty if empty.digest == digest and shelf.versions else None
+        yield _small(row.config.encode(), "application/octet-stream")
+    if shelf.versions:
+        yield _small(EMPTY_BYTES, EMPTY)
 
 
-def tags(shelf: Shelf) -> list[str]:
-    """Every tag, as the specification orders them: by their bytes."""
-    numbers = {version.number for version in shelf.versions}
-    named = [alias for alias, number in shelf.aliases.items() if number in numbers]
-    pushed = [tag.tag for tag in shelf.tags]
-    return sorted({*(f"v{number}" for number in numbers), *named, *pushed, *([LATEST] if numbers else [])})
+def tags(newest: int, named: Iterable[str]) -> list[str]:
+    """Every tag, as the specification orders them: by their bytes. A version has each number up to the newest."""
+    numbers = (f"v{number}" for number in range(1, newest + 1))
+    return sorted({*numbers, *named, *([LATEST] if newest else [])})
+
+
+def digest_labels(project: str, name: str, shelf: Shelf) -> list[VersionLabel]:
+    """What leads from a digest to its version, or to the manifest that was pushed for itself.
+
+    A pointer and no more: what is handed out is computed from what it points to. The first version that has a file
+    lends it to all later ones.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    alone = [row for row in shelf.pushed if not row.version_id]
+    for version in reversed(shelf.versions):
+        own = [row for row in shelf.pushed if row.version_id == version.id]
+        part = Shelf(versions=[version], pushed=own, addenda=shelf.addenda_of(version))
+        for blob in (*blobs(part), *manifests(part)):
+            found.setdefault(blob.digest, (VERSION, version.id))
+    for row in alone:
+        for blob in blobs(Shelf(pushed=[row])):
+            found.setdefault(blob.digest, (PUSHED, row.id))
+    return [
+        VersionLabel(id=digest_label_id(project, name, digest), version_id=holder, kind=LabelKind.DIGEST, name=what)
+        for digest, (what, holder) in found.items()
+    ]
+
+
+def made_up_to(project: str, name: str) -> VersionLabel:
+    """The label that says up to which version there are others: none yet."""
+    id = digest_label_id(project, name, "")
+    return VersionLabel(id=id, version_id="", kind=LabelKind.DIGEST, name=MADE_UP_TO, value=0.0)
+
+
+def digest_label_id(project: str, name: str, digest: str) -> str:
+    """Of the label that says where a digest leads; of "", of the one that says up to which version they are made."""
+    return f"{project}/{name}#{digest}"
 
 
 def pushed_annotations(row: PushedManifest) -> dict[str, str]:
@@ -297,7 +327,8 @@ def pushed_annotations(row: PushedManifest) -> dict[str, str]:
     return {str(key): str(value) for key, value in said.items()}
 
 
-def _all_manifests(shelf: Shelf) -> Iterator[Blob]:
+def manifests(shelf: Shelf) -> Iterator[Blob]:
+    """All that stand for these versions or refer to them."""
     for version in shelf.versions:
         for blob in shelf.manifests(version):
             yield blob

@@ -122,9 +122,14 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
+def is_tag(text: str) -> bool:
+    """Whether the specification allows it as a tag."""
+    return _TAG.fullmatch(text) is not None
+
+
 def check_tag(tag: str) -> str:
     """A tag as the specification allows it. InvalidInput otherwise."""
-    if not _TAG.fullmatch(tag):
+    if not is_tag(tag):
         raise InvalidInput(f"{tag[:80]!r} is no tag", "use 1 to 128 of letters, digits, '.', '_' and '-'")
     return tag
 

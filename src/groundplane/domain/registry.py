@@ -30,6 +30,7 @@ class LabelKind(StrEnum):
     METRIC = "metric"
     TAG = "tag"
     ORIGIN = "origin"
+    DIGEST = "digest"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,10 @@ class RegistryEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VersionLabel:
-    """A metric's value, a tag's text or where it was adopted from, to be searched. id = `<version>#<kind>/<name>`."""
+    """A metric's value, a tag's text or where it was adopted from, to be searched. id = `<version>#<kind>/<name>`.
+
+    Or that a digest leads to it, which OCI clients ask for: see `oci.digest_labels`.
+    """
 
     id: str
     version_id: str
