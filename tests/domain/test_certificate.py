@@ -30,7 +30,7 @@ from groundplane.domain.provenance.certificate import (
     Facts,
     HardwareFact,
     RunFact,
-    check,
+    examined,
     finite_metrics,
     missing_facts,
     misstated,
@@ -147,7 +147,7 @@ def test_a_certificate_states_every_fact() -> None:
 
 
 def test_an_untouched_version_has_no_problems() -> None:
-    assert check(version(), verify) == ()
+    assert examined(version()).problems(verify) == ()
 
 
 def test_a_stranger_needs_only_the_public_key() -> None:
@@ -179,7 +179,7 @@ CHANGES: dict[str, object] = {
 
 @pytest.mark.parametrize("field", [field.name for field in fields(ModelVersion) if field.name != "version"])
 def test_a_change_in_any_column_of_the_row_is_found_and_named(field: str) -> None:
-    problems = check(replace(version(), **{field: CHANGES[field]}), verify)  # type: ignore[arg-type]
+    problems = examined(replace(version(), **{field: CHANGES[field]})).problems(verify)  # type: ignore[arg-type]
     named = " ".join(problem.field for problem in problems)
     assert {"files": "weights/model.safetensors", "certificate_sha256": "certificate"}.get(field, field) in named
 
@@ -191,10 +191,10 @@ def test_a_flipped_bit_anywhere_in_the_certificate_is_found(data: st.DataObject)
     raw = bytearray(row.certificate.encode())
     raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     text = raw.decode("utf-8", errors="surrogateescape")
-    assert check(replace(row, certificate=text), verify)
+    assert examined(replace(row, certificate=text)).problems(verify)
     # Also when whoever flipped it put the digest right.
     digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
-    assert check(replace(row, certificate=text, certificate_sha256=digest), verify)
+    assert examined(replace(row, certificate=text, certificate_sha256=digest)).problems(verify)
 
 
 @settings(deadline=None)
@@ -207,7 +207,7 @@ def test_a_changed_file_entry_is_found_even_when_the_manifest_digest_was_put_rig
     forged = replace(
         row, files=files, manifest_sha256=manifest_sha256(files), size_bytes=sum(file.size_bytes for file in files)
     )
-    assert any(entry.path in problem.field for problem in check(forged, verify))
+    assert any(entry.path in problem.field for problem in examined(forged).problems(verify))
 
 
 def test_a_certificate_signed_by_a_stranger_is_not_trusted() -> None:
@@ -215,13 +215,13 @@ def test_a_certificate_signed_by_a_stranger_is_not_trusted() -> None:
     row = version()
     text = seal(statement(row, birth()), KEY_ID, stranger.sign)
     forged = replace(row, certificate=text, certificate_sha256=hashlib.sha256(text.encode()).hexdigest())
-    assert [problem.field for problem in check(forged, verify)] == ["certificate signature"]
+    assert [problem.field for problem in examined(forged).problems(verify)] == ["certificate signature"]
 
 
 def test_a_certificate_of_another_version_does_not_fit() -> None:
     row, other = version(), replace(version(), number=1, id="tiny@1")
     forged = replace(other, certificate=row.certificate, certificate_sha256=row.certificate_sha256)
-    assert {problem.field for problem in check(forged, verify)} == {"id", "number"}
+    assert {problem.field for problem in examined(forged).problems(verify)} == {"id", "number"}
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,8 @@ from groundplane.units import format_bytes
 LOCAL_POOL = "local"
 NEAR_AMONG = 1_000
 """So many versions are looked at for a name like one that is not there: a wrong name costs no more in a large house."""
+_EXAMINED_MAX, _EXAMINED_BYTES_MAX = 32, 16 << 20
+"""So many certificates, of so many bytes together, are remembered as examined: clients ask file by file."""
 _SOFTWARE = f"groundplane {__version__}"
 
 
@@ -77,6 +79,7 @@ class Models:
         self._files = files
         self._provenance = provenance
         self._power_w = power_w
+        self._examined: dict[str, tuple[ModelVersion, cert.Examined]] = {}
         self._registration = Registration(store=store, clock=clock, blobs=blobs, signer=signer, files=files)
 
     # ------------------------------------------------------------ registering
@@ -414,11 +417,21 @@ class Models:
 
     def problems(self, version: ModelVersion) -> tuple[Problem, ...]:
         """What is wrong with a version's row, certificate and signature; its files' bytes are `verify`'s to read."""
-        bad = tuple(
-            Problem(field=f"file {refused.have}", message="is no path a version may have")
-            for refused in path_refusals([file.path for file in version.files])
-        )
-        return (*cert.check(version, self._signer.verify), *bad)
+        known = self._examined.pop(version.id, None)
+        if known is None or known[0] != version:
+            bad = tuple(
+                Problem(field=f"file {refused.have}", message="is no path a version may have")
+                for refused in path_refusals([file.path for file in version.files])
+            )
+            found = cert.examined(version)
+            known = (version, replace(found, faults=(*found.faults, *bad)))
+        self._examined[version.id] = known
+        while len(self._examined) > _EXAMINED_MAX or self._examined_bytes() > _EXAMINED_BYTES_MAX:
+            del self._examined[next(iter(self._examined))]
+        return known[1].problems(self._signer.verify)
+
+    def _examined_bytes(self) -> int:
+        return sum(len(row.certificate) for row, _ in self._examined.values())
 
     async def _of_run(self, run_id: str, name: str) -> ModelVersion | None:
         async with self._store.transaction() as tx:

@@ -464,23 +464,36 @@ def _hardware(found: HardwareFact | None, stated: str) -> dict[str, object] | No
 # ---------------------------------------------------------------- checking
 
 
-def check(row: ModelVersion, verify: Callable[[bytes, bytes, str], bool]) -> tuple[Problem, ...]:
-    """Everything wrong with a version's row and certificate; empty when both are what was signed.
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What one look at a row and its certificate found, whoever signed. `signed`: what, the signature, by which key."""
 
-    `verify(payload, signature, key_id)` answers whether a trusted key signed. The files' bytes are checked elsewhere.
+    signed: tuple[bytes, bytes, str] | None
+    faults: tuple[Problem, ...]
+
+    def problems(self, verify: Callable[[bytes, bytes, str], bool]) -> tuple[Problem, ...]:
+        """The faults, and before them that no trusted key signed: `verify(payload, signature, key_id)` answers that."""
+        if self.signed is None or verify(*self.signed):
+            return self.faults
+        message = f"no trusted key signed this; it names key {self.signed[2][:16]}"
+        return (Problem(field="certificate signature", message=message, hint=_HINT), *self.faults)
+
+
+def examined(row: ModelVersion) -> Examined:
+    """Everything wrong with a version's row and certificate but for trust; the files' bytes are checked elsewhere.
+
+    The work grows with the number of files, and the outcome follows from the row alone.
     """
     if hashlib.sha256(row.certificate.encode(errors="surrogatepass")).hexdigest() != row.certificate_sha256:
         text = "the certificate's text is not the one whose digest the version's row holds"
-        return (Problem(field="certificate", message=text, hint=_HINT), *_check_manifest(row))
+        return Examined(None, (Problem(field="certificate", message=text, hint=_HINT), *_check_manifest(row)))
     try:
         opened = open_envelope(row.certificate)
     except InvalidInput as error:
-        return (Problem(field="certificate", message=error.message, hint=_HINT), *_check_manifest(row))
-    problems = []
-    if not verify(pae(PAYLOAD_TYPE, opened.payload), opened.signature, opened.key_id):
-        message = f"no trusted key signed this; it names key {opened.key_id[:16]}"
-        problems.append(Problem(field="certificate signature", message=message, hint=_HINT))
-    return (*problems, *_check_statement(row, opened.statement), *_check_manifest(row))
+        fault = Problem(field="certificate", message=error.message, hint=_HINT)
+        return Examined(None, (fault, *_check_manifest(row)))
+    signed = (pae(PAYLOAD_TYPE, opened.payload), opened.signature, opened.key_id)
+    return Examined(signed, (*_check_statement(row, opened.statement), *_check_manifest(row)))
 
 
 def check_files(statement: Mapping[str, object], digests: Mapping[str, str]) -> tuple[Problem, ...]:
