@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from tests.adapters.torch_files import torch_zip, whole
 from tests.cli.conftest import GROUND
 
@@ -45,6 +47,27 @@ def test_a_stray_checkpoint_walks_to_a_certificate(up: Any, say: Any, stray: Pat
     assert unknown["training_run"] == "on a laptop"
     assert told["version"]["framework"] == "pytorch"
     assert say(up, "models", "verify", "stray@1").code == 0
+
+
+def test_weights_in_several_files_keep_an_index_that_loaders_find(up: Any, say: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "sharded"
+    folder.mkdir()
+    shards = {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}
+    for name, shard in shards.items():
+        (folder / shard).write_bytes(torch_zip({name: whole("0", np.full((2, 2), ord(name), np.float32))}))
+    index = folder / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 32}, "weight_map": shards}))
+    before = index.read_bytes()
+    said = say(up, "models", "adopt", str(folder), "--name", "sharded", "--project", "research", *STATED, *UNKNOWN)
+    assert said.code == 0, said.err
+    assert "pytorch_model.bin.index.json → model.safetensors.index.json: names the converted files" in said.out
+    assert say(up, "models", "pull", "sharded@1", str(tmp_path / "out")).code == 0
+    found = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert found["metadata"] == {"total_size": 32}
+    for name, shard in found["weight_map"].items():
+        assert load_file(tmp_path / "out" / shard)[name].tolist() == [[ord(name)] * 2] * 2
+    assert not list((tmp_path / "out").glob("pytorch_model*"))
+    assert index.read_bytes() == before, "the source stays as it is"
 
 
 def test_what_is_missing_is_asked_for_all_at_once(up: Any, say: Any, stray: Path) -> None:

@@ -13,8 +13,10 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from groundplane.adapters.conversion import convert
 from groundplane.adapters.model_files import FolderModelFiles
@@ -27,6 +29,7 @@ from groundplane.domain.scanning.model_formats import Format
 from groundplane.errors import GroundError, Problem, Refusal, Refused
 from groundplane.ports import FoundFile
 
+_INDEX, _INDEX_BYTES_MAX = ".index.json", 64 << 20
 _CONVERTED = {Format.PICKLE, Format.TORCH_ZIP, Format.TORCH_LEGACY}
 
 
@@ -38,6 +41,7 @@ def look(source: Path) -> list[dict[str, object]]:
 def adopt(source: Path, folder: Path, leave_out: list[str]) -> dict[str, object]:
     """Fills `folder` with what may enter: weights in pickles converted, everything else as it is.
 
+    An index that says which of several files holds which tensor follows the files that were converted.
     Returns {"files": as `look` of the folder, "converted": …, "left_out": paths}. Raises Refusal with what can't be.
     """
     refusals: list[Refused] = []
@@ -62,6 +66,7 @@ def adopt(source: Path, folder: Path, leave_out: list[str]) -> dict[str, object]
                 refusals.extend(error.refusals)
     if refusals:
         raise Refusal(refusals)
+    converted += _indexes(folder, {str(each["source_path"]): str(each["path"]) for each in converted})
     return {"files": look(folder), "converted": converted, "left_out": left}
 
 
@@ -128,10 +133,7 @@ def _sequence(envelope: object) -> int:
 
 
 def _convert(file: FoundFile, folder: Path) -> dict[str, object]:
-    path = PurePosixPath(file.path)
-    name = path.with_suffix(".safetensors")
-    if path.name.startswith("pytorch_model"):
-        name = path.with_name(path.stem.replace("pytorch_model", "model", 1) + ".safetensors")
+    name = _as_safetensors(PurePosixPath(file.path))
     target = folder / name
     if target.exists():
         raise _taken(f"{file.path} would become {name}, which is there already")
@@ -148,6 +150,55 @@ def _convert(file: FoundFile, folder: Path) -> dict[str, object]:
         "left_out": list(made.left_out),
         "walls": made.walls,
     }
+
+
+def _as_safetensors(path: PurePosixPath) -> PurePosixPath:
+    stem = path.stem.replace("pytorch_model", "model", 1) if path.name.startswith("pytorch_model") else path.stem
+    return path.with_name(f"{stem}.safetensors")
+
+
+def _indexes(folder: Path, became: Mapping[str, str]) -> list[dict[str, object]]:
+    """Writes each index of converted files anew: loaders look for the files that it names, under a name of its own."""
+    made: list[dict[str, object]] = []
+    for old in sorted(folder.rglob(f"*{_INDEX}")) if became else ():
+        path = PurePosixPath(old.relative_to(folder).as_posix())
+        beside = {PurePosixPath(name).name: PurePosixPath(to).name for name, to in became.items()
+                  if PurePosixPath(name).parent == path.parent}  # fmt: skip
+        index = _index(old)
+        if not beside.keys() & index.get("weight_map", {}).values():
+            continue
+        new = old.with_name(_as_safetensors(PurePosixPath(path.name.removesuffix(_INDEX))).name + _INDEX)
+        source_sha256 = hashlib.sha256(old.read_bytes()).hexdigest()
+        if new != old and new.exists():
+            raise _taken(f"{path} would become {new.name}, which is there already")
+        old.unlink()  # it may be a second name of the source
+        index["weight_map"] = {tensor: beside.get(name, name) for tensor, name in index["weight_map"].items()}
+        new.write_text(json.dumps(index, indent=2, ensure_ascii=False) + "\n")
+        made.append(
+            {
+                "path": str(path.with_name(new.name)),
+                "source_path": str(path),
+                "source_sha256": source_sha256,
+                "source_format": Format.TEXT,
+                "tensors": 0,
+                "tensors_sha256": "",
+                "left_out": [],
+                "walls": "",
+            }
+        )
+    return made
+
+
+def _index(file: Path) -> dict[str, Any]:
+    """{"weight_map": {tensor: file}, …}; nothing where it is no such file."""
+    if file.stat().st_size > _INDEX_BYTES_MAX:
+        return {}
+    try:
+        found = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return {}
+    names = found.get("weight_map") if isinstance(found, dict) else None
+    return found if isinstance(names, dict) and all(isinstance(name, str) for name in names.values()) else {}
 
 
 def _taken(have: str) -> Refusal:

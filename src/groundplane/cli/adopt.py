@@ -98,7 +98,8 @@ def adopt(source: str, name: str, project: str, leave_out: Sequence[str], output
         f"adopted {version.id}: {counted(len(version.files), 'file')}, certificate sha256:{version.certificate_sha256}"
     ]
     for file in adopted:
-        lines += [f"  {file.source_path} → {file.path}: {file.tensors} tensors, each compared"]
+        how = f"{file.tensors} tensors, each compared" if file.tensors else "names the converted files"
+        lines += [f"  {file.source_path} → {file.path}: {how}"]
         lines += [f"    left out of it: {_listed(file.left_out)}"] if file.left_out else []
     lines += [f"  {path} stayed behind" for path in left_out]
     lines += [f"  unknown: {fact} ({why})" for fact, why in facts.unknown.items()]
