@@ -77,6 +77,14 @@ def test_a_bare_name_leads_to_what_is_in_production_or_else_to_the_newest(paged:
     assert (missing.status_code, "did you mean paged?" in missing.text) == (404, True)
 
 
+def test_each_model_is_listed_once_with_its_newest_version(paged: Plane) -> None:
+    browser = paged.browser()
+    listed = browser.get("/console/models").text
+    assert '<a href="/console/models/paged@3">paged@3</a>' in listed and "paged@2" not in listed
+    assert "paged@3" not in browser.get("/console/models?after=paged").text
+    assert browser.get("/console/models?after=-").status_code == 422
+
+
 def test_a_gate_refuses_the_form_with_its_figure(paged: Plane) -> None:
     refused = paged.browser().post("/console/models/paged@3/alias", data={"alias": "production", "reason": "why"})
     assert refused.status_code == 409

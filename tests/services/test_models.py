@@ -23,7 +23,7 @@ from groundplane.domain.provenance.certificate import Circumstances, Facts
 from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatus
 from groundplane.domain.spec import DataSource, JobSpec, Metadata, ModelOutput, Resources
 from groundplane.errors import InvalidInput, NotFound, Refusal, Unavailable
-from groundplane.identity import SYSTEM
+from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import Clock, Store
 from groundplane.services.models import Verification
 
@@ -366,6 +366,22 @@ async def test_versions_come_newest_first(every_house: House) -> None:
         await every_house.register()
     assert [version.number for version in await every_house.models.versions(ADA, "tiny")] == list(range(11, 0, -1))
     assert (await every_house.models.get(ADA, "tiny@latest")).number == 11
+
+
+async def test_names_come_in_pages_each_with_its_newest_version(every_house: House) -> None:
+    for name, actor in (("tiny", ADA), ("tiny", ADA), ("large", ADA), ("tiny.1", ADA), ("ears", EVE)):
+        await every_house.register(name, actor=actor)
+
+    async def names(after: str = "", actor: Actor = SYSTEM, limit: int = 2) -> list[str]:
+        return [version.id for version in await every_house.models.names(actor, after=after, limit=limit)]
+
+    assert await names() == ["ears@1", "large@1"]
+    assert await names("large") == ["tiny@2", "tiny.1@1"]
+    assert await names("tiny") == ["tiny.1@1"]
+    assert await names("tiny.1") == []
+    assert await names(actor=EVE) == ["ears@1"]
+    with pytest.raises(InvalidInput, match="no model name"):
+        await names("a\0b")
 
 
 async def test_the_certificate_is_shown_with_its_meaning(house: House) -> None:

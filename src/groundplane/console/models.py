@@ -1,21 +1,21 @@
-"""Models as pages: every version, and one version with its birth certificate, files and verification."""
+"""Models as pages: each with its newest version, and one version with its birth certificate, files and verification."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import Request, Response
+from fastapi import Query, Request, Response
 
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
 from groundplane.console.certificate import read
 from groundplane.console.registry import standing
 from groundplane.console.web import HOME, PageRoute, back, page
-from groundplane.domain.model import ModelVersion
 from groundplane.identity import Actor, Permission
 
 PRODUCTION = "production"
 SIBLINGS_SHOWN = 20
+MODELS_SHOWN = 50
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 
 
@@ -23,13 +23,12 @@ def routes() -> Router:
     router = Router(route_class=PageRoute, prefix="/models")
 
     @router.get("")
-    async def models(request: Request, actor: Reader, ground: Ground) -> Response:
-        by_name: dict[str, list[ModelVersion]] = {}
-        for version in await ground.models.versions(actor):
-            by_name.setdefault(version.name, []).append(version)
-        for versions in by_name.values():
-            versions.sort(key=lambda each: -each.number)
-        return page(request, "models.html", actor, models=sorted(by_name.items()))
+    async def models(
+        request: Request, actor: Reader, ground: Ground, after: Annotated[str, Query(max_length=63)] = ""
+    ) -> Response:
+        found = await ground.models.names(actor, after=after, limit=MODELS_SHOWN + 1)
+        shown = found[:MODELS_SHOWN]
+        return page(request, "models.html", actor, models=shown, more=len(found) > len(shown), after=after)
 
     @router.get("/{ref}")
     async def version(request: Request, ref: str, actor: Reader, ground: Ground) -> Response:

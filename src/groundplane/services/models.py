@@ -12,6 +12,7 @@ from groundplane import __version__
 from groundplane.audit import Event
 from groundplane.domain.access import Project
 from groundplane.domain.canonical import parse_json
+from groundplane.domain.conditions import Greatest
 from groundplane.domain.model import (
     ManifestFile,
     ModelVersion,
@@ -33,6 +34,7 @@ from groundplane.domain.spec import ModelOutput
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
 from groundplane.identity import CROSS_PROJECT, SYSTEM, Actor
 from groundplane.ports import BlobStore, Clock, FoundFile, ModelFiles, Provenance, Signer, Store
+from groundplane.services.aliases import standing
 from groundplane.services.artifacts import named
 from groundplane.services.registration import Draft, Registration, missing_facts, newest_version, output_of
 from groundplane.units import format_bytes
@@ -242,6 +244,17 @@ class Models:
             raise await self.unknown(actor, name)
         return sorted(found, key=lambda version: (version.name, -version.number))
 
+    async def names(self, actor: Actor, *, after: str, limit: int) -> list[ModelVersion]:
+        """The newest version of each of the next `limit` names behind `after`, by name, of those the actor sees."""
+        if after:
+            check_name(after)
+        where = {**_seen_by(actor), "number": Greatest("name")}
+        behind = (after, f"{after}@~")  # sorts after the ids of all its versions
+        async with self._store.transaction() as tx:
+            found = await tx.find(RegistryEntry, where, order="name", limit=limit, after=behind)
+            ids = tuple(entry.id for entry in found)
+            return await tx.find(ModelVersion, {"id": ids}, order="name")
+
     async def count(self, actor: Actor) -> int:
         """How many versions the actor sees."""
         async with self._store.transaction() as tx:
@@ -262,7 +275,7 @@ class Models:
         if wanted.number is None and not wanted.alias:
             return newest
         async with self._store.transaction() as tx:
-            alias = await tx.get(ModelAlias, str(wanted)) if wanted.alias else None
+            alias = await standing(tx, str(wanted)) if wanted.alias else None
             number = alias.number if alias else wanted.number
             found = await tx.get(ModelVersion, f"{wanted.name}@{number}")
         if found is None and wanted.alias:
