@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -81,6 +81,7 @@ def test_a_changed_row_is_told_even_when_its_envelope_holds() -> None:
         [replace(first, facts={**first.facts, "metrics": {"f1": 0.99}}), *rest]
     )
     assert "does not say what was signed" in told([replace(first, by="eve"), *rest])
+    assert "does not say what was signed" in told([replace(first, at=first.at + timedelta(seconds=1)), *rest])
     assert "is not the text" in told([replace(first, envelope=rest[0].envelope), *rest])
 
 

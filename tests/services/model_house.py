@@ -17,9 +17,11 @@ from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.provenance import MachineProvenance
 from groundplane.adapters.signing import FileSigner
 from groundplane.adapters.system import RandomIds
+from groundplane.audit import EventDraft
 from groundplane.domain.access import Project
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.provenance.certificate import DataFact, Facts
+from groundplane.domain.registry import ModelAlias
 from groundplane.identity import Actor, Role
 from groundplane.ports import Clock, Store
 from groundplane.services.addenda import Addenda
@@ -78,6 +80,15 @@ class House:
             row = await tx.get(ModelVersion, "tiny@1")
             assert row is not None
             await tx.update(replace(row, **change))  # type: ignore[arg-type]
+
+    async def stand(self, alias: str, number: int) -> None:
+        """Lets an alias of `tiny` stand for a version, as a move would."""
+        async with self.store.transaction() as tx:
+            await tx.insert(ModelAlias(id=f"tiny@{alias}", name="tiny", alias=alias, number=number, project="vision",
+                                       moved_by="ada", moved_at=NOW))  # fmt: skip
+            moved = EventDraft(at=NOW, actor="ada", action="alias.set", object_kind="model",
+                               object_id=f"tiny@{alias}", project="vision", after={"to": number})  # fmt: skip
+            await tx.append_event(moved)
 
     def packs(self) -> list[Path]:
         return list((self.home / "store" / "packs").iterdir())

@@ -6,14 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.services.model_house import ADA, EVE, NOW, House, Reading, built, doors_of
+from tests.services.model_house import ADA, EVE, House, Reading, built, doors_of
 
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.domain import oci
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.oci_push import PushedTag, tag_row_id
 from groundplane.domain.provenance.addendum import AddendumKind
-from groundplane.domain.registry import ModelAlias, VersionLabel
+from groundplane.domain.registry import VersionLabel
 from groundplane.errors import NotFound
 from groundplane.ports import Clock, Store
 from groundplane.services import oci_registry
@@ -39,9 +39,7 @@ async def test_what_is_asked_for_is_found_without_reading_the_other_versions(clo
     reading = Reading(MemoryStore())
     house = await built(reading, clock, tmp_path)  # type: ignore[arg-type]
     first = (await registered(house, 30))[0]
-    async with reading.transaction() as tx:
-        await tx.insert(ModelAlias(id="tiny@best", name="tiny", alias="best", number=1, project="vision",
-                                   moved_by="ada", moved_at=NOW))  # fmt: skip
+    await house.stand("best", 1)
     _, registry = doors_of(house, clock)
     made = oci.manifest(first)
     for reference in ("v1", "1", "best"):

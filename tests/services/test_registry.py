@@ -15,7 +15,7 @@ from groundplane.adapters.store.memory import MemoryStore
 from groundplane.adapters.system import RandomIds
 from groundplane.domain.hub import Kind
 from groundplane.domain.provenance.model_card import facts_of
-from groundplane.domain.registry import MoveKind, Query, metric_bound
+from groundplane.domain.registry import ModelAlias, MoveKind, Query, metric_bound
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal
 from groundplane.ports import Clock, Store
 from groundplane.services.gates import Gates
@@ -148,6 +148,32 @@ async def test_no_alias_comes_to_stand_for_a_version_that_was_touched(house: Hou
     await house.tamper(owner="mallory")
     with pytest.raises(IntegrityFailure, match="tiny@1 is not what was signed"):
         await registry.move(ADA, "tiny", "production", "1", "why")
+
+
+async def test_an_alias_whose_row_was_changed_beside_the_gates_is_followed_nowhere(
+    store: Store, clock: Clock, tmp_path: Path
+) -> None:
+    house = await built(store, clock, tmp_path)
+    registry = registry_of(house, clock)
+    await house.register()
+    await house.register()
+    await registry.move(ADA, "tiny", "production", "1", "it is the first")
+    async with house.store.transaction() as tx:
+        row = await tx.get(ModelAlias, "tiny@production")
+        assert row is not None
+        await tx.update(replace(row, number=2))
+    hub, oci = doors_of(house, clock)
+    for door in (
+        house.models.get(ADA, "tiny@production"),
+        house.models.verify(ADA, "tiny@production"),
+        hub.revision(ADA, Kind.MODELS, "vision", "tiny", "production"),
+        oci.manifest(ADA, "vision", "tiny", "production"),
+    ):
+        with pytest.raises(IntegrityFailure, match=r"its row says tiny@2, the audit trail tiny@1"):
+            await door
+    await registry.remove(ADA, "tiny", "production", "somebody changed its row")
+    await registry.move(ADA, "tiny", "production", "1", "as it was")
+    assert (await house.models.get(ADA, "tiny@production")).number == 1
 
 
 # ---------------------------------------------------------------- archive, tags

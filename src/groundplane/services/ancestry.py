@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from groundplane.domain.model import ModelVersion, parse_ref
-from groundplane.domain.registry import ModelAlias
 from groundplane.errors import InvalidInput
 from groundplane.ports import Tx
+from groundplane.services.aliases import standing
 
 
 async def base_versions(tx: Tx, base_model: str) -> list[str]:
@@ -22,7 +22,7 @@ async def base_versions(tx: Tx, base_model: str) -> list[str]:
             continue
         number = ref.number
         if ref.alias:
-            alias = await tx.get(ModelAlias, str(ref))
+            alias = await standing(tx, str(ref))
             number = alias.number if alias else 0
         newest = await tx.find(ModelVersion, {"name": ref.name}, order="-number", limit=1) if number is None else ()
         version = newest[0] if newest else await tx.get(ModelVersion, f"{ref.name}@{number}")

@@ -20,6 +20,7 @@ from groundplane.domain.registry import ModelAlias, RegistryEntry
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound
 from groundplane.identity import CROSS_PROJECT, Actor
 from groundplane.ports import BlobStore, Store, Tx
+from groundplane.services.aliases import standing
 from groundplane.services.datasets import Datasets
 from groundplane.services.models import Models
 
@@ -302,7 +303,7 @@ async def _named(tx: Tx, newest: Stored, revision: str) -> Stored | None:
         del asked["number"]
         asked[_COMMITS[kind]] = Between(wanted.commit, wanted.commit + _BEHIND)
     if wanted.alias:
-        alias = await tx.get(ModelAlias, f"{newest.name}@{wanted.alias}") if kind is Kind.MODELS else None
+        alias = await standing(tx, f"{newest.name}@{wanted.alias}") if kind is Kind.MODELS else None
         asked["number"] = alias.number if alias else 0
     found = await tx.find(row, asked, limit=2)
     return found[0] if len(found) == 1 else None

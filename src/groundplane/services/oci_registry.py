@@ -21,6 +21,7 @@ from groundplane.domain.registry import LabelKind, ModelAlias, RegistryEntry, Ve
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, ModelFiles, Store, Tx
+from groundplane.services.aliases import standing
 from groundplane.services.artifacts import demand_quota
 from groundplane.services.models import Models
 
@@ -152,7 +153,7 @@ class OciRegistry:
         if not oci_push.is_tag(reference):
             return oci.Shelf()
         async with self._store.transaction() as tx:
-            alias = await tx.get(ModelAlias, f"{name}@{reference}")
+            alias = await standing(tx, f"{name}@{reference}")
             tag = await tx.get(PushedTag, oci_push.tag_row_id(project, name, reference))
             if alias is not None or tag is None:
                 number = alias.number if alias else oci_push.numbered(reference)

@@ -7,7 +7,6 @@ from dataclasses import replace
 from groundplane.domain.dataset import DatasetVersion, Pointer, parse_dataset_ref
 from groundplane.domain.endpoint import Endpoint
 from groundplane.domain.model import ModelVersion, parse_ref
-from groundplane.domain.registry import ModelAlias
 from groundplane.domain.run import Run
 from groundplane.domain.serving.provider import Provider, RouteRule
 from groundplane.domain.spec import DataSource, EndpointSpec, JobSpec
@@ -15,6 +14,7 @@ from groundplane.domain.spec.inference import MODEL, TAKEN
 from groundplane.errors import NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import Tx
+from groundplane.services.aliases import standing
 from groundplane.services.inference import refuse_other_work
 
 INSIDE_ONLY = ("confidential", "restricted")
@@ -27,7 +27,7 @@ async def pinned(tx: Tx, actor: Actor, spec: JobSpec | EndpointSpec) -> JobSpec 
         wanted = parse_ref(spec.model)
         if not wanted.alias:
             return spec
-        alias = await tx.get(ModelAlias, str(wanted))
+        alias = await standing(tx, str(wanted))
         if alias is None or not (actor.sees(alias.project) or alias.project == spec.metadata.project):
             raise NotFound(f"{wanted.name} has no alias {wanted.alias}", "ground models aliases lists those there are")
         return replace(spec, model=f"{alias.name}@{alias.number}")
@@ -45,7 +45,7 @@ async def _asking(tx: Tx, actor: Actor, spec: JobSpec) -> JobSpec:
     if asking.model:
         wanted = parse_ref(asking.model)
         if wanted.alias:
-            alias = await tx.get(ModelAlias, str(wanted))
+            alias = await standing(tx, str(wanted))
             if alias is None or alias.project != project:
                 raise NotFound(f"{wanted.name} has no alias {wanted.alias}", "ground models aliases lists them")
             asking = replace(asking, model=f"{alias.name}@{alias.number}")

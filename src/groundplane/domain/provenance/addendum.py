@@ -185,9 +185,10 @@ def check_rows(
         except InvalidInput:
             continue  # said above
         created = _part(said, "created")
-        have = (each.version_id, each.sequence, str(each.kind), each.previous_sha256, each.by, each.facts)
+        at = each.at.isoformat(timespec="microseconds")
+        have = (each.version_id, each.sequence, str(each.kind), each.previous_sha256, each.by, at, each.facts)
         signed = tuple(said.get(name) for name in ("version", "sequence", "kind", "previous_sha256"))
-        if have != (*signed, created.get("by"), said.get("facts")):
+        if have != (*signed, created.get("by"), created.get("at"), said.get("facts")):
             problems.append(
                 Problem(field=f"addendum {each.sequence}", message="its row does not say what was signed", hint=_HINT)
             )
