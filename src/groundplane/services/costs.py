@@ -170,25 +170,23 @@ class Costs:
             await tx.update(posting.budget)
             if posting.hold is not None:
                 await tx.update(posting.hold)
-                if posting.overrun_microusd:
-                    overruns.append(self._overrun(posting.hold, posting.overrun_microusd))
+                if more := posting.overrun_microusd:
+                    why = f"{format_usd(more)} more was spent than {posting.hold.subject} had reserved"
+                    event = self._hold_event("hold.overrun", posting.hold, why, taken_from_budget_microusd=more)
+                    overruns.append(event)
         return frozenset(added), overruns
 
-    def _overrun(self, hold: Hold, overrun_microusd: int) -> EventDraft:
+    def _hold_event(self, action: str, hold: Hold, reason: str, **more: object) -> EventDraft:
+        after = {"subject": hold.subject, "held_microusd": hold.amount_microusd, "spent_microusd": hold.posted_microusd}
         return EventDraft(
             at=self._clock.now(),
             actor=SYSTEM.name,
-            action="hold.overrun",
+            action=action,
             object_kind="hold",
             object_id=hold.id,
             project=hold.project,
-            after={
-                "subject": hold.subject,
-                "held_microusd": hold.amount_microusd,
-                "spent_microusd": hold.posted_microusd,
-                "taken_from_budget_microusd": overrun_microusd,
-            },
-            reason=f"{format_usd(overrun_microusd)} more was spent than {hold.subject} had reserved",
+            after=after | more,
+            reason=reason,
         )
 
     # ------------------------------------------------------------ budgets
@@ -440,22 +438,6 @@ class Costs:
         await tx.insert(fresh)
         await tx.update(reserved)
         events.append(self._hold_event("hold.open", fresh, "the gateway spends from it"))
-
-    def _hold_event(self, action: str, hold: Hold, reason: str) -> EventDraft:
-        return EventDraft(
-            at=self._clock.now(),
-            actor=SYSTEM.name,
-            action=action,
-            object_kind="hold",
-            object_id=hold.id,
-            project=hold.project,
-            after={
-                "subject": hold.subject,
-                "held_microusd": hold.amount_microusd,
-                "spent_microusd": hold.posted_microusd,
-            },
-            reason=reason,
-        )
 
     # ------------------------------------------------------------ reports
 
