@@ -31,7 +31,7 @@ _BUFFER_BYTES = 2 * PIECE_BYTES_MAX
 _RING = 8
 """16 MiB a file: what waits for the SHA-256 stays in the processor's cache, and a slow write holds up nothing else."""
 _READERS = min(4, os.cpu_count() or 1)
-"""Two halve the time of a push that waits for no SHA-256; beyond four the memory's speed is what counts."""
+"""Of one file: several are pushed beside each other, each with its own."""
 
 
 class Push:
