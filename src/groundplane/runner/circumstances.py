@@ -144,7 +144,7 @@ def hardware(order: Document, unknown: list[list[str]]) -> Document:
     if indexes:
         try:
             nvml = Nvml(order.get("nvml_library") or NVML_LIBRARY)
-            drivers += _nvidia_chain(order, nvml, unknown)
+            drivers += _nvidia_chain(nvml, unknown)
             cards = [_card(nvml, index) for index in indexes]
         except OSError as error:
             cards = None
@@ -169,7 +169,7 @@ def _card(nvml: Nvml, index: int) -> Document:
     }
 
 
-def _nvidia_chain(order: Document, nvml: Nvml, unknown: list[list[str]]) -> list[Document]:
+def _nvidia_chain(nvml: Nvml, unknown: list[list[str]]) -> list[Document]:
     """Kernel module, driver library, and the newest CUDA it can run. Source: NVML API reference, system queries."""
     found = []
     try:

@@ -90,7 +90,7 @@ class OpenLineage:
             cursor = moved
         if events and cursor.event_id < events[-1].id:
             # What needs not be told moves the cursor once, not event by event.
-            await self._move(cursor, replace(cursor, event_id=events[-1].id))
+            await self._move(replace(cursor, event_id=events[-1].id))
         return len(events) == BATCH
 
     async def _tell(self, cursor: LineageCursor, event: Event) -> LineageCursor | None:
@@ -112,14 +112,14 @@ class OpenLineage:
             late = replace(
                 cursor, failures=cursor.failures + 1, error=failure.message, retry_at=now + timedelta(seconds=wait_s)
             )
-            await self._move(cursor, late)
+            await self._move(late)
             return None
         told = cursor.told + (0 if error else 1)
         return await self._move(
-            cursor, replace(cursor, event_id=event.id, told=told, failures=0, error=error, at=now, retry_at=None)
+            replace(cursor, event_id=event.id, told=told, failures=0, error=error, at=now, retry_at=None)
         )
 
-    async def _move(self, before: LineageCursor, after: LineageCursor) -> LineageCursor:
+    async def _move(self, after: LineageCursor) -> LineageCursor:
         async with self._store.transaction() as tx:
             return await tx.update(after)
 

@@ -86,7 +86,7 @@ class Outlooks:
         found = await asyncio.to_thread(consider, views)
         if any(reason.rule == "quota" for reason in found.facts.in_the_way) and self._recon is not None:
             # Only who is refused for quota waits for what the other regions say.
-            more = await self._elsewhere(catalogue, spec, views)
+            more = await self._elsewhere(catalogue, views)
             if more:
                 views = [*views, *more]
                 found = await asyncio.to_thread(consider, views)
@@ -190,7 +190,7 @@ class Outlooks:
         views, gaps = await self._recon.ask(places, PATIENCE_S)
         return views, tuple(dict.fromkeys(_gap(each) for each in gaps))
 
-    async def _elsewhere(self, catalogue: Catalogue, spec: Spec, views: Sequence[CloudView]) -> list[CloudView]:
+    async def _elsewhere(self, catalogue: Catalogue, views: Sequence[CloudView]) -> list[CloudView]:
         assert self._recon is not None
         read = {(view.cloud, view.region) for view in views}
         clouds = {cloud for cloud, _ in read}

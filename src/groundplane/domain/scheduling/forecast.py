@@ -63,14 +63,14 @@ def would_start_now(state: PoolState, now: float, run_id: str) -> str:
     """What could be asked for instead so that the run starts now, in words: `with 6 accelerators`; "" if nothing."""
     run = next(each for each in state.waiting if each.id == run_id)
     others = tuple(each for each in state.waiting if each.id != run_id)
-    for words, changed in _smaller(state, run, now):
+    for words, changed in _smaller(state, run):
         tried = replace(state, waiting=(*others, changed))
         if any(isinstance(each, Start) and each.id == run_id for each in Scheduler(tried).decide(now)):
             return words
     return ""
 
 
-def _smaller(state: PoolState, run: Waiting, now: float) -> Iterator[tuple[str, Waiting]]:
+def _smaller(state: PoolState, run: Waiting) -> Iterator[tuple[str, Waiting]]:
     """Smaller asks, the largest of each sort first: fewer accelerators, fewer nodes, fewer CPUs, less time."""
     ask = run.ask
     for count in _fewer(ask.accelerators):
