@@ -255,6 +255,10 @@ async def test_an_erasure_says_who_used_it_takes_the_bytes_and_is_signed(
         theirs = replace(successor, id="speech-corpus@1", name="speech-corpus", project="speech")
         await tx.insert(theirs)
         await tx.insert(asked_rows_of("corpus@1"))
+    again = {"a.csv": archive.house.home / "rows" / "a.csv"}
+    arrival = await archive.artifacts.receive(ADA, Pushed(name="again", project="vision", sources=again))
+    with pytest.raises(Conflict, match=f"{arrival.id} is arriving"):
+        await archive.datasets.register(ADA, Offered(name="c", project="vision", artifact_id=arrival.id), STATED)
     clock.advance(1)  # type: ignore[attr-defined]
     erased = await archive.datasets.erase(
         ADA, "corpus@1", records="subject 4711", reason="asked to be forgotten", replacement="corpus@2"
@@ -266,6 +270,7 @@ async def test_an_erasure_says_who_used_it_takes_the_bytes_and_is_signed(
     assert "nodes where run-1 ran may keep copies: ground data cache clear" in erased.left
     assert not any("speech" in each or "empty" in each for each in erased.left), "neither unseen nor without a byte"
     assert any(f"{successor.id} holds 1 of the same files" in each for each in erased.left)
+    assert any(f"{arrival.id} is arriving, with files of the same size" in each for each in erased.left)
     proof = await archive.datasets.proof(ADA, erased.id)
     statement = proof["statement"]
     assert isinstance(statement, dict)

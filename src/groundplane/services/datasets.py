@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from groundplane.audit import Event
 from groundplane.domain.access import Project, checked_text
-from groundplane.domain.artifact import Artifact
+from groundplane.domain.artifact import Arrival, Artifact
 from groundplane.domain.canonical import parse_json
 from groundplane.domain.dataset import (
     ERASURE_TYPE,
@@ -309,7 +309,12 @@ class Datasets:
         if await tx.delete(Artifact, artifact_id):
             done.append(f"artifact {artifact_id} is deleted")
         mine = {file.sha256 for file in found.files if file.size_bytes}
-        left = []
+        sizes = {file.size_bytes for file in found.files if file.size_bytes}
+        left = [
+            f"{arrival.id} is arriving, with files of the same size: {arrival.name} shows their SHA-256 soon"
+            for arrival in await tx.find(Arrival)
+            if actor.sees(arrival.project) and any(file.size_bytes in sizes for file in arrival.files)
+        ]
         for kind in HOLDERS:
             for row in await tx.find(kind, {"kept": True} if kind is DatasetVersion else {}):
                 shared = [file.path for file in row.files if file.sha256 in mine]
