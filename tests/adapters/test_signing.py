@@ -51,7 +51,7 @@ def test_processes_that_start_together_make_one_key(tmp_path: Path) -> None:
 
 def test_the_key_id_is_the_digest_of_the_public_key(tmp_path: Path) -> None:
     signer = FileSigner(tmp_path)
-    public = load_pem_public_key(signer.export_public_key().encode())
+    public = load_pem_public_key(signer.public_keys()[signer.key_id].encode())
     assert (
         hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
         == signer.key_id
@@ -84,7 +84,7 @@ def test_what_an_earlier_key_signed_stays_true_after_rotation_until_the_trust_is
 def test_another_installation_is_trusted_by_its_public_key_whatever_the_file_is_called(tmp_path: Path) -> None:
     here, there = FileSigner(tmp_path / "here"), FileSigner(tmp_path / "there")
     assert here.key_id
-    (tmp_path / "here" / "trusted" / "partner.pub").write_text(there.export_public_key())
+    (tmp_path / "here" / "trusted" / "partner.pub").write_text(there.public_keys()[there.key_id])
     assert here.verify(b"x", there.sign(b"x"), there.key_id)
 
 
@@ -139,7 +139,7 @@ def test_a_certificate_is_checked_offline_with_the_public_key_alone(tmp_path: Pa
         "subject": [{"name": "config.json", "digest": {"sha256": hashlib.sha256(b"{}").hexdigest()}}],
     }
     (tmp_path / "certificate.json").write_text(seal(body, signer.key_id, signer.sign))
-    (tmp_path / "public.pem").write_text(signer.export_public_key())
+    (tmp_path / "public.pem").write_text(signer.public_keys()[signer.key_id])
     arguments = [str(tmp_path / name) for name in ("certificate.json", "public.pem", "model")]
     assert len(program.strip().splitlines()) <= 15
 

@@ -130,7 +130,8 @@ def test_a_foreign_key_vouches_for_nothing(up: Any, say: Any, folder: Path, tmp_
 
     certificate, key = tmp_path / "c.json", tmp_path / "key.pem"
     certificate.write_text(say(up, "models", "certificate", "papers@1", "--envelope").out)
-    key.write_text(FileSigner(tmp_path / "other").export_public_key())
+    (other,) = FileSigner(tmp_path / "other").public_keys().values()
+    key.write_text(other)
     said = say(up, "models", "verify", "--offline", str(folder), "--key", str(key), "--certificate", str(certificate))
     assert (said.code, "none of these keys signed it" in said.err) == (8, True)
 

@@ -64,10 +64,6 @@ class FileSigner:
             return False
         return True
 
-    def export_public_key(self) -> str:
-        """The public key as PEM text: all a stranger needs to check a certificate."""
-        return _pem(self._private().public_key()).decode()
-
     def public_keys(self) -> dict[str, str]:
         return {key_id: _pem(public).decode() for key_id, public in sorted(self._trusted().items())}
 
