@@ -22,7 +22,7 @@ from groundplane.adapters.conversion import convert
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.model_sources import fetch
 from groundplane.adapters.signing import verified_by
-from groundplane.domain.canonical import canonical_json, parse_json
+from groundplane.domain.canonical import canonical_json, parse_json, part_of
 from groundplane.domain.provenance.addendum import check_chain, said
 from groundplane.domain.provenance.certificate import PAYLOAD_TYPE, check_files, open_envelope, pae
 from groundplane.domain.scanning.model_formats import Format
@@ -94,9 +94,7 @@ def verify(folder: Path, certificate: Path, keys: list[Path], addenda: Path | No
         problems.insert(0, Problem(field="certificate signature", message=message))
     told, lost = _later(text, addenda, keys)
     problems += lost
-    predicate = opened.statement.get("predicate")
-    version = predicate.get("version") if isinstance(predicate, dict) else None
-    subject = str(version.get("id")) if isinstance(version, dict) else ""
+    subject = str(part_of(opened.predicate, "version").get("id", ""))
     return {
         "key_id": key_id,
         "subject": subject,
@@ -127,8 +125,7 @@ def _later(certificate: str, addenda: Path | None, keys: list[Path]) -> tuple[li
 
 def _sequence(envelope: object) -> int:
     """The place in the chain that an envelope claims; whether it is the right one the chain decides."""
-    predicate = open_envelope(canonical_json(envelope).decode()).statement.get("predicate")
-    claimed = predicate.get("sequence") if isinstance(predicate, dict) else None
+    claimed = open_envelope(canonical_json(envelope).decode()).predicate.get("sequence")
     return claimed if isinstance(claimed, int) else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
 from groundplane.errors import InvalidInput
 
@@ -28,6 +29,18 @@ def parse_json(data: bytes | str) -> object:
         return json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"this is no strict JSON: {error}") from None
+
+
+def part_of(document: object, name: str) -> Mapping[str, object]:
+    """The object that a document of any shape has there; empty where it has none."""
+    found = document.get(name) if isinstance(document, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def rows_of(document: object, name: str) -> list[Mapping[str, object]]:
+    """The objects in the list that a document of any shape has there."""
+    found = document.get(name) if isinstance(document, Mapping) else None
+    return [row for row in found if isinstance(row, Mapping)] if isinstance(found, list | tuple) else []
 
 
 def _check(value: object, where: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from groundplane.domain.canonical import part_of, rows_of
 from groundplane.domain.model import ModelVersion
 from groundplane.errors import InvalidInput
 
@@ -240,19 +241,13 @@ def differences(
     """Two versions held side by side; `said` and `says` are the predicates of their certificates."""
     found: list[Difference] = []
     found += _named("data", _data(said), _data(says))
-    found += _named("code", _flat(said.get("code")), _flat(says.get("code")))
+    found += _named("code", part_of(said, "code"), part_of(says, "code"))
     found += _named("environment", _packages(said), _packages(says))
-    found += _named("hardware", _flat(said.get("hardware")), _flat(says.get("hardware")))
-    found += _named("metrics", _texts(before.metrics), _texts(after.metrics))
+    found += _named("hardware", part_of(said, "hardware"), part_of(says, "hardware"))
+    found += _named("metrics", before.metrics, after.metrics)
     found += _named("cost", {"cost_microusd": said.get("cost_microusd")}, {"cost_microusd": says.get("cost_microusd")})
     found += _named("facts", _facts(said), _facts(says))
-    old = {file.path: file for file in before.files}
-    new = {file.path: file for file in after.files}
-    found += _named(
-        "files",
-        {path: f"{file.size_bytes:,} bytes, sha256:{file.sha256[:16]}" for path, file in old.items()},
-        {path: f"{file.size_bytes:,} bytes, sha256:{file.sha256[:16]}" for path, file in new.items()},
-    )
+    found += _named("files", _files(before), _files(after))
     found += _named("tensors", _tensors(said), _tensors(says))
     kept = {file.sha256 for file in before.files}
     same = sum(file.size_bytes for file in after.files if file.sha256 in kept)
@@ -282,24 +277,17 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def _texts(values: Mapping[str, float]) -> dict[str, object]:
-    return {name: float(value) for name, value in values.items()}
-
-
-def _flat(value: object) -> dict[str, object]:
-    return {str(name): item for name, item in value.items()} if isinstance(value, Mapping) else {}
+def _files(version: ModelVersion) -> dict[str, object]:
+    return {file.path: f"{file.size_bytes:,} bytes, sha256:{file.sha256[:16]}" for file in version.files}
 
 
 def _data(predicate: Mapping[str, object]) -> dict[str, object]:
-    listed = predicate.get("data")
-    rows = [row for row in listed if isinstance(row, Mapping)] if isinstance(listed, list) else []
+    rows = rows_of(predicate, "data")
     return {str(row.get("name")): f"sha256:{str(row.get('sha256'))[:16]} ({row.get('how')})" for row in rows}
 
 
 def _packages(predicate: Mapping[str, object]) -> dict[str, object]:
-    environment = predicate.get("environment")
-    if not isinstance(environment, Mapping):
-        return {}
+    environment = part_of(predicate, "environment")
     listed = environment.get("packages")
     packages = [str(each).partition("==") for each in listed] if isinstance(listed, list) else []
     stated: dict[str, object] = {name: environment.get(name) for name in ("of", "python", "platform")}
@@ -307,14 +295,13 @@ def _packages(predicate: Mapping[str, object]) -> dict[str, object]:
 
 
 def _facts(predicate: Mapping[str, object]) -> dict[str, object]:
-    version = _flat(predicate.get("version"))
+    version = part_of(predicate, "version")
     names = ("owner", "license", "framework", "base_model", "description", "run_id")
     return {**{name: version.get(name) for name in names}, "origin": predicate.get("origin")}
 
 
 def _tensors(predicate: Mapping[str, object]) -> dict[str, object]:
     """What the manifest knows of each file beyond its bytes: format, tensors, parameters, kinds of numbers."""
-    listed = _flat(predicate.get("manifest")).get("files")
-    rows = [row for row in listed if isinstance(row, Mapping)] if isinstance(listed, list) else []
+    rows = rows_of(part_of(predicate, "manifest"), "files")
     known = {"path", "sha256", "size_bytes"}
     return {f"{row.get('path')} {name}": value for row in rows for name, value in row.items() if name not in known}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from groundplane.domain.access import Project, checked_text
+from groundplane.domain.canonical import part_of, rows_of
 from groundplane.domain.conditions import AtLeast
 from groundplane.domain.dataset import DatasetVersion
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
@@ -173,7 +174,7 @@ class Gates:
         problems = self._models.problems(version)
         said: Mapping[str, object] = {}
         if not problems:
-            said = _part(cert.open_envelope(version.certificate).statement, "predicate")
+            said = cert.open_envelope(version.certificate).predicate
         where = {"version_id": version.id, "alias": alias}
         approvals = [
             each
@@ -434,7 +435,7 @@ async def _ages(tx: Tx, said: Mapping[str, object], project: str) -> list[DataAg
 
     What the version's own project says of these bytes counts before what any other does.
     """
-    rows = _rows(said, "data")
+    rows = rows_of(said, "data")
     digests = tuple({str(row.get("sha256")) for row in rows if row.get("sha256")})
     known = {}
     if digests:
@@ -451,13 +452,13 @@ async def _ages(tx: Tx, said: Mapping[str, object], project: str) -> list[DataAg
 
 def _missing(said: Mapping[str, object]) -> tuple[str, ...]:
     """Required facts that a certificate does not state."""
-    version, data = _part(said, "version"), _rows(said, "data")
+    version, data = part_of(said, "version"), rows_of(said, "data")
     stated: dict[str, object] = {
         "owner": version.get("owner"),
         "license": version.get("license"),
         "data": data and all(row.get("sha256") for row in data),
-        "code_commit": _part(said, "code").get("commit"),
-        "training_run": _part(said, "run").get("id"),
+        "code_commit": part_of(said, "code").get("commit"),
+        "training_run": part_of(said, "run").get("id"),
         "metrics": said.get("metrics"),
     }
     return tuple(name for name in cert.REQUIRED_FACTS if not stated[name])
@@ -469,13 +470,3 @@ _SOMEBODY_ELSE = "ask a lead or an operator; a key stands for its owner, whoever
 def _own_work(version: ModelVersion) -> Refused:
     have = f"{version.created_by}, who registered {version.id}"
     return Refused(rule="four-eyes", need="somebody else", have=have, hint=_SOMEBODY_ELSE)
-
-
-def _part(value: Mapping[str, object], name: str) -> Mapping[str, object]:
-    found = value.get(name)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _rows(value: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
-    found = value.get(name)
-    return [row for row in found if isinstance(row, Mapping)] if isinstance(found, list) else []

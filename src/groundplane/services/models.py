@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from blake3 import blake3
 
 from groundplane import __version__
 from groundplane.audit import Event
@@ -20,6 +23,7 @@ from groundplane.domain.model import (
     parse_ref,
     path_refusals,
 )
+from groundplane.domain.pieces import PIECE_BYTES_MAX
 from groundplane.domain.provenance import certificate as cert
 from groundplane.domain.provenance.addendum import Addendum, check_rows
 from groundplane.domain.provenance.birth import Delivery, Watched, delivered, of_copy, of_run, stated
@@ -30,7 +34,9 @@ from groundplane.domain.provenance.required_facts import Missing, Stage
 from groundplane.domain.provenance.signing_bundle import signing_bundle
 from groundplane.domain.registry import ModelAlias, RegistryEntry
 from groundplane.domain.run import Attempt, Checkpoint, Run
+from groundplane.domain.scanning.tensor_header import HEADER_BYTES_MAX, HeaderFault
 from groundplane.domain.spec import ModelOutput
+from groundplane.domain.tensors import fingerprint, parts, starts, tensors_of
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
 from groundplane.identity import CROSS_PROJECT, SYSTEM, Actor
 from groundplane.ports import BlobStore, Clock, FoundFile, ModelFiles, Provenance, Signer, Store
@@ -195,8 +201,7 @@ class Models:
         _demand(source, self.problems(source))
         await self._files.place(tree, source.files, self._blobs)
         found = await self._files.scan(tree)
-        said = cert.open_envelope(source.certificate).statement["predicate"]
-        assert isinstance(said, dict)
+        said = cert.open_envelope(source.certificate).predicate
         if refusals := _refusals(tree, found):
             raise Refusal(refusals)
         draft = Draft(
@@ -296,6 +301,32 @@ class Models:
         version = await self.get(actor, ref)
         self.demand(version)
         return named(version.files, path, version.id)
+
+    async def tensors(self, file: ManifestFile) -> dict[str, str]:
+        """A stored safetensors file's tensors, name → what is in it; none for another file. Reads next to nothing.
+
+        Raises NotFound or IntegrityFailure where what must be read is gone or damaged.
+        """
+        (length,) = struct.unpack("<Q", (await self._blobs.read(file.sha256, 0, 8)).ljust(8, b"\xff"))
+        if length > HEADER_BYTES_MAX:
+            return {}
+        try:
+            found = tensors_of(await self._blobs.read(file.sha256, 0, 8 + length), file.size_bytes)
+        except HeaderFault:
+            return {}
+        pieces = starts([(each.blake3, each.size_bytes) for each in await self._blobs.pieces(file.sha256)])
+        known, at, window = dict[str, str](), 0, b""
+        for tensor in found:
+            digests = []
+            for part in parts(tensor, pieces):
+                if not isinstance(part, str):
+                    begin, size_bytes = part
+                    if not at <= begin <= begin + size_bytes <= at + len(window):
+                        at, window = begin, await self._blobs.read(file.sha256, begin, PIECE_BYTES_MAX)
+                    part = blake3(window[begin - at : begin - at + size_bytes]).hexdigest()  # noqa: PLW2901
+                digests.append(part)
+            known[tensor.name] = fingerprint(tensor, digests)
+        return known
 
     async def certificate(self, actor: Actor, ref: str) -> dict[str, object]:
         """{"envelope" (DSSE), "statement" (its meaning), "key_id", "sha256", "addenda" (envelopes, oldest first)}.

@@ -193,8 +193,7 @@ async def missing_facts(
     rule = await tx.get(RequiredFacts, version.project)
     if rule is None:
         return ()
-    said = cert.open_envelope(version.certificate).statement.get("predicate")
-    known = Known(said=said if isinstance(said, dict) else {}, addenda=addenda)
+    known = Known(said=cert.open_envelope(version.certificate).predicate, addenda=addenda)
     return judge_facts(rule.required, known, stage)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from groundplane.domain.access import checked_text
+from groundplane.domain.canonical import part_of
 from groundplane.domain.conditions import Among, AtLeast, Between, Contains
 from groundplane.domain.gate import GateCheck, Verdict, Waiver, waived
 from groundplane.domain.model import ModelVersion, check_alias, parse_ref
@@ -30,6 +31,7 @@ from groundplane.domain.registry import (
     label_id,
     rollback_target,
 )
+from groundplane.domain.tensors import changed
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Ids, Store, Tx
@@ -276,7 +278,18 @@ class Registry:
     async def diff(self, actor: Actor, before: str, after: str) -> VersionDiff:
         """Everything that differs between two versions. IntegrityFailure when a certificate does not hold."""
         old, new = await self._models.get(actor, before), await self._models.get(actor, after)
-        return differences(old, new, await self._predicate(actor, old), await self._predicate(actor, new))
+        found = differences(old, new, await self._predicate(actor, old), await self._predicate(actor, new))
+        tensors = changed(await self._tensors(old, besides=new), await self._tensors(new, besides=old))
+        return replace(found, differences=(*found.differences, *tensors))
+
+    async def _tensors(self, version: ModelVersion, *, besides: ModelVersion) -> dict[str, str]:
+        """Those in files that the other version has not: a file of both holds no difference."""
+        shared = {file.sha256 for file in besides.files}
+        found: dict[str, str] = {}
+        for file in version.files:
+            if file.path.endswith(".safetensors") and file.sha256 not in shared:
+                found |= await self._models.tensors(file)
+        return found
 
     async def card(self, actor: Actor, ref: str) -> str:
         """A version's model card, in Markdown."""
@@ -287,10 +300,7 @@ class Registry:
         return card_of(view.version, said, aliases=view.aliases, tags=view.tags, checks=checks, later=later)
 
     async def _predicate(self, actor: Actor, version: ModelVersion) -> Mapping[str, object]:
-        found = await self._models.certificate(actor, version.id)
-        statement = found["statement"]
-        predicate = statement.get("predicate") if isinstance(statement, Mapping) else None
-        return predicate if isinstance(predicate, Mapping) else {}
+        return part_of((await self._models.certificate(actor, version.id))["statement"], "predicate")
 
     # ------------------------------------------------------------ tags, archive
 

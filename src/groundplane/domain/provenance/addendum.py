@@ -16,6 +16,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from groundplane.domain.access import checked_text
+from groundplane.domain.canonical import part_of
 from groundplane.domain.model import ModelVersion, check_sha256, parse_ref
 from groundplane.domain.provenance.certificate import STATEMENT_TYPE
 from groundplane.domain.provenance.envelope import PAYLOAD_TYPE, open_envelope, pae, seal
@@ -155,9 +156,9 @@ def check_chain(
         if not verify(pae(PAYLOAD_TYPE, opened.payload), opened.signature, opened.key_id):
             message = f"no trusted key signed this; it names key {opened.key_id[:16]}"
             problems.append(Problem(field=f"{where} signature", message=message, hint=_HINT))
-        body, said = opened.statement, _part(opened.statement, "predicate")
+        body, said = opened.statement, opened.predicate
         subjects = body.get("subject")
-        digests = [_part(each, "digest").get("sha256") for each in subjects] if isinstance(subjects, list) else []
+        digests = [part_of(each, "digest").get("sha256") for each in subjects] if isinstance(subjects, list) else []
         if body.get("predicateType") != PREDICATE_TYPE or digests != [certificate_sha256]:
             problems.append(Problem(field=where, message="is about another certificate", hint=_HINT))
         if said.get("sequence") != position or said.get("previous_sha256") != previous:
@@ -181,10 +182,10 @@ def check_rows(
                                     "holds", hint=_HINT))  # fmt: skip
             continue
         try:
-            said = _part(open_envelope(each.envelope).statement, "predicate")
+            said = open_envelope(each.envelope).predicate
         except InvalidInput:
             continue  # said above
-        created = _part(said, "created")
+        created = part_of(said, "created")
         at = each.at.isoformat(timespec="microseconds")
         have = (each.version_id, each.sequence, str(each.kind), each.previous_sha256, each.by, at, each.facts)
         signed = tuple(said.get(name) for name in ("version", "sequence", "kind", "previous_sha256"))
@@ -202,9 +203,9 @@ def check_rows(
 
 def said(envelope: str) -> str:
     """What an envelope that holds says, in one line, for whoever has no rows: `2 evaluation: …`."""
-    body = _part(open_envelope(envelope).statement, "predicate")
-    kind, created = AddendumKind(str(body.get("kind"))), _part(body, "created")
-    return f"{body.get('sequence')} {kind}: {in_words(kind, _part(body, 'facts'), str(created.get('by')))}"
+    body = open_envelope(envelope).predicate
+    kind, created = AddendumKind(str(body.get("kind"))), part_of(body, "created")
+    return f"{body.get('sequence')} {kind}: {in_words(kind, part_of(body, 'facts'), str(created.get('by')))}"
 
 
 def summary(addendum: Addendum) -> str:
@@ -291,11 +292,6 @@ def _numbers(found: object, what: str) -> dict[str, float]:
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise InvalidInput(f"{what}: {name} is {value!r}, no finite number")
     return {checked_text(str(name), what): float(value) for name, value in found.items()}
-
-
-def _part(value: object, name: str) -> Mapping[str, object]:
-    found = value.get(name) if isinstance(value, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
 
 
 def _named(kind: AddendumKind) -> str:

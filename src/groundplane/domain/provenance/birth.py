@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import msgspec
 
+from groundplane.domain.canonical import part_of, rows_of
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.provenance import certificate as cert
 from groundplane.domain.run import Attempt, Checkpoint, Run
@@ -113,8 +114,8 @@ def of_copy(source: ModelVersion, said: Mapping[str, object], software: str) -> 
 
     The version that is gone back to stays behind: it is one of the source's own name.
     """
-    version, hardware, adoption = _part(said, "version"), _part(said, "hardware"), _part(said, "adoption")
-    files = _parts(_part(said, "manifest"), "files")
+    version, hardware, adoption = part_of(said, "version"), part_of(said, "hardware"), part_of(said, "adoption")
+    files = rows_of(part_of(said, "manifest"), "files")
     known = ("path", "sha256", "size_bytes")
     return cert.Birth(
         origin=str(said["origin"]),
@@ -139,22 +140,12 @@ def of_copy(source: ModelVersion, said: Mapping[str, object], software: str) -> 
         sla=str(said.get("sla", "")),
         target_memory_bytes=msgspec.convert(said.get("target_memory_bytes"), int | None),
         formats={str(row["path"]): {key: each for key, each in row.items() if key not in known} for row in files},
-        unknown=tuple((str(row["fact"]), str(row["why"])) for row in _parts(said, "unknown")),
+        unknown=tuple((str(row["fact"]), str(row["why"])) for row in rows_of(said, "unknown")),
         software=software,
         adopted=msgspec.convert(adoption.get("converted", ()), tuple[cert.AdoptedFile, ...]),
         adopted_from=str(adoption.get("from", "")),
         copy_of=source,
     )
-
-
-def _part(value: Mapping[str, object], name: str) -> Mapping[str, object]:
-    found = value.get(name)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _parts(value: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
-    found = value.get(name)
-    return [row for row in found if isinstance(row, Mapping)] if isinstance(found, list) else []
 
 
 def _read(value: object, kind: type[Fact]) -> Fact | None:
@@ -165,7 +156,7 @@ def _paired(value: object, name: str, first: str, second: str) -> object:
     """A fact whose pairs are spelt out as rows, with pairs."""
     if not isinstance(value, Mapping):
         return value
-    return {**value, name: [(row[first], row[second]) for row in _parts(value, name)]}
+    return {**value, name: [(row[first], row[second]) for row in rows_of(value, name)]}
 
 
 def formats(files: Sequence[Seen]) -> dict[str, dict[str, object]]:

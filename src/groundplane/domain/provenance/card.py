@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import yaml
 
+from groundplane.domain.canonical import part_of, rows_of
 from groundplane.domain.gate import GateCheck
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.provenance.model_card import OURS
@@ -27,7 +28,7 @@ def card_of(
     later: Sequence[str] = (),
 ) -> str:
     """The card in Markdown. `said` is the certificate's predicate; `checks` are newest first, `later` its addenda."""
-    stated, code, cost = _part(said, "version"), _part(said, "code"), said.get("cost_microusd")
+    stated, code, cost = part_of(said, "version"), part_of(said, "code"), said.get("cost_microusd")
     lines = ["---", yaml.safe_dump(_head(version, said), sort_keys=False, allow_unicode=True).rstrip(), "---", ""]
     lines += [f"# {version.id}", ""]
     if description := str(stated.get("description") or ""):
@@ -38,14 +39,14 @@ def card_of(
         ("licence", version.license or "not stated"),
         ("base model", stated.get("base_model") or "not stated"),
         ("framework", stated.get("framework") or "not stated"),
-        ("made by", version.run_id or _by_hand(_part(said, "adoption"))),
+        ("made by", version.run_id or _by_hand(part_of(said, "adoption"))),
         ("registered", f"{version.created_at:%Y-%m-%d %H:%M} UTC by {version.created_by}"),
         ("code", _code(code)),
         ("hardware", _hardware(said)),
-        ("container", _container(_part(said, "container"))),
-        ("packages", _packages(_part(said, "environment"))),
+        ("container", _container(part_of(said, "container"))),
+        ("packages", _packages(part_of(said, "environment"))),
         ("cost", format_usd(cost) if isinstance(cost, int) else "not known"),
-        ("energy", _energy(_part(said, "energy"))),
+        ("energy", _energy(part_of(said, "energy"))),
         ("level of service", said.get("sla") or "not stated"),
         ("size", f"{format_bytes(version.size_bytes)} in {len(version.files):,} file{'s' * (len(version.files) != 1)}"),
         ("certificate", f"sha256:{version.certificate_sha256}"),
@@ -56,9 +57,9 @@ def card_of(
     metrics = [(name, f"{value:.6g}") for name, value in sorted(version.metrics.items())]
     lines += _table(("metric", "value"), metrics) if metrics else ["No metric is stated.", ""]
     lines += ["## What it was made from", ""]
-    data = [(_cell(row, "name"), f"sha256:{_cell(row, 'sha256')}", _cell(row, "how")) for row in _rows(said, "data")]
+    data = [(_cell(row, "name"), f"sha256:{_cell(row, 'sha256')}", _cell(row, "how")) for row in rows_of(said, "data")]
     lines += _table(("data", "digest", "known by"), data) if data else ["Its data is not known.", ""]
-    if parameters := _part(said, "hyperparameters"):
+    if parameters := part_of(said, "hyperparameters"):
         lines += ["## Hyper-parameters", "", *_table(("name", "value"), sorted(parameters.items()))]
     if later:
         lines += ["## What became known later", "", *(f"- {_escaped(each)}" for each in later), ""]
@@ -71,15 +72,15 @@ def card_of(
         ]
         verdicts = [(each.requirement, str(each.status), each.need, each.have) for each in newest.verdicts]
         lines += _table(("requirement", "verdict", "needs", "has"), verdicts)
-    if unknown := _rows(said, "unknown"):
+    if unknown := rows_of(said, "unknown"):
         lines += ["## What nobody could establish", ""]
         lines += [f"- {_cell(row, 'fact')}: {_cell(row, 'why')}" for row in unknown] + [""]
     return "\n".join(lines)
 
 
 def _head(version: ModelVersion, said: Facts) -> dict[str, object]:
-    stated, code, cost = _part(said, "version"), _part(said, "code"), said.get("cost_microusd")
-    run = _part(said, "run")
+    stated, code, cost = part_of(said, "version"), part_of(said, "code"), said.get("cost_microusd")
+    run = part_of(said, "run")
     ours: dict[str, object] = {
         "owner": version.owner,
         "description": stated.get("description"),
@@ -87,9 +88,9 @@ def _head(version: ModelVersion, said: Facts) -> dict[str, object]:
         "code_dirty": code.get("dirty"),
         "code_repository": code.get("repository"),
         "training_run": run.get("id"),
-        "data": [{"name": _cell(row, "name"), "sha256": _cell(row, "sha256")} for row in _rows(said, "data")],
+        "data": [{"name": _cell(row, "name"), "sha256": _cell(row, "sha256")} for row in rows_of(said, "data")],
         "metrics": dict(version.metrics),
-        "hyperparameters": dict(_part(said, "hyperparameters")),
+        "hyperparameters": dict(part_of(said, "hyperparameters")),
         "sla": said.get("sla"),
         "rollback_target": said.get("rollback_target"),
         "target_memory_bytes": said.get("target_memory_bytes"),
@@ -126,10 +127,10 @@ def _code(code: Facts) -> str:
 
 
 def _hardware(said: Facts) -> str:
-    found = _part(said, "hardware")
+    found = part_of(said, "hardware")
     if found.get("stated"):
         return str(found["stated"])
-    cards = [str(_cell(row, "name")) for row in _rows(found, "accelerators")]
+    cards = [str(_cell(row, "name")) for row in rows_of(found, "accelerators")]
     return ", ".join([str(found.get("cpu")), *cards]) if found else "not known"
 
 
@@ -151,16 +152,6 @@ def _energy(found: Facts) -> str:
     if not isinstance(joules, int | float):
         return "not known"
     return f"{joules / 3_600_000:.6g} kWh, {found.get('how')} ({found.get('basis')})"
-
-
-def _part(value: Facts, name: str) -> Facts:
-    found = value.get(name)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _rows(value: Facts, name: str) -> list[Facts]:
-    found = value.get(name)
-    return [row for row in found if isinstance(row, Mapping)] if isinstance(found, list) else []
 
 
 def _cell(row: Facts, name: str) -> str:

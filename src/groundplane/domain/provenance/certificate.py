@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
+from groundplane.domain.canonical import part_of
 from groundplane.domain.model import ManifestFile, ModelVersion, manifest, manifest_sha256
 from groundplane.domain.provenance.envelope import PAYLOAD_TYPE as PAYLOAD_TYPE
 from groundplane.domain.provenance.envelope import open_envelope as open_envelope
@@ -500,7 +501,7 @@ def check_files(statement: Mapping[str, object], digests: Mapping[str, str]) -> 
     """How files differ from a statement's subjects, given path → SHA-256 of what is there: a stranger's check."""
     rows = statement.get("subject")
     subjects = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
-    signed = {str(row.get("name")): str(_part(row, "digest").get("sha256")) for row in subjects}
+    signed = {str(row.get("name")): str(part_of(row, "digest").get("sha256")) for row in subjects}
     if not signed or statement.get("_type") != STATEMENT_TYPE:
         return (Problem(field="certificate", message="it names no files"),)
     problems = []
@@ -532,8 +533,8 @@ def _check_manifest(row: ModelVersion) -> list[Problem]:
 def _check_statement(row: ModelVersion, body: Mapping[str, object]) -> list[Problem]:
     if body.get("_type") != STATEMENT_TYPE or body.get("predicateType") != PREDICATE_TYPE:
         return [Problem(field="certificate", message="the payload is no birth certificate", hint=_HINT)]
-    predicate = _part(body, "predicate")
-    version, created, listed = (_part(predicate, name) for name in ("version", "created", "manifest"))
+    predicate = part_of(body, "predicate")
+    version, created, listed = (part_of(predicate, name) for name in ("version", "created", "manifest"))
     stated: dict[str, tuple[object, object]] = {
         "id": (version.get("id"), row.id),
         "name": (version.get("name"), row.name),
@@ -581,11 +582,6 @@ def _check_files(
     if not problems and subjects != expected:
         problems.append(Problem(field="certificate", message="its subjects are not its files", hint=_HINT))
     return problems
-
-
-def _part(value: Mapping[str, object], name: str) -> Mapping[str, object]:
-    found = value.get(name)
-    return found if isinstance(found, dict) else {}
 
 
 def _short(value: object) -> str:

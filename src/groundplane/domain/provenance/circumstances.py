@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from groundplane.domain.canonical import part_of, rows_of
 from groundplane.domain.provenance.certificate import (
     AcceleratorFact,
     Circumstances,
@@ -58,16 +59,16 @@ def as_seen(rows: Sequence[AttemptCircumstances], attempts: Sequence[Attempt]) -
         unknown += _unlike(first, other, f"rank {rank} of the gang")
     for row in known[:-1]:
         unknown += _unlike(first, row.members[0], f"attempt {numbers.get(row.id)}")
-    code = _code(_part(first, "code"))
+    code = _code(part_of(first, "code"))
     if code is not None and not is_commit(code.commit):
         unknown.append(("code.commit", f"its node told {code.commit[:80]!r}, which is no git object id"))
         code = None
     return Circumstances(
         observed=f"before the command of attempt {number} started, {first.get('observed_at')}",
         code=code,
-        environment=_environment(_part(first, "environment")),
-        hardware=_hardware(_part(first, "hardware"), len(newest.members)),
-        container=_container(_part(first, "container")),
+        environment=_environment(part_of(first, "environment")),
+        hardware=_hardware(part_of(first, "hardware"), len(newest.members)),
+        container=_container(part_of(first, "container")),
         unknown=tuple(unknown),
     )
 
@@ -110,7 +111,7 @@ def _unlike(first: Document, other: Document, who: str) -> list[tuple[str, str]]
     for fact, part, name in (("code.commit", "code", "commit"), ("code.dirty", "code", "dirty"),
                              ("environment", "environment", "packages"), ("container.digest", "container", "digest"),
                              ("hardware.drivers", "hardware", "drivers")):  # fmt: skip
-        mine, theirs = _part(first, part).get(name), _part(other, part).get(name)
+        mine, theirs = part_of(first, part).get(name), part_of(other, part).get(name)
         if mine != theirs:
             told = f": {theirs}" if isinstance(theirs, str | bool) else ""
             found.append((f"{fact} of {who}", f"it was not the one that is stated{told}"))
@@ -137,7 +138,7 @@ def _environment(found: Document) -> EnvironmentFact | None:
         python=str(found.get("python")),
         platform=str(found.get("platform")),
         packages=tuple(str(each) for each in packages) if isinstance(packages, list) else (),
-        lock_files=tuple((str(row.get("path")), str(row.get("sha256"))) for row in _rows(found, "lock_files")),
+        lock_files=tuple((str(row.get("path")), str(row.get("sha256"))) for row in rows_of(found, "lock_files")),
     )
 
 
@@ -149,10 +150,10 @@ def _hardware(found: Document, nodes: int) -> HardwareFact | None:
         cpu=str(found.get("cpu") or ""),
         cores=cores if isinstance(cores, int) else 0,
         memory_bytes=memory if isinstance(memory, int) else 0,
-        accelerators=tuple(_card(card) for card in _rows(found, "accelerators"))
+        accelerators=tuple(_card(card) for card in rows_of(found, "accelerators"))
         if isinstance(found.get("accelerators"), list)
         else None,
-        drivers=tuple((str(row.get("name")), str(row.get("version"))) for row in _rows(found, "drivers")),
+        drivers=tuple((str(row.get("name")), str(row.get("version"))) for row in rows_of(found, "drivers")),
         nodes=nodes,
     )
 
@@ -167,7 +168,7 @@ def _card(found: Document) -> AcceleratorFact:
 
 
 def _cards(member: Document) -> list[Document]:
-    return _rows(_part(member, "hardware"), "accelerators")
+    return rows_of(part_of(member, "hardware"), "accelerators")
 
 
 def _container(found: Document) -> ContainerFact | None:
@@ -181,13 +182,3 @@ def _container(found: Document) -> ContainerFact | None:
 def _pairs(found: object) -> list[tuple[object, object]]:
     rows = found if isinstance(found, list | tuple) else ()
     return [(row[0], row[1]) for row in rows if isinstance(row, list | tuple) and len(row) == 2]
-
-
-def _part(value: Document, name: str) -> Document:
-    found = value.get(name)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _rows(value: Document, name: str) -> list[Document]:
-    found = value.get(name)
-    return [row for row in found if isinstance(row, Mapping)] if isinstance(found, list | tuple) else []

@@ -10,7 +10,7 @@ import binascii
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from groundplane.domain.canonical import canonical_json, parse_json
+from groundplane.domain.canonical import canonical_json, parse_json, part_of
 from groundplane.errors import InvalidInput
 
 PAYLOAD_TYPE = "application/vnd.in-toto+json"
@@ -42,6 +42,11 @@ class Opened:
     statement: dict[str, object]
     key_id: str
     signature: bytes
+
+    @property
+    def predicate(self) -> Mapping[str, object]:
+        """What the statement says of its subject."""
+        return part_of(self.statement, "predicate")
 
 
 def open_envelope(text: str) -> Opened:

@@ -10,6 +10,7 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 
+from groundplane.domain.canonical import part_of, rows_of
 from groundplane.domain.provenance.addendum import Addendum, AddendumKind, summary
 from groundplane.domain.scanning.licences import TERMS, plain
 
@@ -30,12 +31,12 @@ def ml_bom(
     statement: Mapping[str, object], certificate_sha256: str, key_id: str, addenda: Sequence[Addendum] = ()
 ) -> dict[str, object]:
     """The document for a birth certificate's statement and its addenda. The same ones give the same document."""
-    said = _part(statement, "predicate")
-    version, created, listed = _part(said, "version"), _part(said, "created"), _part(said, "manifest")
+    said = part_of(statement, "predicate")
+    version, created, listed = part_of(said, "version"), part_of(said, "created"), part_of(said, "manifest")
     ref = f"model:{version.get('id')}"
-    data = [row for row in _rows(said, "data") if row.get("name")]
+    data = [row for row in rows_of(said, "data") if row.get("name")]
     base = str(version.get("base_model") or "")
-    packages = _packages(_part(said, "environment"))
+    packages = _packages(part_of(said, "environment"))
     model: dict[str, object] = {
         "type": "machine-learning-model",
         "bom-ref": ref,
@@ -53,7 +54,7 @@ def ml_bom(
                 "name": str(file.get("path")),
                 "hashes": [{"alg": "SHA-256", "content": str(file.get("sha256"))}],
             }
-            for file in _rows(listed, "files")
+            for file in rows_of(listed, "files")
         ],
         "properties": [*_properties(said, certificate_sha256, key_id), *_later(addenda)],
     }
@@ -81,7 +82,7 @@ def ml_bom(
 def _card(
     said: Mapping[str, object], data: Sequence[Mapping[str, object]], addenda: Sequence[Addendum]
 ) -> dict[str, object]:
-    metrics = _part(said, "metrics")
+    metrics = part_of(said, "metrics")
     parameters: dict[str, object] = {}
     if data:
         parameters["datasets"] = [{"ref": f"data:{row.get('name')}"} for row in data]
@@ -103,9 +104,9 @@ def _card(
 def _performance(addendum: Addendum) -> list[dict[str, object]]:
     """An evaluation's metrics, with the data they were measured on and their intervals."""
     facts, rows = addendum.facts, []
-    intervals = _part(facts, "intervals")
+    intervals = part_of(facts, "intervals")
     on = str(facts.get("dataset") or facts.get("name"))
-    for name, value in sorted(_part(facts, "metrics").items()):
+    for name, value in sorted(part_of(facts, "metrics").items()):
         row: dict[str, object] = {"type": name, "value": str(value), "slice": on}
         ends = intervals.get(name)
         if isinstance(ends, list | tuple) and len(ends) == 2:
@@ -150,7 +151,7 @@ def _licences(licence: str) -> list[dict[str, object]]:
 
 
 def _properties(said: Mapping[str, object], certificate_sha256: str, key_id: str) -> list[dict[str, object]]:
-    run, code = _part(said, "run"), _part(said, "code")
+    run, code = part_of(said, "run"), part_of(said, "code")
     pairs = {
         "certificate:sha256": certificate_sha256,
         "certificate:key": key_id,
@@ -159,16 +160,16 @@ def _properties(said: Mapping[str, object], certificate_sha256: str, key_id: str
         "code:commit": code.get("commit"),
         "code:dirty": code.get("dirty"),
         "cost:microusd": said.get("cost_microusd"),
-        "container:image": _part(said, "container").get("image"),
-        "container:digest": _part(said, "container").get("digest"),
-        "environment:packages_sha256": _part(said, "environment").get("packages_sha256"),
-        "energy:joules": _part(said, "energy").get("joules"),
-        "energy:how": _part(said, "energy").get("how"),
-        "energy:basis": _part(said, "energy").get("basis"),
+        "container:image": part_of(said, "container").get("image"),
+        "container:digest": part_of(said, "container").get("digest"),
+        "environment:packages_sha256": part_of(said, "environment").get("packages_sha256"),
+        "energy:joules": part_of(said, "energy").get("joules"),
+        "energy:how": part_of(said, "energy").get("how"),
+        "energy:basis": part_of(said, "energy").get("basis"),
         "sla": said.get("sla"),
         "rollback_target": said.get("rollback_target"),
-        **{f"driver:{row.get('name')}": row.get("version") for row in _rows(_part(said, "hardware"), "drivers")},
-        **{f"hyperparameter:{name}": value for name, value in sorted(_part(said, "hyperparameters").items())},
+        **{f"driver:{row.get('name')}": row.get("version") for row in rows_of(part_of(said, "hardware"), "drivers")},
+        **{f"hyperparameter:{name}": value for name, value in sorted(part_of(said, "hyperparameters").items())},
     }
     named: list[dict[str, object]] = [
         {"name": f"groundplane:{name}", "value": _plain(value)}
@@ -177,20 +178,10 @@ def _properties(said: Mapping[str, object], certificate_sha256: str, key_id: str
     ]
     unknown: list[dict[str, object]] = [
         {"name": f"groundplane:unknown:{row.get('fact')}", "value": str(row.get("why"))}
-        for row in _rows(said, "unknown")
+        for row in rows_of(said, "unknown")
     ]
     return [*named, *unknown]
 
 
 def _plain(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _part(value: Mapping[str, object], name: str) -> Mapping[str, object]:
-    found = value.get(name)
-    return found if isinstance(found, Mapping) else {}
-
-
-def _rows(value: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
-    found = value.get(name)
-    return [row for row in found if isinstance(row, Mapping)] if isinstance(found, list) else []

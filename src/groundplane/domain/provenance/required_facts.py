@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from groundplane.domain.canonical import part_of, rows_of
 from groundplane.domain.provenance.addendum import Addendum, AddendumKind
 from groundplane.errors import InvalidInput, Refused
 
@@ -128,19 +129,9 @@ def _known_words() -> str:
 # ---------------------------------------------------------------- one fact at a time
 
 
-def _part(value: object, name: str) -> Mapping[str, object]:
-    found = value.get(name) if isinstance(value, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
-
-
-def _rows(value: Mapping[str, object], name: str) -> list[Mapping[str, object]]:
-    found = value.get(name)
-    return [row for row in found if isinstance(row, Mapping)] if isinstance(found, list) else []
-
-
 def _why(known: Known, *names: str) -> str:
     """Why the certificate does not know it, in its own words where it has some."""
-    for row in _rows(known.said, "unknown"):
+    for row in rows_of(known.said, "unknown"):
         if any(str(row.get("fact")) == name or str(row.get("fact")).startswith(f"{name}.") for name in names):
             return f"unknown: {row.get('why')}"
     return "nothing is said of it"
@@ -159,7 +150,7 @@ def _at(*path: str) -> Callable[[Known, str, int], str]:
 
 
 def _data(known: Known, name: str, _: int) -> str:
-    rows = _rows(known.said, "data")
+    rows = rows_of(known.said, "data")
     if not rows:
         return _why(known, "data")
     bare = [str(row.get("name")) for row in rows if not row.get("sha256")]
@@ -170,7 +161,7 @@ def _data(known: Known, name: str, _: int) -> str:
 
 
 def _not_dirty(known: Known, name: str, _: int) -> str:
-    dirty = _part(known.said, "code").get("dirty")
+    dirty = part_of(known.said, "code").get("dirty")
     if dirty is None:
         return _why(known, "code.dirty", "code.commit")
     return "files differed from the commit" if dirty else ""
@@ -178,22 +169,22 @@ def _not_dirty(known: Known, name: str, _: int) -> str:
 
 def _metric(known: Known, name: str, _: int) -> str:
     wanted = name.partition(".")[2]
-    return "" if wanted in {each.lower() for each in _part(known.said, "metrics")} else _why(known, name)
+    return "" if wanted in {each.lower() for each in part_of(known.said, "metrics")} else _why(known, name)
 
 
 def _accelerators(known: Known, name: str, _: int) -> str:
     """Known when somebody could tell, also that there are none."""
-    hardware = _part(known.said, "hardware")
+    hardware = part_of(known.said, "hardware")
     known_cards = isinstance(hardware.get("accelerators"), list) or hardware.get("stated")
     return "" if known_cards else _why(known, "hardware")
 
 
 def _drivers(known: Known, name: str, _: int) -> str:
-    return "" if _rows(_part(known.said, "hardware"), "drivers") else _why(known, "hardware.drivers", "hardware")
+    return "" if rows_of(part_of(known.said, "hardware"), "drivers") else _why(known, "hardware.drivers", "hardware")
 
 
 def _environment(known: Known, name: str, _: int) -> str:
-    environment = _part(known.said, "environment")
+    environment = part_of(known.said, "environment")
     if not environment.get("packages_sha256"):
         return _why(known, "environment")
     whose = environment.get("of")
@@ -208,7 +199,7 @@ def _container(known: Known, name: str, _: int) -> str:
 
 
 def _energy(known: Known, name: str, _: int) -> str:
-    return "" if _part(known.said, "energy").get("joules") is not None else _why(known, "energy")
+    return "" if part_of(known.said, "energy").get("joules") is not None else _why(known, "energy")
 
 
 def _cost(known: Known, name: str, _: int) -> str:
