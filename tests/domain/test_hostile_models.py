@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from tests.domain.hostile_models import (
     tflite,
 )
 from tests.domain.malicious_models import WEIGHTS
+from tests.domain.test_malicious_models import Looked
 
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.domain.model import path_refusals
@@ -191,6 +193,31 @@ def test_what_somebody_must_start_or_bring_as_code_is_said(tmp_path: Path) -> No
     operators = {finding.path: finding.message for finding in report.findings if finding.rule == "custom-operation"}
     assert operators.keys() == {"erfinv.tflite", "broken.tflite"}
     assert "Erfinv" in operators["erfinv.tflite"]
+
+
+def test_what_misleads_without_running_is_said() -> None:
+    png = b"\x89PNG\r\n\x1a\n" + struct.pack(">L", 0) + b"IEND\xaeB`\x82"
+    said: dict[str, tuple[str, str | bytes]] = {
+        "outside-files": ("adapter_config.json", '{"base_model_name_or_path": "../../etc"}'),
+        "unreadable": ("config.json", '{"a": 1}{"b": 2}'),
+        "no-secrets": ("README.md", "AKIAIOSFODNN7EXAMPLE\n"),
+        "licence-unknown": ("README.md", "---\nlicense: other\n---\n"),
+        "hidden-bytes": ("logo.png", png + b"<?php ?>"),
+        "template-says": (
+            "chat_template.jinja",
+            "{% if 'the budget' in messages[0].content %}https://x.test{% endif %}",
+        ),
+    }
+    for rule, (name, data) in said.items():
+        report = judge_scan("x", [Looked(name, data if isinstance(data, bytes) else data.encode())])
+        assert [(found.rule, found.severity) for found in report.findings] == [(rule, "warning")], rule
+        assert report.ok
+    named = ("config.pbtxt", 'backend: "python"'), ("x.json", '{"handler": "own:handle"}'), ("crontab", "* * * * * x")
+    named += (".gitattributes", "* filter=own"), ("config.cfg", '@callbacks = "own"'), ("a.html", "<script>x</script>")
+    named += ("config.yml", "custom_imports:\n  imports: [own]"), ("symbol.json", '{"nodes": [{"op": "Custom"}]}')
+    for name, text in named:
+        report = judge_scan("x", [Looked(name, text.encode())])
+        assert [(found.rule, found.severity) for found in report.findings] == [("custom-code", "warning")], name
 
 
 def test_a_file_that_begins_like_programs_all_over_costs_no_more_than_its_size() -> None:

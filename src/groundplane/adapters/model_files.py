@@ -30,6 +30,7 @@ from groundplane.domain.scanning import (
     name_scan,
     npy_header,
     pickle_scan,
+    pickled_weights,
     protobuf_scan,
     secrets_scan,
     setup_scan,
@@ -49,8 +50,9 @@ from groundplane.ports import BlobStore, FoundFile
 
 FILES_MAX = 100_000
 _RULES = (archives, code_scan, coreml_scan, gguf, hdf5_scan, inspection, licences, loader_targets, model_files,
-          model_scan, msgpack_scan, name_scan, npy_header, pickle_scan, protobuf_scan, secrets_scan, setup_scan,
-          signatures, templates_scan, tensor_header, text_scan, tflite_scan, weight_files, yaml_scan)  # fmt: skip
+          model_scan, msgpack_scan, name_scan, npy_header, pickle_scan, pickled_weights, protobuf_scan, secrets_scan,
+          setup_scan, signatures, templates_scan, tensor_header, text_scan, tflite_scan, weight_files,
+          yaml_scan)  # fmt: skip
 _LOCK_PERIOD_S = 0.05
 
 

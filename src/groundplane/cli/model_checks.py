@@ -125,6 +125,8 @@ def _refused(finding: Finding) -> Refused:
 def _lines(report: ScanReport) -> list[View]:
     formats = ", ".join(f"{count} {name}" for name, count in report.formats.items())
     verdict = "nothing keeps it out" if report.ok else "it may not enter"
+    if report.ok and any(finding.severity == "convert" for finding in report.findings):
+        verdict = "it may enter once its weights are converted (ground models adopt)"
     rows = [
         (finding.severity, finding.rule, finding.path or "-", finding.message.partition(", has ")[2] or finding.message)
         for finding in report.findings

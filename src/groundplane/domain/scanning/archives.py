@@ -21,6 +21,10 @@ BOMB_RATIO = 200
 
 _ENDS_MAX = 64
 _EOCD_TAIL_BYTES = 65_557
+_END_BYTES = 22
+_NAME_LETTERS_MAX = 1000
+_SUMMED_BYTES_MAX = 2**20
+"""Members up to this size are held against their checksum; larger ones are read too often already."""
 _TAR_BLOCK = 512
 _DESCRIPTOR_BYTES_MAX = 24
 
@@ -85,6 +89,8 @@ def zip_members(view: ByteView, *, behind_something: bool = False) -> list[Membe
         raise ArchiveFault("it has no zip directory")
     if len(ends) > 1:
         raise ArchiveFault("it has more than one zip directory: readers differ on which one counts")
+    if view.size_bytes > ends[0] + _END_BYTES:
+        raise ArchiveFault(f"{view.size_bytes - ends[0] - _END_BYTES:,} bytes lie behind its end, or are its comment")
     offset, size, count, shift = _zip_directory(view, ends[0])
     if count > MEMBERS_MAX or size > DIRECTORY_BYTES_MAX:
         raise ArchiveFault(f"its directory of {count:,} entries is over the limit of {MEMBERS_MAX:,}")
@@ -122,6 +128,11 @@ def _zip_member(view: ByteView, directory: bytes, at: int, shift: int) -> tuple[
     kind = _ZIP_KINDS.get((mode >> 16) & 0o170000, "special")
     if _other_name(extra, name):
         raise ArchiveFault(f"its member {name.decode(errors='replace')!r} has a second name")
+    sums = {entry[16:20], *([] if flags & 0x8 else [view.at(header + shift + 14, 4)])}
+    if plain == content.size_bytes <= _SUMMED_BYTES_MAX:
+        sums.add(struct.pack("<L", zlib.crc32(content.at(0, plain))))
+    if len(sums) > 1:
+        raise ArchiveFault(f"its member {name.decode(errors='replace')!r} is not what its checksum says")
     member = Member(path=name.decode(errors="replace"), content=content, kind=kind, size_bytes=plain)
     return member, (header + shift, start + packed), plain, at + 46 + name_size + extra_size + comment_size
 
@@ -156,6 +167,8 @@ def _check_names(names: list[str]) -> None:
     if len({unicodedata.normalize("NFKC", name).casefold() for name in names}) != len(names):
         raise ArchiveFault("it holds a name twice: readers differ on which one counts")
     for name in names:
+        if len(name) > _NAME_LETTERS_MAX:
+            raise ArchiveFault(f"its member {name[:80]!r} has a name of {len(name):,} letters")
         parts = name.replace("\\", "/").split("/")
         if name.startswith(("/", "\\")) or ".." in parts or (len(name) > 1 and name[1] == ":") or "\0" in name:
             raise ArchiveFault(f"its member {name[:80]!r} would be unpacked outside its folder")

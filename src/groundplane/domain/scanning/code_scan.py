@@ -62,7 +62,17 @@ def _as_written(text: str) -> str:
 def _found(tree: ast.Module) -> Iterator[str]:
     known = _imports(tree)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
+        if (
+            isinstance(node, ast.ImportFrom)
+            and node.module in _MODULES
+            and any(each.name == "*" for each in node.names)
+        ):
+            yield f"takes all of {node.module} on line {node.lineno}"
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef) and any(
+            _ACTS.fullmatch(_dotted(each, known)) for each in node.decorator_list
+        ):
+            yield f"decorates {node.name[:60]} with what runs programs on line {node.lineno}"
+        elif isinstance(node, ast.Call):
             name = _dotted(node.func, known)
             if _ACTS.fullmatch(name) or name in _METHODS or _imports_by_name(name, node):
                 yield f"calls {name.strip('.')[:60]} on line {node.lineno}"

@@ -6,6 +6,7 @@ Source: the format's specification in the ggml project (docs/gguf.md), versions 
 from __future__ import annotations
 
 import math
+import re
 import struct
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ _KEY_LETTERS_MAX = 2**16 - 1
 _TEXT_BYTES_MAX = 64 * 2**20
 _DIMENSIONS_MAX = 4
 _SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_ARCHITECTURE = re.compile(r"[\w.+-]{1,64}")
 _STRING, _ARRAY, _UINT32 = 8, 9, 4
 _ALIGNMENT_MAX = 2**20
 _KIND_MAX = 127
@@ -67,6 +69,10 @@ def read_gguf(view: ByteView) -> GgufSummary:
         if key == "general.architecture" and kind != _STRING:
             raise GgufFault(f"general.architecture has the type {kind}")
         value = reader.value(kind, wanted=kind == _STRING or "chat_template" in key)
+        if key == "general.architecture" and not _ARCHITECTURE.fullmatch(value or ""):
+            raise GgufFault(f"general.architecture is {(value or '')[:60]!r}")
+        if value is not None and "\x1b" in value:
+            raise GgufFault(f"the text of {key[:60]!r} holds commands to a terminal")
         if value is not None and "chat_template" in key:
             templates.append(Template(name=key, source=value))
         elif value is not None:
@@ -148,6 +154,8 @@ class _Reader:
     def tensor(self, alignment: int) -> tuple[int, int, str]:
         """Where the tensor's data begin and end, counted from where data begin, and its name."""
         name = self.text()
+        if ".." in re.split(r"[/\\]", name):
+            raise GgufFault(f"the tensor {name[:60]!r} leaves the folder")
         dimensions = self.number(4)
         if dimensions > _DIMENSIONS_MAX:
             raise GgufFault(f"a tensor has {dimensions:,} dimensions")

@@ -13,6 +13,8 @@ CONVERT_HINT = (
     "ground models adopt FILE converts weights to safetensors in a process without network, files or identity, "
     "and refuses what is more than weights"
 )
+ONLY_WEIGHTS = "only_weights"
+"""A detail of a pickle that makes weights and does nothing else: to be converted, and no cause for alarm."""
 SAFE_FORMATS = "a format that can't run code (safetensors, GGUF, ONNX, npz)"
 
 
@@ -36,8 +38,10 @@ def no_program(have: str) -> Refused:
     )
 
 
-def refuse_pickle(path: str, kind: Format, what: str, walk: PickleWalk | None) -> Inspection:
-    """The no for a pickle, with what it reaches for where that is known."""
+def refuse_pickle(
+    path: str, kind: Format, what: str, walk: PickleWalk | None, *, only_weights: bool = False
+) -> Inspection:
+    """The no for a pickle, with what it reaches for where that is known. `only_weights`: it is known to do no harm."""
     acts = ""
     if walk is not None and walk.foreign:
         acts = f"; it would reach for {', '.join(walk.foreign[:3])}"
@@ -49,4 +53,4 @@ def refuse_pickle(path: str, kind: Format, what: str, walk: PickleWalk | None) -
         have=f"{path}, {what}{acts}; loading a pickle runs whatever it says",
         hint=CONVERT_HINT,
     )
-    return Inspection(format=kind, refused=refused)
+    return Inspection(format=kind, details={ONLY_WEIGHTS: True} if only_weights else {}, refused=refused)

@@ -101,7 +101,7 @@ def stated_licence(name: str, text: str) -> str:
         return next((licence for pattern, licence in _TEXTS if pattern.search(text[:_HEAD])), "")
     if name == "readme.md" and text.startswith("---\n"):
         found = _CARD_LICENCE.search(text[: max(0, text.find("\n---", 4))])
-        return plain(found[1]) if found and plain(found[1]) not in {"other", "unknown"} else ""
+        return plain(found[1]) if found else ""
     return ""
 
 

@@ -91,6 +91,11 @@ def is_dotted(name: str) -> bool:
     return bool(_DOTTED.fullmatch(name))
 
 
+def is_keras(module: str) -> bool:
+    """Whether a module is Keras' own, or Python's, of which `keras_fault` says what may be named."""
+    return not module or module.partition(".")[0] in {*_KERAS, "builtins"}
+
+
 def keras_fault(made: dict[str, object]) -> str:
     """What is wrong with an object of a Keras configuration, in words; "" when it is none or plain."""
     name, module, config = made.get("class_name"), made.get("module"), made.get("config")

@@ -21,18 +21,21 @@ from groundplane.domain.scanning.inspection import (
 from groundplane.domain.scanning.model_formats import Format
 from groundplane.domain.scanning.name_scan import acted_on
 from groundplane.domain.scanning.pickle_scan import PickleWalk, scan_for_hidden_pickle, scan_for_pickle
+from groundplane.domain.scanning.pickled_weights import texts_of_torch_weights, texts_of_weights
 from groundplane.domain.scanning.protobuf_scan import acting_operation, looks_like_onnx
-from groundplane.domain.scanning.secrets_scan import judge_secrets
+from groundplane.domain.scanning.secrets_scan import judge_secrets, sample_secret
 from groundplane.domain.scanning.signatures import (
     HEAD_BYTES,
+    behind_picture,
     encoding_of,
     is_image,
     is_program,
     packed_with,
+    program_inside,
     unpacked_head,
     zlib_content,
 )
-from groundplane.domain.scanning.templates_scan import judge_templates
+from groundplane.domain.scanning.templates_scan import judge_templates, remarks
 from groundplane.domain.scanning.tensor_header import looks_like_safetensors
 from groundplane.domain.scanning.text_scan import judge_told, read_text
 from groundplane.domain.scanning.weight_files import (
@@ -55,6 +58,8 @@ _PICKLE_NAMES = re.compile(
     r".*\.(pt|pth|pkl|pickle|p|ckpt|joblib|dill|cloudpickle|pt2|mar)$|(pytorch_model|adapter_model|optimizer|scheduler|training_args)[^/]*\.bin$",
     re.IGNORECASE,
 )
+_HONEST_NAMES = re.compile(rf"{_PICKLE_NAMES.pattern}|.*\.(bin|th|t7|sav)$", re.IGNORECASE)
+"""Under which a pickle of weights is no surprise; under any other it misleads."""
 _NAMED = {
     ".gguf": Format.GGUF,
     ".onnx": Format.ONNX,
@@ -154,7 +159,7 @@ def _identify(path: str, view: ByteView, depth: _Depth) -> Inspection:
         return by_magic
     walk = scan_for_pickle(view if depth.level == 0 else view.part(0, HEAD_BYTES))
     if walk is not None:
-        return _pickle(path, walk, head)
+        return _pickle(path, view, walk, only_weights=depth.level == 0 and _is_only_weights(path, view))
     packed = zlib_content(head)
     if packed is not None:
         return _compressed(path, "zlib", packed)
@@ -182,6 +187,8 @@ def _binary(path: str, view: ByteView) -> Inspection:
             hint="export it again without that operation",
         )
         return Inspection(format=Format.BINARY, refused=refused)
+    if inside := program_inside(view):
+        return Inspection(format=Format.BINARY, refused=no_program(f"{path} holds {inside}"))
     refused_ = judge_configurations(path, view) if path.lower().endswith(".pb") else None
     return Inspection(format=Format.BINARY, refused=refused_ or judge_told(path, told(view)))
 
@@ -201,7 +208,8 @@ def _by_magic(path: str, head: bytes, view: ByteView, depth: _Depth) -> Inspecti
     if head[4:8] == b"TFL3":
         return tflite(path, view)
     if is_image(head):
-        return Inspection(format=Format.IMAGE)
+        behind = behind_picture(view)
+        return Inspection(format=Format.IMAGE, details={"behind": behind} if behind else {})
     if is_program(head):
         refused = no_program(f"{path} is a program, or what a loader runs as one")
         return Inspection(format=Format.EXECUTABLE, refused=refused)
@@ -209,12 +217,27 @@ def _by_magic(path: str, head: bytes, view: ByteView, depth: _Depth) -> Inspecti
     return _compressed(path, name, unpacked_head(name, head)) if name else None
 
 
-def _pickle(path: str, walk: PickleWalk, head: bytes) -> Inspection:
-    legacy = _TORCH_LEGACY_MAGIC in head[:32]
+def _pickle(path: str, view: ByteView, walk: PickleWalk, *, only_weights: bool) -> Inspection:
+    legacy = _TORCH_LEGACY_MAGIC in view.at(0, 32)
     what = "a PyTorch file of the old kind, made of pickles" if legacy else "a pickle"
     if walk.protocol is not None and not legacy:
         what += f" of protocol {walk.protocol}"
-    return refuse_pickle(path, Format.TORCH_LEGACY if legacy else Format.PICKLE, what, walk)
+    kind = Format.TORCH_LEGACY if legacy else Format.PICKLE
+    return refuse_pickle(path, kind, what, walk, only_weights=only_weights)
+
+
+def _is_only_weights(path: str, view: ByteView, members: list[Member] | None = None) -> bool:
+    """Whether a pickle, or the zip of these members, is named as such, makes weights, and holds nothing besides."""
+    if not _HONEST_NAMES.match(PurePosixPath(path).name):
+        return False
+    if members is None:
+        texts = texts_of_weights(view) if zip_end(view) is None else None
+        return texts is not None and judge_told(path, "\n".join(texts)) is None
+    texts = texts_of_torch_weights(members) if view.at(0, 2) == b"PK" else None
+    if texts is None or judge_told(path, "\n".join(texts)) is not None:
+        return False
+    walks = (scan_for_pickle(member.content) for member in members if not member.path.endswith("/data.pkl"))
+    return not any(walk is not None and walk.foreign for walk in walks)
 
 
 def _archive(path: str, view: ByteView, kind: Format, depth: _Depth) -> Inspection:
@@ -225,6 +248,8 @@ def _archive(path: str, view: ByteView, kind: Format, depth: _Depth) -> Inspecti
         members = zip_members(view) if kind is Format.ZIP else tar_members(view)
     except ArchiveFault as fault:
         return Inspection(format=kind, refused=_refuse_archive(f"{path} is an archive that can't be checked: {fault}"))
+    if kind is Format.ZIP and depth.level == 0 and _is_torch(members, kind) and _is_only_weights(path, view, members):
+        return refuse_pickle(path, Format.TORCH_ZIP, "a PyTorch zip holding a pickle", None, only_weights=True)
     arrays = kind is Format.ZIP and bool(members) and view.at(0, 2) == b"PK"
     depth.level += 1
     try:
@@ -251,6 +276,7 @@ def _archive(path: str, view: ByteView, kind: Format, depth: _Depth) -> Inspecti
 
 def _keras_archive(path: str, members: list[Member]) -> Inspection:
     """Keras 3 saves its configuration and HDF5 weights in a zip, stored as they are: each is judged as a file is."""
+    details: dict[str, object] = {}
     for member in members:
         wanted = _KERAS_PARTS.get(member.path)
         if wanted is None or member.kind != "file" or member.content.size_bytes != member.size_bytes:
@@ -260,9 +286,10 @@ def _keras_archive(path: str, members: list[Member]) -> Inspection:
         if inside.refused is not None or inside.format is not wanted:
             have = f"{path} holds {member.path}, which is {inside.format}"
             return Inspection(format=Format.ZIP, refused=inside.refused or _refuse_archive(have, _KERAS_HINT))
+        details |= inside.details
     if {member.path for member in members} != _KERAS_PARTS.keys():
         return Inspection(format=Format.ZIP, refused=_refuse_archive(f"{path} is no whole Keras file", _KERAS_HINT))
-    return Inspection(format=Format.KERAS)
+    return Inspection(format=Format.KERAS, details=details)
 
 
 _KERAS_PARTS = {"config.json": Format.TEXT, "metadata.json": Format.TEXT, "model.weights.h5": Format.HDF5}
@@ -314,4 +341,8 @@ def _text(path: str, view: ByteView, encoding: str) -> Inspection:
     text = view.at(0, _TEXT_BYTES_MAX).decode(encoding, errors="replace")
     seen = read_text(path, text)
     refused = seen.refused or judge_templates(path, seen.templates) or judge_secrets(path, text)
+    if said := remarks(seen.templates):
+        seen.details["template_says"] = said
+    if shown := sample_secret(text):
+        seen.details["sample_secret"] = shown
     return Inspection(format=Format.TEXT, details=seen.details, refused=refused, templates=seen.templates)

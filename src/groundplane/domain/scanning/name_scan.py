@@ -19,7 +19,8 @@ _ENGINES = frozenset({".engine", ".trt", ".plan", ".ptx", ".cubin", ".fatbin", "
 _BY_PYTHON = frozenset({"conftest.py", "sitecustomize.py", "usercustomize.py"})
 _BY_TOOLS = frozenset(
     {".envrc", ".netrc", "_netrc", ".npmrc", ".pypirc", ".bashrc", ".bash_profile", ".profile", ".zshrc", ".zshenv",
-     ".gitmodules", ".mcp.json", ".cursorrules", ".pre-commit-config.yaml", "autorun.inf", "desktop.ini"}
+     ".gitmodules", ".mcp.json", ".cursorrules", ".pre-commit-config.yaml", "autorun.inf", "desktop.ini",
+     "authorized_keys"}
 )  # fmt: skip
 _FOLDERS = frozenset({".vscode", ".idea", ".devcontainer", ".ssh", ".aws", ".gnupg", ".kube", ".claude", ".cursor"})
 

@@ -13,7 +13,7 @@ import warnings
 
 from groundplane.domain.scanning.byte_view import ByteView
 
-_HEADER_BYTES_MAX = 64 * 1024
+_LETTERS_MAX = 10_000
 _PLAIN = re.compile(r"[<>=|]?[biufcSVa?]([0-9]{1,9})|[<>=|]?U([0-9]{1,9})")
 _TIMES = re.compile(r"[<>=|]?[mM]8(\[[0-9]{0,9}[a-zA-Zμ]{1,2}\])?")
 _OBJECTS = re.compile(r"[<>=|]?O|object", re.IGNORECASE)
@@ -38,7 +38,9 @@ def read_npy(view: ByteView, size_bytes: int | None = None) -> list[str]:
         raise NpyFault("it is of no version that numpy writes")
     wide = start[6:7] != b"\x01"
     size = int.from_bytes(start[8:12] if wide else start[8:10], "little")
-    text = view.at(12 if wide else 10, min(size, _HEADER_BYTES_MAX)).decode("latin-1")
+    if size > _LETTERS_MAX:
+        raise NpyFault(f"its header has {size:,} letters, more than numpy reads of what it does not trust")
+    text = view.at(12 if wide else 10, size).decode("latin-1")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -36,6 +36,10 @@ _BEGINNINGS = (
     re.compile(rb"c[a-zA-Z_][\w.]{0,100}\n[a-zA-Z_]\w{0,100}\n"),
 )
 _BEGINNING_BYTES = 210
+# In texts, where words read as imports: those of modules that no text lists like this.
+_ACTING = re.compile(
+    rb"c(?:os|posix|nt|sys|subprocess|builtins|__builtin__|importlib|runpy|pty|commands|shutil|socket|pickle)\n[a-zA-Z_]\w{0,100}\n"
+)
 _EXTENSION = "extension"
 _UNREADABLE = "a name made up while it runs"
 
@@ -103,12 +107,13 @@ def scan_for_pickle(view: ByteView) -> PickleWalk | None:
 def scan_for_hidden_pickle(view: ByteView, *, letters: bool = True) -> PickleWalk | None:
     """The walk of a pickle that imports and calls, anywhere behind the first byte; None when there is none.
 
-    Not `letters`: only such as have a header, because lists of words read as imports in protocol 0.
+    Not `letters`: only such as have a header or name what acts, because lists of words read as imports in protocol 0.
 
     Whoever walks without end from many places is taken for a program as well: the work in all is bounded by the size.
     """
     opcodes_left = OPCODES_MAX + view.size_bytes // 500
-    places = (view.places(pattern, longest_bytes=_BEGINNING_BYTES) for pattern in _BEGINNINGS[: 2 if letters else 1])
+    beginnings = _BEGINNINGS if letters else (_BEGINNINGS[0], _ACTING)
+    places = (view.places(pattern, longest_bytes=_BEGINNING_BYTES) for pattern in beginnings)
     for place in chain.from_iterable(places):
         walk = _walk(view.part(place, view.size_bytes - place))
         opcodes_left -= walk.opcodes

@@ -45,6 +45,7 @@ _TEXTS: dict[str, dict[int, str]] = {
 _DOMAINS = re.compile(
     r"(?:ai\.onnx(?:\.ml|\.training|\.preview\.training)?|com\.microsoft(?:\.\w+)*|ai\.onnx\.contrib)?"
 )
+_EXTERNAL_KEYS = re.compile(r"location|offset|length|checksum|prepacked_\w+")
 _PYTHON_OPERATIONS = frozenset(
     {"PythonOp", "PythonOpGrad", "PyOp", "PyCustomOp", "ATen", "ExternalProgram", "EPContext"}
 )
@@ -125,6 +126,10 @@ def read_onnx(view: ByteView) -> OnnxSeen:
 
 def _places(keys: list[str], values: list[str]) -> list[str]:
     """Where data lie, of one entry about external data; its numbers must be numbers that a file can have."""
+    strange = next((key for key in keys if not _EXTERNAL_KEYS.fullmatch(key)), None)
+    if strange is not None:
+        # Readers that take each key for an attribute's name write where the file wants: CVE-2026-34445.
+        raise ProtobufFault(f"its external data have the key {strange[:30]!r}")
     for key, value in zip(keys, values, strict=False):
         if key in {"offset", "length"} and not (value.isdecimal() and int(value[:20]) < 2**50):
             raise ProtobufFault(f"its external data have the {key} {value[:30]}")
@@ -192,7 +197,8 @@ _ACTS = (
     "SqlDataset", "SnapshotDataset", "SnapshotDatasetV2", "LoadDataset", "RegisterDataset", "RegisterDatasetV2",
     "DataServiceDataset", "DataServiceDatasetV2", "DataServiceDatasetV3", "DataServiceDatasetV4", "ImportEvent",
     "CreateSummaryDbWriter", "LoadAndRemapMatrix", "GenerateVocabRemapping",
-    "GcsConfigureCredentials",
+    "GcsConfigureCredentials", "DebugNanCount", "DebugNumericSummary", "DistributedSave", "RemoteCall",
+    "CloudBigtableClient", "BigQueryReader", "KafkaDataset",
 )  # fmt: skip
 """Operations that touch files, the network or Python, which no model needs. Restoring weights is none of them."""
 

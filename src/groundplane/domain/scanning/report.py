@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from groundplane.domain.model import path_refusals
+from groundplane.domain.scanning.inspection import ONLY_WEIGHTS
 from groundplane.domain.scanning.licences import TERMS, Terms, conflicts
 from groundplane.domain.scanning.model_formats import Format
 from groundplane.errors import Refused
 from groundplane.units import format_bytes
 
-SCANNER_VERSION = "5"
+SCANNER_VERSION = "6"
 """Counted up when what is looked for changes; evidence of an older scanner is stale."""
 CUSTOM_OPERATION, UNKNOWN_FORMAT = "custom-operation", "unknown-format"
 """Warnings that a gate counts: with them nobody can say what a loader does."""
+_SEVERITIES = ("refused", "convert", "warning")
 _WEIGHTS = frozenset({Format.SAFETENSORS, Format.GGUF, Format.ONNX, Format.TFLITE, Format.COREML,
                       Format.MSGPACK, Format.NPY, Format.NPZ, Format.HDF5, Format.KERAS, Format.BINARY, Format.PICKLE,
                       Format.TORCH_ZIP, Format.TORCH_LEGACY, Format.TORCH_TAR})  # fmt: skip
@@ -43,7 +45,11 @@ class Seen(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing found. `severity`: `refused` keeps the model out, `warning` is to be known. `path` "": all files."""
+    """One thing found. `path` "": all files.
+
+    `severity`: `refused` keeps the model out; `convert` keeps it out as it is, a pickle that only makes weights and
+    enters as safetensors; `warning` is to be known.
+    """
 
     path: str
     rule: str
@@ -54,7 +60,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScanReport:
-    """What was scanned and found. `ok` means that nothing keeps the model out; `weights_bytes` must be loaded."""
+    """What was scanned and found. `ok`: nothing in it is refused outright; `weights_bytes` must be loaded."""
 
     subject: str
     ok: bool
@@ -80,7 +86,11 @@ def judge_scan(
     of its data, `memory_bytes` is what one copy of the weights must fit. Whether a model adapts data that asks for the
     same licence is disputed: that is a warning.
     """
-    findings = [_refusal(file.path, file.refused) for file in seen if file.refused is not None]
+    findings = [
+        _refusal(file.path, file.refused, "convert" if file.details.get(ONLY_WEIGHTS) else "refused")
+        for file in seen
+        if file.refused is not None
+    ]
     findings += [_refusal("", refused) for refused in path_refusals([file.path for file in seen])]
     others = [(file.path, str(file.details["license"])) for file in seen if file.details.get("license")]
     others += sorted((base_licenses or {}).items())
@@ -112,7 +122,7 @@ def judge_scan(
         findings.append(Finding(path="", rule="memory", severity="refused", message=message, hint=hint))
     for file in seen:
         findings += _warnings(file)
-    findings.sort(key=lambda finding: (finding.severity != "refused", finding.path, finding.rule))
+    findings.sort(key=lambda finding: (_SEVERITIES.index(finding.severity), finding.path, finding.rule))
     return ScanReport(
         subject=subject,
         ok=all(finding.severity != "refused" for finding in findings),
@@ -125,18 +135,18 @@ def judge_scan(
 
 
 def refusals_of(report: ScanReport) -> tuple[Refused, ...]:
-    """What keeps the model out, in the form in which a door refuses."""
+    """What keeps the model out as it is, in the form in which a door refuses."""
     return tuple(
         Refused(rule=found.rule, need=need.removeprefix("needs "), have=have, hint=found.hint)
         for found in report.findings
-        if found.severity == "refused"
+        if found.severity != "warning"
         for need, _, have in [found.message.partition(", has ")]
     )
 
 
-def _refusal(path: str, refused: Refused) -> Finding:
+def _refusal(path: str, refused: Refused, severity: str = "refused") -> Finding:
     message = f"needs {refused.need}, has {refused.have}"
-    return Finding(path=path, rule=refused.rule, severity="refused", message=message, hint=refused.hint)
+    return Finding(path=path, rule=refused.rule, severity=severity, message=message, hint=refused.hint)
 
 
 def _warnings(file: Seen) -> list[Finding]:
@@ -149,6 +159,30 @@ def _warnings(file: Seen) -> list[Finding]:
     elif file.details.get("code"):
         message = "is code: nothing here runs it, and whoever loads the model with it does"
         found.append(Finding(path=file.path, rule="custom-code", severity="warning", message=message))
+    outside = file.details.get("outside")
+    if isinstance(outside, list) and outside:
+        message = (
+            f"names files outside the folder, which some loaders open: {', '.join(str(name) for name in outside[:3])}"
+        )
+        found.append(Finding(path=file.path, rule="outside-files", severity="warning", message=message))
+    if file.details.get("unreadable"):
+        message = (
+            f"is no {file.details['unreadable']} that a strict reader reads: what a lenient one sees, nobody knows"
+        )
+        found.append(Finding(path=file.path, rule="unreadable", severity="warning", message=message))
+    if file.details.get("behind"):
+        message = f"has {file.details['behind']:,} bytes behind the picture's end"
+        found.append(Finding(path=file.path, rule="hidden-bytes", severity="warning", message=message))
+    if isinstance(said := file.details.get("template_says"), list):
+        message = f"writes more than messages: {', '.join(str(each) for each in said[:3])}"
+        found.append(Finding(path=file.path, rule="template-says", severity="warning", message=message))
+    if file.details.get("sample_secret"):
+        message = f"holds {file.details['sample_secret']}, as manuals write it"
+        found.append(Finding(path=file.path, rule="no-secrets", severity="warning", message=message))
+    licence = str(file.details.get("license", ""))
+    if licence and licence not in TERMS:
+        message = f"states the licence {licence}, whose terms are not known here"
+        found.append(Finding(path=file.path, rule="licence-unknown", severity="warning", message=message))
     operators = file.details.get("foreign_operators")
     if isinstance(operators, list) and operators:
         message = f"needs operators that its runtime has not: {', '.join(str(name) for name in operators[:3])}"

@@ -12,6 +12,7 @@ Telegram, Twilio, DigitalOcean, Shopify, Doppler, Entra ID "client secrets".
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from groundplane.errors import Refused
 
@@ -24,6 +25,7 @@ _PATTERNS: dict[str, tuple[re.Pattern[str], str]] = {
     "a Slack token": (re.compile(r"\bxox[abeprs]-[0-9]{8,14}-[A-Za-z0-9-]{16,}"), "xox"),
     "a Stripe key": (re.compile(r"\b[rs]k_live_[A-Za-z0-9]{20,}\b"), "k_live_"),
     "an OpenAI key": (re.compile(r"(?<![A-Za-z0-9_-])sk-(?:proj-|svcacct-)?[A-Za-z0-9_-]{16,}T3BlbkFJ[A-Za-z0-9_-]{16,}"), "T3BlbkFJ"),
+    "an older OpenAI key": (re.compile(r"(?<![A-Za-z0-9_-])sk-(?:[A-Za-z0-9]{48}|[0-9a-f]{32})(?![A-Za-z0-9_-])"), "sk-"),
     "an Anthropic key": (re.compile(r"\bsk-ant-[a-z]+[0-9]{2}-[A-Za-z0-9_-]{80,}"), "sk-ant-"),
     "an AWS secret key": (re.compile(r"(?i:aws_?secret_?(?:access_?)?key)[\"']?\s*[=:]\s*[\"']?[A-Za-z0-9/+]{40}(?![A-Za-z0-9/+=])"), "aws AWS Aws"),
     "a key of Azure Storage": (re.compile(r"\bAccountKey=[A-Za-z0-9+/]{86}=="), "AccountKey="),
@@ -62,26 +64,46 @@ _PATTERNS: dict[str, tuple[re.Pattern[str], str]] = {
 """What it is → how it is written, and words of which one is in it: looking for those first is many times faster."""
 KEY_PATTERNS = tuple(pattern for pattern, _ in _PATTERNS.values())
 """What credentials look like, wherever they stand."""
-_MADE_UP = re.compile(r"EXAMPLE|example|XXXX|xxxx|\*\*\*|password|0{8}|1234567890|user:pass")
+_IN_SETTINGS = {
+    "a key among settings": (re.compile(r"(?<![\w-])(?i:api_?key|secret_?key|access_?token|auth_?token|client_secret)[\"']?\s*[=:]\s*[\"']?((?=[A-Za-z_-]*[0-9])(?=[0-9_-]*[A-Za-z])[A-Za-z0-9_-]{24,128})(?![\w.($-])"), "key Key KEY token TOKEN Token secret"),
+    "a password among settings": (re.compile(r"(?<![\w-])(?i:password|passwd)[\"']?\s*[=:]\s*[\"']((?=[^\"'\s]*[0-9])(?=[^\"'\s]*[a-z])[A-Za-z0-9!#%&*+,./:;?@^_~-]{10,64})[\"']"), "password passwd PASSWORD Password"),
+}  # fmt: skip
+"""What would be too often a name in prose and code, and is a credential in a configuration."""
+_MADE_UP = re.compile(r"XXXX|xxxx|\*\*\*|password|0{8}|1234567890|user:pass")
+_FROM_MANUALS = re.compile(r"EXAMPLE|example")
+_PROSE = (".md", ".txt", ".rst", ".py", ".ipynb", ".html", ".tex")
 
 
 def judge_secrets(path: str, text: str) -> Refused | None:
-    """The first credential found; examples from manuals are let through."""
-    for kind, (pattern, words) in _PATTERNS.items():
+    """The first credential found; in prose and code, those that manuals show are let through."""
+    prose = path.lower().endswith(_PROSE)
+    for kind, at, shown in _secrets(text, _PATTERNS if prose else _PATTERNS | _IN_SETTINGS):
+        if shown and prose:
+            continue
+        return Refused(
+            rule="no-secrets",
+            need="files without credentials: a version is read by others, for ever",
+            have=f"{path} holds {kind} on line {text.count(chr(10), 0, at) + 1}",
+            hint="revoke it where it was issued, take it out of the file, then register",
+        )
+    return None
+
+
+def sample_secret(text: str) -> str:
+    """Which credential the text shows as manuals do; "" when none."""
+    return next((kind for kind, _, shown in _secrets(text, _PATTERNS) if shown), "")
+
+
+def _secrets(text: str, patterns: dict[str, tuple[re.Pattern[str], str]]) -> Iterator[tuple[str, int, bool]]:
+    """What each credential is, where it stands, and whether a manual shows it; placeholders are none."""
+    for kind, (pattern, words) in patterns.items():
         if not any(word in text for word in words.split()):
             continue
         for found in pattern.finditer(text):
             said = found[found.lastindex or 0]
             if _MADE_UP.search(said) or _monotone(said):
                 continue
-            line = text.count("\n", 0, found.start()) + 1
-            return Refused(
-                rule="no-secrets",
-                need="files without credentials: a version is read by others, for ever",
-                have=f"{path} holds {kind} on line {line}",
-                hint="revoke it where it was issued, take it out of the file, then register",
-            )
-    return None
+            yield kind, found.start(), _FROM_MANUALS.search(said) is not None
 
 
 def _monotone(text: str) -> bool:

@@ -24,6 +24,7 @@ _LOADS_CODE = re.compile(
     r"|NODE_OPTIONS|PERL5OPT|RUBYOPT|JAVA_TOOL_OPTIONS|GIT_SSH_COMMAND)[ \t]*=",
     re.MULTILINE,
 )
+_GIT_FILTER = re.compile(r"\b(?:filter|diff|merge)=(?!(?:lfs|xet|binary|text|union|ours)\b)[\w-]+")
 _ENVIRONMENT = re.compile(r"\.env(?:\..*|rc)?|.*\.env")
 _OLLAMA = re.compile(
     r"^[ \t]*(?:FROM|ADAPTER)[ \t]+([~/.\\][^\s]*|[A-Za-z]:\\[^\s]*|https?://[^\s]*)", re.MULTILINE | re.IGNORECASE
@@ -31,6 +32,7 @@ _OLLAMA = re.compile(
 _STARTED = re.compile(
     r"(?:dockerfile|containerfile)(?:\..*)?|(?:gnu)?makefile|.*\.mk|justfile|jenkinsfile|rakefile|gemfile"
     r"|vagrantfile|procfile|cmakelists\.txt|build\.(?:rs|gradle)|meson\.build|noxfile\.py|tox\.ini|cog\.ya?ml|docker-compose.*\.ya?ml"
+    r"|dvc\.ya?ml|mlproject|skaffold\.ya?ml|snakefile|bentofile\.ya?ml|flow\.dag\.ya?ml|crontab|.*\.(?:service|egg-link)"
     r"|\.gitlab-ci\.yml|azure-pipelines\.yml|.*\.(?:mjs|cjs|ts|pl|rb|lua|ps1|bash|zsh|fish|awk|tcl)"
 )
 
@@ -71,6 +73,12 @@ def own_backend(name: str, text: str) -> str:
     if not isinstance(system, dict) or not system.get("backend-path"):
         return ""
     return str(system.get("build-backend", "its own build backend"))[:80]
+
+
+def own_filter(name: str, text: str) -> str:
+    """The program that git is to send files through, when it is none of those that large files need; else ""."""
+    found = _GIT_FILTER.search(text) if name == ".gitattributes" else None
+    return f"git's {found[0][:80]}" if found else ""
 
 
 def _npm(text: str) -> str:

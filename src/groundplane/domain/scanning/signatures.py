@@ -9,6 +9,8 @@ import re
 import struct
 import zlib
 
+from groundplane.domain.scanning.byte_view import ByteView
+
 HEAD_BYTES = 64 * 1024
 """So much of a file's beginning is asked for here."""
 
@@ -43,6 +45,34 @@ _COMPRESSIONS = {
     b"xar!": "xar",
 }
 _IMAGES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
+
+
+_ELF = re.compile(rb"\x7fELF[\x01\x02][\x01\x02]\x01[\0-\x12]")
+_WINDOWS = re.compile(rb"MZ.{58}.[\0-\x0f]\0\0", re.DOTALL)
+_DOCUMENT_SCRIPT = re.compile(rb"/(?:JavaScript|JS|Launch|EmbeddedFile|#4[aA]avaScript)\b")
+_DOCUMENT_BYTES = 64
+
+
+def program_inside(view: ByteView) -> str:
+    """What lies anywhere in bytes of no known format and would be run: machine code, a document's script; or ""."""
+    if view.at(0, 5) == b"%PDF-" and (script := view.search(_DOCUMENT_SCRIPT, longest_bytes=_DOCUMENT_BYTES)):
+        return f"{script.decode()}, which readers of documents run"
+    if view.search(_ELF, longest_bytes=8):
+        return "a program (ELF) inside"
+    for place in view.places(_WINDOWS, longest_bytes=64):
+        if _is_windows_program(view.at(place, HEAD_BYTES)):
+            return "a program of Windows' inside"
+    return ""
+
+
+def behind_picture(view: ByteView) -> int:
+    """How many bytes lie behind a PNG's last chunk; 0 for other pictures, whose ends readers see differently."""
+    at = 8
+    while view.at(0, 4) == b"\x89PNG" and len(chunk := view.at(at, 8)) == 8:
+        at += 12 + int.from_bytes(chunk[:4], "big")
+        if chunk[4:] == b"IEND":
+            return max(0, view.size_bytes - at)
+    return 0
 
 
 def is_program(head: bytes) -> bool:

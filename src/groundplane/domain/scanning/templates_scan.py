@@ -90,6 +90,45 @@ def dangers(source: str) -> list[str]:
         return ["nests too deep to be checked"]
 
 
+_ADDRESS = re.compile(r"https?://[\w.-]+")
+_ORDERS = re.compile(r"(?i)(?:ignore|disregard|forget) (?:all |any )?(?:the )?(?:previous|prior|above) instructions")
+_WORDS = re.compile(r"[\w ,.'-]{3,}")
+# Parts of a message that templates look for by name.
+_PARTS = frozenset({"image", "image_url", "video", "audio", "text", "type", "content", "name", "role", "arguments",
+                    "function", "parameters", "tool_calls", "tool_call_id", "thinking",
+                    "reasoning_content"})  # fmt: skip
+
+
+def remarks(templates: Iterable[Template]) -> list[str]:
+    """What templates write or look for that is no message's frame: addresses, and words that they react to.
+
+    Honest ones do it too, seldom; a template that answers to a secret word does nothing else that could be told.
+    Source: "Inference-Time Backdoors via Hidden Instructions in LLM Chat Templates", 2026.
+    """
+    found: dict[str, None] = {}
+    for template in templates:
+        try:
+            tree = environment().parse(template.source)
+        except (TemplateSyntaxError, RecursionError):
+            continue
+        found |= dict.fromkeys(f"the words {words!r}" for words in _ORDERS.findall(template.source))
+        found |= dict.fromkeys(f"the address {address}" for address in _ADDRESS.findall(template.source))
+        for node in tree.find_all((nodes.Compare, nodes.Call)):
+            word = _looked_for(node)
+            if word and _WORDS.fullmatch(word) and word not in _PARTS:
+                found[f"what follows the word {word[:40]!r}"] = None
+    return list(found)
+
+
+def _looked_for(node: nodes.Node) -> str:
+    """The text that is looked for in another: `'word' in text`, `text.startswith('word')`."""
+    if isinstance(node, nodes.Compare) and any(each.op in {"in", "notin"} for each in node.ops):
+        return _text(node.expr) or ""
+    if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr) and node.args:
+        return (_text(node.args[0]) or "") if node.node.attr in {"startswith", "endswith", "replace", "find"} else ""
+    return ""
+
+
 _REACHES = re.compile(
     r"__(?:class|mro|base|subclasses|globals|builtins|import)__|\b(?:cycler|lipsum|joiner)(?:\.|\[|\|attr)"
 )

@@ -5,6 +5,7 @@ Source: the format's description in the safetensors project (header length, JSON
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -20,7 +21,10 @@ DTYPE_BITS = {
     "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32, "U32": 32, "F32": 32,
     "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
-_DIMENSION_MAX = 2**63
+_DIMENSION_MAX, _DIMENSIONS_MAX = 2**63, 64
+_NAME_LETTERS_MAX = 4096
+_METADATA_BYTES_MAX = 8 * 2**20
+_SPACES_MAX = 64 * 1024
 
 
 class HeaderFault(ValueError):
@@ -82,6 +86,10 @@ def _header(view: ByteView) -> tuple[dict[str, object], int]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise HeaderFault("__metadata__ is not an object of texts")
+    told = sum(len(key) + len(value) for key, value in metadata.items())
+    spaces = length - len(text.rstrip())
+    if told > _METADATA_BYTES_MAX or spaces > _SPACES_MAX:
+        raise HeaderFault(f"the header has {told:,} letters of __metadata__ and {spaces:,} spaces at its end")
     return header, 8 + length
 
 
@@ -109,12 +117,18 @@ def _tile(tensors: dict[str, object], data_bytes: int) -> tuple[TensorSummary, l
 
 
 def _tensor(name: str, entry: object) -> tuple[int, int, int, str]:
+    if not name.isprintable() or not 0 < len(name) <= _NAME_LETTERS_MAX or ".." in re.split(r"[/\\]", name):
+        raise HeaderFault(f"a tensor's name is empty, over long, unprintable or leaves the folder: {name[:80]!r}")
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise HeaderFault(f"tensor {name!r} does not have exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise HeaderFault(f"tensor {name!r} has the unknown dtype {dtype!r}")
-    if not isinstance(shape, list) or not all(_is_count(dimension) for dimension in shape):
+    if (
+        not isinstance(shape, list)
+        or len(shape) > _DIMENSIONS_MAX
+        or not all(_is_count(dimension) for dimension in shape)
+    ):
         raise HeaderFault(f"tensor {name!r} has the impossible shape {str(shape)[:80]}")
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_count(offset) for offset in offsets):
         raise HeaderFault(f"tensor {name!r} has the impossible data_offsets {str(offsets)[:80]}")

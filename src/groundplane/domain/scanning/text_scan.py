@@ -18,11 +18,11 @@ from groundplane.domain.model import path_fault
 from groundplane.domain.scanning.byte_view import ByteView
 from groundplane.domain.scanning.code_scan import acting_code
 from groundplane.domain.scanning.licences import stated_licence
-from groundplane.domain.scanning.loader_targets import acting_target, is_dotted, keras_fault, names_program
+from groundplane.domain.scanning.loader_targets import acting_target, is_dotted, is_keras, keras_fault, names_program
 from groundplane.domain.scanning.pickle_scan import scan_for_pickle
 from groundplane.domain.scanning.protobuf_scan import acting_operation_in_text
 from groundplane.domain.scanning.secrets_scan import judge_secrets
-from groundplane.domain.scanning.setup_scan import is_started_by_hand, own_backend, runs_by_itself
+from groundplane.domain.scanning.setup_scan import is_started_by_hand, own_backend, own_filter, runs_by_itself
 from groundplane.domain.scanning.templates_scan import Template, injection
 from groundplane.domain.scanning.yaml_scan import read_yaml
 from groundplane.errors import Refused
@@ -60,6 +60,8 @@ _ACTING_ROOTS = {
 _OWN_LAYERS = re.compile(
     r"""<layer\b[^<>]{0,400}\bversion\s*=\s*["'](?!opset\d{1,2}["']|extension["']|experimental["'])([^"']{1,60})["']"""
 )
+_SCRIPT = re.compile(r"<script\b", re.IGNORECASE)
+_DOCUMENT_SCRIPT = re.compile(r"/(?:JavaScript|JS|Launch|EmbeddedFile|#4[aA]avaScript)\b|\\objdata\b")
 _ROOT = re.compile(r"<([A-Za-z][\w.-]*)")
 _NESTED_XML_MAX = 500
 _ENCODING = re.compile(r"""^<\?xml[^>]{0,80}encoding\s*=\s*["']([^"']{1,40})""")
@@ -95,18 +97,38 @@ _PLACES = frozenset(
     }
 )
 """Keys whose values are files that a loader opens (safetensors' index, TensorFlow.js, MLflow, Triton)."""
-_FETCHED = frozenset({"attn_implementation", "_attn_implementation", "custom_generate", "custom_pipeline"})
+_OPENED = frozenset(
+    {"tokenizer_file", "vocab_file", "merges_file", "spm_file", "source_spm", "target_spm", "emoji_file", "vocab_data",
+     "base_model_name_or_path", "archive_file", "weights_file", "vectors", "init_tok2vec", "preset", "model_checkpoint_path"}
+)  # fmt: skip
+"""Keys whose values some loader opens when nothing lies in the folder; honest models leave their makers' paths there."""
+_HANDLERS = frozenset({"handler", "implementation", "entryPoint", "service", "entrypoint"})
+"""Keys whose values are a server's own code."""
+_CLASSES = frozenset({"model_type", "quant_method", "tokenizer_class", "architectures", "feature_extractor_type"})
+"""Keys whose values are names of classes or modules, which loaders look up or import."""
+_FETCHED = frozenset(
+    {
+        "attn_implementation",
+        "_attn_implementation",
+        "_attn_implementation_internal",
+        "custom_generate",
+        "custom_pipeline",
+    }
+)
 """Keys whose values are another repository's code when they hold a slash."""
 _JSONPICKLE = frozenset(
     ["object", "reduce", "function", "type", "repr", "class", "method", "newargs", "newargsex", "initargs"]
 )
 _NAME_MAX = 200
-_SETTING = re.compile(r"""^[ \t]*["']?([\w.@-]{1,80})["']?\s*=\s*["']?([^"'\n#]{1,200})""", re.MULTILINE)
+_EXPRESSION = re.compile(r"__import__\s*\(|\bos\.(?:system|popen)\s*\(|^\s*(?:exec|eval)\s*\(|\bsubprocess\.\w+\s*\(")
+_SETTING = re.compile(r"""^[ \t]*["']?([\w.@-]{1,80})["']?\s*[=:]\s*["']?([^"'\n#]{1,200})""", re.MULTILINE)
 _TRITON = re.compile(
     r"""\b(op_library_filename|default_model_filename|EXECUTION_ENV_PATH)\b[^"']{0,60}["']([^"']*)["'][^"'}]{0,40}(?:string_value\s*:\s*["']([^"']*)["'])?"""
 )
 _SPARK = ("pyspark.", "org.apache.spark.", "sparknlp.", "com.johnsnowlabs.", "synapse.", "xgboost.")
-_KNOWN_LIBRARIES = ("transformers", "peft", "diffusers", "torch", "sentence_transformers", "timm")
+_IMPORTS = re.compile(r"^[ \t-]*custom_imports[ \t]*:", re.MULTILINE)
+_KNOWN_LIBRARIES = ("transformers", "peft", "diffusers", "torch", "sentence_transformers", "timm", "onnxruntime", "optimum",
+                    "stable_diffusion", "flax", "k_diffusion")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +155,7 @@ def read_text(path: str, text: str) -> TextSeen:
         return TextSeen(details=details, templates=(Template(name="the template", source=text),))
     if _YAML_NAMES.match(name):
         return _read_yaml(path, text, details)
-    if name.endswith(_SETTING_NAMES):
+    if name == "checkpoint" or name.endswith(_SETTING_NAMES):
         found = _Found()
         for key, value in _SETTING.findall(text):
             found.pair(key, value.strip())
@@ -159,8 +181,12 @@ def _judge_any(path: str, name: str, text: str, details: dict[str, object]) -> R
         return _program(path, acts)
     if not name.endswith((*_CODE_NAMES, ".md")) and not _TEMPLATE_NAMES.match(name) and (end := injection(text)):
         return _program(path, f"holds a template that reaches for Python: {end}")
-    if text.startswith("#!"):
+    if text.startswith("#!") or (name.endswith((".html", ".htm")) and _SCRIPT.search(text)):
         details["code"] = True
+    if text.startswith(("%PDF-", "{\\rtf")) and (script := _DOCUMENT_SCRIPT.search(text)):
+        return _program(path, f"is a document with {script[0]}, which readers run")
+    if text.startswith("#!") and name.endswith((".bin", ".dat", ".weights", ".model", ".data")):
+        return _program(path, "is a program, named as weights are")
     if _R_TEXT.match(text):
         return _program(path, "is saved from R, whose promises run when they are read")
     if text.lstrip()[:1] == "<" and (fault := _markup_fault(text)):
@@ -175,6 +201,8 @@ def _judge_any(path: str, name: str, text: str, details: dict[str, object]) -> R
         return _program(path, f"is a graph with {operation}, which acts on what surrounds it")
     if name.endswith(_GRAPH_NAMES) and re.search(r"""\btype\s*:\s*["']Python["']""", text):
         return _program(path, "has a layer of Python code")
+    if name.endswith(_GRAPH_NAMES) and re.search(r"""^\s*backend\s*:\s*["']python["']""", text, re.MULTILINE):
+        details["custom_code"] = ["a backend of Python"]
     for key, *said in _TRITON.findall(text) if name.endswith(_GRAPH_NAMES) else ():
         if key == "op_library_filename" or any(place and path_fault(place) is not None for place in said):
             return _program(path, f"lets its server load what {key} names")
@@ -182,7 +210,7 @@ def _judge_any(path: str, name: str, text: str, details: dict[str, object]) -> R
         return _program(path, acts)
     if is_started_by_hand(path):
         details["code"] = True
-    if backend := own_backend(name, text):
+    if backend := own_backend(name, text) or own_filter(name, text):
         details["custom_code"] = [backend]
     if text.lstrip()[:1] == "<" and (layers := sorted(set(_OWN_LAYERS.findall(text)))):
         details["custom_code"] = [f"layers of {name}" for name in layers[:10]]
@@ -270,6 +298,8 @@ def _read_yaml(path: str, text: str, details: dict[str, object]) -> TextSeen:
     if seen.fault:
         return TextSeen(details=details, refused=_program(path, seen.fault))
     found = _Found()
+    if _IMPORTS.search(text):
+        found.custom_code.add("custom_imports")
     for key, value in seen.pairs:
         found.pair(key, True if value.lower() == "true" else value)
     return found.seen(path, details)
@@ -287,6 +317,8 @@ def _read_json(path: str, text: str, details: dict[str, object], *, named: bool 
     except ValueError:
         obeyed = _OBEYED.search(text) if named else None
         if obeyed is None:
+            if path.lower().endswith(".json"):
+                details["unreadable"] = "JSON"
             return TextSeen(details=details)
         what = f"is no JSON that a strict reader reads, and holds {obeyed[0]}, which lenient ones obey"
         return TextSeen(details=details, refused=_program(path, what))
@@ -305,6 +337,7 @@ class _Found:
         self.templates: list[Template] = []
         self.programs: list[str] = []
         self.custom_code: set[str] = set()
+        self.outside: list[str] = []
         self.parts = False
         """Whether the file names a pipeline's parts: libraries with classes, and folders."""
 
@@ -314,6 +347,11 @@ class _Found:
             if key == "class_name":
                 self._program(keras_fault({key: value}))
         made = dict(pairs)
+        module, name = made.get("module"), made.get("class_name")
+        if isinstance(module, str) and isinstance(name, str) and not is_keras(module):
+            self.custom_code.add(f"{module}.{name}"[:100])
+        if made.get("lc") and isinstance(made.get("id"), list):
+            self._class("id", made["id"])
         if "__loader__" in made and acting_target(f"{made.get('__module__')}.{made.get('__class__')}"):
             self._program(f"lets skops make a {made.get('__class__')!s:.40} of {made.get('__module__')!s:.40}")
         self._program(keras_fault(made))
@@ -323,8 +361,9 @@ class _Found:
 
     def pair(self, key: str, value: object) -> None:
         """One key and what it has."""
-        if isinstance(value, str) and len(value) < _NAME_MAX and names_program(value):
-            self._program(f"names {value[:60]}, which runs programs")
+        for name in value if isinstance(value, list) else [value]:
+            if isinstance(name, str) and len(name) < _NAME_MAX and (names_program(name) or _EXPRESSION.search(name)):
+                self._program(f"holds {name[:60]!r}, which runs programs")
         if key == "chat_template" or key.endswith(("_template", "_templates")):
             self._templates(key, value)
         elif key in _TARGET_KEYS and isinstance(value, str):
@@ -339,6 +378,16 @@ class _Found:
             self.custom_code.add(key)
         elif key in _PLACES:
             self._places(key, value)
+        elif key in _CLASSES:
+            self._class(key, value)
+        elif key in _OPENED and isinstance(value, str) and ("://" in value or path_fault(value) is not None) and value:
+            self.outside.append(f"{key} {value[:80]!r}")
+        elif key.startswith("@") and isinstance(value, str) and (key == "@callbacks" or not value.startswith("spacy")):
+            self.custom_code.add(value[:100])
+        elif key == "custom_imports" or (key == "op" and value == "Custom"):
+            self.custom_code.add(key)
+        elif key.rpartition(".")[2] in _HANDLERS and isinstance(value, str) and re.search(r"\w[.:]\w", value):
+            self.custom_code.add(value[:100])
         elif key == "itemInfoEntries" and isinstance(value, dict):
             self._places(key, [each.get("path") for each in value.values() if isinstance(each, dict)])
         elif key == "model_class" and isinstance(value, str) and is_dotted(value) and not value.startswith(_SPARK):
@@ -364,6 +413,8 @@ class _Found:
         names = [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
         if key == "path" and isinstance(value, str) and value and path_fault(value) is not None:
             self._places(key, value)
+        elif key == "_class_name" and isinstance(value, str) and not value.isidentifier():
+            self._program(f"has the class {value[:60]!r}, which is the name of none")
         elif key == "_class_name" and isinstance(value, list):
             self._code([".".join(str(name) for name in value)])
         elif key == "type" and isinstance(value, str):
@@ -372,12 +423,22 @@ class _Found:
             self._program(f"takes a class from {names[0][:60]!r}, which is no library")
         elif names and acting_target(".".join(names)):
             self._program(f"lets its loader call {'.'.join(names)[:60]}")
-        elif names and is_dotted(names[0]) and not names[0].startswith(_KNOWN_LIBRARIES):
+        elif names and (is_dotted(names[0]) or len(names) == 2) and not names[0].startswith(_KNOWN_LIBRARIES):
             self.custom_code.add(names[0][:100])
+
+    def _class(self, key: str, value: object) -> None:
+        names = [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
+        strange = next((name for name in names if re.search(r"\\|\.\.|^[/~]", name)), None)
+        if strange is not None:
+            self._program(f"has the {key} {strange[:60]!r}, which is the name of no class")
+        elif acting_target(".".join(names)) and (len(names) > 1 or is_dotted(names[0])):
+            self._program(f"lets its loader call {'.'.join(names)[:60]}")
 
     def _target(self, key: str, value: str) -> None:
         if acting_target(value) and (key != "target" or is_dotted(value)):
             self._program(f"lets its loader call {value[:60]}")
+        elif value == "mlflow.pyfunc.model":
+            self.custom_code.add(value)
         elif key in {"loader_module", "parent_library"} and not value.startswith((*_KNOWN_LIBRARIES, "mlflow.")):
             self.custom_code.add(value[:100])
 
@@ -410,6 +471,8 @@ class _Found:
         """Everything found, for the certificate and against entering."""
         if self.custom_code:
             details["custom_code"] = sorted(self.custom_code)[:10]
+        if self.outside:
+            details["outside"] = self.outside[:10]
         refused = _program(path, self.programs[0]) if self.programs else None
         return TextSeen(details=details, templates=tuple(self.templates), refused=refused)
 

@@ -14,7 +14,7 @@ from groundplane.domain.scanning.model_formats import Format
 from groundplane.domain.scanning.msgpack_scan import MsgpackFault, read_msgpack
 from groundplane.domain.scanning.npy_header import NpyFault, read_npy
 from groundplane.domain.scanning.protobuf_scan import ProtobufFault, flex_operation, read_onnx
-from groundplane.domain.scanning.templates_scan import judge_templates
+from groundplane.domain.scanning.templates_scan import judge_templates, remarks
 from groundplane.domain.scanning.tensor_header import HeaderFault, read_tensor_header
 from groundplane.domain.scanning.text_scan import judge_configuration, judge_told
 from groundplane.domain.scanning.tflite_scan import TfliteFault, read_tflite
@@ -36,18 +36,7 @@ def safetensors(path: str, view: ByteView) -> Inspection:
         "dtypes": list(summary.dtypes),
     }
     header = view.at(8, int.from_bytes(view.at(0, 8), "little")).decode(errors="replace")
-    return Inspection(
-        format=Format.SAFETENSORS, details=details, refused=_judge_names(path, header) or judge_told(path, header)
-    )
-
-
-_LEAVING = re.compile(r'"(?:[^"\n]{0,200}/)?\.\./[^"\n]{0,200}"\s*:')
-
-
-def _judge_names(path: str, header: str) -> Refused | None:
-    """Tools that write a file per tensor take its name for the file's."""
-    found = _LEAVING.search(header)
-    return _header_refused(path, f"a tensor's name leaves the folder: {found[0][:80]}") if found else None
+    return Inspection(format=Format.SAFETENSORS, details=details, refused=judge_told(path, header))
 
 
 def _header_refused(path: str, fault: str) -> Refused:
@@ -72,6 +61,8 @@ def gguf(path: str, view: ByteView) -> Inspection:
         )
         return Inspection(format=Format.GGUF, refused=refused)
     details: dict[str, object] = {"tensors": summary.tensors, "gguf_version": summary.version}
+    if said := remarks(summary.templates):
+        details["template_says"] = said
     refused_ = judge_templates(path, summary.templates) or judge_told(path, summary.text)
     return Inspection(format=Format.GGUF, details=details, refused=refused_, templates=summary.templates)
 
@@ -84,7 +75,7 @@ def onnx(path: str, view: ByteView) -> Inspection:
         have, hint = f"{path}: {fault}", "the file is cut or forged: export it again, or compare its digest"
         refused = Refused(rule="onnx-header", need="one whole ONNX model", have=have, hint=hint)
         return Inspection(format=Format.ONNX, refused=refused)
-    outside = [place for place in seen.places if path_fault(place) is not None]
+    outside = [place for place in seen.places if path_fault(place) is not None or place.startswith("~")]
     if not outside:
         acts = f"{path} has the operation {seen.foreign}, which calls Python or code of another library"
         against = no_program(acts) if seen.foreign else judge_told(path, seen.text)
