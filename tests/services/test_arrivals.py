@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,17 +14,28 @@ from tests.conftest import ManualClock
 from groundplane.adapters.artifacts import PackStore, folder_store
 from groundplane.domain.access import Project
 from groundplane.domain.model import ManifestFile
+from groundplane.domain.spec import DataSource, JobSpec, Metadata, Resources
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal
 from groundplane.identity import Actor, Role
 from groundplane.ports import Ids, Store
 from groundplane.services import artifacts as service
 from groundplane.services.arrivals import RETRY, demand_arrived
 from groundplane.services.artifacts import Artifacts, Pushed
+from groundplane.services.staging import Staging
 
 ADA = Actor(name="ada", role=Role.MEMBER, project="vision")
 BOB = Actor(name="bob", role=Role.MEMBER, project="speech")
 OPS = Actor(name="ops", role=Role.ADMIN)
 CONTENT = random.Random(3).randbytes(5000)
+JOB = JobSpec(
+    metadata=Metadata(name="reads", project="vision", owner="ada", cost_center="cc"),
+    command=("true",),
+    resources=Resources(cpus=1, memory_bytes=2**26),
+    end_date=datetime(2026, 12, 1, tzinfo=UTC),
+    max_cost_microusd=1,
+    max_duration_s=60,
+    data=(DataSource(name="x", source="artifact:tiny"),),
+)
 
 
 @pytest.fixture
@@ -121,15 +133,21 @@ async def test_what_stands_for_a_name_is_no_file_anybody_has(artifacts: Artifact
 
 
 async def test_who_needs_the_sha256_at_once_is_told_that_it_is_on_its_way(
-    artifacts: Artifacts, store: Store, pushed: Pushed
+    artifacts: Artifacts, store: Store, clock: ManualClock, blobs: PackStore, pushed: Pushed
 ) -> None:
+    staging = Staging(store=store, clock=clock, blobs=blobs, executors={}, scratch="/scratch", cache_bytes=10**9)
+    older = await artifacts.push(ADA, pushed)
+    assert await staging.need(JOB) is not None
     arrival = await artifacts.receive(ADA, pushed)
+    with pytest.raises(Conflict, match="tiny is arriving"):
+        await staging.need(JOB)
     async with store.transaction() as tx:
         for ref in (arrival.id, "tiny"):
             await demand_arrived(tx, ref, "speech")
             with pytest.raises(Conflict, match=f"{ref} is arriving: 4.9 KiB"):
                 await demand_arrived(tx, ref, "vision")
-    await artifacts.get(ADA, "tiny")
+    assert (await artifacts.get(ADA, arrival.id)).files == older.files
+    assert await staging.need(JOB) is not None
     async with store.transaction() as tx:
         await demand_arrived(tx, arrival.id, "vision")
 
