@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
 from tests.services.model_house import ADA, EVE, FACTS, House, built, doors_of
 
 from groundplane.adapters.store.memory import MemoryStore
@@ -276,6 +279,32 @@ async def test_a_diff_names_what_changed_and_nothing_else(house: House, registry
     }
     assert found.new_bytes == len(b'{"layers": 3}') + 3
     assert ("metrics", "0.93", "0.95") in {(each.part, each.before, each.after) for each in found.differences}
+
+
+async def test_a_diff_names_the_tensors_that_changed_wherever_they_lie(house: House, registry: Registry) -> None:
+    rng = np.random.default_rng(7)
+    large = rng.standard_normal((600, 1024), dtype=np.float32)
+    kept = {"b.large": large, "c.norm": np.ones(8, np.float32), "d.scalar": np.array(2, np.float32)}
+    shutil.rmtree(house.source / "weights")
+    one = house.source / "model.safetensors"
+    one.write_bytes(save({"a.bias": np.zeros(3, np.float32), **kept, "z.gone": np.ones(1, np.float32)}))
+    await house.register()
+    one.unlink()
+    other = large.copy()
+    other[-1, -1] += 1
+    (house.source / "model-00001.safetensors").write_bytes(save({"c.norm": kept["c.norm"], "b.large": other}))
+    made = {"a.bias": np.zeros(3, np.float16), "d.scalar": kept["d.scalar"], "e.new": np.ones(5, np.int8)}
+    (house.source / "model-00002.safetensors").write_bytes(save(made))
+    await house.register()
+    found = [each for each in (await registry.diff(ADA, "tiny@4", "tiny@5")).differences if each.part == "tensors"]
+    named = {each.name: (each.before.split(",")[0], each.after.split(",")[0]) for each in found if "." in each.name[:2]}
+    assert named == {
+        "a.bias": ("F32 3", "F16 3"),
+        "b.large": ("F32 600×1024", "F32 600×1024"),
+        "e.new": ("", "I8 5"),
+        "z.gone": ("F32 1", ""),
+    }
+    assert (await registry.diff(ADA, "tiny@4", "tiny@4")).differences == ()
 
 
 async def test_a_card_says_the_facts_and_reads_back_as_the_same_facts(house: House, registry: Registry) -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from groundplane.client import Client
     from groundplane.domain.registry import AliasMove, RegistryEntry, VersionDiff, VersionView
 
+_SHOWN = 100
+"""So many differences are shown to people: a full fine-tune changes every tensor."""
+
 
 @click.command()
 @click.argument("ref", metavar="NAME@ALIAS")
@@ -248,8 +251,9 @@ def _entries(found: Sequence[RegistryEntry]) -> Table:
 def _diff_views(found: VersionDiff) -> list[View]:
     same, new = format_bytes(found.same_bytes), format_bytes(found.new_bytes)
     rows = [(each.part, each.name, each.before or "-", each.after or "-") for each in found.differences]
-    table = Table(("PART", "WHAT", found.before, found.after), rows, empty="no difference")
-    return [f"{found.after} has {same} of {found.before}'s files and {new} of its own", table]
+    table = Table(("PART", "WHAT", found.before, found.after), rows[:_SHOWN], empty="no difference")
+    more = [f"and {len(rows) - _SHOWN:,} more: -o json"] if len(rows) > _SHOWN else []
+    return [f"{found.after} has {same} of {found.before}'s files and {new} of its own", table, *more]
 
 
 def _view_lines(view: VersionView) -> list[View]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from groundplane.domain.artifact import StoredPiece
 from groundplane.domain.model import ManifestFile
 from groundplane.domain.provenance.certificate import Circumstances, DataFact, Unknown
 from groundplane.domain.spec import JobSpec
@@ -40,6 +41,10 @@ class BlobStore(Protocol):
 
     async def read(self, sha256: str, offset: int, limit_bytes: int) -> bytes:
         """A range of a blob."""
+        ...
+
+    async def pieces(self, sha256: str) -> list[StoredPiece]:
+        """Where a file's pieces lie, in order; empty for one that is stored whole. NotFound, IntegrityFailure."""
         ...
 
 

@@ -323,7 +323,7 @@ class Models:
                     begin, size_bytes = part
                     if not at <= begin <= begin + size_bytes <= at + len(window):
                         at, window = begin, await self._blobs.read(file.sha256, begin, PIECE_BYTES_MAX)
-                    part = blake3(window[begin - at : begin - at + size_bytes]).hexdigest()  # noqa: PLW2901
+                    part = blake3(window[begin - at : begin - at + size_bytes]).hexdigest()
                 digests.append(part)
             known[tensor.name] = fingerprint(tensor, digests)
         return known
