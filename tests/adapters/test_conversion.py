@@ -88,6 +88,23 @@ def test_a_pickle_of_arrays_is_weights_too(protocol: int, tmp_path: Path) -> Non
     assert not made.left_out
 
 
+@pytest.mark.parametrize(
+    ("saved", "names"),
+    [
+        ({"layer": {"w": A}, "step": 3}, ["layer.w"]),
+        ([A, {"b": B}], ["weights.0", "weights.1.b"]),
+    ],
+    ids=["a dictionary", "a list"],
+)
+def test_what_numpy_saved_of_objects_is_weights_too(saved: Any, names: list[str], tmp_path: Path) -> None:
+    source, target = tmp_path / "w.npy", tmp_path / "w.safetensors"
+    objects = np.empty((), object) if isinstance(saved, dict) else np.empty(len(saved), object)
+    objects[...] = saved
+    np.save(source, objects, allow_pickle=True)
+    assert sorted(convert(source, target).tensors) == names
+    np.testing.assert_array_equal(load_file(target)[names[0]], A)
+
+
 def test_what_is_beside_the_weights_is_left_out_and_said(tmp_path: Path) -> None:
     source = tmp_path / "checkpoint.pt"
     beside = {"optimizer": {"lr": 0.1}, "args": argparse.Namespace(lr=0.1, resume=None), "best": np.float64(0.93)}

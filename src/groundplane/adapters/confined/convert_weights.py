@@ -42,6 +42,7 @@ _STORAGES = {
 }  # fmt: skip
 _NUMPY = {"f8": "F64", "f4": "F32", "f2": "F16", "i8": "I64", "i4": "I32", "i2": "I16", "i1": "I8", "u1": "U8",
           "u2": "U16", "u4": "U32", "u8": "U64", "b1": "BOOL", "c8": "C64"}  # fmt: skip
+_OBJECTS = "O8"
 _ITEMS: dict[int, Literal["B", "H", "I", "Q"]] = {1: "B", 2: "H", 4: "I", 8: "Q"}
 _BUSINESS = ("state_dict", "model_state_dict", "module", "model")
 
@@ -163,14 +164,18 @@ class Aside:
 
 
 class Array:
-    """A numpy array: what its pickle's state says."""
+    """A numpy array: what its pickle's state says. One of objects is a list of them, or the one of no shape."""
 
     __slots__ = ("tensor",)
+    tensor: object
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, tuple) or len(state) != 5:
             raise Unwanted("an array of an unknown kind")
         _, shape, dtype, fortran, raw = state
+        if isinstance(raw, list) and isinstance(dtype, Dtype) and dtype.name == _OBJECTS:
+            self.tensor = raw[0] if shape == () and len(raw) == 1 else raw
+            return
         self.tensor = _array(raw, dtype, shape, fortran=bool(fortran))
 
 
@@ -178,7 +183,7 @@ class Dtype:
     __slots__ = ("big", "name")
 
     def __init__(self, name: object, *_: object) -> None:
-        if not isinstance(name, str) or name.lstrip("<>=|") not in _NUMPY:
+        if not isinstance(name, str) or name.lstrip("<>=|") not in {*_NUMPY, _OBJECTS}:
             raise Unwanted(f"arrays of {name!r:.40}")
         self.name, self.big = name.lstrip("<>=|"), name.startswith(">")
 
@@ -195,7 +200,7 @@ class Dtype:
 
 
 def _array(raw: object, dtype: object, shape: object, *, fortran: bool) -> Tensor:
-    if not isinstance(dtype, Dtype) or not isinstance(raw, bytes | bytearray):
+    if not isinstance(dtype, Dtype) or dtype.name == _OBJECTS or not isinstance(raw, bytes | bytearray):
         raise Unwanted("an array of objects, which could be anything")
     if not isinstance(shape, tuple) or not _are_sizes(shape):
         raise Unwanted("an array whose shape is none")
@@ -274,6 +279,11 @@ def read(view: mmap.mmap, stream: BinaryIO) -> object:
     """What the file holds, with every storage filled."""
     if view[:4] == b"PK\x03\x04":
         return _read_zip(view, stream)
+    if view[:6] == b"\x93NUMPY":
+        size_bytes = int.from_bytes(view[8:10], "little") + 10
+        stream.seek(size_bytes if view[6] == 1 else int.from_bytes(view[8:12], "little") + 12)
+        found = Reader(stream, _no_storage).load()
+        return found.tensor if isinstance(found, Array) else found
     first = Reader(stream, _no_storage).load()
     return _read_legacy(view, stream) if first == _MAGIC else first
 
