@@ -15,14 +15,14 @@ from groundplane.domain.hub import Document, Kind, Revision
 from groundplane.domain.model import ManifestFile, ModelVersion
 from groundplane.domain.provenance import model_card
 from groundplane.domain.provenance.birth import Delivery
-from groundplane.domain.provenance.model_card import CARD, facts_of
 from groundplane.domain.registry import ModelAlias, RegistryEntry
-from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound
+from groundplane.errors import Conflict, IntegrityFailure, NotFound
 from groundplane.identity import CROSS_PROJECT, Actor
 from groundplane.ports import BlobStore, Store, Tx
 from groundplane.services.aliases import standing
 from groundplane.services.datasets import Datasets
 from groundplane.services.models import Models
+from groundplane.services.registration import card_text
 
 CHUNK_BYTES = 2**20
 PAGE_ROWS = 100
@@ -226,11 +226,7 @@ class Hub:
         """
         for file in kept:
             await self._blobs.fetch(file.sha256, tree / file.path)
-        try:
-            card = (tree / CARD).read_text(encoding="utf-8") if (tree / CARD).is_file() else ""
-        except UnicodeDecodeError as error:
-            raise InvalidInput(f"{CARD} is not UTF-8 at byte {error.start:,}", "save it as UTF-8") from None
-        facts = facts_of(card)
+        facts = model_card.facts_of(card_text(tree))
         made = await self._models.register(
             actor,
             name=name,

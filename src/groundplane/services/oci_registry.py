@@ -7,23 +7,23 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from groundplane.audit import EventDraft
 from groundplane.domain import oci, oci_push
 from groundplane.domain.access import Project
 from groundplane.domain.conditions import Below, Between
 from groundplane.domain.gate import Gate
-from groundplane.domain.model import LATEST, ManifestFile, ModelVersion, check_name, manifest
+from groundplane.domain.model import LATEST, ManifestFile, ModelVersion, check_name
 from groundplane.domain.oci_push import Packed, PushedManifest, PushedTag
 from groundplane.domain.provenance.addendum import Addendum
 from groundplane.domain.provenance.birth import Delivery
-from groundplane.domain.provenance.model_card import CARD
 from groundplane.domain.registry import LabelKind, ModelAlias, RegistryEntry, VersionLabel
-from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
+from groundplane.errors import Conflict, IntegrityFailure, NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, ModelFiles, Store, Tx
 from groundplane.services.aliases import standing
 from groundplane.services.artifacts import demand_quota
+from groundplane.services.audit_trail import Teller
 from groundplane.services.models import Models
+from groundplane.services.registration import card_text, stored
 
 PAGE_ROWS = 100
 _BEHIND = "~"
@@ -55,6 +55,7 @@ class OciRegistry:
     def __init__(self, *, store: Store, clock: Clock, models: Models, blobs: BlobStore, files: ModelFiles) -> None:
         self._store = store
         self._clock = clock
+        self._tell = Teller(clock, "model")
         self._models = models
         self._blobs = blobs
         self._files = files
@@ -242,7 +243,7 @@ class OciRegistry:
 
     async def _register(self, actor: Actor, arrived: Arrived) -> None:
         packed = arrived.packed
-        facts = oci_push.stated_facts(packed.annotations, _card(arrived.tree))
+        facts = oci_push.stated_facts(packed.annotations, card_text(arrived.tree))
         how = f"pushed over OCI by {actor.name} as {arrived}@{packed.digest}"
 
         def rows(version: ModelVersion) -> Sequence[object]:
@@ -306,7 +307,7 @@ class OciRegistry:
                 await _label(tx, project, name, await _shelf(tx, project, name, [version] if version else []))
             for tag in _tags(arrived, number):
                 if await tx.insert_once(tag):
-                    await tx.append_event(self._event(actor, arrived, version_id, "model.tag", {"tag": tag.tag}))
+                    await self._tell(tx, actor, "model.tag", version_id, project, {"tag": tag.tag})
         self.outcomes["known"] += 1
         return True
 
@@ -328,17 +329,12 @@ class OciRegistry:
         refused = [file.refused for file in found if file.refused is not None]
         if refused:
             raise Refusal(refused)
-        stored = await self._blobs.put_files([file.source for file in found])
-        await self._files.unchanged(found)
-        files = [
-            ManifestFile(path=file.path, sha256=sha256, size_bytes=size_bytes)
-            for file, (sha256, size_bytes) in zip(found, stored, strict=True)
-        ]
+        files = await stored(self._blobs, self._files, found)
         shelf = await self._about(arrived.project, arrived.name, reference)
         stands = oci.find_manifest(shelf, reference) if oci_push.is_label(reference) else None
         if stands is not None and stands.digest != packed.digest:
             raise Conflict(f"{arrived}:{reference} stands for {stands.digest}", "push under another tag")
-        row = self._row(actor, arrived, files=manifest(files))
+        row = self._row(actor, arrived, files=files)
         async with self._store.transaction() as tx:
             await demand_quota(tx, row.project, row.files)
             if await tx.insert_once(row):
@@ -346,21 +342,8 @@ class OciRegistry:
                 for tag in _tags(arrived, 0):
                     await tx.insert(tag)
                 said: dict[str, object] = {"subject": row.subject, "artifact_type": row.artifact_type}
-                await tx.append_event(self._event(actor, arrived, row.id, "model.refer", said))
+                await self._tell(tx, actor, "model.refer", row.id, row.project, said)
         self.outcomes["referred"] += 1
-
-    def _event(
-        self, actor: Actor, arrived: Arrived, object_id: str, action: str, after: dict[str, object]
-    ) -> EventDraft:
-        return EventDraft(
-            at=self._clock.now(),
-            actor=actor.name,
-            action=action,
-            object_kind="model",
-            object_id=object_id,
-            project=arrived.project,
-            after=after,
-        )
 
     def _row(
         self, actor: Actor, arrived: Arrived, *, version_id: str = "", files: tuple[ManifestFile, ...] = ()
@@ -445,13 +428,6 @@ def _tags(arrived: Arrived, number: int) -> list[PushedTag]:
     row_id = oci_push.tag_row_id(arrived.project, arrived.name, tag)
     digest = arrived.packed.digest
     return [PushedTag(id=row_id, project=arrived.project, name=arrived.name, tag=tag, number=number, digest=digest)]
-
-
-def _card(tree: Path) -> str:
-    try:
-        return (tree / CARD).read_text(encoding="utf-8") if (tree / CARD).is_file() else ""
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"{CARD} is not UTF-8 at byte {error.start:,}", "save it as UTF-8") from None
 
 
 def _other_number(arrived: Arrived, number: int) -> Refused:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from groundplane.audit import EventDraft
 from groundplane.domain.dataset import DatasetVersion, LineageEdge, edge
 from groundplane.domain.gate import scan_evidence
 from groundplane.domain.model import ManifestFile, ModelVersion, manifest, manifest_sha256
 from groundplane.domain.provenance import certificate as cert
 from groundplane.domain.provenance.addendum import Addendum
+from groundplane.domain.provenance.model_card import CARD
 from groundplane.domain.provenance.required_facts import Known, Missing, RequiredFacts, Stage, judge_facts
 from groundplane.domain.registry import adopted_label, entry_of, metric_labels
 from groundplane.domain.scanning.report import ScanReport, judge_scan, refusals_of
-from groundplane.errors import Conflict, Refusal, Refused
+from groundplane.errors import Conflict, InvalidInput, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, FoundFile, ModelFiles, Signer, Store, Tx
 from groundplane.services.ancestry import base_versions
 from groundplane.services.artifacts import demand_quota
+from groundplane.services.audit_trail import Teller
 
 NUMBER_TRIES = 100
 """How often a registration tries again after losing a version number to another one."""
@@ -47,6 +49,7 @@ class Registration:
     def __init__(self, *, store: Store, clock: Clock, blobs: BlobStore, signer: Signer, files: ModelFiles) -> None:
         self._store = store
         self._clock = clock
+        self._tell = Teller(clock, "model")
         self._blobs = blobs
         self._signer = signer
         self._files = files
@@ -58,7 +61,7 @@ class Registration:
         changes meanwhile. Nothing is registered then.
         """
         report = await self._scanned(draft, found)
-        return await self._commit(actor, draft, await self._put(found), report)
+        return await self._commit(actor, draft, await stored(self._blobs, self._files, found), report)
 
     async def _scanned(self, draft: Draft, found: Sequence[FoundFile]) -> ScanReport:
         """What the scan says of all files together. Refusal for what stands against them.
@@ -78,16 +81,6 @@ class Registration:
         if refused := refusals_of(report):
             raise Refusal(refused)
         return report
-
-    async def _put(self, found: Sequence[FoundFile]) -> tuple[ManifestFile, ...]:
-        stored = await self._blobs.put_files([file.source for file in found])
-        files = [
-            ManifestFile(path=file.path, sha256=sha256, size_bytes=size_bytes)
-            for file, (sha256, size_bytes) in zip(found, stored, strict=True)
-        ]
-        # The bytes that were stored are the bytes that were looked at only if nobody wrote in between.
-        await self._files.unchanged(found)
-        return manifest(files)
 
     async def _commit(
         self, actor: Actor, draft: Draft, files: tuple[ManifestFile, ...], report: ScanReport
@@ -119,7 +112,8 @@ class Registration:
                     await tx.insert_many_once(made_from)
                     for row in draft.rows(version):
                         await tx.insert(row)
-                    await tx.append_event(self._registered(actor, version, draft.reason))
+                    told = _told(version, self._signer.key_id)
+                    await self._tell(tx, actor, "model.register", version.id, version.project, told, draft.reason)
                     return version
             except Conflict:
                 # Without a greater number since the last try, nobody took it: the conflict is about something else.
@@ -149,27 +143,26 @@ class Registration:
         text = cert.seal(cert.statement(row, draft.birth), self._signer.key_id, self._signer.sign)
         return replace(row, certificate=text, certificate_sha256=hashlib.sha256(text.encode()).hexdigest())
 
-    def _registered(self, actor: Actor, version: ModelVersion, reason: str) -> EventDraft:
-        after: dict[str, object] = {
-            "files": len(version.files),
-            "size_bytes": version.size_bytes,
-            "manifest_sha256": version.manifest_sha256,
-            "certificate_sha256": version.certificate_sha256,
-            "key_id": self._signer.key_id,
-            "run_id": version.run_id,
-            "owner": version.owner,
-            "license": version.license,
-        }
-        return EventDraft(
-            at=version.created_at,
-            actor=actor.name,
-            action="model.register",
-            object_kind="model",
-            object_id=version.id,
-            project=version.project,
-            after=after,
-            reason=reason,
-        )
+
+async def stored(blobs: BlobStore, files: ModelFiles, found: Sequence[FoundFile]) -> tuple[ManifestFile, ...]:
+    """What was looked at, put into the store: in manifest order. Conflict when a file changes meanwhile."""
+    put = await blobs.put_files([file.source for file in found])
+    # The bytes that were stored are the bytes that were looked at only if nobody wrote in between.
+    await files.unchanged(found)
+    return manifest(
+        [
+            ManifestFile(path=file.path, sha256=sha256, size_bytes=size_bytes)
+            for file, (sha256, size_bytes) in zip(found, put, strict=True)
+        ]
+    )
+
+
+def card_text(tree: Path) -> str:
+    """What the README.md in a folder of model files says; nothing without one. InvalidInput unless it is UTF-8."""
+    try:
+        return (tree / CARD).read_text(encoding="utf-8") if (tree / CARD).is_file() else ""
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"{CARD} is not UTF-8 at byte {error.start:,}", "save it as UTF-8") from None
 
 
 async def newest_version(tx: Tx, name: str) -> ModelVersion | None:
@@ -195,6 +188,19 @@ async def missing_facts(
         return ()
     known = Known(said=cert.open_envelope(version.certificate).predicate, addenda=addenda)
     return judge_facts(rule.required, known, stage)
+
+
+def _told(version: ModelVersion, key_id: str) -> dict[str, object]:
+    return {
+        "files": len(version.files),
+        "size_bytes": version.size_bytes,
+        "manifest_sha256": version.manifest_sha256,
+        "certificate_sha256": version.certificate_sha256,
+        "key_id": key_id,
+        "run_id": version.run_id,
+        "owner": version.owner,
+        "license": version.license,
+    }
 
 
 def taken(name: str) -> Refused:

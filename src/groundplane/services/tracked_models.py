@@ -10,19 +10,19 @@ from pathlib import Path
 
 from groundplane.domain.model import ManifestFile, ModelVersion, check_name
 from groundplane.domain.provenance.certificate import DataFact, Facts, missing_facts
-from groundplane.domain.provenance.model_card import CARD, facts_of
+from groundplane.domain.provenance.model_card import facts_of
 from groundplane.domain.registry import AliasMove, ModelAlias, RegistryEntry, check_tag
 from groundplane.domain.run import Run
 from groundplane.domain.tracking import records as domain
 from groundplane.domain.tracking.facts import Shown, facts_of_tags, refusal_of
 from groundplane.domain.tracking.records import LoggedModel, ModelName, VersionOrigin
-from groundplane.errors import Conflict, GroundError, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
+from groundplane.errors import Conflict, GroundError, InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Store
 from groundplane.services.audit_trail import Teller
 from groundplane.services.logged_models import LOGGED, RUNS, LoggedModels
 from groundplane.services.models import Models
-from groundplane.services.registration import newest_version, taken
+from groundplane.services.registration import card_text, newest_version, taken
 from groundplane.services.registry import Registry
 from groundplane.services.tracking import AlreadyThere, Told, Tracking, home
 
@@ -316,10 +316,7 @@ class TrackedModels:
     async def files(self, actor: Actor, name: str, number: str) -> tuple[ManifestFile, ...]:
         """A version's files, if it still is what was signed. Raises IntegrityFailure otherwise."""
         version = await self._models.get(actor, f"{name}@{number}")
-        if problems := self._models.problems(version):
-            raise IntegrityFailure(
-                f"{version.id} is not what was signed: {problems[0]}", f"ground models verify {version.id}"
-            )
+        self._models.demand(version)
         return version.files
 
     # ------------------------------------------------------------ what moves
@@ -376,10 +373,7 @@ class TrackedModels:
         told: Told | None,
         source: _Source,
     ) -> Facts:
-        try:
-            card = facts_of((tree / CARD).read_text(encoding="utf-8")) if (tree / CARD).is_file() else Facts()
-        except UnicodeDecodeError as error:
-            raise InvalidInput(f"{CARD} is not UTF-8 at byte {error.start:,}", "save it as UTF-8") from None
+        card = facts_of(card_text(tree))
         run = told.run if told else None
         metrics = {key: point.value for key, point in told.latest.items()} if told else {}
         if model is not None and model.metrics:
