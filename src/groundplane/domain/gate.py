@@ -6,7 +6,7 @@ What has no evidence is not met: a gate never passes by silence.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -284,10 +284,7 @@ def judge(gate: Gate, case: Case, waivers: Sequence[Waiver]) -> tuple[Verdict, .
         if verdict.open and covering:
             longest = max(covering, key=lambda each: (each.expires_at, each.id))
             said = f"waived until {longest.expires_at:%Y-%m-%d %H:%M} UTC by {longest.owner}: {longest.reason}"
-            verdict = Verdict(
-                gate_id=gate.id, requirement=requirement.id, status=Status.WAIVED, need=verdict.need,
-                have=verdict.have, evidence_id=verdict.evidence_id, waiver=said, waiver_id=longest.id,
-            )  # fmt: skip
+            verdict = replace(verdict, status=Status.WAIVED, hint="", waiver=said, waiver_id=longest.id)
         verdicts.append(verdict)
     return tuple(verdicts)
 
@@ -385,8 +382,8 @@ def _regression(gate_id: str, asked: Requirement, case: Case) -> Verdict:
             hint = f"ground gates evidence {of} --metric {asked.name} --successes K --trials N (or --values FILE)"
             return _without(gate_id, asked, need, f"no samples of {asked.name} of {of}", hint)
     assert new is not None and old is not None
-    new, old, paired = _same_items(case, asked.name) or (new, old, False)
-    if paired:
+    if paired := _same_items(case, asked.name):
+        new, old = paired
         low, high = paired_difference(new.values, old.values, asked.confidence)
     else:
         low, high = difference(new.sample, old.sample, asked.confidence)
@@ -397,17 +394,16 @@ def _regression(gate_id: str, asked: Requirement, case: Case) -> Verdict:
     return _verdict(gate_id, asked, worst >= -asked.within, need, have, hint=hint, evidence=new)
 
 
-def _same_items(case: Case, name: str) -> tuple[Evidence, Evidence, bool] | None:
+def _same_items(case: Case, name: str) -> tuple[Evidence, Evidence] | None:
     """The newest evaluations of both versions on the very same items: what moved both alike cancels out."""
-    older: dict[str, Evidence] = {}
-    for each in case.baseline:
-        if each.kind is Kind.METRIC and each.name == name and each.facts.get("items"):
-            older.setdefault(each.facts["items"], each)
-    for each in case.evidence:
-        other = older.get(each.facts.get("items", ""))
-        fits = each.kind is Kind.METRIC and each.name == name and other is not None
-        if fits and other is not None and len(each.values) == len(other.values) > 0:
-            return each, other, True
+    new, old = (
+        [each for each in evidence if (each.kind, each.name) == (Kind.METRIC, name) and each.facts.get("items")]
+        for evidence in (case.evidence, case.baseline)
+    )
+    for each in new:
+        other = next((other for other in old if other.facts["items"] == each.facts["items"]), None)
+        if other is not None and len(each.values) == len(other.values) > 0:
+            return each, other
     return None
 
 
