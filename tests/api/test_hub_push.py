@@ -144,12 +144,12 @@ def versions(served: Any, repo: str) -> list[Any]:
 def test_a_card_that_is_silent_is_told_every_missing_fact(hub: hf.HfApi, served: Any, tmp_path: Path) -> None:
     folder = model(tmp_path / "m", card="# Nothing stated")
     with pytest.raises(HfHubHTTPError) as refused:
-        hub.upload_folder(repo_id="default/silent", folder_path=folder)
+        hub.upload_folder(repo_id="default/silent-card", folder_path=folder)
     for fact in ("owner", "license", "data", "code commit", "training run", "metrics"):
         assert fact in str(refused.value)
     assert "write it in the head of README.md: groundplane: {owner: NAME}" in str(refused.value)
     with pytest.raises(HfHubHTTPError, match="no repository"):
-        hub.model_info("default/silent")
+        hub.model_info("default/silent-card")
 
 
 def test_a_pickle_is_refused(hub: hf.HfApi, tmp_path: Path) -> None:
