@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import re
 from typing import Any
 
 import httpx
 import pytest
 from fastapi.routing import APIRoute
+from starlette.routing import Match
 
 from groundplane.api.access import OPEN_ROUTES, requirement_of
 from groundplane.api.app import ROUTERS, create_app
@@ -101,3 +103,14 @@ def test_a_route_is_read_when_first_asked_for() -> None:
     assert (good, moved) == ((200, {"number": 7}), (200, {"number": 8}))
     assert wrong[0] == 422 and gone[0] == 404
     assert [route.include_in_schema for route in above.routes if isinstance(route, Route)] == [False, False]
+
+
+def test_no_route_stands_in_another_ones_way() -> None:
+    api = create_app(None, routers=(pages.router(),))
+    declared = [route for route in api.routes if isinstance(route, APIRoute)]
+    for route in declared:
+        path = re.sub(r"\{\w+(:\w+)?\}", "x", route.path)
+        for method in route.methods - {"HEAD"}:
+            scope = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
+            first = next(each for each in declared if each.matches(dict(scope))[0] is Match.FULL)
+            assert first is route, f"{method} {route.path} is answered by {first.path}"

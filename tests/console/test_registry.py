@@ -69,6 +69,7 @@ def test_a_bare_name_leads_to_what_is_in_production_or_else_to_the_newest(paged:
     paged.client.move_alias("paged", "production", to="2", reason="ready")
     page = browser.get("/console/models/paged")
     assert page.url.path == "/console/models/paged@2"
+    assert '<span class="tag">production 2</span>' in browser.get("/console/models").text
     table = page.text.partition("Versions of paged")[2]
     assert "paged@2, this one" in table and '<a href="/console/models/paged@3">paged@3</a>' in table
     paged.client.remove_alias("paged", "production", "anew")
@@ -86,9 +87,14 @@ def test_each_model_is_listed_once_with_its_newest_version(paged: Plane) -> None
 
 
 def test_a_gate_refuses_the_form_with_its_figure(paged: Plane) -> None:
-    refused = paged.browser().post("/console/models/paged@3/alias", data={"alias": "production", "reason": "why"})
+    page, gate = "/console/models/paged@3", f"{GATE}    - {{latency: p95, below: 200ms, requests: 9}}\n"
+    paged.client.define_gates(gate)
+    data = {"alias": "production", "reason": "why"}
+    refused = paged.browser().post(f"{page}/alias", data=data, headers={"Referer": f"{paged.url}{page}"})
+    paged.client.define_gates(GATE)
     assert refused.status_code == 409
-    assert "f1 0.9" in refused.text
+    for said in ("Refused, for 2 reasons", "f1 0.9", "no measured run of paged@3", f'<a href="{page}">Back'):
+        assert said in refused.text
     page = paged.browser().get("/console/models/paged@3").text
     assert "not-met" in page
     viewer = paged.browser(paged.key_for(Role.VIEWER))

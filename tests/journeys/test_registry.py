@@ -114,6 +114,9 @@ def test_friday_from_a_pickle_to_production_and_back(shared: Any, model_dir: Pat
     refused = ground.ground("models", "alias", "churn@production", "2", "--reason", "Friday", expect=3)
     assert "needs f1 ≥ 0.92, has f1 0.91" in refused.stderr
     assert "ground gates waive research/production f1" in refused.stderr
+    asked = ("research/production", "f1", "--owner", "lea", "--reason", "known", "--until", "7d")
+    waiver = ground.data("gates", "waive", *asked)["id"]
+    assert ground.ground("gates", "waivers", "--end", waiver).stdout == f"ended {waiver}\n"
     patient = tmp_path / "patient.yaml"
     patient.write_text(GATE.partition("  requirements:")[0].replace("production", "patient") + PATIENCE)
     told = ground.ground("gates", "define", "-f", str(patient)).stdout

@@ -33,13 +33,6 @@ async def define_gates(body: GateText, app: Ground, actor: Warden) -> list[Gate]
     return made
 
 
-@router.delete("/{project}/{name}")
-async def remove_gate(project: str, name: str, app: Ground, actor: Warden, reason: str = "") -> Gate:
-    """Takes a gate away."""
-    removed: Gate = await app.gates.remove(actor, f"{project}/{name}", reason)
-    return removed
-
-
 @router.post("/check")
 async def check_gates(body: GateCheckRequest, app: Ground, actor: Writer) -> GateCheck:
     """What the gates say of a version under an alias, now. Nothing moves; the verdicts are kept."""
@@ -120,3 +113,11 @@ async def end_waiver(waiver_id: str, app: Ground, actor: Warden, reason: str = "
     """Ends a waiver now."""
     ended: Waiver = await app.gates.unwaive(actor, waiver_id, reason)
     return ended
+
+
+# Last: its path has room for a waiver's too.
+@router.delete("/{project}/{name}")
+async def remove_gate(project: str, name: str, app: Ground, actor: Warden, reason: str = "") -> Gate:
+    """Takes a gate away."""
+    removed: Gate = await app.gates.remove(actor, f"{project}/{name}", reason)
+    return removed

@@ -12,10 +12,10 @@ from groundplane.cli import render
 from groundplane.cli.options import Listing, Moment, connect, output_option
 from groundplane.cli.render import Table, View
 from groundplane.cli.words import moment
-from groundplane.domain.gate import Evidence, Gate, GateCheck, Kind, Requirement
+from groundplane.domain.gate import Evidence, Gate, GateCheck, Kind
 from groundplane.domain.statistics import quantile
 from groundplane.errors import InvalidInput, Refusal
-from groundplane.units import format_duration, format_usd
+from groundplane.units import format_usd
 
 
 @click.group(cls=Listing)
@@ -213,41 +213,12 @@ def evidence_text(made: Evidence) -> str:
 
 def _gates_table(found: Sequence[Gate]) -> Table:
     rows = [
-        (gate.id, gate.model, ", ".join(gate.aliases), requirement.id, _asked(requirement))
+        (gate.id, gate.model, ", ".join(gate.aliases), requirement.id, requirement.asked)
         for gate in found
         for requirement in gate.requirements
     ]
     empty = "no gates: aliases move freely; ground gates define -f FILE"
     return Table(("GATE", "MODEL", "ALIASES", "REQUIREMENT", "NEEDS"), rows, empty=empty)
-
-
-def _asked(requirement: Requirement) -> str:
-    low = "above" if requirement.above else "≥"
-    high = "below" if requirement.below else "≤"
-    match requirement.kind:
-        case Kind.METRIC:
-            words = [] if requirement.at_least is None else [f"{low} {requirement.at_least:g}"]
-            words += [] if requirement.at_most is None else [f"{high} {requirement.at_most:g}"]
-            return f"{requirement.name} {' and '.join(words)}"
-        case Kind.LATENCY:
-            limit_ms = (requirement.at_most or 0) * 1000
-            return f"P{requirement.percentile:g} {high} {limit_ms:g} ms over {requirement.requests} requests"
-        case Kind.REGRESSION:
-            return (
-                f"{requirement.name} within {requirement.within:g} of what stands there ({requirement.confidence:.0%})"
-            )
-        case Kind.COST:
-            return f"≤ {format_usd(int(requirement.at_most or 0))} for 1,000 requests"
-        case Kind.FRESHNESS:
-            age = requirement.at_most
-            return f"data ≤ {format_duration(age)} old" if age else "data within its own limit"
-        case Kind.APPROVALS:
-            wanted = int(requirement.at_least or 1)
-            return "1 person" if wanted == 1 else f"{wanted} people"
-        case Kind.SCAN:
-            return "every file scanned clean"
-        case Kind.CERTIFICATE:
-            return "a complete certificate that holds"
 
 
 def _evidence_table(found: Sequence[Evidence]) -> Table:

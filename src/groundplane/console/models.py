@@ -28,7 +28,9 @@ def routes() -> Router:
     ) -> Response:
         found = await ground.models.names(actor, after=after, limit=MODELS_SHOWN + 1)
         shown = found[:MODELS_SHOWN]
-        return page(request, "models.html", actor, models=shown, more=len(found) > len(shown), after=after)
+        aliases = {each.name: await ground.models.aliases(each.name) for each in shown}
+        more = len(found) > len(shown)
+        return page(request, "models.html", actor, models=shown, aliases=aliases, more=more, after=after)
 
     @router.get("/{ref}")
     async def version(request: Request, ref: str, actor: Reader, ground: Ground) -> Response:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -170,7 +170,9 @@ async def _error_page(request: Request, error: GroundError) -> HTMLResponse:
         actor = await Requires(None)(request, None)
     except AccessError:
         actor = None
-    return page(request, "error.html", actor, http_status=error.http_status, error=error)
+    origin = local(urlsplit(request.headers.get("referer", "")).path) if request.method == "POST" else HOME
+    shown = origin if origin != HOME else ""
+    return page(request, "error.html", actor, http_status=error.http_status, error=error, origin=shown)
 
 
 def _here(request: Request) -> str:

@@ -63,6 +63,34 @@ class Requirement:
     above: bool = False
     below: bool = False
 
+    @property
+    def asked(self) -> str:
+        """What a requirement asks, for people: `P95 below 200 ms over 50 requests`."""
+        low = "above" if self.above else "≥"
+        high = "below" if self.below else "≤"
+        match self.kind:
+            case Kind.METRIC:
+                words = [] if self.at_least is None else [f"{low} {self.at_least:g}"]
+                words += [] if self.at_most is None else [f"{high} {self.at_most:g}"]
+                return f"{self.name} {' and '.join(words)}"
+            case Kind.LATENCY:
+                limit_ms = (self.at_most or 0) * 1000
+                return f"P{self.percentile:g} {high} {limit_ms:g} ms over {self.requests} requests"
+            case Kind.REGRESSION:
+                return f"{self.name} within {self.within:g} of what stands there ({self.confidence:.0%})"
+            case Kind.COST:
+                return f"≤ {format_usd(int(self.at_most or 0))} for 1,000 requests"
+            case Kind.FRESHNESS:
+                age = self.at_most
+                return f"data ≤ {format_duration(age)} old" if age else "data within its own limit"
+            case Kind.APPROVALS:
+                wanted = int(self.at_least or 1)
+                return "the approval of 1 person" if wanted == 1 else f"the approval of {wanted} people"
+            case Kind.SCAN:
+                return "every file scanned clean"
+            case Kind.CERTIFICATE:
+                return "a complete certificate that holds"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gate:
