@@ -112,7 +112,7 @@ async def standing(ground: Any, actor: Actor, ref: str) -> dict[str, Any]:
     checks = await ground.gates.checks(actor, ref, limit=1)
     return {
         "view": view,
-        "histories": {alias: (await ground.registry.history(actor, name, alias))[:SHOWN] for alias in view.aliases},
+        "histories": {alias: await ground.registry.history(actor, name, alias, SHOWN) for alias in view.aliases},
         "check": checks[0] if checks else None,
         "later": [(each, summary(each)) for each in await ground.addenda.addenda(actor, ref)],
         "missing": await _missing(ground, actor, ref),

@@ -198,7 +198,7 @@ class Models:
         """
         check_name(name)
         await self._see_project(actor, project)
-        _demand(source, self.problems(source))
+        self.demand(source)
         await self._files.place(tree, source.files, self._blobs)
         found = await self._files.scan(tree)
         said = cert.open_envelope(source.certificate).predicate
@@ -355,7 +355,7 @@ class Models:
     async def signing_bundle(self, actor: Actor, ref: str) -> dict[str, object]:
         """{"bundle" (for the OpenSSF model-signing tool), "public_key" (PEM)}. IntegrityFailure unless it holds."""
         version = await self.get(actor, ref)
-        _demand(version, self.problems(version))
+        self.demand(version)
         pem = self._signer.interchange_public_key()
         bundle = signing_bundle(
             version.name, version.files, version.certificate_sha256, pem, self._signer.sign_interchange
@@ -416,7 +416,7 @@ class Models:
     async def cleared(self, ref: str, stage: Stage | None = Stage.LOAD) -> ModelVersion:
         """A version that may be laid out. Raises what `materialise` does before it touches a file."""
         version = await self.get(SYSTEM, ref)
-        _demand(version, self.problems(version))
+        self.demand(version)
         if stage is not None:
             await self.demand_facts(version, stage)
         return version
@@ -441,7 +441,7 @@ class Models:
 
         facts that are not what was signed are no facts.
         """
-        _demand(version, self.problems(version))
+        self.demand(version)
         addenda = await self._addenda(version)
         async with self._store.transaction() as tx:
             return await missing_facts(tx, version, addenda, stage)

@@ -32,7 +32,7 @@ from groundplane.domain.registry import (
     rollback_target,
 )
 from groundplane.domain.tensors import changed
-from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal, Refused
+from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Ids, Store, Tx
 from groundplane.services.addenda import Addenda
@@ -79,7 +79,7 @@ class Registry:
         if target is None:
             have = f"{name}@{alias}, which stood for {current.number} only" if current else f"no alias {name}@{alias}"
             hint = f"ground models history {name}@{alias}"
-            raise Refusal([_refused("rollback", "an earlier version to go back to", have, hint)])
+            raise Refusal([Refused(rule="rollback", need="an earlier version to go back to", have=have, hint=hint)])
         reason = checked_text(reason, "reason")
         return await self._move(actor, name, alias, str(target), reason, MoveKind.ROLLBACK)
 
@@ -101,12 +101,12 @@ class Registry:
         async with self._store.transaction() as tx:
             return await tx.find(ModelAlias, {"name": name}, order="alias")
 
-    async def history(self, actor: Actor, name: str, alias: str) -> list[AliasMove]:
-        """Every move of an alias, newest first, removed ones included. Raises NotFound."""
+    async def history(self, actor: Actor, name: str, alias: str, limit: int = MAX_LISTED) -> list[AliasMove]:
+        """The moves of an alias, newest first, removed ones included. Raises NotFound."""
         check_alias(alias)
         await self._models.newest(actor, name)
         async with self._store.transaction() as tx:
-            moves = await tx.find(AliasMove, {"alias_id": f"{name}@{alias}"}, order="-sequence", limit=MAX_LISTED)
+            moves = await tx.find(AliasMove, {"alias_id": f"{name}@{alias}"}, order="-sequence", limit=limit)
         if not moves:
             raise NotFound(f"{name} never had an alias {alias}", f"ground models aliases {name}")
         return moves
@@ -120,10 +120,7 @@ class Registry:
     async def _move(self, actor: Actor, name: str, alias: str, to: str, reason: str, kind: MoveKind) -> AliasMove:
         check_alias(alias)
         version = await self._models.get(actor, f"{name}@{to}")
-        if problems := self._models.problems(version):
-            raise IntegrityFailure(
-                f"{version.id} is not what was signed: {problems[0]}", f"ground models verify {version.id}"
-            )
+        self._models.demand(version)
         async with self._store.transaction() as tx:
             current = await tx.get(ModelAlias, f"{name}@{alias}", lock=True)
             if current is not None and current.number == version.number:
@@ -133,7 +130,7 @@ class Registry:
             if entry is not None and entry.archived:
                 have = f"{version.id}, archived by {entry.archived_by}: {entry.archived_reason}"
                 hint = f"ground models unarchive {version.id}"
-                raise Refusal([_refused("archived", "a version that is not archived", have, hint)])
+                raise Refusal([Refused(rule="archived", need="a version that is not archived", have=have, hint=hint)])
             check = await self._gates.allow(tx, actor, version, alias, current)
             if check.passed or kind is MoveKind.ROLLBACK:
                 return await self._stand(tx, actor, version, alias, current, kind, reason, check)
@@ -341,7 +338,9 @@ class Registry:
             standing = [row.id for row in await tx.find(ModelAlias, {"name": version.name, "number": version.number})]
             if standing:
                 have, hint = ", ".join(standing), "move these aliases first: ground models alias"
-                raise Refusal([_refused("archive", "a version that no alias stands for", have, hint)])
+                raise Refusal(
+                    [Refused(rule="archive", need="a version that no alias stands for", have=have, hint=hint)]
+                )
             if not entry.archived:
                 now = self._clock.now()
                 archived = replace(
@@ -416,10 +415,6 @@ def _fits(entry: RegistryEntry, where: Mapping[str, object]) -> bool:
 
 def _open(check: GateCheck) -> list[Verdict]:
     return [verdict for verdict in check.verdicts if verdict.open]
-
-
-def _refused(rule: str, need: str, have: str, hint: str) -> Refused:
-    return Refused(rule=rule, need=need, have=have, hint=hint)
 
 
 async def _tags(tx: Tx, version_id: str) -> dict[str, str]:
