@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import os
 import pickle
 import subprocess
 import zipfile
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.services.model_house import ADA, EVE, FACTS, NOW, House, built
@@ -22,7 +25,7 @@ from groundplane.domain.model import ModelVersion
 from groundplane.domain.provenance.certificate import Circumstances, Facts
 from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run, RunStatus
 from groundplane.domain.spec import DataSource, JobSpec, Metadata, ModelOutput, Resources
-from groundplane.errors import InvalidInput, NotFound, Refusal, Unavailable
+from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Unavailable
 from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import Clock, Store
 from groundplane.services.models import Verification
@@ -173,6 +176,51 @@ async def test_registrations_at_the_same_time_get_different_numbers(every_house:
     events = [event async for event in every_house.store.events()]
     assert len(events) == 12
     assert check_chain(events, 12, events[-1].hash) is None
+
+
+def meanwhile(house: House, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], object]) -> None:
+    """While the files are stored for the first time, something happens to them."""
+    put_files, left = type(house.blobs).put_files, [happens]
+
+    async def put(blobs: Any, paths: Sequence[Path]) -> object:
+        done = await put_files(blobs, paths)
+        while left:
+            left.pop()()
+        return done
+
+    monkeypatch.setattr(type(house.blobs), "put_files", put)
+
+
+async def test_files_that_others_link_meanwhile_are_registered_all_the_same(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meanwhile(house, monkeypatch, lambda: os.link(house.source / "config.json", house.home / "another-upload"))
+    assert (await house.register()).number == 1
+    assert (await house.verify()).ok
+
+
+async def test_what_is_stored_is_what_was_looked_at_whoever_writes_meanwhile(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = house.source / "config.json"
+
+    def written_behind_our_back(text: bytes) -> None:
+        times = config.stat()
+        config.write_bytes(text)
+        os.utime(config, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    meanwhile(house, monkeypatch, lambda: written_behind_our_back(b'{"layers": 9}'))
+    made = await house.register()
+    assert {file.path: file.sha256 for file in made.files}["config.json"] == hashlib.sha256(
+        config.read_bytes()
+    ).hexdigest()
+    meanwhile(house, monkeypatch, lambda: written_behind_our_back(b"cos\nsystem\n)."[:13]))
+    with pytest.raises(Conflict, match="config.json changed while it was being registered"):
+        await house.register()
+    config.write_bytes(b'{"layers": 9}')
+    meanwhile(house, monkeypatch, lambda: config.write_bytes(b'{"layers": 10}'))
+    with pytest.raises(Conflict, match="config.json changed while it was being registered"):
+        await house.register()
 
 
 async def test_a_full_store_registers_nothing_and_loses_nothing(clock: Clock, tmp_path: Path) -> None:

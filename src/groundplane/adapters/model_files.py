@@ -12,6 +12,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from groundplane.adapters.templates import render_templates
@@ -70,8 +71,8 @@ class FolderModelFiles:
     def rules_sha256(self) -> str:
         return _rules_sha256()
 
-    async def unchanged(self, found: Sequence[FoundFile]) -> None:
-        await asyncio.to_thread(_unchanged, found)
+    async def unchanged(self, found: Sequence[FoundFile]) -> tuple[FoundFile, ...]:
+        return await asyncio.to_thread(_unchanged, found)
 
     async def problems(self, folder: Path, files: Sequence[ManifestFile]) -> tuple[Problem, ...]:
         return await asyncio.to_thread(_problems, folder, files)
@@ -188,16 +189,23 @@ def _stamp(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _unchanged(found: Sequence[FoundFile]) -> None:
+def _unchanged(found: Sequence[FoundFile]) -> tuple[FoundFile, ...]:
+    fresh = []
     for file in found:
         try:
             now = _stamp(file.source.lstat())
         except FileNotFoundError:
             now = ()
-        if now != file.stamp:
+        seen = file
+        if now != file.stamp and now[:-1] == file.stamp[:-1]:
+            # Another name came or went, as when the same file is registered twice at once; or somebody hides a change.
+            seen = _look(file.source, file.path)
+        if now[:-1] != file.stamp[:-1] or replace(seen, stamp=file.stamp) != file:
             raise Conflict(
                 f"{file.path} changed while it was being registered", "stop what writes it, then register again"
             )
+        fresh.append(seen)
+    return tuple(fresh)
 
 
 # ---------------------------------------------------------------- going out

@@ -72,8 +72,11 @@ class ModelFiles(Protocol):
         """A digest of the rules that `scan` judges by; another one means that a scan would look for other things."""
         ...
 
-    async def unchanged(self, found: Sequence[FoundFile]) -> None:
-        """Raises Conflict naming the first file that is no longer the one that was looked at."""
+    async def unchanged(self, found: Sequence[FoundFile]) -> tuple[FoundFile, ...]:
+        """The files, looked at anew where one may have been touched: then the stamp differs and nothing else does.
+
+        Raises Conflict naming the first file that is no longer the one that was looked at.
+        """
         ...
 
     async def problems(self, folder: Path, files: Sequence[ManifestFile]) -> tuple[Problem, ...]:

@@ -26,6 +26,9 @@ from groundplane.services.audit_trail import Teller
 NUMBER_TRIES = 100
 """How often a registration tries again after losing a version number to another one."""
 
+_LOOKS_MAX = 16
+"""So often are files looked at that get and lose other names meanwhile, as when several register the same folder."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
@@ -146,9 +149,14 @@ class Registration:
 
 async def stored(blobs: BlobStore, files: ModelFiles, found: Sequence[FoundFile]) -> tuple[ManifestFile, ...]:
     """What was looked at, put into the store: in manifest order. Conflict when a file changes meanwhile."""
-    put = await blobs.put_files([file.source for file in found])
-    # The bytes that were stored are the bytes that were looked at only if nobody wrote in between.
-    await files.unchanged(found)
+    for _ in range(_LOOKS_MAX):
+        put = await blobs.put_files([file.source for file in found])
+        # The bytes that were stored are the bytes that were looked at only if nobody wrote in between.
+        seen, found = found, await files.unchanged(found)
+        if found == tuple(seen):
+            break
+    else:
+        raise Conflict("what is registered was linked elsewhere again and again", "register again when that is done")
     return manifest(
         [
             ManifestFile(path=file.path, sha256=sha256, size_bytes=size_bytes)
