@@ -19,7 +19,7 @@ from groundplane.domain.tracking.records import LoggedModel, LoggedState
 from groundplane.domain.tracking.search import millis
 from groundplane.errors import InvalidInput, Refusal, Refused
 from groundplane.identity import Actor, Permission
-from groundplane.services.tracked_models import STAGES, Shelf, VersionShown
+from groundplane.services.tracked_models import STAGES, NameShown, VersionShown
 from groundplane.services.tracking import Search
 
 router = Router(prefix=f"{PREFIX}/api/2.0/mlflow", tags=["mlflow"], route_class=MlflowRoute, include_in_schema=False)
@@ -185,20 +185,20 @@ class _SearchNames(msgspec.Struct):
         return Search(filter=self.filter, order=tuple(self.order_by), limit=self.max_results, token=self.page_token)
 
 
-async def _shelf_document(app: Ground, actor: Actor, shelf: Shelf) -> dict[str, object]:
+async def _name_document(app: Ground, actor: Actor, shown: NameShown) -> dict[str, object]:
     """With the newest version, and the ones that stand on a stage."""
-    numbers = {shelf.newest} if shelf.newest else set[int]()
-    numbers |= {number for alias, number in shelf.aliases.items() if alias in STAGES}
-    latest = [await app.tracked_models.version(actor, shelf.name.id, str(number)) for number in sorted(numbers)]
+    numbers = {shown.newest} if shown.newest else set[int]()
+    numbers |= {number for alias, number in shown.aliases.items() if alias in STAGES}
+    latest = [await app.tracked_models.version(actor, shown.name.id, str(number)) for number in sorted(numbers)]
     return {
-        "name": shelf.name.id,
-        "creation_timestamp": millis(shelf.name.created_at),
-        "last_updated_timestamp": millis(shelf.name.updated_at),
-        "user_id": shelf.name.created_by,
-        "description": shelf.name.description,
+        "name": shown.name.id,
+        "creation_timestamp": millis(shown.name.created_at),
+        "last_updated_timestamp": millis(shown.name.updated_at),
+        "user_id": shown.name.created_by,
+        "description": shown.name.description,
         "latest_versions": [version_document(each) for each in latest],
-        "tags": pairs(shelf.name.tags),
-        "aliases": [{"alias": alias, "version": str(number)} for alias, number in shelf.aliases.items()],
+        "tags": pairs(shown.name.tags),
+        "aliases": [{"alias": alias, "version": str(number)} for alias, number in shown.aliases.items()],
     }
 
 
@@ -229,28 +229,28 @@ def _uri(shown: VersionShown) -> str:
 async def create_registered_model(request: Request, app: Ground, actor: ModelWriter) -> Response:
     body = await read(request, _Registered)
     made = await app.tracked_models.create_name(actor, body.name, body.description, mapping(body.tags))
-    return answer({"registered_model": await _shelf_document(app, actor, made)})
+    return answer({"registered_model": await _name_document(app, actor, made)})
 
 
 @router.get("/registered-models/get")
 async def get_registered_model(request: Request, app: Ground, actor: ModelReader) -> Response:
     body = await read(request, _Registered)
-    shelf = await app.tracked_models.shelf(actor, needed(body.name, "name"))
-    return answer({"registered_model": await _shelf_document(app, actor, shelf)})
+    shown = await app.tracked_models.name(actor, needed(body.name, "name"))
+    return answer({"registered_model": await _name_document(app, actor, shown)})
 
 
 @router.patch("/registered-models/update")
 async def update_registered_model(request: Request, app: Ground, actor: ModelWriter) -> Response:
     body = await read(request, _Registered)
-    shelf = await app.tracked_models.describe(actor, body.name, description=body.description)
-    return answer({"registered_model": await _shelf_document(app, actor, shelf)})
+    shown = await app.tracked_models.describe(actor, body.name, description=body.description)
+    return answer({"registered_model": await _name_document(app, actor, shown)})
 
 
 @router.post("/registered-models/rename")
 async def rename_registered_model(request: Request, app: Ground, actor: ModelWriter) -> Response:
     """Refused: a name stands in signed certificates."""
     body = await read(request, _Registered)
-    await app.tracked_models.shelf(actor, body.name)
+    await app.tracked_models.name(actor, body.name)
     raise Refusal([_fixed(f"{body.name}, which its certificates name", "register the files under the new name")])
 
 
@@ -263,7 +263,7 @@ async def delete_registered_model(request: Request, app: Ground, actor: ModelWri
 @router.get("/registered-models/search")
 async def search_registered_models(request: Request, app: Ground, actor: ModelReader) -> Response:
     found, token = await app.tracked_search.names(actor, (await read(request, _SearchNames)).search())
-    documents = [await _shelf_document(app, actor, each) for each in found]
+    documents = [await _name_document(app, actor, each) for each in found]
     return answer({"registered_models": documents, "next_page_token": token})
 
 
@@ -272,8 +272,8 @@ async def search_registered_models(request: Request, app: Ground, actor: ModelRe
 async def latest_versions(request: Request, app: Ground, actor: ModelReader) -> Response:
     """The newest version on each stage asked for; without one, the newest of all and those on a stage."""
     body = await read(request, _Registered)
-    shelf = await app.tracked_models.shelf(actor, body.name)
-    documents = (await _shelf_document(app, actor, shelf))["latest_versions"]
+    shown = await app.tracked_models.name(actor, body.name)
+    documents = (await _name_document(app, actor, shown))["latest_versions"]
     assert isinstance(documents, list)
     wanted = {stage.lower() for stage in body.stages}
     kept = [each for each in documents if not wanted or str(each["current_stage"]).lower() in wanted]

@@ -34,7 +34,7 @@ MADE_TO_COPY_S = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shelf:
+class NameShown:
     """A registered model: its name, the number of its newest version (0 without one), what its aliases stand for."""
 
     name: ModelName
@@ -92,7 +92,7 @@ class TrackedModels:
 
     # ------------------------------------------------------------ names
 
-    async def create_name(self, actor: Actor, name: str, description: str, tags: Mapping[str, str]) -> Shelf:
+    async def create_name(self, actor: Actor, name: str, description: str, tags: Mapping[str, str]) -> NameShown:
         """Keeps a name for the project before its first version. Raises AlreadyThere."""
         check_name(name)
         now = self._clock.now()
@@ -112,9 +112,9 @@ class TrackedModels:
             )
             await tx.insert(row)
             await self._tell(tx, actor, "model-name.create", name, project, {"description": description})
-        return Shelf(name=row, newest=0, aliases={})
+        return NameShown(name=row, newest=0, aliases={})
 
-    async def shelf(self, actor: Actor, name: str) -> Shelf:
+    async def name(self, actor: Actor, name: str) -> NameShown:
         """Raises NotFound for a name that the actor does not see."""
         async with self._store.transaction() as tx:
             row = await tx.get(ModelName, name)
@@ -128,7 +128,7 @@ class TrackedModels:
             assert newest is not None
             row = _implied(first or newest, newest)
         standing = {each.alias: each.number for each in aliases}
-        return Shelf(name=row, newest=newest.number if newest else 0, aliases=standing)
+        return NameShown(name=row, newest=newest.number if newest else 0, aliases=standing)
 
     async def describe(
         self,
@@ -137,32 +137,32 @@ class TrackedModels:
         *,
         description: str | None = None,
         tags: Mapping[str, str | None] | None = None,
-    ) -> Shelf:
+    ) -> NameShown:
         """Says something else of a name as a whole; a tag that is None goes."""
-        shelf = await self.shelf(actor, name)
+        shown = await self.name(actor, name)
         now = self._clock.now()
         async with self._store.transaction() as tx:
             before = await tx.get(ModelName, name, lock=True)
-            kept = dict((before or shelf.name).tags)
+            kept = dict((before or shown.name).tags)
             for key, value in (tags or {}).items():
                 kept = domain.without_tag(kept, key) if value is None else domain.with_tags(kept, {key: value})
-            said = (before or shelf.name).description if description is None else description
-            after = replace(before or shelf.name, description=said, tags=kept, updated_at=now)
+            said = (before or shown.name).description if description is None else description
+            after = replace(before or shown.name, description=said, tags=kept, updated_at=now)
             if before is None:
                 await tx.insert(after)
             else:
                 await tx.update(after)
             await self._tell(tx, actor, "model-name.describe", name, after.project, {"tags": kept})
-        return replace(shelf, name=after)
+        return replace(shown, name=after)
 
     async def delete_name(self, actor: Actor, name: str) -> None:
         """Lets go of a name without versions. Refused for others: versions are never deleted."""
-        shelf = await self.shelf(actor, name)
-        if shelf.newest:
-            raise Refusal([_kept(f"{name} has {shelf.newest} versions")])
+        shown = await self.name(actor, name)
+        if shown.newest:
+            raise Refusal([_kept(f"{name} has {shown.newest} versions")])
         async with self._store.transaction() as tx:
             await tx.delete(ModelName, name)
-            await self._tell(tx, actor, "model-name.delete", name, shelf.name.project, {})
+            await self._tell(tx, actor, "model-name.delete", name, shown.name.project, {})
 
     # ------------------------------------------------------------ versions
 
@@ -229,7 +229,7 @@ class TrackedModels:
         model = await self._logged.get(actor, owner) if folder == LOGGED else None
         run_id = source.run_id or (model.run_id if model else owner)
         told = await self._tracking.run(actor, run_id) if run_id else None
-        shelf_project = await self._project_of(actor, name)
+        project = await self._project_of(actor, name)
         tree.mkdir()
         await self._logged.lay(files, below, tree)
         facts = await self._facts(actor, tree, model, told, source)
@@ -237,7 +237,7 @@ class TrackedModels:
             version = await self._models.register(
                 actor,
                 name=name,
-                project=shelf_project,
+                project=project,
                 source=tree,
                 facts=facts,
                 reason=f"from {source.text} by an MLflow client",
@@ -339,7 +339,7 @@ class TrackedModels:
         shown = await self.version(actor, name, number)
         why = f"to stage {stage} by an MLflow client"
         if wanted in STAGES:
-            before = (await self.shelf(actor, name)).aliases.get(wanted)
+            before = (await self.name(actor, name)).aliases.get(wanted)
             await self._registry.move(actor, name, wanted, str(shown.version.number), why)
             if archive_existing and before not in (None, shown.version.number):
                 await self._registry.archive(actor, f"{name}@{before}", f"followed by {shown.version.id}")
@@ -358,7 +358,7 @@ class TrackedModels:
     async def _project_of(self, actor: Actor, name: str, new: str = "") -> str:
         """The name's own, or for a name that nobody has `new`, or else the actor's."""
         try:
-            return (await self.shelf(actor, name)).name.project
+            return (await self.name(actor, name)).name.project
         except NotFound:
             async with self._store.transaction() as tx:
                 if await tx.get(ModelName, name) is not None:

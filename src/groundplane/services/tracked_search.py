@@ -25,7 +25,7 @@ from groundplane.domain.tracking.search import MODEL_NAMES, MODEL_VERSIONS, mill
 from groundplane.identity import CROSS_PROJECT, Actor
 from groundplane.ports import Store, Tx
 from groundplane.services.registry import MAX_LISTED
-from groundplane.services.tracked_models import Shelf, TrackedModels, VersionShown, no_origin
+from groundplane.services.tracked_models import NameShown, TrackedModels, VersionShown, no_origin
 from groundplane.services.tracking import Search
 from groundplane.services.walking import walk
 
@@ -48,7 +48,7 @@ class TrackedSearch:
     def __init__(self, *, store: Store, models: TrackedModels) -> None:
         self._store, self._models = store, models
 
-    async def names(self, actor: Actor, search: Search) -> tuple[list[Shelf], str]:
+    async def names(self, actor: Actor, search: Search) -> tuple[list[NameShown], str]:
         """Registered models by name and tags, by name unless ordered otherwise, and the next page's token."""
         conditions, orders = parse_filter(search.filter, MODEL_NAMES), parse_order(search.order, MODEL_NAMES)
         one = _equal(conditions, "name")
@@ -64,7 +64,7 @@ class TrackedSearch:
         found = [name for name, shape in shapes.items() if matches(conditions, shape)]
         question = (search.filter, tuple(search.order))
         names, token = page(ordered(found, orders, shapes.__getitem__), search.token, search.limit, question)
-        return [await self._models.shelf(actor, name) for name in names], token
+        return [await self._models.name(actor, name) for name in names], token
 
     async def versions(self, actor: Actor, search: Search) -> tuple[list[VersionShown], str]:
         """By name, run, source and tags; newest first unless ordered otherwise."""
