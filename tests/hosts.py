@@ -84,7 +84,7 @@ class Host:
             env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
         )
 
-    def wait(self, patience_s: float = 15.0) -> None:
+    def wait(self, patience_s: float = 90.0) -> None:
         deadline = time.monotonic() + patience_s
         while True:
             try:

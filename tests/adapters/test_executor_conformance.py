@@ -31,7 +31,7 @@ from groundplane.runner.files import read_state
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 needs_sshd = pytest.mark.needs("sshd")
-PATIENCE_S = 20.0
+PATIENCE_S = 90.0
 
 SAVES = """
 import hashlib, json, os, time

@@ -106,7 +106,7 @@ def at_a_terminal(up: Any, answer: bytes, *words: str, **extra: str) -> tuple[in
                 break
             if said.endswith(PROMPT) and answer:
                 os.write(ours, answer)
-        code = process.wait(timeout=10)
+        code = process.wait(timeout=60)
     os.close(ours)
     return code, said.decode().replace("\r\n", "\n")
 

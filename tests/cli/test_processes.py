@@ -82,7 +82,7 @@ def test_when_the_terminal_dies_so_does_what_it_started(home: Any, wait: Callabl
     wait(lambda: answers(home), "the control plane")
     supervisor = home.pid("supervisor")
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     wait(lambda: not psutil.pid_exists(supervisor) or not home.pid("supervisor"), "the supervisor to notice")
     assert not home.pid("control-plane")
     assert "the terminal that started it is gone" in home.log("supervisor")

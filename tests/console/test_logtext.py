@@ -44,6 +44,6 @@ def test_of_a_progress_bar_the_last_state_is_kept() -> None:
 
 
 def test_a_megabyte_on_one_line_is_read_in_linear_time() -> None:
-    began = time.monotonic()
+    began = time.process_time()
     readable(b"x" * 2**20 + b"\r" + b"y" * 2**20, complete=True)
-    assert time.monotonic() - began < 2
+    assert time.process_time() - began < 20, "squared, it would take hours"

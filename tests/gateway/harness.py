@@ -226,11 +226,11 @@ class Bench:
         self.version += 1
         await write_snapshot(self.folder, self.version, **values)
 
-    async def until(self, condition: Callable[[], bool], deadline_s: float = 5.0) -> None:
+    async def until(self, condition: Callable[[], bool], deadline_s: float = 60.0) -> None:
         await poll(condition, deadline_s)
 
 
-async def poll(condition: Callable[[], bool], deadline_s: float = 5.0) -> None:
+async def poll(condition: Callable[[], bool], deadline_s: float = 60.0) -> None:
     """Waits until the condition holds; fails when the deadline passes first."""
     end = time.monotonic() + deadline_s
     while not condition():
@@ -291,7 +291,7 @@ def start_process(folder: Path, *arguments: str) -> Bench:
     line = process.stdout.readline()
     found = re.search(r":(\d+)$", line.strip())
     if found is None:
-        _, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=60)
         raise AssertionError(f"the gateway did not start: {line} {errors}")
     return Bench(folder, int(found[1]), process=process, version=1)
 
@@ -301,7 +301,7 @@ def stop_process(bench: Bench) -> None:
     assert process is not None
     if process.poll() is None:
         process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
 
 
 # ---------------------------------------------------------------- raw client
@@ -368,7 +368,7 @@ class RawClient:
             if size == 0:
                 return Answer(status, headers, b"".join(pieces), True)
 
-    async def closed(self, deadline_s: float = 3.0) -> bool:
+    async def closed(self, deadline_s: float = 30.0) -> bool:
         """Whether the gateway closes the connection, reading whatever comes before."""
         try:
             async with asyncio.timeout(deadline_s):

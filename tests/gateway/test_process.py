@@ -174,7 +174,7 @@ async def test_a_taken_port_is_named(tmp_path: Path, upstream: MockUpstream, ben
     bench = await start(benches, tmp_path, upstream)
     command = [sys.executable, "-m", "groundplane.gateway", "--port", str(bench.port)]
     command += ["--snapshot", str(tmp_path / "s.json"), "--wal", str(tmp_path / "other")]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=20)
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     error, hint = done.stderr.splitlines()
     assert error == f"error: port {bench.port} on 127.0.0.1 is taken by another process"
@@ -185,7 +185,7 @@ async def test_a_log_in_use_is_named(tmp_path: Path, upstream: MockUpstream, ben
     await start(benches, tmp_path, upstream)
     command = [sys.executable, "-m", "groundplane.gateway", "--port", "0", "--gateway-id", "gw"]
     command += ["--snapshot", str(tmp_path / "s.json"), "--wal", str(tmp_path / "wal")]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=20)
+    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 5 and done.stderr.startswith("error: gateway id gw is in use")
 
 

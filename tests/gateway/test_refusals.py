@@ -97,7 +97,7 @@ async def test_who_connects_anew_for_each_refusal_is_read_late_and_answered(
 
 
 async def test_a_drain_reads_what_was_sent_while_nobody_read(tmp_path: Path, upstream: MockUpstream) -> None:
-    options = Options(drain_s=20, refusals_per_s=1)
+    options = Options(drain_s=120, refusals_per_s=1)
     async with running(tmp_path, options, keys=(key(),), routes=(route("tiny", upstream.base_url),)) as bench:
         kept, idle = await RawClient.open(bench.port), await RawClient.open(bench.port)
         for client in (idle, kept):
@@ -109,7 +109,7 @@ async def test_a_drain_reads_what_was_sent_while_nobody_read(tmp_path: Path, ups
     answer = await kept.answer()
     assert answer.status == 200 and answer.headers["connection"] == "close"
     assert await kept.closed() and await idle.closed()
-    assert time.monotonic() - began < 20, "the drain waited for its deadline"
+    assert time.monotonic() - began < 120, "the drain waited for its deadline"
     await kept.close()
     await idle.close()
 

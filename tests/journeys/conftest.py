@@ -171,7 +171,7 @@ def _written(stream: io.TextIOWrapper) -> str:
     return stream.read()
 
 
-def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 30) -> Any:
+def wait_for(condition: Callable[[], Any], what: str, timeout_s: float = 90) -> Any:
     """Polls until the condition is truthy; fails with what was waited for."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

