@@ -229,7 +229,7 @@ def test_a_logged_model_becomes_a_signed_version_and_moves_through_the_gates(
     source = f"{run.info.artifact_uri}/model"
     client.create_registered_model(name, description="a trial")
     with pytest.raises(MlflowException) as refused:
-        client.create_model_version(name, source, run.info.run_id)
+        client.create_model_version(name, f"runs:/{run.info.run_id}/model", run.info.run_id)
     assert "groundplane.license" in str(refused.value) and "groundplane.data" in str(refused.value)
     assert client.search_model_versions(f"name = '{name}'") == []
     client.set_tag(run.info.run_id, "groundplane.license", "Apache-2.0")

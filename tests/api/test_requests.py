@@ -75,6 +75,14 @@ def test_invalid_json_is_named_with_its_place(served: Any, body: bytes) -> None:
     assert "byte" in error["message"]
 
 
+def test_a_form_in_place_of_json_is_told_what_to_send(served: Any) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}  # as curl -d sends it
+    error = served.raw("POST", "/v1/plans", content=b'{"spec": "a"}', headers=form).json()["error"]
+    assert (error["message"], error["hint"].partition(";")[0]) == (
+        "the body was not sent as JSON", "send Content-Type: application/json"
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("body", [b"\xff\xfe{}", b"[" * 100_000])
 def test_bytes_that_are_no_text_and_endless_nesting_are_refused(served: Any, body: bytes) -> None:
     answer = served.raw("POST", "/v1/plans", content=body, headers={"Content-Type": "application/json"})

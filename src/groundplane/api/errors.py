@@ -56,7 +56,7 @@ def unexpected(request_id: str) -> GroundError:
     """What the caller learns of a defect: that it is ours, and how to find it."""
     return GroundError(
         "the control plane failed on this request; it is a defect of ours, not of yours",
-        f"look for request id {request_id} in log/api.log under GROUND_HOME",
+        f"look for request id {request_id} in log/control-plane.log under GROUND_HOME",
     )
 
 
@@ -71,6 +71,9 @@ def from_validation(error: RequestValidationError) -> InvalidInput:
                 f"the body is no valid JSON: {reason} (at byte {place[-1]})",
                 "send application/json; the shapes are in /openapi.json",
             )
+        if place == ["body"] and isinstance(found.get("input"), bytes):
+            hint = "send Content-Type: application/json; the shapes are in /openapi.json"
+            return InvalidInput("the body was not sent as JSON", hint)
         name = ".".join(place[1:]) or place[0]
         problems.append(Problem(field=name, message=_words(found)))
     summary = str(problems[0]) if len(problems) == 1 else f"{len(problems)} fields can't be taken; first: {problems[0]}"

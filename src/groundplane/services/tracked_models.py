@@ -28,7 +28,7 @@ from groundplane.services.tracking import AlreadyThere, Told, Tracking, home
 
 STAGES = {"production": "Production", "staging": "Staging"}
 """Alias → the stage that older clients call it."""
-_SCHEME, _MODELS = "mlflow-artifacts:/", "models:/"
+_SCHEME, _MODELS, _RUN = "mlflow-artifacts:/", "models:/", "runs:/"
 MADE_TO_COPY_S = 60
 """A name so young, of which nothing was said, was made by the client that copies to it: its next call is the copy."""
 
@@ -409,6 +409,8 @@ def _place(source: str, model_id: str) -> tuple[str, str, str]:
     """(folder, owner, path below) of what a client calls the source of a version. Raises InvalidInput."""
     if model_id or source.startswith(f"{_MODELS}m-"):
         return LOGGED, model_id or source.removeprefix(_MODELS), ""
+    if source.startswith(_RUN):  # as people write it; `mlflow.register_model` looks the place up first
+        source = f"{_SCHEME}{RUNS}/{source.removeprefix(_RUN)}"
     parts = source.removeprefix(_SCHEME).strip("/").split("/")
     if source.startswith(_SCHEME) and len(parts) >= 2 and parts[0] in {RUNS, LOGGED}:
         return parts[0], parts[1], "/".join(parts[2:])
