@@ -299,6 +299,11 @@ def test_a_blob_of_another_repository_is_mounted_and_need_not_be_sent(served: An
     files = {"model.safetensors": safetensors(b"\5")}
     push("lender", "latest", files, ANNOTATIONS)
     digest = digest_of(files["model.safetensors"])
+    # What a HEAD says is there can be used, also where it is no file of a version.
+    assert served.raw("HEAD", f"/v2/default/lender/blobs/{digest_of(b'{}')}").status_code == 200
+    again = manifest_of({**files, "config.json": b"{}"}, annotations=ANNOTATIONS)
+    assert put(served, "lender", "latest", again).status_code == 201
+    assert len(served.client.model_version("lender", 2).files) == 2
     query = {"mount": digest, "from": "default/lender"}
     assert served.raw("POST", "/v2/default/borrower/blobs/uploads/", params=query).status_code == 201
     assert put(served, "borrower", "latest", manifest_of(files, annotations=ANNOTATIONS)).status_code == 201

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.services.model_house import ADA, EVE, House, Reading, built, doors_of
+from tests.services.model_house import ADA, EVE, NOW, House, Reading, built, doors_of
 
 from groundplane.adapters.store.memory import MemoryStore
 from groundplane.domain import oci
-from groundplane.domain.model import ModelVersion
-from groundplane.domain.oci_push import PushedTag, tag_row_id
+from groundplane.domain.model import ManifestFile, ModelVersion
+from groundplane.domain.oci_push import PushedManifest, PushedTag, manifest_row_id, tag_row_id
 from groundplane.domain.provenance.addendum import AddendumKind
 from groundplane.domain.registry import VersionLabel
 from groundplane.errors import NotFound
@@ -20,6 +20,17 @@ from groundplane.services import oci_registry
 from groundplane.services.oci_registry import OciRegistry
 
 REPOSITORY = ("vision", "tiny")
+DIGEST = oci.digest_of(b'{"annotations": {}}')
+
+
+def pushed_alone(subject: str, layer: ManifestFile) -> PushedManifest:
+    content = '{"annotations": {}}'
+    return PushedManifest(
+        id=manifest_row_id(*REPOSITORY, DIGEST), project="vision", name="tiny", digest=DIGEST,
+        artifact_type="application/spdx+json", subject=subject, content=content, config='{"of": 1}',
+        config_digest=oci.digest_of(b'{"of": 1}'), content_sha256="c" * 64, files=(layer,), size_bytes=layer.size_bytes,
+        version_id="", pushed_by="ada", at=NOW,
+    )  # fmt: skip
 
 
 async def registered(house: House, count: int) -> list[ModelVersion]:
@@ -72,6 +83,11 @@ async def test_every_digest_that_a_client_can_know_leads_to_its_version(
     house = await built(store, clock, tmp_path)
     _, registry = doors_of(house, clock)
     versions = await registered(house, 5)
+    subject, layer = oci.manifest(versions[0]).digest, replace(versions[0].files[0], sha256="a" * 64)
+    async with store.transaction() as tx:  # pushed for itself, before there were labels
+        await tx.insert(pushed_alone(subject, layer))
+    assert (await blob(registry, f"sha256:{layer.sha256}") or oci.manifest(versions[0])).file == layer
+    assert DIGEST in str(await registry.referrers(ADA, *REPOSITORY, subject, "application/spdx+json"))
     for version in reversed(versions):
         for made in (oci.manifest(version), oci.certificate_manifest(version)):
             assert await registry.manifest(ADA, *REPOSITORY, made.digest) == made

@@ -150,6 +150,9 @@ async def _layers(
     layout, kept, missing = dict[str, str](), list[ManifestFile](), list[str]()
     for file in layers:
         digest = f"sha256:{file.sha256}"
+        held = known.get(digest)
+        if held is not None and held.file is None:
+            await uploads.take(digest, held.content)
         landed = await uploads.landed(digest)
         size_bytes = landed.stat().st_size if landed else file.size_bytes
         if size_bytes != file.size_bytes:
@@ -159,7 +162,7 @@ async def _layers(
             raise InvalidInput(f"two layers are both {file.path}", "give each layer a title of its own")
         if landed:
             layout[file.path] = file.sha256
-        elif (digest in known and known[digest].file) or await uploads.mounted(digest):
+        elif held is not None or await uploads.mounted(digest):
             kept.append(file)
         else:
             missing.append(f"{file.path} ({digest})")

@@ -31,8 +31,6 @@ ENVELOPE = "application/vnd.dsse.envelope.v1+json"
 EMPTY = "application/vnd.oci.empty.v1+json"
 EMPTY_BYTES = b"{}"
 
-VERSION, PUSHED, MADE_UP_TO = "version", "pushed", "made-up-to"
-"""What a digest's label leads to; and the name of the label whose value is the newest version that has any."""
 _FALLBACK = re.compile(r"sha256-([0-9a-f]{64})")
 _LAYER = "application/vnd.cncf.model.{kind}.v1.raw"
 _KINDS = {
@@ -289,31 +287,34 @@ def tags(newest: int, named: Iterable[str]) -> list[str]:
 
 
 def digest_labels(project: str, name: str, shelf: Shelf) -> list[VersionLabel]:
-    """What leads from a digest to its version, or to the manifest that was pushed for itself.
+    """What leads from a digest to its version, or to the manifest that was pushed for itself; by their ids.
 
     A pointer and no more: what is handed out is computed from what it points to. The first version that has a file
     lends it to all later ones.
     """
-    found: dict[str, tuple[str, str]] = {}
-    alone = [row for row in shelf.pushed if not row.version_id]
+    holders: dict[str, str] = {}
     for version in reversed(shelf.versions):
         own = [row for row in shelf.pushed if row.version_id == version.id]
         part = Shelf(versions=[version], pushed=own, addenda=shelf.addenda_of(version))
         for blob in (*blobs(part), *manifests(part)):
-            found.setdefault(blob.digest, (VERSION, version.id))
-    for row in alone:
-        for blob in blobs(Shelf(pushed=[row])):
-            found.setdefault(blob.digest, (PUSHED, row.id))
+            holders.setdefault(blob.digest, version.id)
+    for row in shelf.pushed:
+        if not row.version_id:
+            for blob in blobs(Shelf(pushed=[row])):
+                holders.setdefault(blob.digest, row.id)
     return [
-        VersionLabel(id=digest_label_id(project, name, digest), version_id=holder, kind=LabelKind.DIGEST, name=what)
-        for digest, (what, holder) in found.items()
+        # In one order everywhere: two who write the same labels never wait for each other.
+        VersionLabel(
+            id=digest_label_id(project, name, digest), version_id=holder, kind=LabelKind.DIGEST, name="leads-to"
+        )
+        for digest, holder in sorted(holders.items())
     ]
 
 
 def made_up_to(project: str, name: str) -> VersionLabel:
-    """The label that says up to which version there are others: none yet."""
+    """The label whose value says up to which version there are others: none yet."""
     id = digest_label_id(project, name, "")
-    return VersionLabel(id=id, version_id="", kind=LabelKind.DIGEST, name=MADE_UP_TO, value=0.0)
+    return VersionLabel(id=id, version_id="", kind=LabelKind.DIGEST, name="made-up-to", value=0.0)
 
 
 def digest_label_id(project: str, name: str, digest: str) -> str:

@@ -89,7 +89,7 @@ class OciRegistry:
         return [tag for tag in oci.tags(newest, named) if tag > after][:limit]
 
     async def manifest(self, actor: Actor, project: str, name: str, reference: str) -> oci.Blob | None:
-        """By tag or digest, or what refers to one by its fallback tag; None where nothing is meant. NotFound.
+        """By tag or digest, or what refers to one by its fallback tag; None where nothing is meant.
 
         IntegrityFailure where it stands for a version that is not what was signed.
         """
@@ -111,7 +111,11 @@ class OciRegistry:
         if not actor.sees(project):
             return {}
         shelf, wanted = await self._holders(project, name, digests), set(digests)
-        return {blob.digest: blob for blob in oci.blobs(shelf) if blob.digest in wanted}
+        found: dict[str, oci.Blob] = {}
+        for blob in oci.blobs(shelf):
+            if blob.digest in wanted:
+                found.setdefault(blob.digest, blob)  # files come first: a small document may be the same bytes
+        return found
 
     async def referrers(self, actor: Actor, project: str, name: str, digest: str, artifact_type: str) -> bytes:
         """The index of what refers to a manifest. NotFound for the repository."""
@@ -175,14 +179,11 @@ class OciRegistry:
         if left and await self._label_new(project, name):
             async with self._store.transaction() as tx:
                 labels |= await _labels(tx, project, name, left)
-        held = {(label.name, label.version_id) for label in labels.values()}
-        held |= {(oci.VERSION, row.version_id) if row.version_id else (oci.PUSHED, row.id) for row in pushed}
-        by_kind = {what: tuple(id for kind, id in held if kind == what) for what in (oci.VERSION, oci.PUSHED)}
+        held = {label.version_id for label in labels.values()} | {row.version_id or row.id for row in pushed}
         async with self._store.transaction() as tx:
-            asked = {"id": by_kind[oci.VERSION], "name": name, "project": project}
-            versions = await tx.find(ModelVersion, asked, order="-number") if by_kind[oci.VERSION] else []
-            alone = await tx.find(PushedManifest, {"id": by_kind[oci.PUSHED]}) if by_kind[oci.PUSHED] else []
-            return await _shelf(tx, project, name, versions, alone)
+            asked = {"id": tuple(held), "name": name, "project": project}
+            versions = await tx.find(ModelVersion, asked, order="-number")
+            return await _shelf(tx, project, name, versions, await tx.find(PushedManifest, asked))
 
     async def _label_new(self, project: str, name: str) -> bool:
         """Labels what came since the last time; whether anything did.
@@ -217,7 +218,9 @@ class OciRegistry:
 
     async def _referred(self, project: str, name: str, digest: str) -> oci.Shelf:
         """What a digest leads to, with what refers to it."""
-        shelf = await self._about(project, name, digest)
+        if not oci_push.is_digest(digest):
+            return oci.Shelf()
+        shelf = await self._holders(project, name, [digest])
         async with self._store.transaction() as tx:
             return await _with_referrers(tx, project, name, shelf, {digest})
 
