@@ -105,6 +105,16 @@ def test_what_numpy_saved_of_objects_is_weights_too(saved: Any, names: list[str]
     np.testing.assert_array_equal(load_file(target)[names[0]], A)
 
 
+@pytest.mark.parametrize("part", ["evil.pkl", "data/77", "constants.pkl"])
+def test_what_no_file_of_weights_holds_is_refused(part: str, tmp_path: Path) -> None:
+    source = tmp_path / "model.pt"
+    source.write_bytes(torch_zip({"state_dict": weights()}))
+    with zipfile.ZipFile(source, "a") as archive:
+        archive.writestr(f"{archive.namelist()[0].partition('/')[0]}/{part}", b"cos\nsystem\n.")
+    with pytest.raises(Refusal, match=part):
+        convert(source, tmp_path / "model.safetensors")
+
+
 def test_what_is_beside_the_weights_is_left_out_and_said(tmp_path: Path) -> None:
     source = tmp_path / "checkpoint.pt"
     beside = {"optimizer": {"lr": 0.1}, "args": argparse.Namespace(lr=0.1, resume=None), "best": np.float64(0.93)}

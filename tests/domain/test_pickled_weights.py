@@ -94,9 +94,12 @@ CLEAN: dict[str, bytes] = {
     "pytorch_model.bin": torch_zip(program(state_dict(called("torch._utils._rebuild_parameter", tensor(), b"\x88")))),
     "view.pt": torch_zip(program(tensor(offset=1, shape=(1, 3), strides=(3, 1)))),
     "empty.pt": torch_zip(program(tensor(shape=(0, 2**20), strides=(1, 1)))),
-    "settings.pt": torch_zip(program(state_dict(b"cargparse\nNamespace\n)\x81}" + text("lr") + b"K\x01sb"))),
-    "kinds.pt": torch_zip(program(b"(ctorch\nfloat8_e4m3fn\n" + called("torch.device", text("cpu")) + b"t")),
-    "counted.pt": torch_zip(program(b"}" + b"".join(text(str(n)) + b"K\x01s" for n in range(3000)))),
+    "shared.pt": torch_zip(program(b"(" + tensor() + tensor(shape=(2, 2), strides=(2, 1)) + b"t")),
+    "settings.pt": torch_zip(
+        program(state_dict(b"cargparse\nNamespace\n)\x81}" + text("lr") + b"K\x01sb" + text("v") + tensor()))
+    ),
+    "kinds.pt": torch_zip(program(b"(ctorch\nfloat8_e4m3fn\n" + called("torch.device", text("cpu")) + tensor() + b"t")),
+    "counted.pt": torch_zip(program(b"}" + b"".join(text(str(n)) + tensor() + b"s" for n in range(300)))),
     "model.pth": legacy(WEIGHTS),
     **{f"arrays-{protocol}.pkl": pickle.dumps(PLAIN, protocol) for protocol in range(2, 6)},
     "ordered.ckpt": pickle.dumps(collections.OrderedDict(a=collections.Counter("aab")), 4),
@@ -173,6 +176,7 @@ def test_what_lies_beside_the_weights_is_refused() -> None:
         "code": torch_zip(WEIGHTS, **{"code/__torch__.py": b"import os"}),
         "constants": torch_zip(WEIGHTS, **{"constants.pkl": b"\x80\x02)."}),
         "a second pickle": torch_zip(WEIGHTS, **{"data/evil.pkl": WEIGHTS}),
+        "a storage that nothing uses": torch_zip(WEIGHTS, **{"data/1": bytes(16)}),
         "a program as storage": torch_zip(WEIGHTS, **{"data/1": evil}),
         "a pickle and more": WEIGHTS + b"x",
         "storages of no file": WEIGHTS,

@@ -25,6 +25,7 @@ from groundplane.adapters.signing import verified_by
 from groundplane.domain.canonical import canonical_json, parse_json, part_of
 from groundplane.domain.provenance.addendum import check_chain, said
 from groundplane.domain.provenance.certificate import PAYLOAD_TYPE, check_files, open_envelope, pae
+from groundplane.domain.scanning.model_files import misleads
 from groundplane.domain.scanning.model_formats import Format
 from groundplane.errors import GroundError, Problem, Refusal, Refused
 from groundplane.ports import FoundFile
@@ -50,7 +51,7 @@ def adopt(source: Path, folder: Path, leave_out: list[str]) -> dict[str, object]
     for file in FolderModelFiles.look(source):
         if any(fnmatch.fnmatchcase(file.path, pattern) for pattern in leave_out):
             left.append(file.path)
-        elif file.refused is not None and file.format in _CONVERTED:
+        elif file.refused is not None and file.format in _CONVERTED and not misleads(file.path):
             try:
                 converted.append(_convert(file, folder))
             except Refusal as error:

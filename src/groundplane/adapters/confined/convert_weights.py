@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Literal
 
 from groundplane.adapters.confined.confine import confine
+from groundplane.domain.scanning.pickled_weights import TORCH_PART
 from groundplane.domain.scanning.tensor_header import HEADER_BYTES_MAX
 
 OUTPUT_FACTOR, OUTPUT_EXTRA_BYTES = 4, 2**26
@@ -301,6 +302,9 @@ def _read_zip(view: mmap.mmap, stream: BinaryIO) -> object:
         prefix = programs[0].removesuffix("data.pkl")
         if any(name.startswith(f"{prefix}code/") for name in names):
             raise Unwanted("code beside its weights (TorchScript)")
+        beside = next((name for name in names if not TORCH_PART.fullmatch(name.removeprefix(prefix))), None)
+        if beside is not None:
+            raise Unwanted(f"{beside!r:.80} beside its weights")
         if f"{prefix}byteorder" in names and archive.read(f"{prefix}byteorder").strip() != b"little":
             raise Unwanted("numbers of the other byte order: save it again")
         kept: dict[str, Storage] = {}
@@ -309,10 +313,16 @@ def _read_zip(view: mmap.mmap, stream: BinaryIO) -> object:
             if key not in kept:
                 made = Storage(kind, items)
                 made.data = _member(view, archive, names.get(f"{prefix}data/{key}"))
+                if len(made.data) != items * made.item_bytes:
+                    raise Unwanted(f"a storage of {items:,} items in {len(made.data):,} bytes")
                 kept[key] = made
             return kept[key]
 
-        return Reader(io.BytesIO(archive.read(programs[0])), storage).load()
+        found = Reader(io.BytesIO(archive.read(programs[0])), storage).load()
+        unused = [name for name in names if "/data/" in f"/{name}" and name.rpartition("/")[2] not in kept]
+        if unused:
+            raise Unwanted(f"{unused[0]!r:.80}, a storage that nothing uses")
+        return found
 
 
 def _member(view: mmap.mmap, archive: zipfile.ZipFile, info: zipfile.ZipInfo | None) -> memoryview | bytes:
@@ -349,6 +359,8 @@ def _read_legacy(view: mmap.mmap, stream: BinaryIO) -> object:
             raise Unwanted(f"a storage {key!r:.40} that nothing uses, or of another size")
         wanted.data = memoryview(view)[at + 8 : at + 8 + items * wanted.item_bytes]
         at += 8 + items * wanted.item_bytes
+    if at != len(view):
+        raise Unwanted(f"{len(view) - at:,} bytes behind its storages")
     return found
 
 

@@ -60,6 +60,10 @@ _PICKLE_NAMES = re.compile(
 )
 _HONEST_NAMES = re.compile(rf"{_PICKLE_NAMES.pattern}|.*\.(bin|th|t7|sav)$", re.IGNORECASE)
 """Under which a pickle of weights is no surprise; under any other it misleads."""
+_OTHER_NAMES = re.compile(
+    r".*\.(safetensors|gguf|onnx|tflite|h5|hdf5|keras|npz|json|ya?ml|txt|md|py|sh|jinja|png|jpe?g|gif|webp|csv|html?|pdf|xml)$",
+    re.IGNORECASE,
+)
 _NAMED = {
     ".gguf": Format.GGUF,
     ".onnx": Format.ONNX,
@@ -116,6 +120,11 @@ def inspect(path: str, view: ByteView) -> Inspection:
 
 _UNLIKE = {Format.BINARY: "of no format known here", Format.TEXT: "text, which Python may run (.pth) and nothing loads"}
 _HIDES = {Format.HDF5, Format.BINARY, Format.IMAGE, Format.TEXT, Format.COREML, Format.MSGPACK}
+
+
+def misleads(path: str) -> bool:
+    """Whether a pickle under this name is passed off as something else, and is no model to be adopted."""
+    return _OTHER_NAMES.match(path) is not None
 
 
 def _another_pickle(found: Format, view: ByteView) -> PickleWalk | None:

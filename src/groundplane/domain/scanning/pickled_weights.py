@@ -146,9 +146,10 @@ def texts_of_weights(view: ByteView) -> list[str] | None:
     return reading.texts if version == _LEGACY_VERSION and end + stored == view.size_bytes else None
 
 
-_TORCH_PART = re.compile(
-    r"data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/[0-9]{1,8}"
+TORCH_PART = re.compile(
+    r"data\.pkl|version|byteorder|\.format_version|\.storage_alignment|\.data/serialization_id|data/[0-9]{1,20}"
 )
+"""What torch.save puts into a zip of weights, below one folder."""
 
 
 def texts_of_torch_weights(members: list[Member]) -> list[str] | None:
@@ -156,7 +157,7 @@ def texts_of_torch_weights(members: list[Member]) -> list[str] | None:
     folder = members[0].path.partition("/")[0] + "/" if members else ""
     parts = {member.path.removeprefix(folder): member for member in members if member.path.startswith(folder)}
     plain = all(
-        _TORCH_PART.fullmatch(part) and member.kind == "file" and member.content.size_bytes == member.size_bytes
+        TORCH_PART.fullmatch(part) and member.kind == "file" and member.content.size_bytes == member.size_bytes
         for part, member in parts.items()
     )
     if not plain or len(parts) != len(members) or "data.pkl" not in parts:
@@ -171,7 +172,8 @@ def texts_of_torch_weights(members: list[Member]) -> list[str] | None:
         (part := parts.get(f"data/{key}")) is not None and part.size_bytes == storage.size_bytes
         for key, storage in reading.storages.items()
     )
-    return reading.texts if stored and end == program.size_bytes else None
+    used = sum(part.startswith("data/") for part in parts) == len(reading.storages)
+    return reading.texts if stored and used and end == program.size_bytes else None
 
 
 @dataclass(slots=True)

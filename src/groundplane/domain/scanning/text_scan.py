@@ -229,7 +229,7 @@ def _markup_fault(text: str) -> str:
     acts = acts or (what if pattern is not None and pattern.search(text) else "")
     if acts:
         return acts
-    if _too_deep(text):
+    if (root is None or root[1].lower() != "html") and _too_deep(text):
         return f"nests over {_NESTED_XML_MAX} deep"
     encoding = _ENCODING.match(text)
     return f"says that it is written in {encoding[1]}" if encoding and not _ENCODINGS.fullmatch(encoding[1]) else ""
