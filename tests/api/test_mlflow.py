@@ -322,7 +322,7 @@ def test_a_version_is_copied_to_another_name(name: str, client: MlflowClient, se
     path, body = f"/v1/models/{name}/versions/1/copy", {"name": f"{name}-no"}
     for version, to, status, why in (
         ("1", {"name": live, "project": f"{name}-p"}, 409, "belongs to another project"),
-        ("1", {**body, "project": "absent"}, 404, "no project absent"),
+        ("1", {**body, "project": "absent"}, 404, "no project 'absent'"),
         ("1", {"name": "../x"}, 422, "no model name"),
         ("2", body, 409, f"{name}@2, which is archived"),
         ("9", body, 404, f"there is no {name}@9"),

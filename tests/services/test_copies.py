@@ -119,7 +119,7 @@ async def test_a_copy_is_judged_as_any_new_version(house: House, clock: ManualCl
     await house.register("taken", actor=EVE, facts=replace(FACTS, code_dirty=False))
     with pytest.raises(Refusal, match="belongs to another project"):
         await copied(house, source, "taken")
-    with pytest.raises(NotFound, match="no project absent"):
+    with pytest.raises(NotFound, match="no project 'absent'"):
         await copied(house, source, "lost", "absent")
     async with house.store.transaction() as tx:
         await tx.insert(StorageQuota(id="speech", limit_bytes=1))

@@ -154,9 +154,9 @@ async def test_names_no_version_may_hold_are_refused(house: House) -> None:
 
 
 async def test_a_project_one_does_not_see_is_not_there(house: House) -> None:
-    with pytest.raises(NotFound, match="no project vision"):
+    with pytest.raises(NotFound, match="no project 'vision'"):
         await house.models.register(EVE, name="x", project="vision", source=house.source, facts=FACTS)
-    with pytest.raises(NotFound, match="no project absent"):
+    with pytest.raises(NotFound, match="no project 'absent'"):
         await house.models.register(SYSTEM, name="x", project="absent", source=house.source, facts=FACTS)
 
 

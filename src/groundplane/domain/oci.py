@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import PurePosixPath
+from posixpath import splitext
 
 from groundplane.domain.canonical import canonical_json
 from groundplane.domain.model import LATEST, ManifestFile, ModelVersion
@@ -376,7 +376,7 @@ def _layer(file: ManifestFile) -> Document:
 
 
 def _kind(path: str) -> str:
-    suffix = PurePosixPath(path).suffix.lower()
+    suffix = splitext(path)[1].lower()
     kind = next((kind for kind, suffixes in _KINDS.items() if suffix in suffixes), "weight")
     return _LAYER.format(kind=kind)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 
 from groundplane.audit import Event
-from groundplane.domain.access import Project, checked_text
+from groundplane.domain.access import checked_text
 from groundplane.domain.artifact import Arrival, Artifact
 from groundplane.domain.canonical import parse_json
 from groundplane.domain.dataset import (
@@ -36,6 +36,7 @@ from groundplane.domain.provenance import certificate as cert
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, Ids, Signer, Store, Tx
+from groundplane.services.access import visible_project
 from groundplane.services.arrivals import demand_arrived
 from groundplane.services.artifacts import HOLDERS, demand_quota
 from groundplane.services.audit_trail import Teller
@@ -81,8 +82,7 @@ class Datasets:
         check_name(offered.name)
         now = self._clock.now()
         async with self._store.transaction() as tx:
-            if not actor.sees(offered.project) or await tx.get(Project, offered.project) is None:
-                raise NotFound(f"there is no project {offered.project}", "ground projects list shows the ones you see")
+            await visible_project(tx, actor, offered.project)
             files, location, pointer = await self._place(tx, actor, offered)
             refusals = (*missing_facts(facts), *path_refusals([file.path for file in files]))
             if refusals:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from groundplane.domain.access import Project, checked_text
+from groundplane.domain.access import checked_text
 from groundplane.domain.canonical import part_of, rows_of
 from groundplane.domain.conditions import AtLeast
 from groundplane.domain.dataset import DatasetVersion
@@ -40,6 +40,7 @@ from groundplane.domain.run import Run
 from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Refused, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Ids, ModelServer, Store, Tx
+from groundplane.services.access import visible_project
 from groundplane.services.addenda import Addenda
 from groundplane.services.audit_trail import Teller
 from groundplane.services.models import Models
@@ -89,8 +90,7 @@ class Gates:
         gates = read_gates(text, by=actor.name, now=self._clock.now())
         async with self._store.transaction() as tx:
             for gate in gates:
-                if not actor.sees(gate.project) or await tx.get(Project, gate.project) is None:
-                    raise NotFound(f"there is no project {gate.project}", "ground projects list shows the ones you see")
+                await visible_project(tx, actor, gate.project)
                 await tx.delete(Gate, gate.id)
                 await tx.insert(gate)
             for gate in gates:

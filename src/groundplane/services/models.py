@@ -13,7 +13,6 @@ from blake3 import blake3
 
 from groundplane import __version__
 from groundplane.audit import Event
-from groundplane.domain.access import Project
 from groundplane.domain.canonical import parse_json
 from groundplane.domain.conditions import Greatest
 from groundplane.domain.model import (
@@ -40,6 +39,7 @@ from groundplane.domain.tensors import fingerprint, parts, starts, tensors_of
 from groundplane.errors import IntegrityFailure, InvalidInput, NotFound, Problem, Refusal, Refused
 from groundplane.identity import CROSS_PROJECT, SYSTEM, Actor
 from groundplane.ports import BlobStore, Clock, FoundFile, ModelFiles, Provenance, Signer, Store
+from groundplane.services.access import visible_project
 from groundplane.services.aliases import standing
 from groundplane.services.artifacts import named
 from groundplane.services.registration import Draft, Registration, missing_facts, newest_version, output_of
@@ -109,7 +109,8 @@ class Models:
         Nothing is stored then. NotFound for an unseen project, Conflict when a file changes meanwhile.
         """
         check_name(name)
-        await self._see_project(actor, project)
+        async with self._store.transaction() as tx:
+            await visible_project(tx, actor, project)
         found = await self._files.scan(source)
         missing = delivery.missing if delivery else tuple(fact.refused() for fact in cert.missing_facts(facts))
         refusals = (*_refusals(source, found), *missing, *cert.misstated(facts))
@@ -197,7 +198,8 @@ class Models:
         facts of the project are asked. Raises what `register` does, and IntegrityFailure when the source is damaged.
         """
         check_name(name)
-        await self._see_project(actor, project)
+        async with self._store.transaction() as tx:
+            await visible_project(tx, actor, project)
         self.demand(source)
         await self._files.place(tree, source.files, self._blobs)
         found = await self._files.scan(tree)
@@ -232,12 +234,6 @@ class Models:
         if wanted.number is None or wanted.name != name:
             raise InvalidInput(f"{target} can't be gone back to from {name}", f"name a version: {name}@NUMBER")
         await self.get(actor, target)
-
-    async def _see_project(self, actor: Actor, project: str) -> None:
-        async with self._store.transaction() as tx:
-            found = await tx.get(Project, project) if actor.sees(project) else None
-        if found is None:
-            raise NotFound(f"there is no project {project}", "ground projects list shows the ones you see")
 
     # ------------------------------------------------------------ reading
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from groundplane.domain.access import Project, checked_text
+from groundplane.domain.access import checked_text
 from groundplane.domain.provenance.required_facts import Missing, RequiredFacts, Stage, read_required
-from groundplane.errors import InvalidInput, NotFound
+from groundplane.errors import InvalidInput
 from groundplane.identity import Actor
-from groundplane.ports import Clock, Store, Tx
+from groundplane.ports import Clock, Store
+from groundplane.services.access import visible_project
 from groundplane.services.audit_trail import Teller
 from groundplane.services.models import Models
 
@@ -30,7 +31,7 @@ class FactRules:
     async def rule(self, actor: Actor, project: str) -> RequiredFacts | None:
         """None where nothing is required beyond what every registration is. NotFound for an unseen project."""
         async with self._store.transaction() as tx:
-            await self._project(tx, actor, project)
+            await visible_project(tx, actor, project)
             return await tx.get(RequiredFacts, project)
 
     async def require(self, actor: Actor, project: str, words: Sequence[str], reason: str) -> RequiredFacts:
@@ -40,7 +41,7 @@ class FactRules:
             raise InvalidInput("no facts are given", "ground models require PROJECT --none takes the requirement away")
         now = self._clock.now()
         async with self._store.transaction() as tx:
-            await self._project(tx, actor, project)
+            await visible_project(tx, actor, project)
             old = await tx.get(RequiredFacts, project, lock=True)
             row = RequiredFacts(id=project, required=required, set_by=actor.name, set_at=now, reason=reason)
             if old is None:
@@ -55,7 +56,7 @@ class FactRules:
         """Requires nothing any more. Twice is once."""
         reason = checked_text(reason, "reason")
         async with self._store.transaction() as tx:
-            await self._project(tx, actor, project)
+            await visible_project(tx, actor, project)
             old = await tx.get(RequiredFacts, project, lock=True)
             if old is not None:
                 await tx.delete(RequiredFacts, project)
@@ -65,7 +66,3 @@ class FactRules:
     async def missing(self, actor: Actor, ref: str, stage: Stage) -> tuple[Missing, ...]:
         """What would keep a version out at this stage, each with how it is supplied. Nothing is refused here."""
         return await self._models.missing_facts(await self._models.get(actor, ref), stage)
-
-    async def _project(self, tx: Tx, actor: Actor, project: str) -> None:
-        if not actor.sees(project) or await tx.get(Project, project) is None:
-            raise NotFound(f"there is no project {project}", "ground projects list shows the ones you see")
