@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import io
 import pickle
+import shutil
 import struct
 import zipfile
 from collections import OrderedDict
@@ -21,7 +22,7 @@ from tests.domain.malicious_models import WEIGHTS, corpus
 from groundplane.adapters import conversion, model_tools
 from groundplane.adapters.confined.launch import Ended, launch
 from groundplane.adapters.conversion import convert
-from groundplane.errors import Conflict, IntegrityFailure, Refusal
+from groundplane.errors import Conflict, IntegrityFailure, Refusal, Unavailable
 
 NOISE = np.random.default_rng(5)
 A = NOISE.normal(size=(17, 9)).astype(np.float32)
@@ -122,6 +123,18 @@ def test_what_is_beside_the_weights_is_left_out_and_said(tmp_path: Path) -> None
     made = convert(source, tmp_path / "model.safetensors")
     assert sorted(made.left_out) == ["args", "best", "epoch", "optimizer"]
     assert "layer.a" in made.tensors
+
+
+def test_a_disk_without_room_is_told_before_anything_is_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "model.pt"
+    source.write_bytes(torch_zip(weights()))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(conversion.shutil, "disk_usage", lambda _: usage._replace(free=100))
+    with pytest.raises(Unavailable, match=r"converting model\.pt needs .* KiB in .*, which has 100 B"):
+        convert(source, tmp_path / "model.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
 
 
 def test_nothing_of_the_corpus_is_converted_and_nothing_of_it_runs(tmp_path: Path) -> None:

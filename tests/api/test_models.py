@@ -6,14 +6,16 @@ import hashlib
 import json
 import pickle
 import struct
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from groundplane.api.staging import Staging
+from groundplane.api import staging as api_staging
+from groundplane.api.staging import SOURCES, Staging
 from groundplane.domain.provenance.certificate import DataFact, Facts
-from groundplane.errors import InvalidInput, NotFound, Refusal, TooLarge
+from groundplane.errors import InvalidInput, NotFound, Refusal, TooLarge, Unavailable
 from groundplane.identity import Role
 
 FACTS = Facts(
@@ -163,9 +165,28 @@ async def test_uploads_untouched_for_a_day_are_swept(tmp_path: Path) -> None:
     for path in [tmp_path / old, *(tmp_path / old).rglob("*")]:
         os.utime(path, (0, 0))
     assert await staging.sweep() == 1
-    assert staging.folder(fresh, "key-1").is_dir()
+    assert (await staging.folder(fresh, "key-1")).is_dir()
     with pytest.raises(NotFound):
-        staging.folder(old, "key-1")
+        await staging.folder(old, "key-1")
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no second file system to copy from")
+async def test_a_named_file_of_another_disk_is_copied_whole_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = Staging(tmp_path, 1000)
+    upload = await staging.begin("key-1")
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as source:
+        source.write(b"weights")
+        source.flush()
+        (tmp_path / upload / SOURCES).write_text(json.dumps({"model.safetensors": source.name}))
+        with monkeypatch.context() as full:
+            full.setattr(api_staging, "_DISK_RESERVE_BYTES", 2**70)
+            with pytest.raises(Unavailable, match=r"the file has 7 B; the disk can spare 0 B"):
+                await staging.folder(upload, "key-1")
+        assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name not in {"owner", SOURCES}]
+        assert ((await staging.folder(upload, "key-1")) / "model.safetensors").read_bytes() == b"weights"
+    assert (await staging.files(upload, "key-1"))[0].size_bytes == 7
 
 
 def test_a_version_is_scanned_where_it_is_and_what_is_found_is_kept(served: Any, model: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any
 from groundplane.adapters.confined.launch import demand_walls, launch
 from groundplane.domain.scanning.byte_view import ByteView
 from groundplane.domain.scanning.tensor_header import HeaderFault, tensor_entries
-from groundplane.errors import Conflict, IntegrityFailure, Refusal, Refused
+from groundplane.errors import Conflict, IntegrityFailure, Refusal, Refused, Unavailable
+from groundplane.units import format_bytes
 
 _CPU_S_MAX = 3600
 _WALL_FACTOR = 10
@@ -40,6 +42,7 @@ def convert(source: Path, target: Path) -> Converted:
     try:
         with _open(source) as opened, draft.open("xb") as writing:
             before = os.fstat(opened.fileno())
+            _demand_room(source, before.st_size, target.parent)
             source_sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
             opened.seek(0)
             cpu_s = _cpu_s(before.st_size)
@@ -65,6 +68,17 @@ def convert(source: Path, target: Path) -> Converted:
         left_out=tuple(str(name) for name in left_out) if isinstance(left_out, list) else (),
         walls=f"{ended.walls}, system calls" if told.get("filtered") is True else ended.walls,
     )
+
+
+def _demand_room(source: Path, size_bytes: int, folder: Path) -> None:
+    """Weights are as large in either form; Unavailable where the disk has no room for them once more."""
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < size_bytes:
+        raise Unavailable(
+            f"converting {source.name} needs {format_bytes(size_bytes)} in {folder}, "
+            f"which has {format_bytes(free_bytes)}",
+            "free some, or name a folder with room: TMPDIR=FOLDER ground models adopt …",
+        )
 
 
 def _open(source: Path) -> BufferedReader:

@@ -151,7 +151,7 @@ async def lfs_batch(
     held = await app.hub.held(parent, {each.oid for each in body.objects})
     owner = _owner(actor, project, name)
     upload_id = await landing.find(owner) or await landing.begin(owner)
-    landed = landing.folder(upload_id, owner)
+    landed = await landing.folder(upload_id, owner)
     objects: list[dict[str, object]] = []
     for wanted in body.objects:
         told: dict[str, object] = {"oid": check_sha256(wanted.oid), "size": wanted.size}
@@ -171,7 +171,7 @@ async def lfs_upload(upload_id: str, oid: str, request: Request, landing: Landin
         upload_id, owner, check_sha256(oid), request.stream(), int(declared) if declared.isdigit() else 0
     )
     if got.sha256 != oid:
-        (landing.folder(upload_id, owner) / oid).unlink(missing_ok=True)
+        (await landing.folder(upload_id, owner) / oid).unlink(missing_ok=True)
         raise InvalidInput(f"the bytes have the digest {got.sha256}, not {oid}", "send the file again")
     return Response(status_code=200, headers={"ETag": f'"{oid}"'})
 
@@ -213,7 +213,7 @@ async def commit(
     if parent and layout.items() | _digests(kept).items() == _digests(parent.files).items():
         await landing.discard(upload_id, owner)
         return _committed(request, parent, f"nothing changed since {parent.id}")
-    landed = landing.folder(upload_id, owner)
+    landed = await landing.folder(upload_id, owner)
     absent = {path: oid for path, oid in layout.items() if not (landed / oid).is_file()}
     held = await app.hub.held(parent, absent.values())
     copied = {path for path, oid in absent.items() if oid in held}

@@ -67,7 +67,7 @@ async def upload_artifact(path: str, request: Request, app: Ground, landing: Lan
     try:
         size_bytes = int(declared) if declared.isdigit() else 0
         await landing.receive(upload_id, actor.key_id, "file", request.stream(), size_bytes)
-        await app.logged_models.put(actor, folder, owner, below, landing.folder(upload_id, actor.key_id) / "file")
+        await app.logged_models.put(actor, folder, owner, below, await landing.folder(upload_id, actor.key_id) / "file")
     finally:
         await landing.discard(upload_id, actor.key_id)
     return answer({})

@@ -79,7 +79,7 @@ async def register_model(
     actor: Annotated[Actor, requires(Permission.MODELS_WRITE)],
 ) -> ModelVersion:
     """Turns an upload into an immutable, signed version. Refused with the list of missing facts, and for pickles."""
-    folder = landing.folder(body.upload_id, actor.key_id)
+    folder = await landing.folder(body.upload_id, actor.key_id)
     version: ModelVersion = await app.models.register(
         actor, name=name, project=body.project, source=folder, facts=body.facts
     )

@@ -47,10 +47,13 @@ class Staging:
         """A fresh upload, known only to its maker: the id can't be guessed, and `owner` is asked for again later."""
         return await asyncio.to_thread(self._begin, owner)
 
-    def folder(self, upload_id: str, owner: str) -> Path:
-        """The uploaded tree, with files that were named linked into it. NotFound for nobody's or somebody else's."""
+    async def folder(self, upload_id: str, owner: str) -> Path:
+        """The uploaded tree, with files that were named linked into it. NotFound for nobody's or somebody else's.
+
+        What lies on another file system is copied; Unavailable where the disk can't spare that.
+        """
         place = self._place(upload_id, owner)
-        _link_named(place)
+        await asyncio.to_thread(self._link_named, place)
         return place / _FILES
 
     def place(self, upload_id: str, owner: str) -> Path:
@@ -211,12 +214,41 @@ class Staging:
                 f"the upload would have {format_bytes(total_bytes)}; {format_bytes(self._limit_bytes)} is the most",
                 "raise GROUND_UPLOAD_LIMIT and restart",
             )
-        free_bytes = shutil.disk_usage(self._root).free - _DISK_RESERVE_BYTES
-        if coming_bytes > free_bytes:
+        self._spare(coming_bytes)
+
+    def _spare(self, coming_bytes: int) -> None:
+        free_bytes = shutil.disk_usage(self._root).free
+        spare_bytes = max(0, free_bytes - _DISK_RESERVE_BYTES)
+        if coming_bytes > spare_bytes:
+            kept = f"{format_bytes(free_bytes)} are free, {format_bytes(_DISK_RESERVE_BYTES)} of them stay so"
             raise Unavailable(
-                f"the file has {format_bytes(coming_bytes)}; the disk can spare {format_bytes(max(0, free_bytes))}",
+                f"the file has {format_bytes(coming_bytes)}; the disk can spare {format_bytes(spare_bytes)} ({kept})",
                 "free space on the disk that holds GROUND_HOME",
             )
+
+    def _link_named(self, place: Path) -> None:
+        """A link costs nothing; on another file system the file is copied. Twice is the same as once."""
+        for path, source in _named(place).items():
+            target = place / _FILES / path
+            target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                os.link(source, target, follow_symlinks=False)
+            except FileExistsError:
+                continue
+            except FileNotFoundError:
+                raise NotFound(f"there is no file {source}", "push again") from None
+            except OSError as error:
+                if error.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK}:
+                    raise
+                self._copy(source, place / _PARTIAL / secrets.token_hex(8), target)
+
+    def _copy(self, source: Path, partial: Path, target: Path) -> None:
+        self._spare(source.lstat().st_size)
+        try:
+            shutil.copyfile(source, partial, follow_symlinks=False)
+            partial.rename(target)
+        finally:
+            partial.unlink(missing_ok=True)
 
     async def _write(self, partial: Path, pieces: AsyncIterator[bytes], used_bytes: int) -> tuple[str, int]:
         digest, size_bytes = hashlib.sha256(), 0
@@ -304,20 +336,3 @@ def _named(place: Path) -> dict[str, Path]:
         if path_fault(path) is not None or not source.is_absolute():
             raise InvalidInput(f"{SOURCES} names {path!r} as {str(source)!r}", "name plain relative and absolute paths")
     return given
-
-
-def _link_named(place: Path) -> None:
-    """A link costs nothing; on another file system the file is copied. Twice is the same as once."""
-    for path, source in _named(place).items():
-        target = place / _FILES / path
-        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            os.link(source, target, follow_symlinks=False)
-        except FileExistsError:
-            continue
-        except FileNotFoundError:
-            raise NotFound(f"there is no file {source}", "push again") from None
-        except OSError as error:
-            if error.errno not in {errno.EXDEV, errno.EPERM, errno.EMLINK}:
-                raise
-            shutil.copyfile(source, target, follow_symlinks=False)
