@@ -19,6 +19,7 @@ from groundplane.errors import InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import CROSS_PROJECT, SYSTEM, Actor
 from groundplane.ports import Clock, Notice, Notifier, Store, Tx
 from groundplane.services.access import visible_project
+from groundplane.services.audit_trail import Teller
 
 MAX_LISTED = 1_000
 OPEN = (ApprovalStatus.WAITING, ApprovalStatus.APPROVED)
@@ -44,6 +45,7 @@ class Approvals:
     def __init__(self, *, store: Store, clock: Clock, notify: Notifier, validity_s: int, four_eyes: bool) -> None:
         self._store = store
         self._clock = clock
+        self._tell = Teller(clock, "project")
         self._notify = notify
         self._validity_s = validity_s
         self._four_eyes = four_eyes
@@ -199,19 +201,8 @@ class Approvals:
             if before.self_service == wanted:
                 return before
             changed = await tx.update(replace(before, self_service=wanted))
-            await tx.append_event(
-                EventDraft(
-                    at=self._clock.now(),
-                    actor=actor.name,
-                    action="project.set",
-                    object_kind="project",
-                    object_id=name,
-                    project=name,
-                    before=asdict(before.self_service),
-                    after=asdict(wanted),
-                    reason=reason,
-                )
-            )
+            was = asdict(before.self_service)
+            await self._tell(tx, actor, "project.set", name, name, asdict(wanted), reason, before=was)
         return changed
 
     async def tallies(self, actor: Actor) -> dict[str, Tally]:

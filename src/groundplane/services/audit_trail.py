@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import aclosing
 
 from groundplane.audit import GENESIS, ChainBreak, ChainCheck, Event, EventDraft
@@ -26,8 +27,10 @@ class Teller:
         action: str,
         object_id: str,
         project: str,
-        after: dict[str, object],
+        after: Mapping[str, object],
         reason: str = "",
+        *,
+        before: Mapping[str, object] | None = None,
     ) -> None:
         """Appends the event; call it last, after the rows it tells of."""
         await tx.append_event(
@@ -38,7 +41,8 @@ class Teller:
                 object_kind=self._kind,
                 object_id=object_id,
                 project=project,
-                after=after,
+                before=dict(before or {}),
+                after=dict(after),
                 reason=reason,
             )
         )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from groundplane.audit import EventDraft
 from groundplane.domain.catalogue.changes import CatalogueChange, ChangeKind, Proposal, TableView, summary
 from groundplane.domain.catalogue.price_lists import ListPrice
 from groundplane.errors import Conflict
 from groundplane.identity import Actor
-from groundplane.ports import CatalogBook, Clock, Store
+from groundplane.ports import CatalogBook, Clock, Store, Tx
+from groundplane.services.audit_trail import Teller
 
 _AUDITED_MAX = 200
 
@@ -20,7 +20,7 @@ class Catalog:
 
     def __init__(self, *, store: Store, clock: Clock, book: CatalogBook) -> None:
         self._store = store
-        self._clock = clock
+        self._tell = Teller(clock, "catalog")
         self._book = book
         self._writing = asyncio.Lock()
 
@@ -69,28 +69,20 @@ class Catalog:
             if proposal.digest != expect:
                 raise Conflict("the catalogue changed since the update was shown", "look at it again: run it once more")
             async with self._store.transaction() as tx:
-                await tx.append_event(self._event(actor, proposal, reason))
+                await self._note(tx, actor, proposal, reason)
                 await asyncio.to_thread(self._book.write, proposal)
         return proposal
 
-    def _event(self, actor: Actor, proposal: Proposal, reason: str) -> EventDraft:
+    async def _note(self, tx: Tx, actor: Actor, proposal: Proposal, reason: str) -> None:
         told = proposal.changes[:_AUDITED_MAX]
-        return EventDraft(
-            at=self._clock.now(),
-            actor=actor.name,
-            action="catalog.update",
-            object_kind="catalog",
-            object_id=",".join(sorted(proposal.files)),
-            before={
-                _name(change): _prices(change, after=False) for change in told if change.kind is not ChangeKind.ADDED
-            },
-            after={
-                "summary": summary(proposal.changes),
-                "digest": proposal.digest,
-                **{_name(change): _prices(change, after=True) for change in told},
-            },
-            reason=reason,
-        )
+        before = {_name(change): _prices(change, after=False) for change in told if change.kind is not ChangeKind.ADDED}
+        after = {
+            "summary": summary(proposal.changes),
+            "digest": proposal.digest,
+            **{_name(change): _prices(change, after=True) for change in told},
+        }
+        files = ",".join(sorted(proposal.files))
+        await self._tell(tx, actor, "catalog.update", files, "", after, reason, before=before)
 
 
 def _name(change: CatalogueChange) -> str:

@@ -20,7 +20,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
-from groundplane.audit import EventDraft
 from groundplane.domain import checkpoints as rules
 from groundplane.domain.model import ManifestFile
 from groundplane.domain.order import Order
@@ -30,6 +29,7 @@ from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFoun
 from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import BlobStore, Clock, Executor, Store, Tx
 from groundplane.services.artifacts import demand_quota
+from groundplane.services.audit_trail import Teller
 from groundplane.units import format_bytes
 
 COPIES_AT_ONCE = 2
@@ -104,6 +104,7 @@ class Checkpoints:
         copying: bool = True,
     ) -> None:
         self._store, self._clock, self._executors, self._blobs = store, clock, executors, blobs
+        self._tell = Teller(clock, "run")
         self._folder, self._bytes_per_s, self._copying = folder, bytes_per_s, copying
         self._home_of = home_of
         self._copies: dict[str, asyncio.Task[None]] = {}
@@ -203,7 +204,7 @@ class Checkpoints:
             size_bytes = sum(file.size_bytes for file in files)
             took_s = round((now - began).total_seconds(), 1)
             after = {"step": current.step, "size_bytes": size_bytes, "manifest": digest, "took_s": took_s}
-            await tx.append_event(self._event(SYSTEM, "checkpoint.copy", run, after))
+            await self._tell(tx, SYSTEM, "checkpoint.copy", run.id, run.project, after)
         counts = self.counts
         self.counts = replace(counts, copied=counts.copied + 1, copied_bytes=counts.copied_bytes + size_bytes)
 
@@ -235,7 +236,7 @@ class Checkpoints:
                 await tx.update(replace(each, copy=CopyState.OFF, files=(), note=words))
             if dropped:
                 steps: dict[str, object] = {"steps": [each.step for each in dropped]}
-                await tx.append_event(self._event(SYSTEM, "checkpoint.drop-copy", run, steps))
+                await self._tell(tx, SYSTEM, "checkpoint.drop-copy", run.id, run.project, steps)
             rows = await tx.find(Checkpoint, {"run_id": run_id}, order="step")
         in_use = {a.resumed_from_step for a in attempts if a.resumed_from_step is not None and a.end_reason is None}
         leaving = rules.leaving_node(rows, policy, in_use)
@@ -263,7 +264,7 @@ class Checkpoints:
                     if current is not None:
                         await tx.update(replace(current, removed_at=now))
                 after: dict[str, object] = {"steps": [each.step for each in gone], "node": gone[0].node}
-                await tx.append_event(self._event(SYSTEM, "checkpoint.remove", run, after))
+                await self._tell(tx, SYSTEM, "checkpoint.remove", run.id, run.project, after)
             self.counts = replace(self.counts, removed=self.counts.removed + len(gone))
 
     # ------------------------------------------------------------ restore
@@ -316,7 +317,7 @@ class Checkpoints:
         took_s = round((self._clock.now() - began).total_seconds(), 1)
         async with self._store.transaction() as tx:
             after = {"step": checkpoint.step, "node": node, "attempt": order.number, "took_s": took_s}
-            await tx.append_event(self._event(actor, "checkpoint.restore", run, after))
+            await self._tell(tx, actor, "checkpoint.restore", run.id, run.project, after)
 
     async def _lost(self, checkpoint: Checkpoint, words: str) -> None:
         async with self._store.transaction() as tx:
@@ -416,17 +417,6 @@ class Checkpoints:
         if run is None or not actor.sees(run.project):
             raise NotFound(f"no run {run_id}", "ground ps lists the runs you can see")
         return run
-
-    def _event(self, actor: Actor, action: str, run: Run, after: dict[str, object]) -> EventDraft:
-        return EventDraft(
-            at=self._clock.now(),
-            actor=actor.name,
-            action=action,
-            object_kind="run",
-            object_id=run.id,
-            project=run.project,
-            after=after,
-        )
 
 
 def _read_manifest(path: Path) -> bytes:

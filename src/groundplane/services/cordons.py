@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from groundplane.audit import EventDraft
 from groundplane.domain.node import Cordon
 from groundplane.errors import NotFound
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Store, Tx
+from groundplane.services.audit_trail import Teller
 
 
 class Cordons:
@@ -15,6 +15,7 @@ class Cordons:
     def __init__(self, *, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        self._tell = Teller(clock, "node")
 
     async def cordon(self, actor: Actor, pool: str, node: str, reason: str, hint: str = "") -> Cordon:
         """Twice is the same as once."""
@@ -36,17 +37,7 @@ class Cordons:
         if not await tx.insert_once(fresh):
             standing = await tx.get(Cordon, fresh.id)
             return standing or fresh
-        await tx.append_event(
-            EventDraft(
-                at=now,
-                actor=actor.name,
-                action="node.cordon",
-                object_kind="node",
-                object_id=fresh.id,
-                after={"hint": hint},
-                reason=reason,
-            )
-        )
+        await self._tell(tx, actor, "node.cordon", fresh.id, "", {"hint": hint}, reason)
         return fresh
 
     async def uncordon(self, actor: Actor, pool: str, node: str, reason: str = "") -> None:
@@ -56,17 +47,8 @@ class Cordons:
             if standing is None:
                 raise NotFound(f"node {node} of pool {pool} is not cordoned", "ground nodes list shows which are")
             await tx.delete(Cordon, standing.id)
-            await tx.append_event(
-                EventDraft(
-                    at=self._clock.now(),
-                    actor=actor.name,
-                    action="node.uncordon",
-                    object_kind="node",
-                    object_id=standing.id,
-                    before={"reason": standing.reason, "cordoned_by": standing.cordoned_by},
-                    reason=reason,
-                )
-            )
+            before = {"reason": standing.reason, "cordoned_by": standing.cordoned_by}
+            await self._tell(tx, actor, "node.uncordon", standing.id, "", {}, reason, before=before)
 
     async def of_pool(self, pool: str = "") -> dict[str, Cordon]:
         """Node → its cordon, of one pool or of all (then by `<pool>/<node>`)."""

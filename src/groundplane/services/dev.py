@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from groundplane.audit import EventDraft
 from groundplane.domain import dev
 from groundplane.domain.dev import DevInfo, DevUse, SshConfig, SshPlace, Wish
 from groundplane.domain.run import Attempt, Observation, Run, RunStatus
@@ -17,6 +16,7 @@ from groundplane.domain.spec import DEV_KINDS
 from groundplane.errors import Conflict, InvalidInput, NotFound, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Executor, Ids, Store
+from groundplane.services.audit_trail import Teller
 
 CHUNK = 2**16
 PATIENCE_S = 15.0
@@ -63,6 +63,7 @@ class Dev:
 
     def __init__(self, *, store: Store, clock: Clock, ids: Ids, executors: Mapping[str, DevExecutor]) -> None:
         self._store, self._clock, self._ids, self._executors = store, clock, ids, executors
+        self._tell = Teller(clock, "run")
         self._attached: dict[str, _Attached] = {}
 
     @property
@@ -79,17 +80,8 @@ class Dev:
         name = self._ids.new("attached")
         self._attached[name] = _Attached(run_id, actor.name, stream)
         async with self._store.transaction() as tx:
-            await tx.append_event(
-                EventDraft(
-                    at=self._clock.now(),
-                    actor=actor.name,
-                    action="run.attach",
-                    object_kind="run",
-                    object_id=run_id,
-                    project=run.project,
-                    after={"kind": wish.kind, "session": wish.session, "port": wish.port},
-                )
-            )
+            after = {"kind": wish.kind, "session": wish.session, "port": wish.port}
+            await self._tell(tx, actor, "run.attach", run_id, run.project, after)
         return name
 
     async def output(self, actor: Actor, run_id: str, name: str) -> AsyncIterator[bytes]:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Protocol
 
-from groundplane.audit import EventDraft
 from groundplane.domain.pool_file import PoolChanges
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Store
+from groundplane.services.audit_trail import Teller
 
 
 class PoolSource(Protocol):
@@ -23,7 +23,8 @@ class Pools:
     """Which pools there are."""
 
     def __init__(self, *, store: Store, clock: Clock, source: PoolSource, wake: Callable[[], None]) -> None:
-        self._store, self._clock, self._source, self._wake = store, clock, source, wake
+        self._store, self._source, self._wake = store, source, wake
+        self._tell = Teller(clock, "pools")
         self._one_at_a_time = asyncio.Lock()
 
     async def reload(self, actor: Actor, reason: str = "") -> PoolChanges:
@@ -31,16 +32,6 @@ class Pools:
         async with self._one_at_a_time:
             changes = await self._source.reload()
             async with self._store.transaction() as tx:
-                await tx.append_event(
-                    EventDraft(
-                        at=self._clock.now(),
-                        actor=actor.name,
-                        action="pools.reload",
-                        object_kind="pools",
-                        object_id="pool-file",
-                        after=asdict(changes),
-                        reason=reason,
-                    )
-                )
+                await self._tell(tx, actor, "pools.reload", "pool-file", "", asdict(changes), reason)
         self._wake()
         return changes

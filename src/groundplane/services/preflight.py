@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from groundplane.audit import EventDraft
 from groundplane.domain import isolation as walls
 from groundplane.domain import preflight
 from groundplane.domain.hardware import Hardware
@@ -26,6 +25,7 @@ from groundplane.domain.staging import StagingNeed
 from groundplane.errors import InvalidInput, NotFound, Unavailable
 from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import Clock, Executor, Ids, SecretStore, Store, Tx
+from groundplane.services.audit_trail import Teller
 from groundplane.services.cordons import Cordons
 from groundplane.services.staging import Staging
 
@@ -54,6 +54,7 @@ class Preflight:
     ) -> None:
         self._store = store
         self._clock = clock
+        self._tell = Teller(clock, "preflight")
         self._ids = ids
         self._executors = executors
         self._cordons = cordons
@@ -203,17 +204,8 @@ class Preflight:
             reports.append(await self._keep(subject, spec, name, tuple(answer)))
         async with self._store.transaction() as tx:
             failed = sorted({each.name for report in reports for each in report.failed})
-            await tx.append_event(
-                EventDraft(
-                    at=self._clock.now(),
-                    actor=actor.name,
-                    action="preflight.check",
-                    object_kind="preflight",
-                    object_id=subject,
-                    project=spec.metadata.project,
-                    after={"pool": spec.pool, "nodes": asked, "failed": failed},
-                )
-            )
+            after = {"pool": spec.pool, "nodes": asked, "failed": failed}
+            await self._tell(tx, actor, "preflight.check", subject, spec.metadata.project, after)
         return reports
 
     async def _keep(self, subject: str, spec: JobSpec, node: str, results: tuple[CheckResult, ...]) -> PreflightReport:

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from groundplane.audit import EventDraft
 from groundplane.domain.checkpoints import Judged, ProofStatus, ResumeProof, judge_resume, proof_id
 from groundplane.domain.run import Attempt, Checkpoint, EndReason, Run
 from groundplane.domain.spec import JobSpec, Retry
 from groundplane.domain.spec.parse import dump, parse_one
 from groundplane.errors import Conflict, InvalidInput, NotFound, Unavailable
 from groundplane.identity import SYSTEM, Actor
-from groundplane.ports import Clock, Executor, Store
+from groundplane.ports import Clock, Executor, Store, Tx
+from groundplane.services.audit_trail import Teller
 from groundplane.services.plans import Plans
 from groundplane.services.runs import Runs
 
@@ -31,6 +31,7 @@ class Proofs:
         self, *, store: Store, clock: Clock, executors: Mapping[str, Executor], plans: Plans, runs: Runs
     ) -> None:
         self._store, self._clock, self._executors = store, clock, executors
+        self._tell = Teller(clock, "run")
         self._plans, self._runs = plans, runs
 
     async def begin(self, actor: Actor, *, text: str = "", run_id: str = "") -> ResumeProof:
@@ -57,7 +58,7 @@ class Proofs:
             kept = await tx.update(fresh) if before is not None else fresh
             if before is None:
                 await tx.insert(fresh)
-            await tx.append_event(self._event(actor, "resume-proof.begin", kept))
+            await self._note(tx, actor, "resume-proof.begin", kept)
         return kept
 
     async def proofs(self, actor: Actor, *, run_id: str | None = None) -> list[ResumeProof]:
@@ -135,7 +136,7 @@ class Proofs:
                     ended_at=self._clock.now(),
                 )
             )
-            await tx.append_event(self._event(SYSTEM, "resume-proof.end", ended))
+            await self._note(tx, SYSTEM, "resume-proof.end", ended)
         try:
             await self._runs.stop(SYSTEM, proof.run_id, "the resume proof is done")
         except NotFound:
@@ -149,22 +150,9 @@ class Proofs:
             raise InvalidInput(f"{spec.metadata.name} is an endpoint", "only jobs resume: kind: Job")
         return spec
 
-    def _event(self, actor: Actor, action: str, proof: ResumeProof) -> EventDraft:
-        after: dict[str, object] = {
-            "proof": proof.id,
-            "status": proof.status.value,
-            "killed_at_step": proof.killed_at_step,
-        }
-        return EventDraft(
-            at=self._clock.now(),
-            actor=actor.name,
-            action=action,
-            object_kind="run",
-            object_id=proof.run_id,
-            project=proof.project,
-            after=after,
-            reason=proof.message,
-        )
+    async def _note(self, tx: Tx, actor: Actor, action: str, proof: ResumeProof) -> None:
+        after = {"proof": proof.id, "status": proof.status.value, "killed_at_step": proof.killed_at_step}
+        await self._tell(tx, actor, action, proof.run_id, proof.project, after, proof.message)
 
 
 def _short(spec: JobSpec) -> JobSpec:

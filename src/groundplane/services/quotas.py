@@ -7,7 +7,6 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from groundplane.audit import EventDraft
 from groundplane.domain import access
 from groundplane.domain.node import Node
 from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Reservation, ReservedPart, Stage
@@ -17,6 +16,7 @@ from groundplane.errors import InvalidInput, NotFound, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Executor, Ids, Store, Tx
 from groundplane.services.access import visible_project
+from groundplane.services.audit_trail import Teller
 from groundplane.units import format_duration
 
 LIMITS = ("accelerators", "cpus_milli", "memory_bytes", "runs")
@@ -29,6 +29,8 @@ class Quotas:
     def __init__(self, *, store: Store, clock: Clock, ids: Ids, executors: Mapping[str, Executor]) -> None:
         self._store = store
         self._clock = clock
+        self._tell = Teller(clock, "reservation")
+        self._tell_project = Teller(clock, "project")
         self._ids = ids
         self._executors = executors
 
@@ -48,9 +50,7 @@ class Quotas:
             else:
                 fresh = await tx.update(replace(old, updated_at=now, **changes))
             before: dict[str, object] = {name: getattr(old, name) for name in changes} if old is not None else {}
-            await tx.append_event(
-                _event(actor, now, "quota.set", "project", project, project, before, dict(changes), reason)
-            )
+            await self._tell_project(tx, actor, "quota.set", project, project, changes, reason, before=before)
             return fresh
 
     async def quotas(self, actor: Actor) -> list[QuotaUse]:
@@ -122,9 +122,7 @@ class Quotas:
             await tx.insert(made)
             after: dict[str, object] = {"pool": pool, "from": starts_at.isoformat(), "to": ends_at.isoformat(),
                      "nodes": [part.node for part in parts]}  # fmt: skip
-            await tx.append_event(
-                _event(actor, now, "reservation.create", "reservation", made.id, project, {}, after, reason)
-            )
+            await self._tell(tx, actor, "reservation.create", made.id, project, after, reason)
         return made
 
     async def reservations(self, actor: Actor) -> list[Reservation]:
@@ -140,10 +138,7 @@ class Quotas:
             if found is None or not actor.sees(found.project):
                 raise NotFound(f"no reservation {reservation_id}", "ground reserve list shows them")
             await tx.delete(Reservation, reservation_id)
-            now = self._clock.now()
-            await tx.append_event(
-                _event(actor, now, "reservation.cancel", "reservation", found.id, found.project, {}, {}, reason)
-            )
+            await self._tell(tx, actor, "reservation.cancel", found.id, found.project, {}, reason)
         return found
 
     async def _parts(
@@ -221,27 +216,3 @@ def _check(changes: Mapping[str, Any]) -> None:
     weight = changes.get("weight")
     if weight is not None and not 0.01 <= weight <= 100:
         raise InvalidInput(f"weight must be between 0.01 and 100, is {weight:g}")
-
-
-def _event(
-    actor: Actor,
-    now: datetime,
-    action: str,
-    kind: str,
-    object_id: str,
-    project: str,
-    before: dict[str, object],
-    after: dict[str, object],
-    reason: str,
-) -> EventDraft:
-    return EventDraft(
-        at=now,
-        actor=actor.name,
-        action=action,
-        object_kind=kind,
-        object_id=object_id,
-        project=project,
-        before=before,
-        after=after,
-        reason=reason,
-    )

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
-from groundplane.audit import EventDraft
 from groundplane.domain.hardware import Hardware
 from groundplane.domain.intake import QuotaFact
 from groundplane.domain.planning import quota_check, recon
@@ -15,6 +14,7 @@ from groundplane.domain.planning.recon import CloudView, Gap, Machine, Reconnais
 from groundplane.errors import NotFound, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import CatalogBook, Clock, CloudSource, Executor, MachineProbe, PriceBook, Store
+from groundplane.services.audit_trail import Teller
 
 LIVE_AGE_S = 300
 REQUEST_PATIENCE_S = 10.0
@@ -37,6 +37,7 @@ class Recon:
     ) -> None:
         self._store = store
         self._clock = clock
+        self._tell = Teller(clock, "machine")
         self._machine = machine
         self._executors = executors
         self._prices = prices
@@ -78,16 +79,7 @@ class Recon:
             for disk in machine.disks
         }
         async with self._store.transaction() as tx:
-            await tx.append_event(
-                EventDraft(
-                    at=self._clock.now(),
-                    actor=actor.name,
-                    action="machine.measure",
-                    object_kind="machine",
-                    object_id=machine.node,
-                    after=dict(rates),
-                )
-            )
+            await self._tell(tx, actor, "machine.measure", machine.node, "", rates)
         return machine
 
     def known(self) -> list[CloudView]:

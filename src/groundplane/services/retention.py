@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from datetime import timedelta
 
-from groundplane.audit import Event, EventDraft
+from groundplane.audit import Event
 from groundplane.domain.conditions import Below
 from groundplane.domain.dataset import DatasetVersion
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.run import Run
 from groundplane.identity import SYSTEM
 from groundplane.ports import Clock, Notice, Notifier, Store
+from groundplane.services.audit_trail import Teller
 from groundplane.services.datasets import Datasets
 from groundplane.units import format_duration
 
@@ -28,6 +29,7 @@ class Retention:
     def __init__(self, *, store: Store, clock: Clock, datasets: Datasets, notify: Notifier, notice_s: int) -> None:
         self._store = store
         self._clock = clock
+        self._on_trail = Teller(clock, "dataset")
         self._datasets = datasets
         self._notify = notify
         self._notice_s = notice_s
@@ -89,16 +91,6 @@ class Retention:
         now = self._clock.now()
         await self._notify.send(Notice(kind="retention", title=title, text=text, project=found.project, at=now))
         async with self._store.transaction() as tx:
-            await tx.append_event(
-                EventDraft(
-                    at=now,
-                    actor=SYSTEM.name,
-                    action=action,
-                    object_kind="dataset",
-                    object_id=found.id,
-                    project=found.project,
-                    after={"retain_until": found.retain_until, "owner": found.owner},
-                    reason=text,
-                )
-            )
+            after = {"retain_until": found.retain_until, "owner": found.owner}
+            await self._on_trail(tx, SYSTEM, action, found.id, found.project, after, text)
         self.outcomes["marked" if action == _MARKED else "kept"] += 1

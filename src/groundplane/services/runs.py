@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from groundplane.audit import EventDraft
 from groundplane.domain import admission, lifecycle, preflight, watchdogs
 from groundplane.domain.access import Project
 from groundplane.domain.approval import refusal
@@ -22,6 +21,7 @@ from groundplane.errors import Conflict, InvalidInput, NotFound, Refusal, Refuse
 from groundplane.identity import Actor
 from groundplane.ports import Clock, Executor, Ids, Store, Tx
 from groundplane.services.approvals import Approvals
+from groundplane.services.audit_trail import Teller
 from groundplane.services.costs import Costs
 from groundplane.services.needs import find_circle
 from groundplane.services.plans import Plans
@@ -48,6 +48,7 @@ class Runs:
     ) -> None:
         self._store = store
         self._clock = clock
+        self._tell = Teller(clock, "run")
         self._ids = ids
         self._plans = plans
         self._approvals = approvals
@@ -120,17 +121,8 @@ class Runs:
         await tx.insert_many_once(run_edges(run.id, run.project, run.spec.data, run.created_at))
         await tx.update(replace(locked, status=PlanStatus.APPLIED, applied_to=endpoint or run_id))
         await self._approvals.used(tx, locked)
-        await tx.append_event(
-            EventDraft(
-                at=now,
-                actor=actor.name,
-                action="run.submit",
-                object_kind="run",
-                object_id=run_id,
-                project=plan.project,
-                after={"plan": plan.id, "held_microusd": hold.amount_microusd, "spec_digest": plan.spec_digest},
-            )
-        )
+        after = {"plan": plan.id, "held_microusd": hold.amount_microusd, "spec_digest": plan.spec_digest}
+        await self._tell(tx, actor, "run.submit", run_id, plan.project, after)
         return run
 
     async def runs(
@@ -242,19 +234,9 @@ class Runs:
                     lease_expires_at=None,
                 )
             )
-            await tx.append_event(
-                EventDraft(
-                    at=now,
-                    actor=actor.name,
-                    action="run.stop",
-                    object_kind="run",
-                    object_id=run_id,
-                    project=run.project,
-                    before={"status": run.status.value},
-                    after={"status": RunStatus.STOPPING.value, "because": because.value},
-                    reason=reason,
-                )
-            )
+            before = {"status": run.status.value}
+            after = {"status": RunStatus.STOPPING.value, "because": because.value}
+            await self._tell(tx, actor, "run.stop", run_id, run.project, after, reason, before=before)
         self._wake()
         return stopped
 

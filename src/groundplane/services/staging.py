@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from groundplane.audit import EventDraft
 from groundplane.domain import staging
 from groundplane.domain.artifact import Artifact
 from groundplane.domain.batch import kept_name
@@ -21,6 +20,7 @@ from groundplane.errors import Conflict, InvalidInput, NotFound, Unavailable
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, Executor, Store, Tx
 from groundplane.services.arrivals import demand_arrived
+from groundplane.services.audit_trail import Teller
 
 PIECE_BYTES = 4 * 2**20
 log = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class Staging:
     ) -> None:
         self._store = store
         self._clock = clock
+        self._tell = Teller(clock, "pool")
         self._blobs = blobs
         self._executors = executors
         self._scratch = scratch
@@ -215,17 +216,8 @@ class Staging:
         """Removes from a pool's nodes, or one of them, all staged data that no run uses."""
         found = await self._caches(pool, node, clear=True)
         async with self._store.transaction() as tx:
-            await tx.append_event(
-                EventDraft(
-                    at=self._clock.now(),
-                    actor=actor.name,
-                    action="data.clear",
-                    object_kind="pool",
-                    object_id=pool,
-                    after={each.node: each.cleared_bytes for each in found},
-                    reason=reason,
-                )
-            )
+            cleared = {each.node: each.cleared_bytes for each in found}
+            await self._tell(tx, actor, "data.clear", pool, "", cleared, reason)
         return found
 
     async def _caches(self, pool: str, node: str, *, clear: bool) -> list[NodeCache]:

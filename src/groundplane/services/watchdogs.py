@@ -6,7 +6,6 @@ import logging
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 
-from groundplane.audit import EventDraft
 from groundplane.domain import watchdogs
 from groundplane.domain.node import NodeHealth
 from groundplane.domain.run import Attempt, EndReason, Observation, Run
@@ -14,6 +13,7 @@ from groundplane.domain.watchdogs import Fleet
 from groundplane.errors import Unavailable
 from groundplane.identity import SYSTEM
 from groundplane.ports import Clock, Executor, Notice, Notifier, Store, Tx
+from groundplane.services.audit_trail import Teller
 from groundplane.services.cordons import Cordons
 
 NODE_AT_FAULT = {EndReason.HUNG, EndReason.NODE_LOST, EndReason.NODE_UNFIT, EndReason.RUNNER_LOST}
@@ -37,6 +37,8 @@ class Watchdogs:
         idle_notice_s: int = 900,
     ) -> None:
         self._store, self._clock, self._executors = store, clock, executors
+        self._tell_fleet = Teller(clock, "fleet")
+        self._tell_run = Teller(clock, "run")
         self._cordons, self._notify = cordons, notify
         self._storm_percent, self._settle = storm_percent, timedelta(seconds=settle_s)
         self._idle_notice = timedelta(seconds=idle_notice_s)
@@ -75,18 +77,8 @@ class Watchdogs:
         self.counts["storms"] += 1
         log.error("%s; no run is given up meanwhile", self.storm)
         async with self._store.transaction() as tx:
-            await tx.append_event(
-                EventDraft(
-                    at=now,
-                    actor=SYSTEM.name,
-                    action="fleet.storm",
-                    object_kind="fleet",
-                    object_id="fleet",
-                    project="",
-                    after={"nodes": fleet.nodes, "silent": fleet.silent},
-                    reason=self.storm,
-                )
-            )
+            seen = {"nodes": fleet.nodes, "silent": fleet.silent}
+            await self._tell_fleet(tx, SYSTEM, "fleet.storm", "fleet", "", seen, self.storm)
         text = "Nothing is killed or started again while it lasts. Look at the control plane's own network first."
         self._unsent.append(Notice(at=now, kind="fleet.storm", project="", title=self.storm, text=text))
 
@@ -133,18 +125,8 @@ class Watchdogs:
         """Its idle clock begins: on the trail now, and its owner is told by the next `watch`."""
         self.counts["idle"] += 1
         words = watchdogs.idle_sentence(run, attempt, now)
-        await tx.append_event(
-            EventDraft(
-                at=now,
-                actor=SYSTEM.name,
-                action="run.idle",
-                object_kind="run",
-                object_id=run.id,
-                project=run.project,
-                after={"attempt": attempt.number, "idle_since": str(attempt.idle_since)},
-                reason=words,
-            )
-        )
+        after = {"attempt": attempt.number, "idle_since": str(attempt.idle_since)}
+        await self._tell_run(tx, SYSTEM, "run.idle", run.id, run.project, after, words)
         title = f"{run.name} ({run.id}) of {run.owner} idles"
         text = f"{words}. Checkpoints and outputs are kept when it is stopped: ground stop {run.id}"
         self._unsent.append(Notice(at=now, kind="run.idle", project=run.project, title=title, text=text))
