@@ -86,6 +86,16 @@ def test_each_model_is_listed_once_with_its_newest_version(paged: Plane) -> None
     assert browser.get("/console/models?after=-").status_code == 422
 
 
+def test_two_versions_are_shown_beside_each_other(paged: Plane) -> None:
+    browser = paged.browser()
+    link = "/console/models/paged@3/against/paged@1"
+    assert link in browser.get("/console/models/paged@3").text
+    page = browser.get(link).text
+    assert '<td>metrics</td><th scope="row">f1</th><td>0.93</td><td>0.9</td>' in page
+    assert "Nothing differs" in browser.get("/console/models/paged@1/against/paged@1").text
+    assert browser.get("/console/models/paged@9/against/paged@1").status_code == 404
+
+
 def test_a_gate_refuses_the_form_with_its_figure(paged: Plane) -> None:
     page, gate = "/console/models/paged@3", f"{GATE}    - {{latency: p95, below: 200ms, requests: 9}}\n"
     paged.client.define_gates(gate)

@@ -16,6 +16,7 @@ from groundplane.identity import Actor, Permission
 PRODUCTION = "production"
 SIBLINGS_SHOWN = 20
 MODELS_SHOWN = 50
+DIFFERENCES_SHOWN = 500
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 
 
@@ -40,6 +41,11 @@ def routes() -> Router:
             number = (await ground.models.aliases(ref)).get(PRODUCTION, newest.number)
             return back(f"{HOME}/models/{ref}@{number}")
         return await _page(request, ref, actor, ground, verification=None)
+
+    @router.get("/{ref}/against/{before}")
+    async def compared(request: Request, ref: str, before: str, actor: Reader, ground: Ground) -> Response:
+        found = await ground.registry.diff(actor, before, ref)
+        return page(request, "versions_compared.html", actor, found=found, shown=DIFFERENCES_SHOWN)
 
     @router.post("/{ref}/verify")
     async def verify(request: Request, ref: str, actor: Reader, ground: Ground) -> Response:
