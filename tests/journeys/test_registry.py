@@ -158,6 +158,9 @@ def test_friday_from_a_pickle_to_production_and_back(shared: Any, model_dir: Pat
     card = ground.ground("models", "card", "churn@production").stdout
     assert "stands at `production`" in card
     assert "| f1 | 0.93 |" in card
+    rotated = ground.data("models", "rotate-signing-key", "--reason", "a year has passed")
+    assert ground.data("models", "verify", "churn@1")["key_id"] == rotated["before"] != rotated["key_id"]
+    assert set(rotated.values()) <= ground.data("models", "public-key").keys()
     diff = ground.data("models", "diff", "churn@1", "churn@3")
     assert {each["part"] for each in diff["differences"]} == {"metrics", "files"}
     found = ground.data("models", "search", "chu", "--metric", "f1>=0.92", "--license", "Apache-2.0")

@@ -432,6 +432,19 @@ async def test_names_come_in_pages_each_with_its_newest_version(every_house: Hou
         await names("a\0b")
 
 
+async def test_a_new_key_signs_what_follows_and_what_was_signed_before_stays_true(house: House) -> None:
+    await house.register()
+    key_id, before = await house.models.rotate_signing_key(ADA, "a year has passed")
+    await house.register()
+    checked = [await house.verify(ref) for ref in ("tiny@1", "tiny@2")]
+    assert [(each.ok, each.key_id) for each in checked] == [(True, before), (True, key_id)]
+    assert set(house.models.public_keys()) == {before, key_id}
+    (event,) = [each async for each in house.store.events() if each.action == "signing-key.rotate"]
+    assert (event.before, event.after, event.reason) == ({"key_id": before}, {"key_id": key_id}, "a year has passed")
+    with pytest.raises(InvalidInput):
+        await house.models.rotate_signing_key(ADA, " ")
+
+
 async def test_the_certificate_is_shown_with_its_meaning(house: House) -> None:
     version = await house.register()
     found = await house.models.certificate(ADA, "tiny@1")

@@ -13,12 +13,22 @@ from groundplane.api.uploads import Landing
 from groundplane.domain.model import ModelVersion
 from groundplane.domain.scanning.report import ScanReport
 from groundplane.identity import Actor, Permission
+from groundplane.wire import ReasonRequest
 from groundplane.wire.artifacts import FilePieces
-from groundplane.wire.models import Certificate, ModelCheck, ModelSignature, PublicKeys, RegisterRequest, ScanRequest
+from groundplane.wire.models import (
+    Certificate,
+    ModelCheck,
+    ModelSignature,
+    PublicKeys,
+    RegisterRequest,
+    ScanRequest,
+    SigningKey,
+)
 
 router = Router(prefix="/v1/models", tags=["models"])
 Writer = Annotated[Actor, requires(Permission.MODELS_WRITE)]
 Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
+Keeper = Annotated[Actor, requires(Permission.SYSTEM_WRITE)]
 Number = Annotated[str, Path(description="A number, an alias, or `latest`.")]
 
 
@@ -33,6 +43,13 @@ async def list_models(app: Ground, actor: Reader) -> list[ModelVersion]:
 async def get_public_keys(app: Ground, actor: Reader) -> PublicKeys:
     """The public keys whose signatures count here: all that a stranger needs to check a certificate."""
     return PublicKeys(keys=app.models.public_keys())
+
+
+@router.post("/-/signing-key/rotate")
+async def rotate_signing_key(body: ReasonRequest, app: Ground, actor: Keeper) -> SigningKey:
+    """Signs with a new key from now on. What was signed before stays true."""
+    key_id, before = await app.models.rotate_signing_key(actor, body.reason)
+    return SigningKey(key_id=key_id, before=before)
 
 
 @router.get("/{name}")

@@ -101,6 +101,21 @@ def public_key(key_id: str, output: str) -> None:
     render.show(found, output, lambda: [line for pem in found.values() for line in pem.splitlines()])
 
 
+@click.command("rotate-signing-key")
+@click.option("--reason", required=True, help="Why: written to the audit trail.")
+@output_option
+def rotate_signing_key(reason: str, output: str) -> None:
+    """Sign certificates with a new key from now on; what was signed before stays true."""
+    with connect() as client:
+        found = client.rotate_signing_key(reason)
+    lines = [
+        f"{found.key_id} signs from now on",
+        f"  give strangers its public key: ground models public-key {found.key_id[:12]}",
+        f"  {found.before} stays trusted; if it leaked, take its .pub out of keys/trusted under GROUND_HOME",
+    ]
+    render.show(found, output, lambda: lines)
+
+
 def _here(path: Path, license_: str, bases: dict[str, str], memory_bytes: int | None) -> ScanReport:
     return judge_scan(
         str(path), model_tools.look(str(path)), license=license_, base_licenses=bases, memory_bytes=memory_bytes
@@ -138,4 +153,4 @@ def _lines(report: ScanReport) -> list[View]:
     ]
 
 
-COMMANDS = (scan, bom, signature, public_key)
+COMMANDS = (scan, bom, signature, public_key, rotate_signing_key)

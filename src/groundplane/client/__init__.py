@@ -50,7 +50,7 @@ PARTS: dict[str, str] = {
     "lineage.LineageCalls": "lineage_of lineage_events lineage_standing send_lineage",
     "models.ModelCalls": (
         "models model packages model_version certificate bom model_signature public_keys verify_model scan_model "
-        "register_model endpoints endpoint stop_endpoint"
+        "register_model rotate_signing_key endpoints endpoint stop_endpoint"
     ),
     "money.MoneyCalls": "budget set_budget holds costs report size compare",
     "nodes.NodeCalls": "pools reload_pools nodes node cordon uncordon",

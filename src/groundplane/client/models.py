@@ -11,7 +11,15 @@ from groundplane.domain.oci import Package
 from groundplane.domain.provenance.certificate import Facts
 from groundplane.domain.scanning.report import ScanReport
 from groundplane.wire import ReasonRequest
-from groundplane.wire.models import Certificate, ModelCheck, ModelSignature, PublicKeys, RegisterRequest, ScanRequest
+from groundplane.wire.models import (
+    Certificate,
+    ModelCheck,
+    ModelSignature,
+    PublicKeys,
+    RegisterRequest,
+    ScanRequest,
+    SigningKey,
+)
 
 
 class ModelCalls(Transport):
@@ -49,6 +57,12 @@ class ModelCalls(Transport):
     def public_keys(self) -> PublicKeys:
         """The public keys whose certificates count."""
         return self._get("/v1/models/-/public-keys", PublicKeys)
+
+    def rotate_signing_key(self, reason: str) -> SigningKey:
+        """Certificates are signed by a new key from now on; what was signed before stays true. Raises Forbidden."""
+        return self._call(
+            "POST", "/v1/models/-/signing-key/rotate", SigningKey, body=made(ReasonRequest, reason=reason)
+        )
 
     def verify_model(self, name: str, number: int) -> ModelCheck:
         """Re-hashes every file: takes as long as reading them does."""

@@ -124,6 +124,10 @@ class Signer(Protocol):
         """key id → PEM of every trusted public key: what a stranger needs to check certificates."""
         ...
 
+    def rotate(self) -> str:
+        """Signs with a new key from now on and returns its id. What earlier keys signed stays trusted."""
+        ...
+
     def interchange_public_key(self) -> str:
         """PEM of a second key, on P-256, for tools that know no Ed25519. Made on first use, kept from then on."""
         ...

@@ -13,6 +13,7 @@ from blake3 import blake3
 
 from groundplane import __version__
 from groundplane.audit import Event
+from groundplane.domain.access import checked_text
 from groundplane.domain.canonical import parse_json
 from groundplane.domain.conditions import Greatest
 from groundplane.domain.model import (
@@ -42,6 +43,7 @@ from groundplane.ports import BlobStore, Clock, FoundFile, ModelFiles, Provenanc
 from groundplane.services.access import visible_project
 from groundplane.services.aliases import standing
 from groundplane.services.artifacts import named
+from groundplane.services.audit_trail import Teller
 from groundplane.services.registration import Draft, Registration, missing_facts, newest_version, output_of
 from groundplane.units import format_bytes
 
@@ -357,6 +359,20 @@ class Models:
             version.name, version.files, version.certificate_sha256, pem, self._signer.sign_interchange
         )
         return {"bundle": bundle, "public_key": pem}
+
+    async def rotate_signing_key(self, actor: Actor, reason: str) -> tuple[str, str]:
+        """Certificates, addenda and erasures are signed by a new key from now on; (its id, the id of the one before).
+
+        What was signed before stays true: the old public key stays trusted until somebody takes it away.
+        """
+        reason, before = checked_text(reason, "reason"), self._signer.key_id
+        key_id = await asyncio.to_thread(self._signer.rotate)
+        tell = Teller(self._clock, "signing-key")
+        async with self._store.transaction() as tx:
+            await tell(
+                tx, actor, "signing-key.rotate", key_id, "", {"key_id": key_id}, reason, before={"key_id": before}
+            )
+        return key_id, before
 
     def public_keys(self) -> dict[str, str]:
         """key id → PEM of every key whose certificates count here."""

@@ -71,6 +71,14 @@ class PublicKeys:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SigningKey:
+    """The id of the key that signs from now on, and of the one before, which stays trusted."""
+
+    key_id: str
+    before: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSignature:
     """A Sigstore bundle over a version's files, and the PEM of the key that signed it."""
 
