@@ -7,12 +7,11 @@ import hashlib
 import hmac
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Generic, Protocol, TypeVar
 
-from groundplane.audit import EventDraft
 from groundplane.domain import access
 from groundplane.domain.access import Exposure, Key, Project
 from groundplane.domain.budget import checked_limit, checked_thresholds
@@ -20,6 +19,7 @@ from groundplane.domain.run import Run
 from groundplane.errors import Conflict, Forbidden, InvalidInput, NotFound, Refusal, Refused, Unauthenticated
 from groundplane.identity import CROSS_PROJECT, SYSTEM, Actor, Role
 from groundplane.ports import Clock, Ids, Store, Tx
+from groundplane.services.audit_trail import Teller
 from groundplane.units import format_usd
 
 DEFAULT_PROJECT = "default"
@@ -111,6 +111,8 @@ class Access:
         self._ids = ids
         self._jobs = jobs
         self._keys, self._runs = _Recent[Key](clock), _Recent[Run](clock)
+        self._tell_project, self._tell_key = Teller(clock, "project"), Teller(clock, "key")
+        self._tell_exposure = Teller(clock, "exposure")
 
     async def bootstrap(self, secret: str | None = None) -> str | None:
         """First start: makes the project `default` and an admin key, and returns the key's secret; None later.
@@ -126,8 +128,8 @@ class Access:
                 return None
             key = self._key(secret, name="admin", project=project.id, owner="admin", role=Role.ADMIN, now=now)
             await tx.insert(key)
-            await self._tell(tx, SYSTEM, "project.create", "project", project.id, project.id, reason="first start")
-            await self._tell(tx, SYSTEM, "key.create", "key", key.id, project.id, _facts(key), "first start")
+            await self._tell_project(tx, SYSTEM, "project.create", project.id, project.id, {}, "first start")
+            await self._tell_key(tx, SYSTEM, "key.create", key.id, project.id, _facts(key), "first start")
         return secret
 
     async def authenticate(self, secret: str) -> Actor:
@@ -204,7 +206,7 @@ class Access:
                 raise Conflict(f"project {name} exists already", f"ground budget set {name} changes its budget")
             limit = None if monthly_limit_microusd is None else format_usd(monthly_limit_microusd)
             after: dict[str, object] = {"owner": owner, "cost_center": cost_center, "monthly_limit": limit}
-            await self._tell(tx, actor, "project.create", "project", name, name, after, reason)
+            await self._tell_project(tx, actor, "project.create", name, name, after, reason)
         return project
 
     async def projects(self, actor: Actor) -> list[Project]:
@@ -253,7 +255,7 @@ class Access:
         async with self._store.transaction() as tx:
             await visible_project(tx, actor, project)
             await tx.insert(key)
-            await self._tell(tx, actor, "key.create", "key", key.id, project, _facts(key))
+            await self._tell_key(tx, actor, "key.create", key.id, project, _facts(key))
         return key, secret
 
     async def keys(self, actor: Actor, project: str | None = None) -> list[Key]:
@@ -292,7 +294,7 @@ class Access:
                 )
             )
             after = {"old_secret_expires_at": old_until}
-            await self._tell(tx, actor, "key.rotate", "key", key_id, key.project, after, reason)
+            await self._tell_key(tx, actor, "key.rotate", key_id, key.project, after, reason)
         self._keys.forget()
         return rotated, secret
 
@@ -311,7 +313,7 @@ class Access:
             if key.role is Role.ADMIN and access.is_active(key, now):
                 await self._keep_an_admin(tx, key, now)
             revoked = await tx.update(replace(key, revoked_at=now))
-            await self._tell(tx, actor, "key.revoke", "key", key_id, key.project, reason=reason)
+            await self._tell_key(tx, actor, "key.revoke", key_id, key.project, {}, reason)
         self._keys.forget()
         return revoked
 
@@ -368,7 +370,7 @@ class Access:
             else:
                 wanted = await tx.update(replace(wanted, version=before.version))
             after: dict[str, object] = {"owner": wanted.owner, "expires_at": expires_at}
-            await self._tell(tx, actor, "exposure.create", "exposure", wanted.id, "", after, wanted.reason)
+            await self._tell_exposure(tx, actor, "exposure.create", wanted.id, "", after, wanted.reason)
         return wanted
 
     async def exposures(self, actor: Actor) -> list[Exposure]:
@@ -383,31 +385,7 @@ class Access:
         async with self._store.transaction() as tx:
             if not await tx.delete(Exposure, address):
                 raise NotFound(f"no exposure of {address[:80]!r}", "ground exposures")
-            await self._tell(tx, actor, "exposure.withdraw", "exposure", address, "", reason=reason)
-
-    async def _tell(
-        self,
-        tx: Tx,
-        actor: Actor,
-        action: str,
-        kind: str,
-        id: str,
-        project: str,
-        after: Mapping[str, object] | None = None,
-        reason: str = "",
-    ) -> None:
-        await tx.append_event(
-            EventDraft(
-                at=self._clock.now(),
-                actor=actor.name,
-                action=action,
-                object_kind=kind,
-                object_id=id,
-                project=project,
-                after=dict(after or {}),
-                reason=reason,
-            )
-        )
+            await self._tell_exposure(tx, actor, "exposure.withdraw", address, "", {}, reason)
 
 
 def _facts(key: Key) -> dict[str, object]:

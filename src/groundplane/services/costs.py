@@ -22,6 +22,7 @@ from groundplane.errors import InvalidInput, NotFound, Refused
 from groundplane.identity import CROSS_PROJECT, SYSTEM, Actor
 from groundplane.ports import Clock, Ids, Notice, Notifier, Store, Tx, UsageLog
 from groundplane.services.access import visible_project
+from groundplane.services.audit_trail import Teller
 from groundplane.services.gateway_limits import charge_limits
 from groundplane.units import format_usd
 
@@ -55,6 +56,7 @@ class Costs:
     ) -> None:
         self._store = store
         self._clock = clock
+        self._tell, self._tell_project = Teller(clock, "budget"), Teller(clock, "project")
         self._ids = ids
         self._usage_log = usage_log
         self._slice_microusd = gateway_slice_microusd
@@ -212,19 +214,9 @@ class Costs:
             changed = money.relimited(month, limit or 0, thresholds)
             if changed != month:
                 changed = await tx.update(changed)
-            await tx.append_event(
-                EventDraft(
-                    at=now,
-                    actor=actor.name,
-                    action="budget.set",
-                    object_kind="project",
-                    object_id=project,
-                    project=project,
-                    before=_limit_facts(before.monthly_limit_microusd, before.thresholds_percent),
-                    after=_limit_facts(limit, thresholds),
-                    reason=reason,
-                )
-            )
+            was = _limit_facts(before.monthly_limit_microusd, before.thresholds_percent)
+            after = _limit_facts(limit, thresholds)
+            await self._tell_project(tx, actor, "budget.set", project, project, after, reason, before=was)
         return changed
 
     async def budget(self, actor: Actor, project: str) -> Budget:
@@ -270,22 +262,12 @@ class Costs:
             await tx.update(replace(budget, fired_percent=tuple(sorted({*budget.fired_percent, *due}))))
             notices = [_notice(budget, percent, now) for percent in due]
             for percent, notice in zip(due, notices, strict=True):
-                await tx.append_event(
-                    EventDraft(
-                        at=now,
-                        actor=SYSTEM.name,
-                        action="budget.threshold",
-                        object_kind="budget",
-                        object_id=budget.id,
-                        project=budget.project,
-                        after={
-                            "percent": percent,
-                            "spent_microusd": budget.posted_microusd,
-                            "limit_microusd": budget.limit_microusd,
-                        },
-                        reason=notice.title,
-                    )
-                )
+                after = {
+                    "percent": percent,
+                    "spent_microusd": budget.posted_microusd,
+                    "limit_microusd": budget.limit_microusd,
+                }
+                await self._tell(tx, SYSTEM, "budget.threshold", budget.id, budget.project, after, notice.title)
             return notices
 
     async def holds(self, actor: Actor, project: str | None = None) -> list[Hold]:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from groundplane.audit import EventDraft
 from groundplane.domain.dataset import edge
 from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.planning.plan import Plan
@@ -21,6 +20,7 @@ from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFoun
 from groundplane.identity import SYSTEM, Actor
 from groundplane.ports import Clock, ModelServer, RunFiles, Store, Tx
 from groundplane.services.approvals import Approvals
+from groundplane.services.audit_trail import Teller
 from groundplane.services.models import Models
 from groundplane.services.plans import Plans
 from groundplane.services.runs import Runs
@@ -50,6 +50,7 @@ class Endpoints:
     ) -> None:
         self._store = store
         self._clock = clock
+        self._tell = Teller(clock, "endpoint")
         self._plans = plans
         self._approvals = approvals
         self._runs = runs
@@ -103,9 +104,8 @@ class Endpoints:
                 endpoint = await tx.update(endpoint)
             made = edge(f"model:{version.id}", f"endpoint:{name}", plan.project, now)
             await tx.insert_many_once([made])
-            await _event(
-                tx, endpoint, actor.name, now, "endpoint.deploy", {"model": version.id, "revision": endpoint.revision}
-            )
+            after = {"model": version.id, "revision": endpoint.revision}
+            await self._tell(tx, actor, "endpoint.deploy", endpoint.id, endpoint.project, after)
         self._wake()
         return endpoint
 
@@ -138,7 +138,8 @@ class Endpoints:
                     lease_expires_at=None,
                 )
             )
-            await _event(tx, stopped, actor.name, now, "endpoint.stop", {"status": stopped.status.value}, reason)
+            after = {"status": stopped.status.value}
+            await self._tell(tx, actor, "endpoint.stop", stopped.id, stopped.project, after, reason)
         self._wake()
         return stopped
 
@@ -226,8 +227,8 @@ class Endpoints:
         async with self._store.transaction() as tx:
             updated = await tx.update(replace(endpoint, due_at=due, lease_owner="", lease_expires_at=None))
             if event:
-                after: dict[str, object] = {"status": updated.status.value, "message": updated.message}
-                await _event(tx, updated, SYSTEM.name, now, event, after)
+                after = {"status": updated.status.value, "message": updated.message}
+                await self._tell(tx, SYSTEM, event, updated.id, updated.project, after)
         if event:
             self._wake()
 
@@ -278,21 +279,4 @@ def _endpoint(
         end_date=spec.end_date,
         due_at=now,
         version=old.version if old else 0,
-    )
-
-
-async def _event(
-    tx: Tx, endpoint: Endpoint, actor: str, now: datetime, action: str, after: dict[str, object], reason: str = ""
-) -> None:
-    await tx.append_event(
-        EventDraft(
-            at=now,
-            actor=actor,
-            action=action,
-            object_kind="endpoint",
-            object_id=endpoint.id,
-            project=endpoint.project,
-            after=after,
-            reason=reason,
-        )
     )

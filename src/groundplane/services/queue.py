@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
-from groundplane.audit import EventDraft
 from groundplane.domain.node import Cordon, Node
 from groundplane.domain.queue import ProjectQuota, QueueEntry, QueueState, Reservation, ReservedPart, Stage
 from groundplane.domain.run import Checkpoint, EndReason, Run
@@ -35,6 +34,7 @@ from groundplane.domain.scheduling.state import (
 from groundplane.errors import Conflict, Unavailable
 from groundplane.identity import SYSTEM
 from groundplane.ports import Clock, Executor, Store, Tx
+from groundplane.services.audit_trail import Teller
 from groundplane.services.needs import find_needed
 
 log = logging.getLogger(__name__)
@@ -115,6 +115,7 @@ class Queue:
     ) -> None:
         self._store = store
         self._clock = clock
+        self._tell = Teller(clock, "run")
         self._executors = executors
         self._half_life_s = half_life_s
         self._rules = rules or Rules()
@@ -300,7 +301,7 @@ class Queue:
         places = [f"{place.node}:{','.join(map(str, place.accelerators))}".rstrip(":") for place in start.places]
         waited_s = round((now - entry.queued_at).total_seconds())
         after = {"places": places, "waited_s": waited_s, "backfilled": start.backfilled}
-        await tx.append_event(_event(run, now, "run.place", after))
+        await self._tell(tx, SYSTEM, "run.place", run.id, run.project, after)
         taken.started[class_name(entry.priority)] += 1
         taken.waited_s[class_name(entry.priority)] += waited_s
 
@@ -312,7 +313,7 @@ class Queue:
         await tx.update(replace(entry, stage=Stage.LEAVING, ends_at=ends_at, gives_way_to=preempt.for_id))
         await _make_due(tx, run, now)
         after = {"for": preempt.for_id, "why": preempt.why, "lost_s": round(preempt.lost_s)}
-        await tx.append_event(_event(run, now, "run.preempt", after))
+        await self._tell(tx, SYSTEM, "run.preempt", run.id, run.project, after)
         taken.preempted += 1
 
     async def _write_state(self, tx: Tx, state: QueueState, seen: View, taken: _Taken, now: datetime) -> QueueState:
@@ -447,16 +448,4 @@ def _reserved(reservation: Reservation, part: ReservedPart) -> Reserved:
         end=reservation.ends_at.timestamp(),
         accelerators=part.accelerators,
         cpus_milli=part.cpus_milli,
-    )
-
-
-def _event(run: Run, now: datetime, action: str, after: dict[str, object]) -> EventDraft:
-    return EventDraft(
-        at=now,
-        actor=SYSTEM.name,
-        action=action,
-        object_kind="run",
-        object_id=run.id,
-        project=run.project,
-        after=after,
     )

@@ -13,7 +13,6 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from groundplane.audit import EventDraft
 from groundplane.domain import ledger, lifecycle
 from groundplane.domain.ledger import LedgerEntry
 from groundplane.domain.order import Order
@@ -31,6 +30,7 @@ from groundplane.domain.run import (
 from groundplane.errors import Conflict, GroundError, IntegrityFailure, InvalidInput, NotFound, Refusal, Unavailable
 from groundplane.identity import SYSTEM
 from groundplane.ports import Clock, Executor, RunFiles, Store, Tx, Unplaced
+from groundplane.services.audit_trail import Teller
 from groundplane.services.checkpoints import Checkpoints
 from groundplane.services.costs import Costs
 from groundplane.services.inference import Inference
@@ -70,6 +70,7 @@ class Reconcile:
     ) -> None:
         self._store = store
         self._clock = clock
+        self._tell = Teller(clock, "run")
         self._executors = executors
         self._costs = costs
         self._models = models
@@ -217,14 +218,16 @@ class Reconcile:
             )
             await tx.insert(attempt)
             run = await tx.update(replace(run, attempt=number, status=RunStatus.STARTING))
-            await _event(tx, run, now, "run.attempt", {"attempt": number, "resume_step": attempt.resumed_from_step})
+            after = {"attempt": number, "resume_step": attempt.resumed_from_step}
+            await self._tell(tx, SYSTEM, "run.attempt", run.id, run.project, after)
         return run, attempt
 
     async def _enqueue(self, run: Run, now: datetime) -> None:
         async with self._store.transaction() as tx:
             attempts = await tx.find(Attempt, {"run_id": run.id}, order="number")
             if await take_seat(tx, run, attempts):
-                await _event(tx, run, now, "run.queue", {"pool": run.pool, "priority": run.spec.priority})
+                after = {"pool": run.pool, "priority": run.spec.priority}
+                await self._tell(tx, SYSTEM, "run.queue", run.id, run.project, after)
             due = min(now + timedelta(seconds=QUEUED_PERIOD_S), run.end_date)
             await tx.update(replace(run, due_at=due, lease_owner="", lease_expires_at=None))
         self._wake()
@@ -238,7 +241,8 @@ class Reconcile:
             due = min(now + timedelta(seconds=again.after_s or QUEUED_PERIOD_S), run.end_date)
             await tx.update(replace(run, status=RunStatus.PENDING, due_at=due, lease_owner="", lease_expires_at=None))
             if again.preempted:
-                await _event(tx, run, now, "run.requeue", {"because": EndReason.PREEMPTED.value})
+                after = {"because": EndReason.PREEMPTED.value}
+                await self._tell(tx, SYSTEM, "run.requeue", run.id, run.project, after)
         self._wake()
 
     async def _start(self, run: Run, attempt: Attempt, seat: QueueEntry | None) -> None:
@@ -378,7 +382,8 @@ class Reconcile:
             )
             if self._watchdogs is not None:
                 await self._watchdogs.after_end(tx, run, updated, seen)
-            await _event(tx, run, now, "run.attempt-ended", {"attempt": attempt.number, "reason": ended.reason.value})
+            after = {"attempt": attempt.number, "reason": ended.reason.value}
+            await self._tell(tx, SYSTEM, "run.attempt-ended", run.id, run.project, after)
             return updated
 
     async def _finish(self, run: Run, attempt: Attempt | None, finish: lifecycle.Finish) -> None:
@@ -416,9 +421,8 @@ class Reconcile:
                 )
             )
             spent = (await tx.total(LedgerEntry, "amount_microusd", where={"run_id": run.id})).get((), 0)
-            await _event(
-                tx, over, now, "run.end", {"status": status.value, "reason": reason.value, "cost": format_usd(spent)}
-            )
+            after = {"status": status.value, "reason": reason.value, "cost": format_usd(spent)}
+            await self._tell(tx, SYSTEM, "run.end", over.id, over.project, after)
         self._wake()
         if attempt is not None and attempt.pool in self._executors:
             await self._executors[attempt.pool].release(attempt.id)
@@ -482,20 +486,6 @@ async def _note_energy(tx: Tx, attempt: Attempt, seen: Observation) -> None:
     kept = await tx.get(AttemptCircumstances, attempt.id)
     if kept is not None and kept.energy_j is None:
         await tx.update(replace(kept, energy_j=seen.energy_j, energy_how=seen.energy_how))
-
-
-async def _event(tx: Tx, run: Run, now: datetime, action: str, after: dict[str, object]) -> None:
-    await tx.append_event(
-        EventDraft(
-            at=now,
-            actor=SYSTEM.name,
-            action=action,
-            object_kind="run",
-            object_id=run.id,
-            project=run.project,
-            after=after,
-        )
-    )
 
 
 def _one_line(error: GroundError) -> str:
