@@ -22,6 +22,7 @@ from tests.domain.hostile_models import (
     packed_array,
     tflite,
 )
+from tests.domain.later_hostile_models import later
 from tests.domain.malicious_models import WEIGHTS
 from tests.domain.test_malicious_models import Looked
 
@@ -35,7 +36,7 @@ from groundplane.domain.scanning.pickle_scan import scan_for_hidden_pickle
 from groundplane.domain.scanning.report import judge_scan
 from groundplane.domain.scanning.templates_scan import dangers
 
-FILES = hostile("touch /nonexistent/canary")
+FILES = hostile("touch /nonexistent/canary") | later()
 
 
 def look(name: str, data: bytes) -> Inspection:
@@ -200,6 +201,7 @@ def test_what_misleads_without_running_is_said() -> None:
     said: dict[str, tuple[str, str | bytes]] = {
         "outside-files": ("adapter_config.json", '{"base_model_name_or_path": "../../etc"}'),
         "unreadable": ("config.json", '{"a": 1}{"b": 2}'),
+        "unreadable ": ("tokenizer.json", '{"a": {"b": 1, "b": 2}}'),
         "no-secrets": ("README.md", "AKIAIOSFODNN7EXAMPLE\n"),
         "licence-unknown": ("README.md", "---\nlicense: other\n---\n"),
         "hidden-bytes": ("logo.png", png + b"<?php ?>"),
@@ -210,7 +212,7 @@ def test_what_misleads_without_running_is_said() -> None:
     }
     for rule, (name, data) in said.items():
         report = judge_scan("x", [Looked(name, data if isinstance(data, bytes) else data.encode())])
-        assert [(found.rule, found.severity) for found in report.findings] == [(rule, "warning")], rule
+        assert [(found.rule, found.severity) for found in report.findings] == [(rule.strip(), "warning")], rule
         assert report.ok
     named = ("config.pbtxt", 'backend: "python"'), ("x.json", '{"handler": "own:handle"}'), ("crontab", "* * * * * x")
     named += (".gitattributes", "* filter=own"), ("config.cfg", '@callbacks = "own"'), ("a.html", "<script>x</script>")

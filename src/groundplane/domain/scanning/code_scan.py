@@ -13,6 +13,8 @@ import warnings
 from collections.abc import Iterator
 
 _LETTERS_MAX = 400_000
+_TURNED = re.compile("[\u202a-\u202e\u2066-\u2069]")
+"""Marks of writing direction: a program reads otherwise than it is shown (CVE-2021-42574)."""
 _ACTS = re.compile(
     r"(?:os|posix|nt)\.(?:system|popen\w*|exec[lv]\w*|spawn\w+|posix_spawnp?|startfile|forkpty|dup2)"
     r"|(?:subprocess|commands|runpy)\.\w+|pty\.spawn|(?:builtins\.)?(?:eval|exec|__import__)|builtins\.compile"
@@ -37,6 +39,9 @@ _WRITTEN = re.compile(
 
 def acting_code(text: str) -> str:
     """What the program does that no model's code needs, in words with its line; "" when nothing is known."""
+    if turned := _TURNED.search(text):
+        where = text.count("\n", 0, turned.start()) + 1
+        return f"turns the order in which its letters are shown on line {where}, which hides what it says"
     for line in text.split("\n", 2)[:2]:
         coding = _CODING.match(line)
         if coding and not _CODINGS.fullmatch(coding[1]):

@@ -60,6 +60,9 @@ _ACTING_ROOTS = {
 _OWN_LAYERS = re.compile(
     r"""<layer\b[^<>]{0,400}\bversion\s*=\s*["'](?!opset\d{1,2}["']|extension["']|experimental["'])([^"']{1,60})["']"""
 )
+_REMOTE_SHELL = re.compile(
+    r"/dev/tcp/[\w.$]|\bbash -i\s*[>&]|\bn(?:c|cat) (?:-\w+ )*-\w*[ec] ?/bin/|\bmkfifo /tmp/\w+\s*;"
+)
 _SCRIPT = re.compile(r"<script\b", re.IGNORECASE)
 _DOCUMENT_SCRIPT = re.compile(r"/(?:JavaScript|JS|Launch|EmbeddedFile|#4[aA]avaScript)\b|\\objdata\b")
 _ROOT = re.compile(r"<([A-Za-z][\w.-]*)")
@@ -70,9 +73,10 @@ _ENCODINGS = re.compile(
     re.IGNORECASE,
 )
 # In base64 `gA` and a letter from I to X are a pickle's header of protocol 2 to 5.
+# Y29zC and the like are an import of protocol 0: cos, cposix, csubprocess, cbuiltins.
 # H4sI and eJ, eN, eA, eF are what gzip and zlib begin with; 80 and 02 to 05 are the same header in hex.
 _PACKED = re.compile(
-    r"(?<![A-Za-z0-9+/])(?:(?:gA[I-X]|H4sI|e[AFJN])(?:[A-Za-z0-9+/_-]|\\?\r?\n|\\n){13,65536}={0,2}|80(?i:0[2-5](?:[0-9a-f]{2}){12,65536}))"
+    r"(?<![A-Za-z0-9+/])(?:(?:gA[I-X]|H4sI|e[AFJN]|Y(?:29zC|3Bvc2l4C|3N1YnByb2Nl|2J1aWx0aW5z|19fYnVpbHRpbl))(?:[A-Za-z0-9+/_-]|\\?\r?\n|\\n){13,65536}={0,2}|80(?i:0[2-5](?:[0-9a-f]{2}){12,65536}))"
 )
 _PACKED_MAX = 2000
 _INSECURE = re.compile(
@@ -181,6 +185,8 @@ def _judge_any(path: str, name: str, text: str, details: dict[str, object]) -> R
         return _program(path, acts)
     if not name.endswith((*_CODE_NAMES, ".md")) and not _TEMPLATE_NAMES.match(name) and (end := injection(text)):
         return _program(path, f"holds a template that reaches for Python: {end}")
+    if not name.endswith(".md") and (shell := _REMOTE_SHELL.search(text)):
+        return _program(path, f"opens a shell to somebody else: {shell[0][:60]}")
     if text.startswith("#!") or (name.endswith((".html", ".htm")) and _SCRIPT.search(text)):
         details["code"] = True
     if text.startswith(("%PDF-", "{\\rtf")) and (script := _DOCUMENT_SCRIPT.search(text)):
@@ -282,7 +288,7 @@ def _unpacked(packed: str) -> bytes:
         return bytes.fromhex(packed)
     plain = re.sub(r"\\n|[\\\s]", "", packed).rstrip("=").replace("-", "+").replace("_", "/")
     data = base64.b64decode(plain[: len(plain) // 4 * 4])
-    if packed.startswith("g"):
+    if packed.startswith(("g", "Y")):
         return data
     try:
         return zlib.decompressobj(47).decompress(data, 2**16)
@@ -338,6 +344,8 @@ class _Found:
         self.programs: list[str] = []
         self.custom_code: set[str] = set()
         self.outside: list[str] = []
+        self.twice = False
+        """Whether a key is given twice somewhere: readers differ on which one counts."""
         self.parts = False
         """Whether the file names a pipeline's parts: libraries with classes, and folders."""
 
@@ -356,6 +364,7 @@ class _Found:
             self._program(f"lets skops make a {made.get('__class__')!s:.40} of {made.get('__module__')!s:.40}")
         self._program(keras_fault(made))
         if len(made) != len(pairs):
+            self.twice = True
             self._program(keras_fault(dict(reversed(pairs))))
         return made
 
@@ -471,6 +480,8 @@ class _Found:
         """Everything found, for the certificate and against entering."""
         if self.custom_code:
             details["custom_code"] = sorted(self.custom_code)[:10]
+        if self.twice:
+            details["unreadable"] = "JSON"
         if self.outside:
             details["outside"] = self.outside[:10]
         refused = _program(path, self.programs[0]) if self.programs else None
