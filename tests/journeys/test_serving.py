@@ -241,4 +241,4 @@ def test_a_stopped_endpoint_leaves_the_gateway_and_costs_no_more(
         browser.post("/console/login", data={"key": served.admin_key})
         page = browser.get(f"/console/models/{version}").text
     assert 'Serves <a href="/console/endpoints/tiny">tiny</a>.' in page
-    assert 'Endpoint <a href="/console/endpoints/brief">brief</a> of it is stopped.' in page
+    assert 'Endpoint <a href="/console/endpoints/brief">brief</a>, which is to serve it, is stopped.' in page
