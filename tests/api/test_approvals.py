@@ -141,13 +141,14 @@ def test_an_endpoint_waits_before_anything_is_verified_or_laid_out(
 ) -> None:
     header = json.dumps({"w": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(16))
-    (tmp_path / "config.json").write_text("{}")
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
     facts = Facts(
         owner="ana", license="Apache-2.0", framework="jax", data=(DataFact(name="c", sha256="a" * 64),),
         code_commit="0" * 40, training_run="elsewhere-1", metrics={"loss": 1.5},
     )  # fmt: skip
     upload = served.client.create_upload()
-    for name in ("model.safetensors", "config.json"):
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
         served.client.upload_file(upload.id, name, tmp_path / name)
     served.client.register_model("waiting-lm", upload_id=upload.id, project="asking", facts=facts)
     plan = planned(ana, ENDPOINT)

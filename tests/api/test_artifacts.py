@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import random
@@ -261,6 +262,7 @@ def test_files_named_for_a_registration_are_linked_and_not_sent(
     upload = served.client.create_upload()
     files = sdk.local_files(folder)
     served.client.upload_files(upload, files)
-    landed = Staging(served.home / "uploads", 2**30).folder(upload.id, served.client.whoami().key_id)
+    staging = Staging(served.home / "uploads", 2**30)
+    landed = asyncio.run(staging.folder(upload.id, served.client.whoami().key_id))
     assert content(landed) == content(folder)
     assert (landed / "weights" / "a.bin").samefile(folder / "weights" / "a.bin")
