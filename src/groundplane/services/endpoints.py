@@ -157,6 +157,8 @@ class Endpoints:
         elif run.status is not RunStatus.RUNNING or attempt is None:
             # What is being stopped has its reason on the endpoint already: the run would only say that it stops.
             why = endpoint.message if run.status is RunStatus.STOPPING else run.message
+            if run.status is RunStatus.PENDING:
+                why = why or f"{run.id} waits for its turn: ground explain {run.id}"
             waiting = replace(endpoint, status=EndpointStatus.DEPLOYING, base_url="", message=why)
             await self._commit(waiting, now, READY_CHECK_PERIOD_S)
         else:
