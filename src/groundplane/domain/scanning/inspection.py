@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from groundplane.domain.scanning.model_formats import Format
+from groundplane.domain.scanning.model_formats import ONLY_WEIGHTS, Format
 from groundplane.domain.scanning.pickle_scan import PickleWalk
 from groundplane.domain.scanning.templates_scan import Template
 from groundplane.errors import Refused
@@ -13,8 +13,6 @@ CONVERT_HINT = (
     "ground models adopt FILE converts weights to safetensors in a process without network, files or identity, "
     "and refuses what is more than weights"
 )
-ONLY_WEIGHTS = "only_weights"
-"""A detail of a pickle that makes weights and does nothing else: to be converted, and no cause for alarm."""
 SAFE_FORMATS = "a format that can't run code (safetensors, GGUF, ONNX, npz)"
 
 

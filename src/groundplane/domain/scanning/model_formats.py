@@ -50,3 +50,6 @@ ACCEPTED = frozenset(
         Format.BINARY,
     }
 )
+
+ONLY_WEIGHTS = "only_weights"
+"""A detail of a pickle that makes weights and does nothing else: to be converted, and no cause for alarm."""

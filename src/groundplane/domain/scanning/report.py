@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from groundplane.domain.model import path_refusals
-from groundplane.domain.scanning.inspection import ONLY_WEIGHTS
 from groundplane.domain.scanning.licences import TERMS, Terms, conflicts
-from groundplane.domain.scanning.model_formats import Format
+from groundplane.domain.scanning.model_formats import ONLY_WEIGHTS, Format
 from groundplane.errors import Refused
 from groundplane.units import format_bytes
 
