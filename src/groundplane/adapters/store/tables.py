@@ -62,7 +62,7 @@ from groundplane.domain.tracking.records import (
 )
 from groundplane.errors import InvalidInput
 
-SCHEMA_REVISION = "0023"
+SCHEMA_REVISION = "0024"
 """The newest migration; a database at another revision is upgraded on open, or refused when it is newer."""
 
 _INT64 = range(-(2**63), 2**63)
