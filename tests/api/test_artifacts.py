@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from tests.api.conftest import Served
 
+from groundplane.api.artifacts import LAYOUT_FILES
 from groundplane.api.staging import Staging
 from groundplane.client import Client
 from groundplane.client import artifacts as sdk
@@ -65,6 +66,26 @@ def test_a_folder_is_named_on_this_machine_and_pulled_back(served: Served, folde
     assert content(tmp_path / "out") == content(folder)
     assert sum(counted) == artifact.size_bytes
     assert served.client.verify_artifact(artifact.id).ok
+
+
+def test_many_small_files_are_asked_for_together(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    for number in range(LAYOUT_FILES + 3):
+        (tmp_path / "in" / str(number)).write_text(str(number))
+    artifact = served.client.push(tmp_path / "in", name="many", project="default")
+    asked: list[str] = []
+    get = Client._get
+
+    def noting(client: Client, path: str, answer: Any, *, params: Any = None) -> Any:
+        asked.append(path)
+        return get(client, path, answer, params=params)
+
+    monkeypatch.setattr(Client, "_get", noting)
+    served.client.pull(artifact.id, tmp_path / "out")
+    assert content(tmp_path / "out") == content(tmp_path / "in")
+    assert asked.count(f"/v1/artifacts/{artifact.id}/layout") == len(asked) == 2
 
 
 @pytest.mark.usefixtures("elsewhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import Query, Response
@@ -30,6 +31,8 @@ Reader = Annotated[Actor, requires(Permission.MODELS_READ)]
 Writer = Annotated[Actor, requires(Permission.MODELS_WRITE)]
 Keeper = Annotated[Actor, requires(Permission.STORAGE_WRITE)]
 RANGE_BYTES_MAX = 16 * 2**20
+LAYOUT_FILES, LAYOUT_PIECES = 500, 5000
+"""How much of an artifact is told of in one answer."""
 
 
 @router.get("/artifacts")
@@ -109,6 +112,25 @@ async def verify_artifact(ref: str, app: Ground, actor: Reader) -> ArtifactCheck
 async def get_pieces(ref: str, path: str, app: Ground, actor: Reader) -> FilePieces:
     """A file's pieces, and where a client reads them without us: a path on this machine, or a signed URL."""
     return await file_pieces(app, actor, await app.artifacts.file(actor, ref, path))
+
+
+@router.get("/artifacts/{ref}/layout")
+async def get_layout(ref: str, app: Ground, actor: Reader, offset: Annotated[int, Query(ge=0)] = 0) -> list[FilePieces]:
+    """The pieces of its files, in their order, from `offset` on; ask again behind what came."""
+    artifact: Artifact = await app.artifacts.get(actor, ref)
+    return await files_pieces(app, actor, artifact.files, offset)
+
+
+async def files_pieces(app: App, actor: Actor, files: Sequence[ManifestFile], offset: int) -> list[FilePieces]:
+    """Some files that the actor was found to see: one large one, or many small ones."""
+    found: list[FilePieces] = []
+    count = 0
+    for file in files[offset : offset + LAYOUT_FILES]:
+        found.append(await file_pieces(app, actor, file))
+        count += len(found[-1].pieces)
+        if count >= LAYOUT_PIECES:
+            break
+    return found
 
 
 async def file_pieces(app: App, actor: Actor, file: ManifestFile) -> FilePieces:

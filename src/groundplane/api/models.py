@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import Path, Query, Response
 
 from groundplane.api.access import Ground, requires
-from groundplane.api.artifacts import RANGE_BYTES_MAX, file_pieces
+from groundplane.api.artifacts import RANGE_BYTES_MAX, file_pieces, files_pieces
 from groundplane.api.routing import Router
 from groundplane.api.uploads import Landing
 from groundplane.domain.model import ModelVersion
@@ -70,6 +70,14 @@ async def get_version(name: str, number: Number, app: Ground, actor: Reader) -> 
 async def get_version_pieces(name: str, number: Number, path: str, app: Ground, actor: Reader) -> FilePieces:
     """A file's pieces, and where a client reads them without us. An error unless the version is what was signed."""
     return await file_pieces(app, actor, await app.models.file(actor, f"{name}@{number}", path))
+
+
+@router.get("/{name}/versions/{number}/layout")
+async def get_version_layout(
+    name: str, number: Number, app: Ground, actor: Reader, offset: Annotated[int, Query(ge=0)] = 0
+) -> list[FilePieces]:
+    """The pieces of its files, in their order, from `offset` on; ask again behind what came. An error as above."""
+    return await files_pieces(app, actor, await app.models.files(actor, f"{name}@{number}"), offset)
 
 
 @router.get("/{name}/versions/{number}/content", response_class=Response)

@@ -227,10 +227,9 @@ class ArtifactCalls(Transport):
         refusals = path_refusals([file.path for file in files])
         if refusals:
             raise Refusal(refusals)
-        for file in files:
+        for file, pieces in zip(files, self._layout(where, len(files)), strict=True):
             place = target / file.path
             place.parent.mkdir(parents=True, exist_ok=True)
-            pieces = self._get(f"{where}/pieces", FilePieces, params={"path": file.path})
             if pieces.sha256 != file.sha256:
                 raise IntegrityFailure(f"{file.path} is another file by now", "pull again")
             if cache is not None and not part_of(pieces, place).exists():
@@ -238,6 +237,14 @@ class ArtifactCalls(Transport):
             pull_file(pieces, place, self._range_of(where, file.path), progress)
             if cache is not None:
                 cache.take(file.sha256, place, pin=pin)
+
+    def _layout(self, where: str, count: int) -> Iterator[FilePieces]:
+        """How each of `count` files is put together: many small ones in one answer."""
+        told = 0
+        while told < count:
+            some = self._get(f"{where}/layout", list[FilePieces], params={"offset": told})
+            yield from some
+            told += len(some) or count
 
     def _range_of(self, where: str, path: str) -> Callable[[int, int], bytes]:
         def read(offset: int, count: int) -> bytes:

@@ -88,9 +88,12 @@ class _Pull:
         try:
             if not stretches:
                 self._whole()
-            with ThreadPoolExecutor(threads) as pool:
-                for _ in pool.map(self._take, stretches):
-                    pass
+            elif len(stretches) == 1:
+                self._take(stretches[0])
+            else:
+                with ThreadPoolExecutor(threads) as pool:
+                    for _ in pool.map(self._take, stretches):
+                        pass
             os.ftruncate(self._descriptor, self._file.size_bytes)
         finally:
             self._http.close()

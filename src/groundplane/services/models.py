@@ -296,9 +296,13 @@ class Models:
 
     async def file(self, actor: Actor, ref: str, path: str) -> ManifestFile:
         """One of a version's files, to be read. NotFound; IntegrityFailure unless the version is what was signed."""
+        return named(await self.files(actor, ref), path, ref)
+
+    async def files(self, actor: Actor, ref: str) -> tuple[ManifestFile, ...]:
+        """A version's files, to be read. NotFound; IntegrityFailure unless the version is what was signed."""
         version = await self.get(actor, ref)
         self.demand(version)
-        return named(version.files, path, version.id)
+        return version.files
 
     async def tensors(self, file: ManifestFile) -> dict[str, str]:
         """A stored safetensors file's tensors, name → what is in it; none for another file. Reads next to nothing.

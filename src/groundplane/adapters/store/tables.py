@@ -351,6 +351,7 @@ class JsonText(TypeDecorator[object]):
     def __init__(self, hint: object) -> None:
         super().__init__()
         self.hint = hint
+        self._decoder: msgspec.json.Decoder[object] = msgspec.json.Decoder(hint)
 
     def process_bind_param(self, value: object, dialect: Dialect) -> str | None:
         if value is None:
@@ -358,7 +359,13 @@ class JsonText(TypeDecorator[object]):
         return json.dumps(msgspec.to_builtins(value), separators=(",", ":"))
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> object:
-        return None if value is None else msgspec.convert(json.loads(value), self.hint)
+        if value is None:
+            return None
+        try:
+            return self._decoder.decode(value)
+        except msgspec.DecodeError:
+            # Python writes numbers that JSON has not: NaN, infinities, integers beyond 64 bits.
+            return msgspec.convert(json.loads(value), self.hint)
 
 
 # The "C" collation orders by code point, as Python and SQLite do; the database's own locale must not matter.
