@@ -151,8 +151,12 @@ async def test_a_scrub_names_the_piece_and_the_artifact_that_uses_it(
     assert found.used_by == (f"{artifact.id} weights/w.bin",)
     assert not (await artifacts.verify(ADA, artifact.id)).ok
     assert "storage.damage" in await actions(store)
+    assert artifacts.damaged_spots == 1
     await artifacts.push(ADA, pushed(tmp_path / "a"))
     assert (await artifacts.verify(ADA, artifact.id)).ok
+    healed = await artifacts.scrub(OPS)
+    assert (healed.ok, [each.spot.other_copy for each in healed.damage], artifacts.damaged_spots) == (True, [True], 0)
+    assert (await actions(store)).count("storage.damage") == 1
     pack.unlink()
     for other in (tmp_path / "store" / "packs").iterdir():
         other.unlink()

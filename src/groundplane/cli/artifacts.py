@@ -247,11 +247,11 @@ def _scrub_lines(report: ScrubReport) -> list[str]:
     for found in report.damage:
         spot = found.spot
         what = f"piece {spot.piece}" if spot.piece else "directory"
-        healed = "; another copy is good" if spot.other_copy else ""
+        healed = "; another copy is good, ground artifacts gc --thorough takes this one away" if spot.other_copy else ""
         lines.append(f"damaged: {what} in pack {spot.pack or '-'} at byte {spot.offset}: {spot.why}{healed}")
         lines += [f"  used by {name}" for name in found.used_by] or ["  used by nothing"]
     lines += [f"lost: {name}" for name in report.lost]
-    return lines if not report.ok else [*lines, "no damage"]
+    return [*lines, "nothing is missing" if report.damage else "no damage"] if report.ok else lines
 
 
 def _duration_s(text: str) -> float:

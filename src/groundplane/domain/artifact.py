@@ -164,7 +164,10 @@ class DamagedSpot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScrubReport:
-    """What a scrub found. `lost` are files that something refers to and the store can't tell of."""
+    """What a scrub found. `lost` are files that something refers to and the store can't tell of.
+
+    It is ok when nothing is missing: a damaged copy beside a good one needs nobody.
+    """
 
     checked_bytes: int
     checked_pieces: int
@@ -174,7 +177,7 @@ class ScrubReport:
 
     @property
     def ok(self) -> bool:
-        return not self.damage and not self.lost
+        return not self.lost and all(found.spot.other_copy for found in self.damage)
 
 
 def over_quota(used_bytes: int, coming_bytes: int, quota: StorageQuota | None) -> int:

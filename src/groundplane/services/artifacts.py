@@ -404,10 +404,11 @@ class Artifacts:
             DamagedSpot(spot=spot, used_by=tuple(name for sha256 in spot.files for name in users.get(sha256, ())))
             for spot in found.damage
         )
-        self.damaged_spots = len(spots) + len(lost)
-        if spots or lost:
-            named = [name for spot in spots for name in spot.used_by][:20]
-            await self._note(actor, "storage.damage", {"spots": len(spots), "lost": len(lost), "used_by": named})
+        bad = [spot for spot in spots if not spot.spot.other_copy]
+        self.damaged_spots = len(bad) + len(lost)
+        if bad or lost:
+            named = [name for spot in bad for name in spot.used_by][:20]
+            await self._note(actor, "storage.damage", {"spots": len(bad), "lost": len(lost), "used_by": named})
         return ScrubReport(
             checked_bytes=found.checked_bytes,
             checked_pieces=found.checked_pieces,
