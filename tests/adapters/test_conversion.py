@@ -5,18 +5,20 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import json
 import pickle
 import shutil
 import struct
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from tests.adapters.torch_files import Storage, View, torch_legacy, torch_zip, whole
+from tests.adapters.torch_files import Newer, Storage, View, torch_legacy, torch_zip, whole
 from tests.domain.malicious_models import WEIGHTS, corpus
 
 from groundplane.adapters import conversion, model_tools
@@ -75,6 +77,41 @@ def test_every_tensor_is_in_the_new_file_as_it_was_in_the_old_one(data: bytes, t
         assert made.tensors[name] == hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
     assert made.source_sha256 == hashlib.sha256(data).hexdigest()
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["model.pt", "model.safetensors"]
+
+
+@pytest.mark.parametrize("saved_as", [torch_zip, torch_legacy], ids=["zip", "old"])
+def test_numbers_of_eight_bits_and_other_newer_kinds_stay_what_they_are(
+    saved_as: Callable[[object], bytes], tmp_path: Path
+) -> None:
+    eight = Storage("0", np.arange(24, dtype=np.uint8), untyped=True)
+    sixteen = Storage("1", np.arange(500, 508, dtype=np.uint16), untyped=True)
+    source, target = tmp_path / "model.pt", tmp_path / "model.safetensors"
+    source.write_bytes(
+        saved_as(
+            {
+                "e4": Newer("float8_e4m3fn", eight, 0, (4, 6), (6, 1)),
+                "turned": Newer("float8_e5m2", eight, 2, (3, 4), (1, 6)),
+                "u2": Newer("uint16", sixteen, 3, (5,), (1,)),
+                "plain": whole("2", A),
+            }
+        )
+    )
+    convert(source, target)
+    data = target.read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    raw = {
+        name: data[8 + size :][slice(*each["data_offsets"])] for name, each in header.items() if "data_offsets" in each
+    }
+    said = {name: (header[name]["dtype"], header[name]["shape"]) for name in raw}
+    assert said == {
+        "e4": ("F8_E4M3", [4, 6]), "turned": ("F8_E5M2", [3, 4]), "u2": ("U16", [5]), "plain": ("F32", [17, 9]),
+    }  # fmt: skip
+    flat = np.arange(24, dtype=np.uint8)
+    assert raw["e4"] == flat.tobytes()
+    assert raw["turned"] == np.lib.stride_tricks.as_strided(flat[2:], (3, 4), (1, 6)).tobytes()
+    assert raw["u2"] == np.arange(503, 508, dtype=np.uint16).tobytes()
+    assert raw["plain"] == A.tobytes()
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -156,6 +193,15 @@ def test_nothing_of_the_corpus_is_converted_and_nothing_of_it_runs(tmp_path: Pat
     [
         ({"a": View(Storage("0", np.zeros(4, np.float32)), 0, (4, 4), (4, 1))}, "ends at item 15 of a storage of 4"),
         ({"a": View(Storage("0", np.zeros(4, np.float32)), -1, (2,), (1,))}, "a tensor of shape"),
+        (
+            {"a": Newer("uint16", Storage("0", np.zeros(4, np.uint16), untyped=True), 1, (4,), (1,))},
+            "ends at item 4 of a storage of 4",
+        ),
+        ({"a": Newer("float8_e5m2", Storage("0", np.zeros(4, np.float32)), 0, (4,), (1,))}, "what its bytes are"),
+        (
+            {"a": Newer("float4_e2m1fn_x2", Storage("0", np.zeros(4, np.uint8), untyped=True), 0, (4,), (1,))},
+            "torch.float4_e2m1fn_x2, which is more than weights need",
+        ),
         ({"a": 1}, "no tensor"),
         ({"a": whole("0", A), 1: {"b": whole("1", A)}, "1": {"b": whole("2", A)}}, "two tensors of the name '1.b'"),
     ],

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 KINDS = {"f4": "Float", "f8": "Double", "f2": "Half", "i8": "Long", "i4": "Int", "u1": "Byte", "b1": "Bool"}
+NEWER = ("float8_e4m3fn", "float8_e5m2", "uint16", "float4_e2m1fn_x2")
 
 
 class Storage:
-    """A storage by key; `array` is all of it, flat."""
+    """A storage by key; `array` is all of it, flat. An untyped one is bytes: its tensors say what they are."""
 
-    def __init__(self, key: str, array: np.ndarray) -> None:
-        self.key, self.array = key, array
+    def __init__(self, key: str, array: np.ndarray, *, untyped: bool = False) -> None:
+        self.key, self.array, self.untyped = key, array.view(np.uint8) if untyped else array, untyped
 
 
 class View:
@@ -34,6 +35,30 @@ class View:
         return sys.modules["torch._utils"]._rebuild_tensor_v2, self.arguments
 
 
+class Newer(View):
+    """A tensor of a kind that has no storage of its own, such as float8_e4m3fn; strides in items of that kind."""
+
+    def __init__(self, kind: str, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[object, ...]:
+        kind = getattr(sys.modules["torch"], self.kind)
+        return sys.modules["torch._utils"]._rebuild_tensor_v3, (*self.arguments, kind)
+
+
+class _Kind:
+    """A global by name, as PyTorch's kinds of numbers pickle."""
+
+    __module__ = "torch"
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __reduce__(self) -> str:
+        return self.name
+
+
 def whole(key: str, array: np.ndarray) -> View:
     """A tensor that is all of its storage."""
     strides = tuple(stride // array.itemsize for stride in array.strides)
@@ -42,17 +67,18 @@ def whole(key: str, array: np.ndarray) -> View:
 
 @contextmanager
 def _torch() -> Iterator[types.ModuleType]:
-    torch, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    torch, utils, storage = (types.ModuleType(name) for name in ("torch", "torch._utils", "torch.storage"))
     for kind in KINDS.values():
         setattr(torch, f"{kind}Storage", type(f"{kind}Storage", (), {"__module__": "torch"}))
-
-    def _rebuild_tensor_v2() -> None: ...
-
-    _rebuild_tensor_v2.__module__ = "torch._utils"
-    _rebuild_tensor_v2.__qualname__ = "_rebuild_tensor_v2"
-    utils._rebuild_tensor_v2 = _rebuild_tensor_v2  # type: ignore[attr-defined]
-    before = {name: sys.modules.get(name) for name in ("torch", "torch._utils")}
-    sys.modules |= {"torch": torch, "torch._utils": utils}
+    for name in NEWER:
+        setattr(torch, name, _Kind(name))
+    storage.UntypedStorage = type("UntypedStorage", (), {"__module__": "torch.storage"})  # type: ignore[attr-defined]
+    torch.storage = storage  # type: ignore[attr-defined]
+    for name in ("_rebuild_tensor_v2", "_rebuild_tensor_v3"):
+        setattr(utils, name, type(name, (), {"__module__": "torch._utils"}))
+    modules = {"torch": torch, "torch._utils": utils, "torch.storage": storage}
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules |= modules
     try:
         yield torch
     finally:
@@ -70,7 +96,8 @@ def _pickled(value: object, torch: types.ModuleType) -> tuple[bytes, dict[str, S
             if not isinstance(found, Storage):
                 return None
             kept[found.key] = found
-            kind = getattr(torch, f"{KINDS[found.array.dtype.str[1:]]}Storage")
+            typed = "" if found.untyped else f"{KINDS[found.array.dtype.str[1:]]}Storage"
+            kind = getattr(torch, typed) if typed else torch.storage.UntypedStorage
             return ("storage", kind, found.key, "cpu", found.array.size)
 
     target = io.BytesIO()

@@ -4,7 +4,7 @@ Standard input: the file, open. Standard output: the safetensors file, open. Sta
 which tensors there are, with the SHA-256 of each one's bytes, and what was left out; or what was refused.
 
 The unpickler knows a handful of names, each standing for a class of this module that only remembers what it was given.
-Source: torch/serialization.py and torch/_weights_only_unpickler.py (2.6); numpy/core/multiarray pickles.
+Source: torch/serialization.py, torch/_utils.py and torch/_weights_only_unpickler.py (2.13); numpy/core/multiarray.
 """
 
 from __future__ import annotations
@@ -39,8 +39,14 @@ _MAGIC = 0x1950A86A20F9469CFC6C
 _STORAGES = {
     "Double": ("F64", 8), "Float": ("F32", 4), "Half": ("F16", 2), "BFloat16": ("BF16", 2), "Long": ("I64", 8),
     "Int": ("I32", 4), "Short": ("I16", 2), "Char": ("I8", 1), "Byte": ("U8", 1), "Bool": ("BOOL", 1),
-    "ComplexFloat": ("C64", 8),
+    "ComplexFloat": ("C64", 8), "Untyped": ("U8", 1),
 }  # fmt: skip
+_NEWER = {
+    "float8_e4m3fn": ("F8_E4M3", 1), "float8_e5m2": ("F8_E5M2", 1), "float8_e8m0fnu": ("F8_E8M0", 1),
+    "float8_e4m3fnuz": ("F8_E4M3FNUZ", 1), "float8_e5m2fnuz": ("F8_E5M2FNUZ", 1),
+    "uint16": ("U16", 2), "uint32": ("U32", 4), "uint64": ("U64", 8),
+}  # fmt: skip
+"""Kinds of numbers that have no storage of their own: the tensor says how the bytes are read."""
 _NUMPY = {"f8": "F64", "f4": "F32", "f2": "F16", "i8": "I64", "i4": "I32", "i2": "I16", "i1": "I8", "u1": "U8",
           "u2": "U16", "u4": "U32", "u8": "U64", "b1": "BOOL", "c8": "C64"}  # fmt: skip
 _OBJECTS = "O8"
@@ -67,21 +73,22 @@ class Storage:
 
 
 class Tensor:
-    """A view of a storage: offset and strides in items."""
+    """A view of a storage: offset and strides in items, which are the storage's own or of a newer kind."""
 
-    __slots__ = ("offset", "shape", "storage", "strides")
+    __slots__ = ("dtype", "item_bytes", "offset", "shape", "storage", "strides")
 
     def __init__(self, storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
         if len(shape) != len(strides) or not _are_sizes((offset, *shape, *strides)):
             raise Unwanted("a tensor of shape, strides or offset that no tensor has")
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
+        self.dtype, self.item_bytes = storage.dtype, storage.item_bytes
 
     def __setstate__(self, state: object) -> None:
         raise Unwanted("a tensor is given a state")
 
     def pieces(self) -> Iterator[bytes | memoryview]:
         """The tensor's bytes in row-major order. Unwanted when they lie outside the storage."""
-        size, data = self.storage.item_bytes, memoryview(self.storage.data)
+        size, data = self.item_bytes, memoryview(self.storage.data)
         count = math.prod(self.shape)
         last = self.offset + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
         if count and (last + 1) * size > len(data):
@@ -141,6 +148,16 @@ class StorageKind:
 
     def __setstate__(self, state: object) -> None:
         raise Unwanted("a storage's kind is given a state")
+
+
+class NumberKind:
+    __slots__ = ("kind",)
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __setstate__(self, state: object) -> None:
+        raise Unwanted("a kind of numbers is given a state")
 
 
 class Ordered(dict[object, object]):
@@ -222,6 +239,17 @@ def _rebuild(storage: object, offset: int, shape: tuple[int, ...], strides: tupl
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
+def _rebuild_newer(
+    storage: object, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *others: object
+) -> Tensor:
+    made = _rebuild(storage, offset, shape, strides)
+    kind = others[2] if len(others) > 2 else None
+    if not isinstance(kind, NumberKind) or made.storage.item_bytes != 1:
+        raise Unwanted("a tensor that does not say what its bytes are")
+    made.dtype, made.item_bytes = _NEWER[kind.kind]
+    return made
+
+
 def _encode(text: object, encoding: object) -> bytes:
     if not isinstance(text, str) or encoding not in {"latin1", "latin-1"}:
         raise Unwanted("text in an encoding that arrays do not use")
@@ -236,9 +264,12 @@ _NAMES: dict[tuple[str, str], object] = {
     ("torch", "Size"): Named("torch.Size", tuple),
     ("torch._utils", "_rebuild_tensor"): Named("_rebuild_tensor", _rebuild),
     ("torch._utils", "_rebuild_tensor_v2"): Named("_rebuild_tensor_v2", _rebuild),
+    ("torch._utils", "_rebuild_tensor_v3"): Named("_rebuild_tensor_v3", _rebuild_newer),
     ("torch._utils", "_rebuild_parameter"): Named("_rebuild_parameter", lambda data, *_: data),
     ("_codecs", "encode"): Named("encode", _encode),
     **{("torch", f"{kind}Storage"): StorageKind(kind) for kind in _STORAGES},
+    ("torch.storage", "UntypedStorage"): StorageKind("Untyped"),
+    **{("torch", kind): NumberKind(kind) for kind in _NEWER},
     **{
         (f"numpy.{core}.multiarray", "_reconstruct"): Named("_reconstruct", lambda *_: Array())
         for core in ("core", "_core")
@@ -443,8 +474,8 @@ def write(found: dict[str, Tensor], target: BinaryIO, bytes_max: int) -> dict[st
     at = 0
     for name in sorted(found):
         tensor = found[name]
-        size = math.prod(tensor.shape) * tensor.storage.item_bytes
-        header[name] = {"dtype": tensor.storage.dtype, "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+        size = math.prod(tensor.shape) * tensor.item_bytes
+        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [at, at + size]}
         at += size
         if at > bytes_max:
             raise Unwanted(f"tensors of more than {bytes_max:,} bytes, many times the file's own")
