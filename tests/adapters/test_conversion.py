@@ -202,6 +202,7 @@ def test_nothing_of_the_corpus_is_converted_and_nothing_of_it_runs(tmp_path: Pat
             {"a": Newer("float4_e2m1fn_x2", Storage("0", np.zeros(4, np.uint8), untyped=True), 0, (4,), (1,))},
             "torch.float4_e2m1fn_x2, which is more than weights need",
         ),
+        ({"a": View(Storage("0", np.zeros(4, np.float32)), 0, (4,), (1,), {"neg": True})}, "resolve_neg()"),
         ({"a": 1}, "no tensor"),
         ({"a": whole("0", A), 1: {"b": whole("1", A)}, "1": {"b": whole("2", A)}}, "two tensors of the name '1.b'"),
     ],

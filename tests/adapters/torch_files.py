@@ -26,10 +26,12 @@ class Storage:
 
 
 class View:
-    """A tensor: a view of a storage, strides in items."""
+    """A tensor: a view of a storage, strides in items; `others` is what follows its hooks."""
 
-    def __init__(self, storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
-        self.arguments = (storage, offset, shape, strides, False, {})
+    def __init__(
+        self, storage: Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *others: object
+    ) -> None:
+        self.arguments = (storage, offset, shape, strides, False, {}, *others)
 
     def __reduce__(self) -> tuple[object, ...]:
         return sys.modules["torch._utils"]._rebuild_tensor_v2, self.arguments

@@ -233,16 +233,19 @@ def _strides(shape: tuple[int, ...], *, fortran: bool = False) -> tuple[int, ...
     return tuple(strides)
 
 
-def _rebuild(storage: object, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object) -> Tensor:
+def _rebuild(storage: object, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *others: object) -> Tensor:
+    """A tensor, whose other arguments are: whether it has a gradient, hooks, and bits that turn its numbers' signs."""
     if not isinstance(storage, Storage):
         raise Unwanted("a tensor without a storage")
+    if others[2:] and others[2]:
+        raise Unwanted("a tensor conjugated or negated as it is read: save what resolve_conj().resolve_neg() gives")
     return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
 def _rebuild_newer(
     storage: object, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *others: object
 ) -> Tensor:
-    made = _rebuild(storage, offset, shape, strides)
+    made = _rebuild(storage, offset, shape, strides, *others[:2], *others[3:])
     kind = others[2] if len(others) > 2 else None
     if not isinstance(kind, NumberKind) or made.storage.item_bytes != 1:
         raise Unwanted("a tensor that does not say what its bytes are")
