@@ -105,10 +105,11 @@ async def test_every_missing_fact_and_every_bad_path_is_told_at_once(archive: Ar
         replace(POINTED, files=()),
         replace(POINTED, files=(ManifestFile(path="a", sha256="x", size_bytes=1),)),
         replace(POINTED, files=(ManifestFile(path="a", sha256="1" * 64, size_bytes=-1),)),
-        replace(POINTED, name="Corpus"),
     ):
         with pytest.raises(InvalidInput):
             await archive.datasets.register(ADA, offered, STATED)
+    with pytest.raises(InvalidInput, match="'Corpus' is no dataset name"):
+        await archive.datasets.register(ADA, replace(POINTED, name="Corpus"), STATED)
     with pytest.raises(NotFound, match="no artifact art-1"):
         await archive.datasets.register(ADA, Offered(name="c", project="vision", artifact_id="art-1"), STATED)
     with pytest.raises(NotFound):

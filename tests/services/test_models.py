@@ -136,8 +136,11 @@ async def test_links_pipes_and_empty_folders_are_refused(house: House) -> None:
     ]
     (house.home / "void" / "inner").mkdir(parents=True)
     (house.home / "void" / "zero").write_bytes(b"")
-    for source in (house.home / "void" / "inner", house.home / "void"):
-        with pytest.raises(Refusal, match="at least one file with content"):
+    for source, have in (
+        (house.home / "void" / "inner", "no file in inner"),
+        (house.home / "void", "zero of 0 B"),
+    ):
+        with pytest.raises(Refusal, match=f"at least one file with content, has {have}"):
             await house.models.register(ADA, name="x", project="vision", source=source, facts=FACTS)
     with pytest.raises(NotFound):
         await house.models.register(ADA, name="x", project="vision", source=house.home / "absent", facts=FACTS)

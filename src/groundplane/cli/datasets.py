@@ -67,7 +67,7 @@ def register(path: Path, name: str, project: str, location: str, managed: bool, 
 
     Without --managed only the digests travel; the data stays where it is.
     """
-    check_name(name)
+    check_name(name, "dataset")
     facts = _facts(stated)
     if refused := missing_facts(facts):
         raise Refusal(refused)

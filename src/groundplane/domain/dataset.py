@@ -189,7 +189,7 @@ def digest_of(files: Sequence[ManifestFile]) -> str:
 def parse_dataset_ref(text: str) -> tuple[str, int | None]:
     """`corpus@2`, or `corpus@latest` as (name, None). InvalidInput otherwise."""
     name, at, number = text.partition("@")
-    check_name(name)
+    check_name(name, "dataset")
     if at and number == "latest":
         return name, None
     if at and _REF.fullmatch(number):

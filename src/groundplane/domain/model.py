@@ -101,11 +101,14 @@ def is_alias(text: str) -> bool:
     return bool(_ALIAS.fullmatch(text)) and not other
 
 
-def check_name(name: str) -> str:
-    """A model's name, usable in paths, URLs and host names. InvalidInput otherwise."""
+def check_name(name: str, of: str = "model") -> str:
+    """The name `of` a model, or of what is named by the same rule: usable in paths, URLs and host names.
+
+    InvalidInput otherwise.
+    """
     if not _NAME.fullmatch(name) or ".." in name:
         raise InvalidInput(
-            f"{name!r} is no model name",
+            f"{name!r} is no {of} name",
             "use 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning and ending with a letter or digit",
         )
     return name

@@ -79,7 +79,7 @@ class Datasets:
         Raises Refusal with every fact that is missing and every path that can't be, NotFound for an unseen project or
         artifact, Conflict when another registration took the number.
         """
-        check_name(offered.name)
+        check_name(offered.name, "dataset")
         now = self._clock.now()
         async with self._store.transaction() as tx:
             await visible_project(tx, actor, offered.project)

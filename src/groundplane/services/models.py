@@ -526,7 +526,9 @@ def _refusals(source: Path, found: Sequence[FoundFile]) -> tuple[Refused, ...]:
     refusals.sort(key=lambda refused: refused.rule != "no-pickles")
     refusals.extend(path_refusals([file.path for file in found]))
     if not refusals and not any(file.size_bytes for file in found):
-        have = f"{source} holds {len(found)} files" + (f" of {format_bytes(0)}" if found else "")
+        # An upload lies where only the control plane looks: its files have names that whoever sent them knows.
+        more = f" and {len(found) - 1} more" if found[1:] else ""
+        have = f"{found[0].path}{more} of {format_bytes(0)}" if found else f"no file in {source.name}"
         hint = "give the folder that holds the model's files, or look why the run wrote nothing"
         refusals.append(Refused(rule="model-files", need="at least one file with content", have=have, hint=hint))
     return tuple(refusals)
