@@ -14,6 +14,7 @@ from tests.services.model_house import ADA, EVE, FACTS, House, built
 
 from groundplane.adapters.model_files import FolderModelFiles
 from groundplane.adapters.system import RandomIds, SystemClock
+from groundplane.domain.canonical import rows_of
 from groundplane.domain.gate import Status
 from groundplane.domain.provenance.addendum import AddendumKind
 from groundplane.domain.provenance.envelope import open_envelope
@@ -201,6 +202,16 @@ async def test_the_licence_of_what_it_is_made_from_is_judged_when_it_comes_in(ho
     with pytest.raises(Refusal, match="cc-by-nc-4.0 forbids commercial use"):
         await house.register(facts=replace(FACTS, base_model="base@1", license="MIT"))
     await house.register(facts=replace(FACTS, base_model="base@1", license="cc-by-nc-4.0"))
+
+
+async def test_a_base_written_like_a_version_that_is_not_here_is_stated_as_unknown(house: House) -> None:
+    await house.register("base")
+    version = await house.register(facts=replace(FACTS, base_model="base@1, base@9, vision/bsae@1, org/elsewhere"))
+    said = rows_of(open_envelope(version.certificate).predicate, "unknown")
+    assert {row["fact"]: row["why"] for row in said if str(row["fact"]).startswith("base_model")} == {
+        f"base_model.{name}.license": f"{name} is no version registered here, so its licence was not compared"
+        for name in ("base@9", "vision/bsae@1")
+    }
 
 
 async def test_weights_beyond_the_memory_of_their_target_are_refused(house: House) -> None:

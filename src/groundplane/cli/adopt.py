@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from groundplane.cli import model_tools, render
-from groundplane.cli.model_facts import DATA, data_of, facts_of, further_facts, licence_remark, metrics_of
+from groundplane.cli.model_facts import DATA, data_of, facts_of, further_facts, metrics_of, remarks
 from groundplane.cli.options import Money, connect, output_option
 from groundplane.cli.words import counted
 from groundplane.domain.model import check_name
@@ -104,7 +104,7 @@ def adopt(source: str, name: str, project: str, leave_out: Sequence[str], output
     lines += [f"  {path} stayed behind" for path in left_out]
     lines += [f"  unknown: {fact} ({why})" for fact, why in facts.unknown.items()]
     lines += [f"  to be known: {finding.path} {finding.message}" for finding in report.findings]
-    lines += [f"  to be known: {remark}"] if (remark := licence_remark(facts.license)) else []
+    lines += remarks(version)
     render.show(version, output, lambda: lines)
 
 

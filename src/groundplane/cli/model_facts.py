@@ -10,7 +10,10 @@ from typing import Any
 import click
 
 from groundplane.cli.options import Size, connect
+from groundplane.domain.canonical import rows_of
+from groundplane.domain.model import ModelVersion
 from groundplane.domain.provenance.certificate import DataFact, Facts
+from groundplane.domain.provenance.envelope import open_envelope
 from groundplane.domain.scanning.licences import TERMS, plain
 
 DATA = "NAME@VERSION|NAME=SHA256"
@@ -66,6 +69,13 @@ def data_of(words: object) -> tuple[DataFact, ...]:
 def metrics_of(words: object) -> dict[str, float]:
     """`NAME=VALUE` with finite numbers: what is none measures nothing."""
     return {name: _number(name, value) for name, value in _pairs(words, "--metric")}
+
+
+def remarks(version: ModelVersion) -> list[str]:
+    """Lines about what was not compared: terms that nobody here knows, and those of a base that is not here."""
+    said = rows_of(open_envelope(version.certificate).predicate, "unknown")
+    found = [str(row["why"]) for row in said if str(row["fact"]).startswith("base_model.")]
+    return [f"  to be known: {each}" for each in (licence_remark(version.license), *found) if each]
 
 
 def licence_remark(licence: str) -> str:

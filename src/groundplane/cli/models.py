@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from groundplane.cli import adopt, certificates, model_checks, packages, registry, render
-from groundplane.cli.model_facts import DATA, facts_of, further_facts, licence_remark
+from groundplane.cli.model_facts import DATA, facts_of, further_facts, remarks
 from groundplane.cli.options import Listing, Money, connect, output_option
 from groundplane.cli.pulling import pull_into, pull_options
 from groundplane.cli.render import Table
@@ -162,8 +162,7 @@ def register(path: Path, name: str, project: str, output: str, **stated: object)
         with render.progress(f"uploading {name}", sum(file.stat().st_size for file in files.values())) as advance:
             client.upload_files(upload, files, advance)
         version = client.register_model(name, upload_id=upload.id, project=project, facts=facts)
-    remark = [f"  to be known: {known}"] if (known := licence_remark(facts.license)) else []
-    render.show(version, output, lambda: [f"registered {version.id}", *_version_lines(version), *remark])
+    render.show(version, output, lambda: [f"registered {version.id}", *_version_lines(version), *remarks(version)])
 
 
 for command in (*registry.COMMANDS, *model_checks.COMMANDS, *certificates.COMMANDS, adopt.adopt, packages.packages):

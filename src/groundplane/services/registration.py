@@ -19,7 +19,7 @@ from groundplane.domain.scanning.report import ScanReport, judge_scan, refusals_
 from groundplane.errors import Conflict, InvalidInput, Refusal, Refused
 from groundplane.identity import Actor
 from groundplane.ports import BlobStore, Clock, FoundFile, ModelFiles, Signer, Store, Tx
-from groundplane.services.ancestry import base_versions
+from groundplane.services.ancestry import base_versions, unknown_bases
 from groundplane.services.artifacts import demand_quota
 from groundplane.services.audit_trail import Teller
 
@@ -101,7 +101,9 @@ class Registration:
                         return known
                     await demand_quota(tx, draft.project, files)
                     number = 1 if newest is None else newest.number + 1
-                    version = self._certified(draft, files, number)
+                    unknown = {*draft.birth.unknown, *await unknown_bases(tx, draft.birth.base_model)}
+                    birth = replace(draft.birth, unknown=tuple(sorted(unknown)))
+                    version = self._certified(replace(draft, birth=birth), files, number)
                     if missing := await missing_facts(tx, version, (), Stage.REGISTER):
                         raise Refusal([each.refused(version.name, version.project) for each in missing])
                     made_from = await _lineage(tx, version, draft.birth)  # before it is the newest one itself
