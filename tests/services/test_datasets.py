@@ -100,6 +100,7 @@ async def test_every_missing_fact_and_every_bad_path_is_told_at_once(archive: Ar
     with pytest.raises(Refusal) as refusal:
         await archive.datasets.register(ADA, bad, DatasetFacts(classification="cosmic"))
     assert [each.rule for each in refusal.value.refusals] == ["dataset-facts"] * 3 + ["file-path"]
+    assert refusal.value.refusals[0].hint == "add --owner NAME (facts.owner in a request)"
     for offered in (
         replace(POINTED, location="corpus"),
         replace(POINTED, files=()),

@@ -88,16 +88,16 @@ async def test_the_next_registration_gets_the_next_number_and_shares_the_bytes(h
     assert (await house.blobs.usage()).files == 5
 
 
-async def test_a_registration_without_facts_lists_every_missing_one_with_its_flag(house: House) -> None:
+async def test_a_registration_without_facts_lists_every_missing_one_with_its_flag_and_field(house: House) -> None:
     with pytest.raises(Refusal) as refusal:
         await house.register(facts=Facts())
     assert [refused.hint for refused in refusal.value.refusals] == [
-        "add --owner NAME",
-        "add --license SPDX-ID",
-        "add --data NAME@VERSION or NAME=SHA256",
-        "add --code-commit COMMIT",
-        "add --training-run ID",
-        "add --metric NAME=VALUE",
+        "add --owner NAME (facts.owner in a request)",
+        "add --license SPDX-ID (facts.license in a request)",
+        "add --data NAME@VERSION or NAME=SHA256 (facts.data in a request)",
+        "add --code-commit COMMIT (facts.code_commit in a request)",
+        "add --training-run ID (facts.training_run in a request)",
+        "add --metric NAME=VALUE (facts.metrics in a request)",
     ]
     assert await house.actions() == []
     assert house.packs() == []

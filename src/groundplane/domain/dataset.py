@@ -214,7 +214,12 @@ _ASKED = {
 def missing_facts(facts: DatasetFacts) -> tuple[Refused, ...]:
     """What is required and not given, in the order asked."""
     missing = [
-        Refused(rule="dataset-facts", need=f"{name} ({question})", have="nothing", hint=f"add {flag}")
+        Refused(
+            rule="dataset-facts",
+            need=f"{name} ({question})",
+            have="nothing",
+            hint=f"add {flag} (facts.{name} in a request)",
+        )
         for name, (question, flag) in _ASKED.items()
         if not getattr(facts, name).strip()
     ]

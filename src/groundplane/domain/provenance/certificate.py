@@ -192,7 +192,7 @@ class Facts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MissingFact:
-    """A fact the certificate requires, the question it answers, and the flag that supplies it."""
+    """A fact the certificate requires, the question it answers, and the flag that supplies it. `name` is its field."""
 
     name: str
     question: str
@@ -203,7 +203,7 @@ class MissingFact:
             rule="birth-certificate",
             need=f"{self.name.replace('_', ' ')} ({self.question})",
             have="nothing",
-            hint=f"add {self.flag}",
+            hint=f"add {self.flag} (facts.{self.name} in a request)",
         )
 
 
