@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests import tokens
 from tests.buckets import BucketServers
 from tests.hosts import Hosts
 from tests.hosts import available as hosts_available
@@ -169,6 +170,11 @@ def _has_node_llama_cpp() -> bool:
     return shutil.which("node-llama-cpp") is not None
 
 
+def _has_softhsm2() -> bool:
+    """A real PKCS#11 token, in software."""
+    return tokens.LIBRARY is not None and shutil.which("softhsm2-util") is not None
+
+
 def _has_prometheus() -> bool:
     return shutil.which("prometheus") is not None and shutil.which("promtool") is not None
 
@@ -195,6 +201,7 @@ SERVICES: dict[str, Callable[[], bool]] = {
     "podman": _has_podman,
     "tmpfs": _has_tmpfs,
     "ext4": _has_ext4,
+    "softhsm2": _has_softhsm2,
     "sshd": hosts_available,
 }
 

@@ -178,6 +178,7 @@ IMPORTED_AS = {
     "prometheus-client": "prometheus_client",
     "pyyaml": "yaml",
     "scikit-learn": "sklearn",
+    "python-pkcs11": "pkcs11",
 }
 USED_THROUGH = {
     "asyncpg": "SQLAlchemy's PostgreSQL URLs",

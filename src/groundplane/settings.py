@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from groundplane.domain.isolation import Isolation
+from groundplane.domain.provenance.token_key import token_key
 from groundplane.errors import InvalidInput
 from groundplane.units import format_bytes, format_duration, format_usd, parse_bytes, parse_duration_s, parse_usd
 
@@ -97,6 +98,11 @@ def _workers(text: str) -> int:
     if not 0 <= count <= GATEWAY_WORKERS_MAX:
         raise ValueError(f"not between 0 and {GATEWAY_WORKERS_MAX}")
     return count
+
+
+def _signing_key(text: str) -> str:
+    token_key(text)
+    return text
 
 
 def _nodes(text: str) -> int:
@@ -355,6 +361,12 @@ class Settings:
         parse_bytes,
     )
 
+    signing_key: str = _setting(
+        "GROUND_SIGNING_KEY",
+        "",
+        "Key pair on a PKCS#11 token that signs certificates, as an RFC 7512 URI; empty keeps the key in a file.",
+        _signing_key,
+    )
     retention_notice_s: int = _setting(
         "GROUND_RETENTION_NOTICE",
         0,

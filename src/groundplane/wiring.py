@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib.util
 import socket
 import sys
 from collections.abc import Callable, Mapping
@@ -44,8 +46,9 @@ from groundplane.adapters.store.sql import SqlStore
 from groundplane.adapters.system import RandomIds, SystemClock
 from groundplane.adapters.usage_log import FolderUsageLog
 from groundplane.domain.isolation import Isolation, IsolationPolicy
+from groundplane.domain.provenance.token_key import token_key
 from groundplane.errors import InvalidInput
-from groundplane.ports import Clock, Executor, ModelServer, Store
+from groundplane.ports import Clock, Executor, ModelServer, Signer, Store
 from groundplane.services.access import Access
 from groundplane.services.addenda import Addenda
 from groundplane.services.approvals import Approvals
@@ -209,7 +212,7 @@ async def build(settings: Settings) -> App:
         for waker in wakers:
             waker()
 
-    blobs, signer = _artifact_store(settings), FileSigner(home / "keys")
+    blobs, signer = _artifact_store(settings), await asyncio.to_thread(_signer, settings)
     models = Models(
         store=store,
         clock=clock,
@@ -501,6 +504,17 @@ async def build(settings: Settings) -> App:
         lease_owner=f"{socket.gethostname()}:{home}",
         wakers=wakers,
     )
+
+
+def _signer(settings: Settings) -> Signer:
+    folder = settings.home / "keys"
+    if not settings.signing_key:
+        return FileSigner(folder)
+    if importlib.util.find_spec("pkcs11") is None:
+        raise InvalidInput("GROUND_SIGNING_KEY needs the hsm extra", "pip install 'groundplane[hsm]'")
+    from groundplane.adapters.token_signer import TokenSigner  # noqa: PLC0415 - an extra
+
+    return TokenSigner(token_key(settings.signing_key), folder)
 
 
 def _artifact_store(settings: Settings) -> PackStore:

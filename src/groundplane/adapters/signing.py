@@ -32,30 +32,24 @@ from groundplane.errors import IntegrityFailure, InvalidInput, Unavailable
 
 _PRIVATE_NAME = "signing.pem"
 _INTERCHANGE_NAME = "interchange.pem"
-_TRUSTED = "trusted"
 
 
-class FileSigner:
-    """ports.Signer on `<directory>/signing.pem` (mode 0600), made on first use.
+class Trust:
+    """Every public key under `<directory>/trusted/*.pub`: it counts by its content, never by its file's name.
 
-    What was signed by earlier keys stays checkable: every public key under `trusted/*.pub` counts, by the fingerprint
-    of its content and never by its file name. Taking a file out of that folder takes the trust away.
+    Read anew each time, so that a key taken out of the folder is distrusted at once.
     """
 
     def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._loaded: Ed25519PrivateKey | None = None
+        self._folder = directory / "trusted"
 
-    @property
-    def key_id(self) -> str:
-        """SHA-256 hex of the public key as DER SubjectPublicKeyInfo."""
-        return _key_id(self._private().public_key())
-
-    def sign(self, payload: bytes) -> bytes:
-        return self._private().sign(payload)
+    def add(self, public: Ed25519PublicKey) -> None:
+        path = self._folder / f"{key_id_of(public)}.pub"
+        if not path.exists():
+            replace_durably(path, pem_of(public), mode=0o644)
 
     def verify(self, payload: bytes, signature: bytes, key_id: str) -> bool:
-        public = self._trusted().get(key_id)
+        public = self._found().get(key_id)
         if public is None:
             return False
         try:
@@ -65,10 +59,48 @@ class FileSigner:
         return True
 
     def public_keys(self) -> dict[str, str]:
-        return {key_id: _pem(public).decode() for key_id, public in sorted(self._trusted().items())}
+        return {key_id: pem_of(public).decode() for key_id, public in sorted(self._found().items())}
+
+    def _found(self) -> dict[str, Ed25519PublicKey]:
+        found = {}
+        for path in sorted(self._folder.glob("*.pub")):
+            try:
+                public = load_pem_public_key(path.read_bytes())
+            except ValueError as error:
+                raise IntegrityFailure(
+                    f"the trusted key {path} can't be read: {error}", "replace the file or remove it"
+                ) from None
+            if not isinstance(public, Ed25519PublicKey):
+                raise IntegrityFailure(f"the trusted key {path} is no Ed25519 key", "remove the file")
+            found[key_id_of(public)] = public
+        return found
+
+
+class FileSigner:
+    """ports.Signer on `<directory>/signing.pem` (mode 0600), made on first use. Earlier keys stay trusted."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory, self._trust = directory, Trust(directory)
+        self._loaded: Ed25519PrivateKey | None = None
+
+    @property
+    def key_id(self) -> str:
+        """SHA-256 hex of the public key as DER SubjectPublicKeyInfo."""
+        return key_id_of(self._private().public_key())
+
+    def sign(self, payload: bytes) -> bytes:
+        return self._private().sign(payload)
+
+    def verify(self, payload: bytes, signature: bytes, key_id: str) -> bool:
+        self._private()
+        return self._trust.verify(payload, signature, key_id)
+
+    def public_keys(self) -> dict[str, str]:
+        self._private()
+        return self._trust.public_keys()
 
     def interchange_public_key(self) -> str:
-        return _pem(self._interchange().public_key()).decode()
+        return pem_of(self._interchange().public_key()).decode()
 
     def sign_interchange(self, payload: bytes) -> bytes:
         return self._interchange().sign(payload, ECDSA(SHA256()))
@@ -76,13 +108,13 @@ class FileSigner:
     def rotate(self) -> str:
         """Makes a new signing key and returns its id. What the old one signed stays trusted."""
         old = self._private()
-        self._trust(old.public_key())
+        self._trust.add(old.public_key())
         new = Ed25519PrivateKey.generate()
         # Trusted before it signs: a crash in between leaves an unused key, never a signature nobody trusts.
-        self._trust(new.public_key())
+        self._trust.add(new.public_key())
         self._write_private(new).replace(self._directory / _PRIVATE_NAME)
         self._loaded = new
-        return _key_id(new.public_key())
+        return key_id_of(new.public_key())
 
     def _private(self) -> Ed25519PrivateKey:
         if self._loaded is None:
@@ -96,14 +128,14 @@ class FileSigner:
             if found is None:
                 raise Unavailable(f"the signing key {self._directory / _PRIVATE_NAME} came and went") from None
             return found
-        self._trust(made.public_key())
+        self._trust.add(made.public_key())
         return made
 
     def _interchange(self) -> EllipticCurvePrivateKey:
-        text = self._read(_INTERCHANGE_NAME)
+        text = read_private(self._directory / _INTERCHANGE_NAME, "signing key")
         if text is None:
             self._keep(generate_private_key(SECP256R1()), _INTERCHANGE_NAME)
-            text = self._read(_INTERCHANGE_NAME)
+            text = read_private(self._directory / _INTERCHANGE_NAME, "signing key")
         key = self._parsed(text or b"", _INTERCHANGE_NAME)
         if not isinstance(key, EllipticCurvePrivateKey):
             raise IntegrityFailure(f"{self._directory / _INTERCHANGE_NAME} is no P-256 key", "restore it from a backup")
@@ -131,40 +163,15 @@ class FileSigner:
         return draft
 
     def _load(self) -> Ed25519PrivateKey | None:
-        text = self._read(_PRIVATE_NAME)
+        text = read_private(self._directory / _PRIVATE_NAME, "signing key")
         if text is None:
             return None
         key = self._parsed(text, _PRIVATE_NAME)
         if not isinstance(key, Ed25519PrivateKey):
             message = f"the signing key {self._directory / _PRIVATE_NAME} is no Ed25519 key"
             raise IntegrityFailure(message, "restore it from a backup")
-        self._trust(key.public_key())
+        self._trust.add(key.public_key())
         return key
-
-    def _read(self, name: str) -> bytes | None:
-        """A private key's text, when nobody else can read or replace it. None when there is none."""
-        path = self._directory / name
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            message = f"the signing key {path} can't be opened: {os.strerror(error.errno or 0)}"
-            raise Unavailable(message, "it must be a file of its own, readable by its owner, not a link") from None
-        with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(file.fileno())
-            mode = stat.S_IMODE(found.st_mode)
-            if mode & 0o077:
-                raise Unavailable(
-                    f"the signing key {path} can be read by others: its mode is {mode:04o}, it must be 0600",
-                    f"chmod 600 {path}; if anybody may have copied it, rotate the key",
-                )
-            if found.st_uid not in {os.geteuid(), 0}:
-                raise Unavailable(
-                    f"the signing key {path} belongs to user {found.st_uid}, this process runs as {os.geteuid()}",
-                    f"chown {os.geteuid()} {path}, or start as its owner",
-                )
-            return file.read()
 
     def _parsed(self, text: bytes, name: str) -> object:
         try:
@@ -174,26 +181,30 @@ class FileSigner:
                 f"the signing key {self._directory / name} can't be read: {error}", "restore it from a backup"
             ) from None
 
-    def _trust(self, public: Ed25519PublicKey) -> None:
-        path = self._directory / _TRUSTED / f"{_key_id(public)}.pub"
-        if not path.exists():
-            replace_durably(path, _pem(public), mode=0o644)
 
-    def _trusted(self) -> dict[str, Ed25519PublicKey]:
-        """Read anew each time, so that a key taken out of the folder is distrusted at once."""
-        self._private()
-        found = {}
-        for path in sorted((self._directory / _TRUSTED).glob("*.pub")):
-            try:
-                public = load_pem_public_key(path.read_bytes())
-            except ValueError as error:
-                raise IntegrityFailure(
-                    f"the trusted key {path} can't be read: {error}", "replace the file or remove it"
-                ) from None
-            if not isinstance(public, Ed25519PublicKey):
-                raise IntegrityFailure(f"the trusted key {path} is no Ed25519 key", "remove the file")
-            found[_key_id(public)] = public
-        return found
+def read_private(path: Path, what: str) -> bytes | None:
+    """The bytes of a secret file, when nobody else can read or replace it. None when there is none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        message = f"the {what} {path} can't be opened: {os.strerror(error.errno or 0)}"
+        raise Unavailable(message, "it must be a file of its own, readable by its owner, not a link") from None
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(file.fileno())
+        mode = stat.S_IMODE(found.st_mode)
+        if mode & 0o077:
+            raise Unavailable(
+                f"the {what} {path} can be read by others: its mode is {mode:04o}, it must be 0600",
+                f"chmod 600 {path}; if anybody may have copied it, make a new one",
+            )
+        if found.st_uid not in {os.geteuid(), 0}:
+            raise Unavailable(
+                f"the {what} {path} belongs to user {found.st_uid}, this process runs as {os.geteuid()}",
+                f"chown {os.geteuid()} {path}, or start as its owner",
+            )
+        return file.read()
 
 
 def verified_by(pem: bytes, payload: bytes, signature: bytes) -> str:
@@ -209,12 +220,12 @@ def verified_by(pem: bytes, payload: bytes, signature: bytes) -> str:
         public.verify(signature, payload)
     except InvalidSignature:
         return ""
-    return _key_id(public)
+    return key_id_of(public)
 
 
-def _key_id(public: Ed25519PublicKey) -> str:
+def key_id_of(public: Ed25519PublicKey) -> str:
     return hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
-def _pem(public: Ed25519PublicKey | EllipticCurvePublicKey) -> bytes:
+def pem_of(public: Ed25519PublicKey | EllipticCurvePublicKey) -> bytes:
     return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
