@@ -11,6 +11,7 @@ from groundplane.domain.approval import Approval
 from groundplane.domain.budget import Budget
 from groundplane.domain.run import Run, RunStatus
 from groundplane.domain.spec import JobSpec, Metadata, Resources
+from groundplane.wire.system import FailingLoop
 
 NOW = datetime(2026, 11, 21, 12, 0, tzinfo=UTC)
 RUN = Run(
@@ -43,6 +44,14 @@ BUDGET = Budget(id="vision:2026-11", project="vision", period="2026-11", limit_m
 def said(**records: object) -> list[tuple[str, str]]:
     nothing: dict[str, object] = {"runs": (), "endpoints": (), "budgets": (), "exposures": ()}
     return [(each.level, each.text) for each in notices(**(nothing | records), now=NOW)]  # type: ignore[arg-type]
+
+
+def test_work_that_fails_again_and_again_is_told_with_since_when_and_the_error() -> None:
+    failing = FailingLoop(name="runs", since=NOW, failures=7, error="disk I/O error")
+    since = f"{NOW:%Y-%m-%d %H:%M} UTC"
+    assert said(failing=[failing]) == [
+        ("bad", f"the control plane's work on runs has failed since {since}, 7 times: disk I/O error")
+    ]
 
 
 def test_nothing_needs_anybody_when_all_is_well() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import sqlite3
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -12,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
+from groundplane.api.system import failing_loops
 from groundplane.domain.access import Project
 from groundplane.domain.order import Order
 from groundplane.domain.run import Run, RunStatus
 from groundplane.errors import Unavailable
 from groundplane.identity import Actor, Role
 from groundplane.loops import schedule
-from groundplane.loops.worker import Loop, run_loop
+from groundplane.loops.worker import SPELL_S, Loop, run_loop
 from groundplane.services import gateway_config
 from groundplane.settings import Settings
 from groundplane.wiring import App, build
@@ -59,6 +62,51 @@ async def test_a_step_that_fails_is_recorded_and_taken_again() -> None:
     assert loop.failures_in_a_row == 0
     assert loop.last_error == "the database does not answer"
     assert calls[2] - calls[1] > calls[1] - calls[0], "each wait is longer than the one before"
+
+
+def test_a_loop_is_failing_while_its_steps_do_even_when_those_between_had_nothing_to_do() -> None:
+    async def step() -> bool:
+        return False
+
+    loop = Loop(name="test", period_s=1.0, step=step)
+    assert loop.failing_for_s(100.0) is None
+    loop.failed(ValueError("refused\n[SQL: secret]"), 100.0)
+    assert (loop.failing_for_s(105.0), loop.error_line) == (5.0, "refused")
+    loop.failures_in_a_row = 0
+    assert loop.failing_for_s(106.0) is None, "once, and then it did its work"
+    loop.failed(ValueError("refused"), 130.0)
+    loop.failures_in_a_row = 0
+    assert (loop.failing_for_s(140.0), loop.spell_failures) == (40.0, 2)
+    assert loop.failing_for_s(130.0 + SPELL_S + 1) is None
+    loop.failed(ValueError("refused"), 1000.0)
+    assert loop.failing_for_s(1001.0) == 1.0, "a spell of its own"
+
+
+async def test_a_database_that_refuses_is_told_with_since_when_and_the_error(app: App) -> None:
+    with contextlib.closing(sqlite3.connect(app.settings.home / "groundplane.db")) as database:
+        database.execute("ALTER TABLE schedules RENAME TO elsewhere")
+    failed, stop = asyncio.Event(), asyncio.Event()
+    schedules = next(loop for loop in schedule.schedule(app) if loop.name == "schedules")
+    take = schedules.step
+
+    async def step() -> bool:
+        try:
+            return await take()
+        finally:
+            failed.set()
+
+    app.loops = (replace(schedules, step=step),)
+    assert failing_loops(app, ADMIN) == ()
+    running = asyncio.create_task(run_loop(app.loops[0], stop))
+    await asyncio.wait_for(failed.wait(), 60)
+    stop.set()
+    await asyncio.wait_for(running, 60)
+    (told,) = failing_loops(app, ADMIN)
+    assert (told.name, told.failures) == ("schedules", 1)
+    assert "no such table: schedules" in told.error and "\n" not in told.error
+    assert timedelta() <= datetime.now(UTC) - told.since < timedelta(minutes=5)
+    (withheld,) = failing_loops(app, Actor(name="eve", role=Role.VIEWER, project="speech"))
+    assert withheld.error == "", "it can speak of another project"
 
 
 async def test_a_wake_up_ends_the_wait() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections import Counter
-from typing import Annotated
+from datetime import timedelta
+from typing import Annotated, Any
 
 from fastapi import Request
 from starlette.responses import Response
@@ -14,8 +16,8 @@ from groundplane.api.access import Ground, requires, requires_any_key
 from groundplane.api.metrics import CONTENT_TYPE, plane_metrics
 from groundplane.api.routing import SHAPING, Router
 from groundplane.domain.budget import HoldStatus
-from groundplane.identity import ROLE_PERMISSIONS, Actor, Permission
-from groundplane.wire.system import Health, Status, Whoami
+from groundplane.identity import CROSS_PROJECT, ROLE_PERMISSIONS, Actor, Permission
+from groundplane.wire.system import FailingLoop, Health, Status, Whoami
 
 router = Router(tags=["system"])
 _ACTIVE_RUNS_MAX = 10_000
@@ -77,4 +79,21 @@ async def status(app: Ground, actor: Annotated[Actor, requires(Permission.SYSTEM
         holds_pending=len(holds),
         held_microusd=sum(hold.amount_microusd - hold.posted_microusd for hold in holds),
         policy=app.policies.summary,
+        failing=failing_loops(app, actor),
     )
+
+
+def failing_loops(app: Any, actor: Actor) -> tuple[FailingLoop, ...]:
+    """The loops of which step after step fails, the longest first."""
+    now, now_s = app.clock.now(), time.monotonic()
+    found = [
+        FailingLoop(
+            name=loop.name,
+            since=now - timedelta(seconds=failing_s),
+            failures=loop.spell_failures,
+            error=loop.error_line if actor.role in CROSS_PROJECT else "",
+        )
+        for loop in app.loops
+        if (failing_s := loop.failing_for_s(now_s)) is not None
+    ]
+    return tuple(sorted(found, key=lambda each: each.since))

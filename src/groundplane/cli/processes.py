@@ -27,7 +27,7 @@ from groundplane.units import format_bytes, format_usd
 from groundplane.wire import ErrorInfo
 
 if TYPE_CHECKING:
-    from groundplane.wire.system import Status
+    from groundplane.wire.system import FailingLoop, Status
 
 CHILDREN = ("gateway", "control-plane")
 DOWN_EXIT_CODE = 6
@@ -313,8 +313,14 @@ def _status_views(found: Installation) -> list[View]:
         f"models     {counted(answer.model_versions, 'version')}, {counted(answer.projects, 'project')}",
         f"money      {format_usd(answer.held_microusd)} held in {counted(answer.holds_pending, 'hold')}",
         f"policy     {answer.policy}",
+        *(f"failing    {each.name} {_failing(each)}" for each in answer.failing),
         f"state      {answer.home} ({answer.database}), {disk}",
     ]
+
+
+def _failing(loop: FailingLoop) -> str:
+    error = loop.error or "an administrator sees the error"
+    return f"since {moment(loop.since)}, {counted(loop.failures, 'time')}: {error}"
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -13,6 +13,7 @@ from groundplane.domain.endpoint import Endpoint, EndpointStatus
 from groundplane.domain.evaluation import Evaluation
 from groundplane.domain.run import Run, RunStatus
 from groundplane.units import format_duration, format_usd
+from groundplane.wire.system import FailingLoop
 
 RECENT = timedelta(hours=24)
 SOON = timedelta(days=3)
@@ -37,11 +38,13 @@ def notices(
     approvals: Sequence[Approval] = (),
     evaluations: Sequence[Evaluation] = (),
     policy_problem: str = "",
+    failing: Sequence[FailingLoop] = (),
     now: datetime,
 ) -> list[Notice]:
     """What failed within a day, what waits for a yes, what money is nearly out, what ends soon; the worst first."""
     found = [
         *_policy(policy_problem),
+        *(Notice("bad", _failing(each), "/console") for each in failing),
         *_failures(runs, endpoints, now),
         *_quality(evaluations),
         *_waiting(approvals, now),
@@ -53,6 +56,12 @@ def notices(
 
 def _policy(problem: str) -> list[Notice]:
     return [Notice("bad", f"the policy files are not in force: {problem}", "/console/policy")] if problem else []
+
+
+def _failing(loop: FailingLoop) -> str:
+    times = f"{loop.failures} times" if loop.failures > 1 else "once"
+    told = f": {loop.error}" if loop.error else ""
+    return f"the control plane's work on {loop.name} has failed since {loop.since:%Y-%m-%d %H:%M} UTC, {times}{told}"
 
 
 def _failures(runs: Sequence[Run], endpoints: Sequence[Endpoint], now: datetime) -> list[Notice]:

@@ -8,6 +8,7 @@ from fastapi import Request, Response
 
 from groundplane.api.access import Ground, requires
 from groundplane.api.routing import Router
+from groundplane.api.system import failing_loops
 from groundplane.console.attention import notices
 from groundplane.console.money import budgets_of
 from groundplane.console.web import PageRoute, page
@@ -53,6 +54,7 @@ def routes() -> Router:
                 approvals=approvals,
                 evaluations=await ground.evaluations.newest(actor),
                 policy_problem=ground.policies.problem,
+                failing=failing_loops(ground, actor),
                 now=ground.clock.now(),
             ),
         )

@@ -27,6 +27,19 @@ class Whoami:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailingLoop:
+    """Work of the control plane that is not done: how often it failed in this spell, and the last error's first line.
+
+    `error` is empty for callers who see one project: it can speak of another.
+    """
+
+    name: str
+    since: datetime
+    failures: int
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """The installation in one look. Counts and money cover the projects that the caller sees."""
 
@@ -45,6 +58,7 @@ class Status:
     holds_pending: int
     held_microusd: int
     policy: str = ""
+    failing: tuple[FailingLoop, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
