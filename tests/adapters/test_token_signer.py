@@ -7,6 +7,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pkcs11
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -14,11 +15,9 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from tests.tokens import LIBRARY, Token
 
 from groundplane.adapters.signing import FileSigner, verified_by
+from groundplane.adapters.token_signer import TokenSigner
 from groundplane.domain.provenance.token_key import token_key
 from groundplane.errors import GroundError, IntegrityFailure, Refusal, Unavailable
-
-pkcs11 = pytest.importorskip("pkcs11")
-from groundplane.adapters.token_signer import TokenSigner  # noqa: E402 - after what it needs
 
 pytestmark = pytest.mark.needs("softhsm2")
 

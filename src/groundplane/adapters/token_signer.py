@@ -205,8 +205,9 @@ class TokenSigner:
             curve = "edwards25519" if kind == KeyType.EC_EDWARDS else "prime256v1"
             what = f"{half.name.lower().replace('_', ' ')}s of {curve}"
             message = f"the token {self._key.token} has {len(found)} {what} labelled {label}; it must be 1"
-            hint = f"pkcs11-tool --login --keypairgen --key-type EC:{curve} --label {label} makes a pair"
-            raise Unavailable(message, hint)
+            makes = f"--login --keypairgen --key-type EC:{curve} --label {label}"
+            hint = f"pkcs11-tool --module {self._key.module} --token-label {self._key.token} {makes}"
+            raise Unavailable(message, "take the others away, or name another label" if found else hint)
         return found[0]
 
     def _pin(self) -> str:
