@@ -19,7 +19,7 @@ PREFIX_MIN_TOKENS = 1024
 SAMPLES_KEPT = 64
 SAMPLES_MIN = 8
 SEGMENTS_MAX = 512
-_COMMON = 0.8
+_COMMON_PERCENT = 80
 _TOKENS_PER_PRICE_UNIT = 1_000_000
 
 Segment = tuple[int, int, str]
@@ -67,7 +67,7 @@ class Samples:
         count = len(self._kept)
         if count < SAMPLES_MIN:
             return None
-        least = max(SAMPLES_MIN, int(_COMMON * count))
+        least = max(SAMPLES_MIN, -(-_COMMON_PERCENT * count // 100))
         seen: Counter[int] = Counter()
         for prompt in self._kept:
             seen.update({digest for digest, _, _ in prompt})
