@@ -266,7 +266,7 @@ def test_what_a_certificate_still_needs_is_asked_for_with_the_flag_that_gives_it
         (missing,) = missing_facts(replace(FACTS, **{name: empty}))  # type: ignore[arg-type]
         assert missing.name == name
         assert missing.flag.startswith("--")
-        assert missing.refused().hint == f"add {missing.flag}"
+        assert missing.refused().hint == f"add {missing.flag} (facts.{name} in a request)"
 
 
 @pytest.mark.parametrize(
