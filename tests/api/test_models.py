@@ -170,7 +170,6 @@ async def test_uploads_untouched_for_a_day_are_swept(tmp_path: Path) -> None:
         await staging.folder(old, "key-1")
 
 
-@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no second file system to copy from")
 async def test_a_named_file_of_another_disk_is_copied_whole_or_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

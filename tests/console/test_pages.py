@@ -185,6 +185,14 @@ def test_what_arrives_and_can_get_no_sha256_says_why(plane: Plane, tmp_path: Pat
     assert "is arriving" not in plane.browser().get("/console/storage").text
 
 
+def test_the_signing_key_stands_beside_those_before_it(plane: Plane) -> None:
+    rotated = plane.client.rotate_signing_key("a year has passed")
+    shown = plane.browser().get("/console/keys").text
+    assert f'signed by <span class="id">{rotated.key_id}</span>' in shown
+    assert f'Trusted as well: <span class="id">{rotated.before}</span>' in shown
+    assert f"ground_signing_keys {len(plane.client.public_keys().keys)}.0" in plane.client.metrics()
+
+
 def test_markup_in_names_commands_and_logs_is_text(plane: Plane, run_id: str) -> None:
     visitor = plane.browser()
     for path in ("/console", "/console/runs", f"/console/runs/{run_id}", "/console/audit", "/console/costs?by=owner"):

@@ -120,6 +120,8 @@ async def _tracking_metrics(app: Any, actor: Actor, registry: CollectorRegistry)
 
 
 async def _registry_metrics(app: Any, actor: Actor, registry: CollectorRegistry) -> None:
+    trusted = Gauge("ground_signing_keys", "Public keys whose signatures count here.", registry=registry)
+    trusted.set(len(app.models.public_keys()))
     aliases = Gauge("ground_model_aliases", "Aliases of models.", ("project",), registry=registry)
     for project, number in (await app.registry.counts()).items():
         if actor.sees(project):

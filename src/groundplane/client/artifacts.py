@@ -243,8 +243,10 @@ class ArtifactCalls(Transport):
         told = 0
         while told < count:
             some = self._get(f"{where}/layout", list[FilePieces], params={"offset": told})
+            if not some:
+                raise IntegrityFailure(f"{count - told} of {count} files are not told of", "pull again")
             yield from some
-            told += len(some) or count
+            told += len(some)
 
     def _range_of(self, where: str, path: str) -> Callable[[int, int], bytes]:
         def read(offset: int, count: int) -> bytes:

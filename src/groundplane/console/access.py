@@ -30,6 +30,8 @@ def routes() -> Router:
             keys=await ground.access.keys(actor),
             exposures=await ground.access.exposures(actor),
             may_revoke=actor.may(Permission.KEYS_WRITE),
+            signing_key_id=ground.models.signing_key_id,
+            trusted=ground.models.public_keys(),
         )
 
     @router.post("/{key_id}/revoke")

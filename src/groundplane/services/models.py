@@ -379,6 +379,11 @@ class Models:
             )
         return key_id, before
 
+    @property
+    def signing_key_id(self) -> str:
+        """Of the key that signs now."""
+        return self._signer.key_id
+
     def public_keys(self) -> dict[str, str]:
         """key id → PEM of every key whose certificates count here."""
         return dict(self._signer.public_keys())
