@@ -12,7 +12,6 @@ import pytest
 from tests.conftest import ManualClock
 
 from groundplane.adapters.artifacts import PackStore, folder_store
-from groundplane.domain.access import Project
 from groundplane.domain.model import ManifestFile
 from groundplane.domain.spec import DataSource, JobSpec, Metadata, Resources
 from groundplane.errors import Conflict, IntegrityFailure, InvalidInput, NotFound, Refusal
@@ -36,19 +35,6 @@ JOB = JobSpec(
     max_duration_s=60,
     data=(DataSource(name="x", source="artifact:tiny"),),
 )
-
-
-@pytest.fixture
-def blobs(tmp_path: Path) -> PackStore:
-    return folder_store(tmp_path / "store")
-
-
-@pytest.fixture
-async def artifacts(store: Store, clock: ManualClock, ids: Ids, blobs: PackStore) -> Artifacts:
-    async with store.transaction() as tx:
-        for name in ("vision", "speech"):
-            await tx.insert(Project(id=name, owner="o", cost_center="c", created_at=clock.now()))
-    return Artifacts(store=store, clock=clock, ids=ids, blobs=blobs)
 
 
 @pytest.fixture

@@ -10,33 +10,19 @@ from typing import get_type_hints
 import pytest
 from tests.conftest import ManualClock
 
-from groundplane.adapters.artifacts import PackStore, folder_store
+from groundplane.adapters.artifacts import PackStore
 from groundplane.adapters.store.tables import KINDS
-from groundplane.domain.access import Project
 from groundplane.domain.artifact import Arrival, Artifact
 from groundplane.domain.model import ManifestFile
 from groundplane.errors import NotFound, Refusal
 from groundplane.identity import Actor, Role
-from groundplane.ports import Ids, Store
+from groundplane.ports import Store
 from groundplane.services import artifacts as service
 from groundplane.services.artifacts import HOLDERS, Artifacts, Pushed
 
 ADA = Actor(name="ada", role=Role.MEMBER, project="vision")
 BOB = Actor(name="bob", role=Role.MEMBER, project="speech")
 OPS = Actor(name="ops", role=Role.ADMIN)
-
-
-@pytest.fixture
-def blobs(tmp_path: Path) -> PackStore:
-    return folder_store(tmp_path / "store")
-
-
-@pytest.fixture
-async def artifacts(store: Store, clock: ManualClock, ids: Ids, blobs: PackStore) -> Artifacts:
-    async with store.transaction() as tx:
-        for name in ("vision", "speech"):
-            await tx.insert(Project(id=name, owner="o", cost_center="c", created_at=clock.now()))
-    return Artifacts(store=store, clock=clock, ids=ids, blobs=blobs)
 
 
 def sources(folder: Path, seed: int = 0, size_bytes: int = 5000) -> dict[str, Path]:
